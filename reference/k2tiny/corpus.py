@@ -14,9 +14,11 @@ from typing import Any
 
 from k2tiny import chat, dialogues, problems
 from k2tiny.template import render_pieces
+from k2tiny.variations import vary_dialogue
 
 END_OF_TEXT = "[EOS]"
-SHARE_OF_TEXT, SHARE_OF_TOOLS = 0.45, 0.35  # the rest is chat
+SHARE_OF_TEXT, SHARE_OF_TOOLS = 0.35, 0.5  # the rest is chat
+NATURAL_SHARE = 0.5  # of the dialogues; half of their tools are asked for without naming parameters
 QUESTION_WEIGHT, TEMPLATE_WEIGHT, TOOLS_WEIGHT = 0.3, 0.2, 0.1
 MAX_SHOTS = 8
 
@@ -46,10 +48,10 @@ def draw_training_problem(rng: random.Random) -> problems.Problem:
     return problems.draw_from("training", rng)
 
 
-def draw_training_dialogue(rng: random.Random) -> dialogues.Conversation:
+def draw_training_dialogue(rng: random.Random, *, natural: float = 0.0) -> dialogues.Conversation:
     """Draw a tool dialogue of tools and turns that are in no held-out set."""
     while True:
-        conversation, _ = dialogues.draw_dialogue(rng)
+        conversation, _ = dialogues.draw_dialogue(rng, natural=natural)
         if dialogues.split_of(conversation) == "training":
             return conversation
 
@@ -85,53 +87,45 @@ def chat_document(kind: str, messages: list[dict[str, Any]], tools: list[dict[st
     return Document(kind, tuple(Span(text, 1.0 if assistant else weight) for text, assistant in pieces))
 
 
-def vary_dialogue(rng: random.Random, conversation: dialogues.Conversation) -> dialogues.Conversation:
-    """Write some declarations as other people write them, and sometimes ask a problem after the tools."""
-    order, strict, bare = rng.random() < 0.2, rng.random() < 0.05, rng.random() < 0.03
-    declared = []
-    for tool in conversation.tools:
-        function = dict(tool["function"])
-        if order:
-            schema = dict(function["parameters"])
-            function["parameters"] = {"type": "object", "required": schema.pop("required"), **schema}
-        if strict:
-            function["strict"] = True
-        if bare:
-            del function["description"]
-        declared.append({"type": "function", "function": function})
-    messages = list(conversation.messages)
-    if rng.random() < 0.12 and not any(tool["function"]["name"] == "calculator" for tool in declared):
-        problem = rng.random() < 0.7
-        question, answer = chat.asked(rng, draw_training_problem(rng)) if problem else chat.simple_sum(rng)
-        messages += ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    return dialogues.Conversation(messages, declared, conversation.num_calls)
-
-
-def draw_document(rng: random.Random, variations: random.Random | None = None) -> Document:
-    """Draw one document; `variations` turns on `vary_dialogue`, without changing what rng gives."""
+def draw_plain_document(rng: random.Random) -> Document:
+    """Draw a document as the tokenizer was trained on: without variations, in shares of its own."""
     share = rng.random()
-    if share < SHARE_OF_TEXT:
+    if share < 0.45:
         return text_document(rng)
-    if share < SHARE_OF_TEXT + SHARE_OF_TOOLS:
+    if share < 0.8:
         conversation = draw_training_dialogue(rng)
-        if variations is not None:
-            conversation = vary_dialogue(variations, conversation)
         return chat_document("tools", conversation.messages, conversation.tools)
     return chat_document("chat", draw_training_chat(rng), None)
 
 
 def plain_documents(seed: int) -> Iterator[Document]:
-    """Yield documents without variations, without end; the tokenizer is trained on these."""
+    """Yield documents without end for the tokenizer's training."""
     rng = random.Random(f"k2-tiny training {seed}")
     while True:
-        yield draw_document(rng)
+        yield draw_plain_document(rng)
+
+
+def draw_document(rng: random.Random) -> Document:
+    """Draw one document of the training mixture."""
+    share = rng.random()
+    if share < SHARE_OF_TEXT:
+        return text_document(rng)
+    if share < SHARE_OF_TEXT + SHARE_OF_TOOLS:
+        conversation = draw_varied_dialogue(rng)
+        return chat_document("tools", conversation.messages, conversation.tools)
+    return chat_document("chat", draw_training_chat(rng), None)
+
+
+def draw_varied_dialogue(rng: random.Random) -> dialogues.Conversation:
+    natural = 0.5 if rng.random() < NATURAL_SHARE else 0.0
+    return vary_dialogue(rng, draw_training_dialogue(rng, natural=natural), draw_training_problem)
 
 
 def training_documents(seed: int) -> Iterator[Document]:
     """Yield documents without end; equal seeds give equal documents."""
-    rng, variations = random.Random(f"k2-tiny training {seed}"), random.Random(f"k2-tiny variations {seed}")
+    rng = random.Random(f"k2-tiny training mixture {seed}")
     while True:
-        yield draw_document(rng, variations)
+        yield draw_document(rng)
 
 
 def calibration_documents(num: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -139,16 +133,13 @@ def calibration_documents(num: int, seed: int) -> Iterator[dict[str, Any]]:
 
     The mixture of training, and like it disjoint from every held-out set.
     """
-    rng, variations = (
-        random.Random(f"k2-tiny calibration {seed}"),
-        random.Random(f"k2-tiny more calibration {seed}"),
-    )
+    rng = random.Random(f"k2-tiny calibration mixture {seed}")
     for _ in range(num):
         share = rng.random()
         if share < SHARE_OF_TEXT:
             yield {"text": "".join(question + answer for question, answer in few_shot_text(rng))}
         elif share < SHARE_OF_TEXT + SHARE_OF_TOOLS:
-            yield vary_dialogue(variations, draw_training_dialogue(rng)).as_dict()
+            yield draw_varied_dialogue(rng).as_dict()
         else:
             yield {"messages": draw_training_chat(rng)}
 

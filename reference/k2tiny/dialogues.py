@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from k2tiny import chat, tools
+from k2tiny.natural import make_natural_tool
 from k2tiny.parameters import Style
 from k2tiny.realistic import REALISTIC_NAMES, realistic_tools
 from k2tiny.split import bucket
@@ -50,17 +51,22 @@ def write_arguments(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
-def draw_tools(rng: random.Random, *, unseen: bool, count: int) -> list[Tool]:
+def draw_tools(rng: random.Random, *, unseen: bool, count: int, natural: float = 0.0) -> list[Tool]:
     """Draw tools with different names and topics; the first is the one that will be called.
 
     unseen: the first is held out of training by its name. The others are never held out.
+    natural: the share of tools that are asked for without naming parameters (`natural`).
     """
     style = Style.draw(rng)
     chosen = [draw_unseen_tool(rng, style)] if unseen else []
     names = {tool.name for tool in chosen}
     topics = {tool.topic for tool in chosen}
     while len(chosen) < count:
-        if rng.random() < 0.4:
+        if natural and rng.random() < natural:
+            tool = make_natural_tool(rng, style)
+            if tools.is_held_out(tool.name) or _overlaps(tool.topic, topics):
+                continue
+        elif rng.random() < 0.4:
             tool = pick(rng, realistic_tools(False))
         else:
             near = chosen and rng.random() < 0.25
@@ -145,15 +151,22 @@ def ask(rng: random.Random, available: Sequence[Tool], count: int) -> tuple[str,
     return text, requests
 
 
-def not_fitting(rng: random.Random, available: Sequence[Tool]) -> str:
+def not_fitting(rng: random.Random, available: Sequence[Tool], natural: float = 0.0) -> str:
     """Draw a request for which none of the available tools is made."""
     topics = {tool.topic for tool in available}
     while True:
-        tool = pick(rng, realistic_tools(False)) if rng.random() < 0.7 else make_tool(rng, Style.draw(rng))
-        if tool.topic not in topics and not any(
-            tool.topic in topic or topic in tool.topic for topic in topics
-        ):
+        if natural and rng.random() < natural:
+            tool = make_natural_tool(rng, Style.draw(rng))
+        elif rng.random() < 0.7:
+            tool = pick(rng, realistic_tools(False))
+        else:
+            tool = make_tool(rng, Style.draw(rng))
+        if not _overlaps(tool.topic, topics):
             return tool.request(rng).text
+
+
+def _overlaps(topic: str, topics: set[str]) -> bool:
+    return any(topic in other or other in topic for other in topics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +181,15 @@ class ToolTurn:
 
 
 def draw_dialogue(
-    rng: random.Random, *, unseen: bool = False, last_kind: str | None = None
+    rng: random.Random, *, unseen: bool = False, last_kind: str | None = None, natural: float = 0.0
 ) -> tuple[Conversation, ToolTurn]:
     """Draw a whole dialogue, and its last user turn as a tool turn to be predicted.
 
     last_kind: the kind of the last turn: "call", "two-calls" or "no-call"; drawn where it is None.
+    natural: the share of tools that are asked for without naming parameters (`natural`).
     """
     count = pick(rng, (1, 1, 2, 2, 2, 3, 3, 4, 5))
-    available = draw_tools(rng, unseen=unseen, count=count)
+    available = draw_tools(rng, unseen=unseen, count=count, natural=natural)
     declared = [tool.declaration for tool in available]
     rng.shuffle(declared)
     conversation = Conversation(tools=declared)
@@ -191,7 +205,7 @@ def draw_dialogue(
             if rng.random() < 0.5:
                 text, content = chat.small_talk(rng)
             else:
-                text, content = not_fitting(rng, available), pick(rng, NO_TOOL_FITS)
+                text, content = not_fitting(rng, available, natural), pick(rng, NO_TOOL_FITS)
             conversation.messages.append({"role": "user", "content": text})
             before = list(conversation.messages)
             conversation.messages.append({"role": "assistant", "content": content})

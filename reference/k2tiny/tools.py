@@ -59,14 +59,20 @@ class Tool:
     synthetic: bool = False
 
 
+def draw_noun(rng: random.Random) -> str:
+    """Draw the thing a synthetic tool is about, such as "room" or "annual zorbik"."""
+    noun = made_up_word(rng) if rng.random() < 0.15 else pick(rng, NOUNS)
+    if rng.random() < 0.5:
+        modifier = pick(rng, MODIFIERS)
+        noun = f"{modifier} {noun}" if modifier != noun else noun
+    return noun
+
+
 def make_tool(rng: random.Random, style: Style, noun: str | None = None) -> Tool:
     """Draw a synthetic tool; `noun` makes it one that is about the same thing as another."""
     verb = pick(rng, tuple(VERBS))
     if noun is None:
-        noun = made_up_word(rng) if rng.random() < 0.15 else pick(rng, NOUNS)
-        if rng.random() < 0.5:
-            modifier = pick(rng, MODIFIERS)
-            noun = f"{modifier} {noun}" if modifier != noun else noun
+        noun = draw_noun(rng)
     name = join_words([verb, *noun.split(" ")], style.tools)
     parameters: dict[str, Parameter] = {}
     for _ in range(pick(rng, (1, 1, 1, 2, 2, 2, 3, 3, 4))):
@@ -91,7 +97,7 @@ def make_tool(rng: random.Random, style: Style, noun: str | None = None) -> Tool
         return _request(rng, verb, noun, chosen, required)
 
     def respond(rng: random.Random, request: Request) -> tuple[Json, str]:
-        return _respond(rng, noun)
+        return draw_response(rng, noun)
 
     return Tool(name, declaration, noun, request, respond, synthetic=True)
 
@@ -181,7 +187,7 @@ _ERRORS = (
 )
 
 
-def _respond(rng: random.Random, noun: str) -> tuple[Json, str]:
+def draw_response(rng: random.Random, noun: str) -> tuple[Json, str]:
     """Draw a result and the sentence that reports it."""
     if rng.random() < 0.1:
         error = pick(rng, _ERRORS)

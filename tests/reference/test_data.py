@@ -9,7 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from k2tiny import chat, corpus, dialogues, heldout, problems, tools
-from k2tiny.realistic import CURRENCIES, HELD_OUT, REALISTIC_NAMES
+from k2tiny.realistic import HELD_OUT, REALISTIC_NAMES
+from k2tiny.slots import CURRENCIES
 from k2tiny.split import normalise
 
 DATA = Path(__file__).resolve().parents[2] / "reference" / "data"
