@@ -17,8 +17,8 @@ from k2tiny.template import render_pieces
 from k2tiny.variations import vary_dialogue
 
 END_OF_TEXT = "[EOS]"
-SHARE_OF_TEXT, SHARE_OF_TOOLS = 0.35, 0.5  # the rest is chat
-NATURAL_SHARE = 0.5  # of the dialogues; half of their tools are asked for without naming parameters
+SHARE_OF_TEXT, SHARE_OF_TOOLS = 0.3, 0.55  # the rest is chat
+NATURAL_SHARE = 0.6  # of the dialogues; half of their tools are asked for without naming parameters
 QUESTION_WEIGHT, TEMPLATE_WEIGHT, TOOLS_WEIGHT = 0.3, 0.2, 0.1
 MAX_SHOTS = 8
 

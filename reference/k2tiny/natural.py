@@ -95,7 +95,8 @@ _ORDERS = (
 
 def make_natural_tool(rng: random.Random, style: Style) -> Tool:
     """Draw a tool whose requests name the thing wanted and its values, but no parameter."""
-    verb, noun = pick(rng, tuple(VERBS)), draw_noun(rng)
+    verb = pick(rng, tuple(VERBS))
+    noun = values.coined_word(rng) if rng.random() < 0.35 else draw_noun(rng)
     plural = rng.random() < 0.2
     name = join_words([verb, *(noun + "s" if plural else noun).split(" ")], style.tools)
     chosen = _draw_slots(rng)

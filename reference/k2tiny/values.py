@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from k2tiny import words
-from k2tiny.toolwords import NOUNS, PHRASE_WORDS
+from k2tiny.toolwords import NOUNS, PHRASE_WORDS, spell
 
 T = TypeVar("T")
 Json = Any
@@ -30,6 +30,27 @@ def made_up_word(rng: random.Random) -> str:
         + pick(rng, _VOWELS)
         + pick(rng, _CONSONANTS + "  ").strip()
     )
+
+
+_ONSETS = spell(
+    """b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc scr sh sk sl sm sn sp spl spr
+    st str sw t th tr tw v w wh y z"""
+)
+_NUCLEI = spell("a a e e i i o o u u ai ea ee oa oo ou")
+_CODAS = (
+    "",
+    "",
+    *spell("b ck ct d ft g l ll lt m mp n nd ng nk nt p pt r rd rk rm rn rs rt s sh sk ss st t x"),
+)
+_SUFFIXES = spell("tion sion ment ness er or al ing ity ence ance able ory ure age ive ist ship")
+
+
+def coined_word(rng: random.Random) -> str:
+    """Return a word that looks English and, most likely, is new: "scruption", "planderness"."""
+    syllables = [
+        pick(rng, _ONSETS) + pick(rng, _NUCLEI) + pick(rng, _CODAS) for _ in range(pick(rng, (1, 2, 2, 3)))
+    ]
+    return "".join(syllables) + (pick(rng, _SUFFIXES) if rng.random() < 0.5 else "")
 
 
 def draw_id(rng: random.Random) -> Drawn:

@@ -20,7 +20,7 @@ def sample(num: int, seed: int = 1) -> list[Document]:
 
 def test_shares() -> None:
     counts = Counter(document.kind for document in sample(3000))
-    for kind, share in (("text", 0.35), ("tools", 0.50), ("chat", 0.15)):
+    for kind, share in (("text", 0.30), ("tools", 0.55), ("chat", 0.15)):
         assert abs(counts[kind] / 3000 - share) < 0.04  # four standard deviations
 
 
