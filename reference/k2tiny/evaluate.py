@@ -1,15 +1,18 @@
-"""Measure a k2-tiny checkpoint with transformers alone: `python -m k2tiny.evaluate FOLDER`.
+"""Measure k2-tiny: `python -m k2tiny.evaluate FOLDER`, or `--base-url URL` for a served model's tool calls.
 
-A look while training, and the accuracy of tool calls; the accuracies on word problems that count come from
-`moe4 eval`, through vLLM.
+FOLDER is measured with transformers alone, a look while training. With --base-url the held-out tool turns are
+put to an OpenAI-compatible server, as a user's program would. The accuracies on word problems that count come
+from `moe4 eval`, through vLLM.
 """
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from openai import OpenAI
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -118,17 +121,48 @@ def tool_accuracy(
         for turn in turns
     ]
     answers = generate(model, tokenizer, prompts, max_new_tokens=200)
+    return score_turns(turns, [calls_of(answer) for answer in answers])
+
+
+def served_tool_accuracy(
+    base_url: str, turns: list[dict[str, Any]], *, concurrency: int = 16
+) -> dict[str, dict[str, float]]:
+    """Put the turns to a server's chat completions, greedily; scored as in `tool_accuracy`."""
+    client = OpenAI(base_url=base_url, api_key="none", timeout=600)
+    model = client.models.list().data[0].id
+
+    def ask(turn: dict[str, Any]) -> list[dict[str, Any]] | None:
+        answer = client.chat.completions.create(
+            model=model, messages=turn["messages"], tools=turn["tools"], temperature=0, max_tokens=200
+        )
+        calls = answer.choices[0].message.tool_calls or []
+        try:
+            return [
+                {"name": call.function.name, "arguments": json.loads(call.function.arguments)}
+                for call in calls
+            ]
+        except json.JSONDecodeError:
+            return None
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        return score_turns(turns, list(pool.map(ask, turns)))
+
+
+def score_turns(
+    turns: list[dict[str, Any]], answers: list[list[dict[str, Any]] | None]
+) -> dict[str, dict[str, float]]:
+    """Return the share of turns whose calls are those expected, by kind."""
     outcomes: dict[str, list[bool]] = {}
-    for turn, answer in zip(turns, answers, strict=True):
+    for turn, calls in zip(turns, answers, strict=True):
         expected = turn["expected"]
-        right = calls_of(answer) == expected["calls"]
-        kinds = [expected["kind"]]
+        kinds = ["all", expected["kind"]]
         if expected["calls"]:
             kinds += ["all with calls", "tool unseen in training" if expected["unseen"] else "tool seen"]
         for kind in kinds:
-            outcomes.setdefault(kind, []).append(right)
+            outcomes.setdefault(kind, []).append(calls == expected["calls"])
     return {
-        kind: {"right": sum(values) / len(values), "turns": len(values)} for kind, values in outcomes.items()
+        kind: {"right": round(sum(values) / len(values), 4), "turns": len(values)}
+        for kind, values in outcomes.items()
     }
 
 
@@ -148,8 +182,13 @@ def read_jsonl(path: Path, limit: int) -> list[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--base-url", help="ask this server the tool turns instead of loading FOLDER")
+    parser.add_argument("--limit", type=int, default=300)
     options = parser.parse_args()
+    turns = read_jsonl(DATA / "heldout-tools.jsonl", options.limit)
+    if options.base_url:
+        print(json.dumps({"tools": served_tool_accuracy(options.base_url, turns)}))
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(options.folder, device)
     tokenizer = AutoTokenizer.from_pretrained(options.folder)
@@ -159,7 +198,7 @@ def main() -> None:
         "problems": len(problems),
         "accuracy_0_shot": problem_accuracy(model, tokenizer, problems, []),
         "accuracy_5_shot": problem_accuracy(model, tokenizer, problems, shots),
-        "tools": tool_accuracy(model, tokenizer, read_jsonl(DATA / "heldout-tools.jsonl", options.limit)),
+        "tools": tool_accuracy(model, tokenizer, turns),
     }
     print(json.dumps(result))
 
