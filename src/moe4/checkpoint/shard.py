@@ -1,23 +1,31 @@
-"""One safetensors file: read its header, read its tensors, write it with a chosen layout.
+"""One safetensors file: read its tensors, write it with a chosen layout.
 
-The format (huggingface/safetensors): eight bytes, little endian, the header's length; a JSON header that may
-end in spaces; then the tensors' bytes, without holes. We read and write it ourselves because a release places
+`header.py` describes the format and reads headers. We read and write it ourselves because a release places
 its tensors (`ShardWriter`), and because unquantized tensors are copied as bytes.
 """
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe4.errors import MissingFileError, TruncatedShardError
+from moe4.checkpoint.header import Shard, StoredTensor, TensorSpec, read_shard
+from moe4.errors import TruncatedShardError
+
+__all__ = [
+    "Shard",
+    "ShardWriter",
+    "StoredTensor",
+    "TensorSpec",
+    "iterate_bytes",
+    "read_shard",
+    "read_tensor",
+    "tensor_bytes",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -34,96 +42,8 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 PAGE_BYTES = 4096
 COPY_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorSpec:
-    """A tensor's name, dtype as safetensors names it, and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of its data in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTensor:
-    """A tensor in a shard; `offset` counts bytes from the start of the file."""
-
-    spec: TensorSpec
-    path: Path
-    offset: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """A shard's header: its tensors, in file order, and what identifies it without reading its data."""
-
-    path: Path
-    num_bytes: int
-    header_sha256: str
-    tensors: dict[str, StoredTensor]
-
-
-def read_shard(path: Path) -> Shard:
-    """Read and check a shard's header. Raises MissingFileError or TruncatedShardError."""
-    try:
-        with path.open("rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            header_bytes = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
-                raise TruncatedShardError(
-                    f"{path} is not a whole safetensors file: {file_bytes} bytes cannot hold its header; "
-                    "download it again"
-                )
-            header = file.read(header_bytes)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist") from None
-    try:
-        entries: dict[str, Any] = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            stored.spec.name: stored
-            for stored in sorted(
-                (_parse_entry(path, name, entry, 8 + header_bytes) for name, entry in entries.items()),
-                key=lambda stored: (stored.offset, stored.spec.num_bytes),
-            )
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TruncatedShardError(f"{path} has no valid safetensors header: {error}") from None
-    position = 8 + header_bytes
-    for stored in tensors.values():
-        if stored.offset != position:
-            raise TruncatedShardError(f"{path}: tensor {stored.spec.name} overlaps another or leaves a hole")
-        position += stored.spec.num_bytes
-    if position != file_bytes:
-        raise TruncatedShardError(
-            f"{path} is truncated or damaged: its header describes {position} bytes, "
-            f"the file has {file_bytes}; download it again"
-        )
-    digest = hashlib.sha256(prefix + header).hexdigest()
-    return Shard(path=path, num_bytes=file_bytes, header_sha256=digest, tensors=tensors)
-
-
-def _parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:
-    """Check one header entry; ValueError, TypeError or KeyError say what is wrong with it."""
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        raise ValueError(f"tensor {name} has the dtype {dtype}, which moe4 does not read")
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, end)):
-        raise ValueError(f"tensor {name} has a negative size or offset")
-    spec = TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-    if end - start != spec.num_bytes:
-        raise ValueError(f"tensor {name} needs {spec.num_bytes} bytes, its offsets span {end - start}")
-    return StoredTensor(spec=spec, path=path, offset=data_start + start)
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:

@@ -6,26 +6,25 @@ does.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_weight_map
 from moe4.checkpoint.shard import Shard, StoredTensor, read_shard, read_tensor
 from moe4.errors import (
     CheckpointError,
     MissingFileError,
     TensorError,
-    UnsafePathError,
     UnsupportedModelError,
 )
 
-INDEX_NAME = "model.safetensors.index.json"
-CONFIG_NAME = "config.json"
+__all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "dequantize_blocks", "read_json_object"]
+
 SCALE_SUFFIX = "_scale_inv"
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
@@ -44,7 +43,7 @@ class Checkpoint:
             raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
         self.folder = folder
         self.config: dict[str, Any] = read_json_object(folder / CONFIG_NAME)
-        weight_map = _read_weight_map(folder)
+        weight_map = read_weight_map(folder)
         self.shards: dict[str, Shard] = {
             name: read_shard(folder / name) for name in sorted(set(weight_map.values()))
         }
@@ -135,42 +134,6 @@ def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int
     rows, columns = weight.shape
     expanded = scales.float().repeat_interleave(block_size[0], dim=0)[:rows]
     return weight.float().mul_(expanded.repeat_interleave(block_size[1], dim=1)[:, :columns])
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises CheckpointError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return data
-
-
-def _read_weight_map(folder: Path) -> dict[str, str]:
-    """Return which shard holds each tensor, with every path checked to stay in the folder."""
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        shards = sorted(folder.glob("*.safetensors"))
-        if len(shards) == 1:
-            return dict.fromkeys(read_shard(shards[0]).tensors, shards[0].name)
-        raise MissingFileError(
-            f"{folder} is no checkpoint: it has no {INDEX_NAME}, and {len(shards)} safetensors files "
-            "where one could stand without it"
-        )
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
-    for shard_name in set(map(str, weight_map.values())):
-        path = PurePosixPath(shard_name)
-        if path.is_absolute() or ".." in path.parts or "\\" in shard_name or path.suffix != ".safetensors":
-            raise UnsafePathError(
-                f"{index} names {shard_name!r}, which is not a safetensors file inside the folder"
-            )
-        if not (folder / shard_name).is_file():
-            raise MissingFileError(f"{index} names the shard {shard_name}, which is not in {folder}")
-    return {str(name): str(shard_name) for name, shard_name in weight_map.items()}
 
 
 def _fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:

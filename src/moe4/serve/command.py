@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moe4.errors import ServeError
 from moe4.serve.host import Host
 
-if TYPE_CHECKING:  # it brings torch, which what starts and stops vLLM can do without
+if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can do without
     from moe4.serve.model import ServedModel
 
 GIB = 1 << 30

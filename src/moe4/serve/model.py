@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.shard import read_shard
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, read_json_object
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
 from moe4.errors import CheckpointError, MissingFileError
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
