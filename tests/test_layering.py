@@ -18,9 +18,9 @@ RANKS = {
     "serve": 4,
     "evaluate": 4,
     "publish": 4,
-    "deploy": 4,
+    "deploy": 5,  # it knows what serve would start
     "vllm_plugin": 4,
-    "cli": 5,
+    "cli": 6,
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
 from moe4.errors import CheckpointError, MissingFileError
+from moe4.model.inventory import kv_bytes_per_token, w4a16_group_size
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
 JOURNAL = Path(".moe4") / "journal.jsonl"
@@ -56,9 +57,9 @@ def read_served_model(folder: Path) -> ServedModel:
         name=folder.resolve().name,
         max_position_embeddings=int(config.get("max_position_embeddings") or 4096),
         expert_width=config.get("moe_intermediate_size"),
-        group_size=_w4a16_group_size(config),
-        kv_bytes_per_token=_kv_bytes_per_token(config),
-        uses_kimi_calls=_uses_kimi_calls(folder, config, tokenizer_config),
+        group_size=w4a16_group_size(config),
+        kv_bytes_per_token=kv_bytes_per_token(config),
+        uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
         needs_own_code="AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
         and not (folder / "tokenizer.json").is_file(),
     )
@@ -82,30 +83,7 @@ def _check_shards(folder: Path) -> None:
         read_shard(shard)
 
 
-def _w4a16_group_size(config: dict[str, Any]) -> int | None:
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("format") != "pack-quantized":
-        return None
-    for group in (quantization.get("config_groups") or {}).values():
-        weights = group.get("weights") or {}
-        if weights.get("num_bits") == 4 and weights.get("group_size"):
-            return int(weights["group_size"])
-    return None
-
-
-def _kv_bytes_per_token(config: dict[str, Any]) -> int:
-    """Return a token's BF16 cache bytes in all layers: MLA's latent and rotary key, or keys and values."""
-    layers = int(config.get("num_hidden_layers") or 1)
-    if config.get("kv_lora_rank"):
-        width = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
-    else:
-        heads = int(config.get("num_attention_heads") or 1)
-        head_dim = config.get("head_dim") or int(config.get("hidden_size") or heads) // heads
-        width = 2 * int(config.get("num_key_value_heads") or heads) * int(head_dim)
-    return 2 * layers * width
-
-
-def _uses_kimi_calls(folder: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> bool:
+def writes_kimi_calls(folder: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> bool:
     """Say whether the chat template writes tool calls in Kimi's form."""
     template = folder / "chat_template.jinja"
     text = (

@@ -1,0 +1,111 @@
+"""A model's tensors from its config alone, held to transformers' own modules and to known sizes."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import REFERENCE_MODEL
+
+from moe4.checkpoint.header import read_shard
+from moe4.errors import UnsupportedModelError
+from moe4.model.architecture import PARTS, SUPPORTED_MODEL_TYPES, Network
+from moe4.model.inventory import FAMILIES, kv_bytes_per_token, list_tensors
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "vocab_size": 128,
+    "n_routed_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "mlp_only_layers": [0],
+    "decoder_sparse_step": 1,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "q_lora_rank": 24,
+    "pad_token_id": None,
+}
+
+
+def families() -> list[tuple[str, dict[str, Any]]]:
+    variants: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in sorted(SUPPORTED_MODEL_TYPES)]
+    variants += [("qwen3_moe", {"attention_bias": True}), ("deepseek_v2", {"q_lora_rank": None})]
+    variants += [("glm4_moe", {"use_qk_norm": True, "attention_bias": True})]
+    variants += [("olmoe", {"attention_bias": True}), ("dots1", {"attention_bias": True})]
+    return variants
+
+
+@pytest.mark.parametrize(("model_type", "changes"), families())
+def test_tensors_are_those_of_transformers(model_type: str, changes: dict[str, Any]) -> None:
+    config = {**SMALL, "model_type": model_type, **changes}
+    if model_type == "olmoe":  # it names its experts' width so, has no head_dim and no dense layer
+        config = {**config, "intermediate_size": 32, "first_k_dense_replace": 0}
+        for key in ("moe_intermediate_size", "head_dim"):
+            config.pop(key)
+    if model_type == "qwen2_moe":
+        config.pop("head_dim")
+    network = Network(config, torch.bfloat16)
+    expected = {}
+    for layer in range(network.num_layers):
+        expected.update(network.layer_tensors(layer))
+        experts = network.experts[layer]
+        for part in PARTS if experts else ():
+            assert experts is not None
+            name = experts.weight_name(0, part).replace("experts.0.", "experts.{expert}.")
+            expected[name] = experts.weight_shape(part)
+    found = {
+        entry.name: entry.shape for entry in list_tensors(config) if entry.name.startswith("model.layers.")
+    }
+    assert found == expected
+    assert all(entry.copies == (4 if entry.is_routed_expert else 1) for entry in list_tensors(config))
+
+
+def test_every_streamed_family_is_known() -> None:
+    assert FAMILIES.keys() == SUPPORTED_MODEL_TYPES.keys()
+
+
+def test_kimi_k2_holds_a_trillion_parameters() -> None:
+    shared = os.environ.get("MOE4_SHARED")
+    if not shared:
+        pytest.skip("MOE4_SHARED does not name the folder with Kimi-K2's config")
+    config = json.loads((Path(shared) / "configs/kimi-k2-instruct/config.json").read_text())
+    counts = {True: 0, False: 0}
+    for entry in list_tensors(config):
+        counts[entry.is_routed_expert] += math.prod(entry.shape) * entry.copies
+    assert counts[True] == 60 * 384 * 3 * 7168 * 2048
+    assert 1.025e12 < sum(counts.values()) < 1.028e12
+    assert kv_bytes_per_token(config) == 70_272
+
+
+def test_the_reference_model_holds_what_its_files_hold() -> None:
+    stored = {}
+    for shard in sorted(REFERENCE_MODEL.glob("*.safetensors")):
+        stored.update({name: tensor.spec for name, tensor in read_shard(shard).tensors.items()})
+    found: dict[str, tuple[int, ...]] = {}
+    for entry in list_tensors(json.loads((REFERENCE_MODEL / "config.json").read_text())):
+        for copy in range(entry.copies):
+            found[entry.name.replace("{expert}", str(copy))] = entry.shape
+    assert found == {name: spec.shape for name, spec in stored.items()}
+
+
+def test_an_unknown_family_is_refused_in_one_line() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'gpt9'.*kimi_k2.*safetensors"):
+        list_tensors({"model_type": "gpt9"})
+    with pytest.raises(UnsupportedModelError, match="hidden_size"):
+        list_tensors({"model_type": "kimi_k2"})
