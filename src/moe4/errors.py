@@ -13,6 +13,7 @@
     │   ├── OutputNotEmptyError     it holds something else
     │   ├── DiskSpaceError          the volume is too small for the release
     │   └── ResumeError             it was begun with another recipe, source or calibration
+    ├── RankError                 a process of a run on several has died or sees another input
     ├── EvaluationError           a task, or its questions, that cannot be evaluated
     ├── ServeError                a release or server that cannot be started or reached
     ├── KernelError               an expert call with ids, shapes or dtypes the kernel refuses
@@ -74,6 +75,10 @@ class DiskSpaceError(OutputError):
 
 class ResumeError(OutputError):
     """The output was begun with another recipe, source or calibration."""
+
+
+class RankError(Moe4Error):
+    """A process of a run on several has died, hangs, or sees another input than the first."""
 
 
 class EvaluationError(Moe4Error):

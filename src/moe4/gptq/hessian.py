@@ -19,9 +19,16 @@ class Hessian:
     def __init__(
         self, size: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._sum = torch.zeros(size, size, dtype=dtype, device=device)
-        self._weight = 0.0
+        self.sum = torch.zeros(size, size, dtype=dtype, device=device)
+        self.weight = 0.0
         self.num_tokens = 0
+
+    @staticmethod
+    def from_sum(total: Tensor, weight: float, num_tokens: int) -> "Hessian":
+        """Return a Hessian whose `sum`, `weight` and `num_tokens` are known."""
+        hessian = Hessian(0)
+        hessian.sum, hessian.weight, hessian.num_tokens = total, weight, num_tokens
+        return hessian
 
     def add(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Add tokens x [tokens, in] of any float dtype, optionally weighted by weights [tokens].
@@ -29,21 +36,21 @@ class Hessian:
         Raises CalibrationError if a value is not finite.
         """
         for start in range(0, x.shape[0], ROWS_AT_ONCE):
-            rows = x[start : start + ROWS_AT_ONCE].to(self._sum.dtype)
+            rows = x[start : start + ROWS_AT_ONCE].to(self.sum.dtype)
             if weights is None:
-                self._weight += rows.shape[0]
+                self.weight += rows.shape[0]
             else:
-                w = weights[start : start + ROWS_AT_ONCE].to(self._sum.dtype)
-                self._weight += float(w.sum())
+                w = weights[start : start + ROWS_AT_ONCE].to(self.sum.dtype)
+                self.weight += float(w.sum())
                 rows = rows * w.sqrt().unsqueeze(1)
-            self._sum.addmm_(rows.T, rows)
+            self.sum.addmm_(rows.T, rows)
         self.num_tokens += x.shape[0]
-        if not torch.isfinite(self._sum.diagonal()).all():
+        if not torch.isfinite(self.sum.diagonal()).all():
             raise CalibrationError("calibration activations hold NaN or Inf")
 
     def mean(self) -> Tensor:
         """Return H [in, in]; zeros if no token was added."""
-        return self._sum * (2.0 / self._weight if self._weight else 0.0)
+        return self.sum * (2.0 / self.weight if self.weight else 0.0)
 
 
 def shrink(own: Tensor, num_tokens: int, pooled: Tensor, pooled_tokens: int) -> Tensor:

@@ -1,6 +1,9 @@
-"""Run a decoder layer without its routed experts, and learn what they are to do."""
+"""Run a decoder layer without its routed experts, and learn what they are to do.
 
-from collections.abc import Iterator, Sequence
+The batches are the same whatever the number of ranks; each is run whole by one of them.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from moe4.gptq.hessian import Hessian
 from moe4.model.architecture import ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.bench import Workbench
+from moe4.quantize.ranks import Parcel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,78 +45,126 @@ class LayerRunner:
         self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: ActivationStore
     ) -> None:
         self.layer, self.module = layer, module
-        self._bench, self._lengths, self._hidden = bench, lengths, hidden
+        self.batches = list(make_batches(lengths))
+        self._bench, self._hidden = bench, hidden
         self._rotary = bench.network.build_rotary(bench.device)
-        self._batch: Batch | None = None
 
-    @property
-    def batch(self) -> Batch:
-        """The batch that is being run, for hooks."""
-        assert self._batch is not None
-        return self._batch
-
-    def run(self, total: Tensor | None = None) -> Iterator[Batch]:
-        """Run every batch; put the layer's output into `total`, float32 [tokens, hidden], if it is given."""
+    def run(self, batch: Batch) -> Tensor:
+        """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""
         device = self._bench.device
-        for batch in make_batches(self._lengths):
-            self._batch = batch
-            with torch.inference_mode():
-                states = batch.gather(self._hidden.tensor, device)
-                positions = torch.arange(states.shape[1], device=device).unsqueeze(0)
-                output = self.module(
-                    states,
-                    attention_mask=None,
-                    position_ids=positions,
-                    position_embeddings=self._rotary(states, positions),
-                    use_cache=False,
-                )
-                if total is not None:
-                    total[batch.token_rows()] = batch.select(output).float().cpu()
-            yield batch
-        self._batch = None
+        with torch.inference_mode():
+            states = batch.gather(self._hidden.tensor, device)
+            positions = torch.arange(states.shape[1], device=device).unsqueeze(0)
+            output = self.module(
+                states,
+                attention_mask=None,
+                position_ids=positions,
+                position_embeddings=self._rotary(states, positions),
+                use_cache=False,
+            )
+            return batch.select(output)
+
+    def fill(self, total: Tensor | None) -> None:
+        """Run every batch; on rank 0 put the layer's output into `total`, float32 [tokens, hidden]."""
+        work = self._bench.ranks.spread(
+            len(self.batches), lambda number: Parcel(tensors={"output": self.run(self.batches[number])})
+        )
+        for number, parcel in work:
+            assert total is not None
+            total[self.batches[number].token_rows()] = parcel.tensors["output"].float().cpu()
 
     def observe(self, module: nn.Module, size: int) -> Hessian:
-        """Run every batch and return the Hessian of one Linear's input [tokens, size]."""
-        hessian = Hessian(size, self._bench.device)
+        """Run every batch and return the Hessian of one Linear's input [tokens, size], on every rank."""
 
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            hessian.add(self.batch.select(arguments[0]))
+        def part(number: int) -> Parcel:
+            batch, hessian = self.batches[number], Hessian(size, self._bench.device)
 
-        handle = module.register_forward_pre_hook(hook)
-        for _ in self.run():
-            pass
-        handle.remove()
-        return hessian
+            def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+                hessian.add(batch.select(arguments[0]))
+
+            handle = module.register_forward_pre_hook(hook)
+            try:
+                self.run(batch)
+            finally:
+                handle.remove()
+            return pack_hessian(hessian)
+
+        return sum_hessians(self._bench, len(self.batches), part, size)
+
+
+def sum_hessians(bench: Workbench, count: int, part: Callable[[int], Parcel], size: int) -> Hessian:
+    """Return the Hessian that `count` parts of the tokens add up to in their order, on every rank."""
+    parcel = bench.ranks.sum_in_order(count, part)
+    if parcel is None:
+        return Hessian(size, bench.device)
+    return Hessian.from_sum(parcel.tensors["sum"], parcel.facts["weight"], parcel.facts["num_tokens"])
+
+
+def pack_hessian(hessian: Hessian) -> Parcel:
+    """Return a Hessian as a part for `sum_hessians`."""
+    facts = {"weight": hessian.weight, "num_tokens": hessian.num_tokens}
+    return Parcel(facts=facts, tensors={"sum": hessian.sum})
 
 
 def attend_and_route(
-    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: Tensor, work: Path
+    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: Tensor | None, work: Path
 ) -> Routing:
-    """Run the layer without its experts; put its output into `total`, return what the experts do."""
-    num_tokens, hidden_size = total.shape
-    dtype = bench.network.compute_dtype
-    inputs = ActivationStore(work / "inputs.partial", (num_tokens, hidden_size), dtype, create=True).tensor
-    captured: list[tuple[Tensor, Tensor, Tensor]] = []
+    """Run the layer without its experts; put its output into `total`, return what the experts do.
 
-    def capture(states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> None:
-        batch = runner.batch
-        rows, chosen = batch.token_rows(), batch.select(states)
-        if not torch.isfinite(chosen).all():
-            raise CalibrationError(
-                f"calibration activations hold NaN or Inf before the experts of layer {runner.layer}"
+    `total` is float32 [tokens, hidden], and None on ranks other than 0.
+    """
+    num_tokens = sum(int(batch.is_token.sum()) for batch in runner.batches)
+    path, shape, dtype = (
+        work / "inputs.partial",
+        (num_tokens, experts.hidden_size),
+        bench.network.compute_dtype,
+    )
+    captured: dict[str, Tensor] = {}
+
+    def run(number: int) -> Parcel:
+        batch = runner.batches[number]
+
+        def capture(states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> None:
+            inputs = batch.select(states)
+            if not torch.isfinite(inputs).all():
+                raise CalibrationError(
+                    f"calibration activations hold NaN or Inf before the experts of layer {runner.layer}"
+                )
+            captured.update(
+                inputs=inputs,
+                ids=batch.select(top_k_index).long(),
+                gates=batch.select(top_k_weights).float(),
             )
-        inputs[rows] = chosen.cpu()
-        ids, gates = batch.select(top_k_index).cpu().long(), batch.select(top_k_weights).float().cpu()
-        captured.append((rows, ids, gates))
 
-    set_capture(bench.network.experts_module(runner.module, runner.layer), capture)
-    for _ in runner.run(total):
-        pass
-    rows, ids, gates = (torch.cat(pieces) for pieces in zip(*captured, strict=True))
-    in_order = torch.argsort(rows)
-    ids, gates = ids[in_order], gates[in_order]
+        set_capture(bench.network.experts_module(runner.module, runner.layer), capture)
+        output = runner.run(batch)
+        return Parcel(tensors={"output": output, **captured})
+
+    store = ActivationStore(path, shape, dtype, create=True) if bench.ranks.is_first else None
+    ids: Tensor = torch.empty(0, 1, dtype=torch.int64)
+    gates = torch.empty(0, 1)
+    for number, parcel in bench.ranks.spread(len(runner.batches), run):
+        assert total is not None
+        assert store is not None
+        rows = runner.batches[number].token_rows()
+        if not ids.numel():
+            ids = torch.empty(num_tokens, parcel.tensors["ids"].shape[1], dtype=torch.int64)
+            gates = torch.empty(ids.shape)
+        total[rows] = parcel.tensors["output"].float().cpu()
+        store.tensor[rows] = parcel.tensors["inputs"].cpu()
+        ids[rows], gates[rows] = parcel.tensors["ids"].cpu(), parcel.tensors["gates"].cpu()
+    if store is not None and bench.ranks.size > 1:
+        store.sync()
+    routed = bench.ranks.share(Parcel(tensors={"ids": ids, "gates": gates})).tensors
+    if store is None:
+        store = ActivationStore(path, shape, dtype, create=False)
+    return _sort_by_expert(store.tensor, routed["ids"], routed["gates"], experts.num_experts)
+
+
+def _sort_by_expert(inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
+    """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
     by_expert = torch.argsort(ids.flatten(), stable=True)
-    counts = torch.bincount(ids.flatten(), minlength=experts.num_experts)
+    counts = torch.bincount(ids.flatten(), minlength=num_experts)
     return Routing(
         inputs=inputs,
         rows=by_expert // ids.shape[1],

@@ -12,6 +12,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
 from moe4.quantize.plan import QuantizedWeight, ShardPlan
+from moe4.quantize.ranks import Ranks
 from moe4.recipe import Recipe
 
 
@@ -23,6 +24,7 @@ class Workbench:
     network: Network
     recipe: Recipe
     device: torch.device
+    ranks: Ranks
     step_done: Callable[[str], None]
 
     def load(self, weight: QuantizedWeight) -> Tensor:
@@ -34,12 +36,20 @@ class Workbench:
         return result.dequantize().to(self.network.compute_dtype)
 
 
-def write_quantized(writer: ShardWriter, weight: QuantizedWeight, result: QuantizedMatrix) -> None:
-    """Write a matrix as `weight_packed`, `weight_scale` and `weight_shape`."""
+def stored_tensors(weight: QuantizedWeight, result: QuantizedMatrix) -> dict[str, Tensor]:
+    """Return a matrix as `weight_packed`, `weight_scale` and `weight_shape`, by full name, on the CPU."""
     base = weight.name.removesuffix("weight")
-    writer.write(base + "weight_packed", pack(result.codes).cpu())
-    writer.write(base + "weight_scale", result.scales.to(torch.bfloat16).cpu())
-    writer.write(base + "weight_shape", torch.tensor(weight.shape, dtype=torch.int64))
+    return {
+        base + "weight_packed": pack(result.codes).cpu(),
+        base + "weight_scale": result.scales.to(torch.bfloat16).cpu(),
+        base + "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+    }
+
+
+def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:
+    """Write tensors under their names."""
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
 
 
 def copy_tensors(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -> None:

@@ -14,29 +14,37 @@ from moe4.calibration.activations import ActivationStore
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn
-from moe4.model.architecture import PARTS
+from moe4.model.architecture import PARTS, ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.attend import LayerRunner, attend_and_route
 from moe4.quantize.audit import LayerRecord, matrix_record
-from moe4.quantize.bench import Workbench, copy_tensors, write_quantized
+from moe4.quantize.bench import Workbench, copy_tensors, stored_tensors, write_all
 from moe4.quantize.plan import QuantizedWeight, ShardPlan, expert_weight
+from moe4.quantize.ranks import Parcel
 from moe4.quantize.stream import ExpertStream
 
 
-def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -> LayerRecord:
-    """Round every planned weight of a layer to nearest; no activations are needed."""
+def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | None) -> LayerRecord:
+    """Round every planned weight of a layer to nearest; no activations are needed.
+
+    Only rank 0 has a writer, and returns a whole record.
+    """
     record = LayerRecord(layer=plan.layer_number, shard=plan.file_name)
-    for stage in plan.linear_stages:
-        for weight in stage:
-            record.linears[_local_name(bench, plan, weight)] = _round_to_nearest(bench, weight, writer)
-    copy_tensors(bench, plan, writer)
+    linears = [weight for stage in plan.linear_stages for weight in stage]
+    for number, parcel in bench.ranks.spread(len(linears), lambda number: _round(bench, linears[number])):
+        assert writer is not None
+        write_all(writer, parcel.tensors)
+        record.linears[_local_name(bench, plan, linears[number])] = parcel.facts
+    if writer is not None:
+        copy_tensors(bench, plan, writer)
     if plan.experts is not None:
-        for expert in range(plan.experts.num_experts):
-            matrices = {
-                str(part): _round_to_nearest(bench, expert_weight(plan.experts, expert, part), writer)
-                for part in PARTS
-            }
-            record.experts.append({"num_tokens": None, **matrices})
+        experts = plan.experts
+        for expert, parcel in bench.ranks.spread(
+            experts.num_experts, lambda expert: _round_expert(bench, experts, expert)
+        ):
+            assert writer is not None
+            write_all(writer, parcel.tensors)
+            record.experts.append(parcel.facts)
             bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
     bench.step_done(f"layer {record.layer + 1}")
     return record
@@ -45,14 +53,15 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -
 def quantize_layer_gptq(
     bench: Workbench,
     plan: ShardPlan,
-    writer: ShardWriter,
+    writer: ShardWriter | None,
     lengths: Sequence[int],
     hidden: ActivationStore,
     work: Path,
-) -> tuple[LayerRecord, Tensor]:
+) -> tuple[LayerRecord, Tensor | None]:
     """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
 
     The output, float32 [tokens, hidden], is memory-mapped in `work`, and is that of the quantized layer.
+    Only rank 0 has a writer, and returns a whole record and an output.
     """
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
@@ -60,19 +69,19 @@ def quantize_layer_gptq(
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:
         _quantize_linears(bench, plan, stage, runner, writer, record)
-    copy_tensors(bench, plan, writer)
-    num_tokens, hidden_size = hidden.tensor.shape
-    total = ActivationStore(
-        work / "total.partial", (num_tokens, hidden_size), torch.float32, create=True
-    ).tensor
+    total = None
+    if writer is not None:
+        copy_tensors(bench, plan, writer)
+        num_tokens, hidden_size = hidden.tensor.shape
+        path, shape = work / "total.partial", (num_tokens, hidden_size)
+        total = ActivationStore(path, shape, torch.float32, create=True).tensor
     if plan.experts is None:
-        for _ in runner.run(total):
-            pass
+        runner.fill(total)
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
         del module, runner
         ExpertStream(bench, plan.experts, layer, routing).run(total, writer, record)
-    if not torch.isfinite(total).all():
+    if total is not None and not torch.isfinite(total).all():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.step_done(f"layer {layer + 1}")
     return record, total
@@ -83,7 +92,7 @@ def _quantize_linears(
     plan: ShardPlan,
     stage: list[QuantizedWeight],
     runner: LayerRunner,
-    writer: ShardWriter,
+    writer: ShardWriter | None,
     record: LayerRecord,
 ) -> None:
     """Quantize Linears that share an input; put the quantized weights into the layer for the next stage."""
@@ -97,14 +106,24 @@ def _quantize_linears(
     results = quantize_gptq(originals, factorize(hessian.mean(), settings), bench.recipe.group_size, settings)
     for weight, module, name, result in zip(stage, modules, names, results, strict=True):
         module.weight = nn.Parameter(bench.served(result), requires_grad=False)
-        write_quantized(writer, weight, result)
         record.linears[name] = matrix_record(result)
+        if writer is not None:
+            write_all(writer, stored_tensors(weight, result))
 
 
-def _round_to_nearest(bench: Workbench, weight: QuantizedWeight, writer: ShardWriter) -> dict[str, object]:
+def _round(bench: Workbench, weight: QuantizedWeight) -> Parcel:
+    """Return a weight rounded to nearest: its record and its stored tensors."""
     result = quantize_rtn(bench.load(weight), bench.recipe.group_size)
-    write_quantized(writer, weight, result)
-    return matrix_record(result)
+    return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
+
+
+def _round_expert(bench: Workbench, experts: ExpertShape, expert: int) -> Parcel:
+    """Return an expert's three weights rounded to nearest."""
+    parcels = {str(part): _round(bench, expert_weight(experts, expert, part)) for part in PARTS}
+    return Parcel(
+        facts={"num_tokens": None, **{part: parcel.facts for part, parcel in parcels.items()}},
+        tensors={name: tensor for parcel in parcels.values() for name, tensor in parcel.tensors.items()},
+    )
 
 
 def _local_name(bench: Workbench, plan: ShardPlan, weight: QuantizedWeight) -> str:

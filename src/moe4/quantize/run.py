@@ -27,6 +27,7 @@ from moe4.quantize.bench import Workbench, copy_tensors
 from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn
 from moe4.quantize.plan import Plan, ShardPlan, make_plan, quantization_config
 from moe4.quantize.progress import ProgressReporter
+from moe4.quantize.ranks import Ranks
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -91,6 +92,7 @@ def _quantize(request: Request, progress: ProgressReporter) -> dict[str, Any]:
             network=network,
             recipe=recipe,
             device=device,
+            ranks=Ranks(),
             step_done=progress.step,
         )
         run = _Run(bench, folder, journal, plan, corpus, progress)

@@ -9,10 +9,11 @@ from moe4.checkpoint.shard import ShardWriter
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq
 from moe4.model.architecture import PARTS, ExpertShape, Part
-from moe4.quantize.attend import Routing
+from moe4.quantize.attend import Routing, pack_hessian, sum_hessians
 from moe4.quantize.audit import LayerRecord, matrix_record
-from moe4.quantize.bench import Workbench, write_quantized
+from moe4.quantize.bench import Workbench, stored_tensors, write_all
 from moe4.quantize.plan import expert_weight
+from moe4.quantize.ranks import Parcel
 
 POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
 ROWS_AT_ONCE = 16384
@@ -27,28 +28,45 @@ class ExpertStream:
     def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
         self._bench, self._experts, self._routing = bench, experts, routing
         self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
-        pooled = Hessian(experts.hidden_size, bench.device)
-        for start in range(0, routing.inputs.shape[0], ROWS_AT_ONCE):
-            pooled.add(routing.inputs[start : start + ROWS_AT_ONCE].to(bench.device))
-        self._pooled = pooled.mean()
+        num_parts = -(-routing.inputs.shape[0] // ROWS_AT_ONCE)
+        self._pooled = sum_hessians(bench, num_parts, self._pooled_part, experts.hidden_size).mean()
         stride = max(1, routing.inputs.shape[0] // POOL_TOKENS)
         self._pool = routing.inputs[::stride][:POOL_TOKENS].to(bench.device)
 
-    def run(self, total: Tensor, writer: ShardWriter, record: LayerRecord) -> None:
-        """Quantize and write every expert; add its quantized output to its tokens' rows of `total`."""
-        for expert in range(self._experts.num_experts):
+    def run(self, total: Tensor | None, writer: ShardWriter | None, record: LayerRecord) -> None:
+        """Quantize and write every expert; add its quantized output to its tokens' rows of `total`.
+
+        Experts are spread over the ranks; only rank 0 has `total` and `writer`, and fills in `record`.
+        """
+        for expert, parcel in self._bench.ranks.spread(self._experts.num_experts, self._work):
+            assert total is not None
+            assert writer is not None
             rows, gates = self._routing.of_expert(expert)
-            x = self._routing.inputs[rows].to(self._bench.device)
-            g = gates.to(self._bench.device)
-            results = self._quantize(expert, x, g)
-            with torch.inference_mode():
-                output = self._run_gate_up(results, x) @ self._bench.served(results["down"]).T
-                total.index_add_(0, rows, (output.float() * g.unsqueeze(1)).cpu())
-            for part in PARTS:
-                write_quantized(writer, expert_weight(self._experts, expert, part), results[part])
-            matrices = {str(part): matrix_record(results[part]) for part in PARTS}
-            record.experts.append({"num_tokens": int(rows.numel()), **matrices})
+            output = parcel.tensors.pop("output").float()
+            total.index_add_(0, rows, (output * gates.to(output.device).unsqueeze(1)).cpu())
+            write_all(writer, parcel.tensors)
+            record.experts.append(parcel.facts)
             self._bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+
+    def _pooled_part(self, number: int) -> Parcel:
+        """Return the Hessian of one piece of all tokens."""
+        hessian = Hessian(self._experts.hidden_size, self._bench.device)
+        rows = slice(number * ROWS_AT_ONCE, (number + 1) * ROWS_AT_ONCE)
+        hessian.add(self._routing.inputs[rows].to(self._bench.device))
+        return pack_hessian(hessian)
+
+    def _work(self, expert: int) -> Parcel:
+        """Quantize an expert: its record, stored tensors, and `output` [tokens, hidden] for its tokens."""
+        rows, gates = self._routing.of_expert(expert)
+        x = self._routing.inputs[rows].to(self._bench.device)
+        results = self._quantize(expert, x, gates.to(self._bench.device))
+        with torch.inference_mode():
+            output = self._run_gate_up(results, x) @ self._bench.served(results["down"]).T
+        matrices = {str(part): matrix_record(results[part]) for part in PARTS}
+        tensors = {"output": output}
+        for part in PARTS:
+            tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
+        return Parcel(facts={"num_tokens": int(rows.numel()), **matrices}, tensors=tensors)
 
     def _quantize(self, expert: int, x: Tensor, g: Tensor) -> Results:
         """Quantize gate and up stacked on the tokens x, then down on what the quantized two make of them."""
