@@ -16,6 +16,7 @@
     ├── RankError                 a process of a run on several has died or sees another input
     ├── EvaluationError           a task, or its questions, that cannot be evaluated
     ├── ServeError                a release or server that cannot be started or reached
+    ├── DeployError               a deployment that cannot work, or a manifest that cannot be read
     ├── KernelError               an expert call with ids, shapes or dtypes the kernel refuses
     └── MissingDependencyError    an optional package is not installed
 
@@ -87,6 +88,10 @@ class EvaluationError(Moe4Error):
 
 class ServeError(Moe4Error):
     """A release or server that cannot be started or reached."""
+
+
+class DeployError(Moe4Error):
+    """A deployment that cannot work, an option that does not fit it, or a manifest that cannot be read."""
 
 
 class KernelError(Moe4Error, ValueError):
