@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import dequantize
+from moe4.gptq.factor import damped_factor
 from moe4.gptq.grid import absmax_scales, round_to_grid, search_scales
-from moe4.gptq.hessian import Hessian, damp, damped_inverse_factor, inverse_factor, shrink
+from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn, relative_error, solve
 from moe4.recipe import Gptq
 
@@ -47,20 +48,38 @@ def test_agrees_with_the_paper_column_by_column(size: int, group_size: int, acti
     hessian.add(correlated_tokens(3 * size, size))
     H = hessian.mean()
     factor = factorize(H, Gptq(activation_order=activation_order))
-    assert factor.U is not None
+    assert factor.R is not None
     scales = search_scales(W, H.diagonal(), group_size, signed=True, candidates=8, shrink=0.7)
-    codes = solve(W, scales, factor.U, factor.order)
-    assert torch.equal(codes, naive_gptq(W, damp(H, factor.damping), scales, factor.order, group_size))
+    codes = solve(W, scales, factor.R, factor.order)
+    assert torch.equal(codes, naive_gptq(W, damped(H, factor.damping), scales, factor.order, group_size))
 
 
-def test_factor_is_the_upper_cholesky_factor_of_the_inverse() -> None:
+def damped(H: Tensor, damping: float) -> Tensor:
+    return H + damping * H.diagonal().mean() * torch.eye(H.shape[0], dtype=H.dtype)
+
+
+def test_factor_is_the_inverse_of_the_papers() -> None:
     x = correlated_tokens(300, 64)
-    H = damp(2 / 300 * x.T @ x, 0.01)
-    U = inverse_factor(H)
-    assert U is not None
-    expected = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
-    torch.testing.assert_close(U, expected, rtol=1e-9, atol=1e-12)
-    assert torch.equal(U, U.triu())
+    H = 2 / 300 * x.T @ x
+    order = torch.argsort(H.diagonal(), descending=True)
+    result = damped_factor(H, order, 0.01)
+    assert result is not None
+    R, damping = result
+    assert damping == 0.01
+    U = torch.linalg.cholesky(torch.linalg.inv(damped(H, 0.01)[order][:, order]), upper=True)
+    torch.testing.assert_close(R @ U, torch.eye(64, dtype=torch.float64), rtol=1e-9, atol=1e-10)
+    assert torch.equal(R, R.triu())
+
+
+def test_a_column_no_token_touched_rounds_to_nearest() -> None:
+    x = correlated_tokens(300, 64)
+    x[:, 7] = 0
+    factor = factorize(2 / 300 * x.T @ x, Gptq())
+    W = weights(8, 64)
+    scales = absmax_scales(W, 32)
+    assert factor.R is not None
+    codes = solve(W, scales, factor.R, factor.order)
+    assert torch.equal(codes[:, 7], round_to_grid(W, scales)[:, 7])
 
 
 def test_hessian_is_the_mean_over_tokens_in_any_batching() -> None:
@@ -118,7 +137,7 @@ def test_a_singular_hessian_takes_more_damping_and_a_zero_one_falls_back_by_name
     x = correlated_tokens(3, 64).float()
     H = 2 / 3 * x.T @ x
     factor = factorize(H, Gptq(damping=1e-9))
-    assert factor.U is not None
+    assert factor.R is not None
     assert factor.damping > 1e-9
     result = quantize_gptq([W], factorize(torch.zeros(64, 64), Gptq()), 32, Gptq())[0]
     assert result.method == "rtn"
@@ -135,7 +154,7 @@ def test_a_matrix_gptq_cannot_better_falls_back_by_name() -> None:
 
 
 def test_a_hessian_that_is_not_finite_is_refused() -> None:
-    assert damped_inverse_factor(torch.full((4, 4), float("nan")), 0.01) is None
+    assert damped_factor(torch.full((4, 4), float("nan")), torch.arange(4), 0.01) is None
 
 
 class TestGrid:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import CODE_MAX, CODE_MIN
+from moe4.gptq.columns import search_factors
 
 SMALLEST_SCALE = 2.0**-120  # a bf16 normal; stands in for the scale of a group of zeros
 
@@ -42,8 +43,12 @@ def search_scales(
     else:
         full = torch.maximum(high / 7, -low / 8)
     best = absmax_scales(W, group_size)
+    factors = torch.linspace(1.0, shrink, candidates).tolist()
+    found = search_factors(W, importance, group_size, full, factors, best, SMALLEST_SCALE)
+    if found is not None:
+        return found
     best_error = _group_error(grouped, best, weight)
-    for factor in torch.linspace(1.0, shrink, candidates).tolist():
+    for factor in factors:
         scales = _to_bf16_grid(full * factor)
         error = _group_error(grouped, scales, weight)
         better = error < best_error

@@ -2,11 +2,12 @@
 
     W   [out, in]      weights
     H   [in, in]       Hessian of the output error (`hessian.py`)
-    U   [in, in]       upper Cholesky factor of the damped H^-1, in permuted order (the paper's algorithm 1)
-    e   [out]          (w_j - Q(w_j)) / U_jj, the error that later columns make up for: w_k -= e U_jk
+    R   [in, in]       upper factor of the damped H in permuted order, H = R R^T (`factor.py`)
+    D   [in, out]      d_j = w_j - Q(w_j), column by column, that later columns make up for
 
-Differences from the paper: columns are taken by falling diag(H), and undone at the end, so that no g_idx is
-stored; scales are fixed beforehand from the original weights, with the error weighted by diag(H).
+Differences from the paper: the update is written with R, the inverse of the paper's U; columns are taken by
+falling diag(H), and undone at the end, so that no g_idx is stored; scales are fixed beforehand from the
+original weights, with the error weighted by diag(H).
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.packed import CODE_MAX, CODE_MIN, dequantize
+from moe4.checkpoint.packed import dequantize
+from moe4.gptq.columns import MAX_COLUMNS, solve_block
+from moe4.gptq.factor import damped_factor, weighted_square
 from moe4.gptq.grid import absmax_scales, round_to_grid, search_scales
-from moe4.gptq.hessian import damped_inverse_factor
 from moe4.recipe import Gptq
 
-BLOCK_COLUMNS = 128
+BLOCK_COLUMNS = MAX_COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,7 @@ class Factor:
 
     H: Tensor
     order: Tensor
-    U: Tensor | None
+    R: Tensor | None
     """None if H could not be factored even at the largest damping."""
     damping: float
 
@@ -59,16 +61,18 @@ def factorize(H: Tensor, settings: Gptq) -> Factor:
         order = torch.argsort(H.diagonal(), descending=True, stable=True)
     else:
         order = torch.arange(H.shape[0], device=H.device)
-    result = damped_inverse_factor(H[order][:, order], settings.damping)
-    U, damping = result if result is not None else (None, 0.0)
-    return Factor(H=H, order=order, U=U, damping=damping)
+    result = damped_factor(H, order, settings.damping)
+    R, damping = result if result is not None else (None, 0.0)
+    return Factor(H=H, order=order, R=R, damping=damping)
 
 
-def quantize_rtn(W: Tensor, group_size: int, H: Tensor | None = None) -> QuantizedMatrix:
-    """Round W, float32 [out, in], to nearest."""
+def quantize_rtn(
+    W: Tensor, group_size: int, H: Tensor | None = None, whole: float | None = None
+) -> QuantizedMatrix:
+    """Round W, float32 [out, in], to nearest. `whole` as in `relative_error`."""
     scales = absmax_scales(W, group_size)
     codes = round_to_grid(W, scales)
-    error = relative_error(W, dequantize(codes, scales), H)
+    error = relative_error(W, dequantize(codes, scales), H, whole)
     return QuantizedMatrix(codes=codes, scales=scales, method="rtn", error=error, rtn_error=error)
 
 
@@ -79,8 +83,9 @@ def quantize_gptq(
 
     A matrix falls back to round to nearest where GPTQ has no smaller error, and says so.
     """
-    plain = [quantize_rtn(W, group_size, factor.H) for W in matrices]
-    if factor.U is None:
+    wholes = [weighted_square(W, factor.H) for W in matrices]
+    plain = [quantize_rtn(W, group_size, factor.H, whole) for W, whole in zip(matrices, wholes, strict=True)]
+    if factor.R is None:
         reason = "the Hessian is zero or could not be factored"
         return [_with_fallback(result, reason) for result in plain]
     W = torch.cat(matrices)
@@ -92,12 +97,12 @@ def quantize_gptq(
         candidates=settings.scale_candidates,
         shrink=settings.scale_shrink,
     )
-    codes = solve(W, scales, factor.U, factor.order)
+    codes = solve(W, scales, factor.R, factor.order)
     results, start = [], 0
-    for original, rtn in zip(matrices, plain, strict=True):
+    for original, rtn, whole in zip(matrices, plain, wholes, strict=True):
         rows = slice(start, start + original.shape[0])
         start = rows.stop
-        error = relative_error(original, dequantize(codes[rows], scales[rows]), factor.H)
+        error = relative_error(original, dequantize(codes[rows], scales[rows]), factor.H, whole)
         if error < rtn.error:
             result = QuantizedMatrix(
                 codes=codes[rows], scales=scales[rows], method="gptq", error=error, rtn_error=rtn.error
@@ -108,40 +113,31 @@ def quantize_gptq(
     return results
 
 
-def solve(W: Tensor, scales: Tensor, U: Tensor, order: Tensor) -> Tensor:
+def solve(W: Tensor, scales: Tensor, R: Tensor, order: Tensor) -> Tensor:
     """Return GPTQ's codes, int8 [out, in], on fixed scales [out, in / group].
 
-    Works on a transposed, permuted copy of W, so that a column is contiguous; blocks of 128 columns take
-    their errors to the rest of the matrix in one product.
+    Works on a transposed, permuted copy of W, so that a column is contiguous. What earlier blocks of columns
+    left comes to a block in one product; within it `columns.py` takes the columns in turn.
     """
-    group_size = W.shape[1] // scales.shape[1]
-    work = W.T[order].contiguous()
-    column_scales = scales.T[order // group_size].contiguous()
-    codes = torch.empty_like(work)
-    errors = torch.empty_like(work[:BLOCK_COLUMNS])
-    for start in range(0, work.shape[0], BLOCK_COLUMNS):
-        stop = min(start + BLOCK_COLUMNS, work.shape[0])
-        for j in range(start, stop):
-            w, s = work[j], column_scales[j]
-            q = (w / s).round_().clamp_(CODE_MIN, CODE_MAX)
-            codes[j] = q
-            e = errors[j - start]
-            torch.sub(w, q.mul_(s), out=e)
-            e.div_(U[j, j])
-            work[j + 1 : stop].addr_(U[j, j + 1 : stop], e, alpha=-1.0)
-        if stop < work.shape[0]:
-            work[stop:].addmm_(U[start:stop, stop:].T, errors[: stop - start], alpha=-1.0)
-    result = torch.empty(W.shape, dtype=torch.int8, device=W.device)
-    result[:, order] = codes.T.to(torch.int8)
-    return result
+    num_columns = W.shape[1]
+    D = W.T.contiguous()[order]
+    groups = torch.div(order, num_columns // scales.shape[1], rounding_mode="floor")
+    S = scales.T.contiguous()
+    codes = torch.empty(D.shape, dtype=torch.int8, device=W.device)
+    for start in range(0, num_columns, BLOCK_COLUMNS):
+        here = slice(start, min(start + BLOCK_COLUMNS, num_columns))
+        missed = R[:start, here].T @ D[:start]
+        solve_block(D[here], missed, codes[here], S, groups[here], R[here, here])
+    return codes[torch.argsort(order)].T.contiguous()
 
 
-def relative_error(W: Tensor, Q: Tensor, H: Tensor | None) -> float:
-    """Return tr((W - Q) H (W - Q)^T) / tr(W H W^T); H is the identity if None. Zero for a matrix of zeros."""
-    D = W - Q
-    lost = D.square().sum() if H is None else ((D @ H) * D).sum()
-    whole = W.square().sum() if H is None else ((W @ H) * W).sum()
-    return float(lost / whole) if float(whole) > 0 else 0.0
+def relative_error(W: Tensor, Q: Tensor, H: Tensor | None, whole: float | None = None) -> float:
+    """Return tr((W - Q) H (W - Q)^T) / tr(W H W^T); H is the identity if None. Zero for a matrix of zeros.
+
+    `whole` is the denominator, if it is known.
+    """
+    whole = weighted_square(W, H) if whole is None else whole
+    return weighted_square(W - Q, H) / whole if whole > 0 else 0.0
 
 
 def _with_fallback(result: QuantizedMatrix, reason: str) -> QuantizedMatrix:
