@@ -43,9 +43,14 @@ class Completions(BaseHTTPRequestHandler):
     """An OpenAI-compatible server that is right where a question's number is even and it is asked 5-shot."""
 
     prompts: list[str]
+    root: str | None = None
 
     def do_GET(self) -> None:
-        self.reply({"object": "list", "data": [{"id": MODEL_NAME, "object": "model"}]})
+        if self.path == "/version":
+            self.send_error(404)
+            return
+        entry = {"id": MODEL_NAME, "object": "model"} | ({"root": self.root} if self.root else {})
+        self.reply({"object": "list", "data": [entry]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -74,6 +79,11 @@ class Completions(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     Completions.prompts = []
@@ -98,7 +108,7 @@ def test_a_server_is_asked_the_harness_questions(server: str, tmp_path: Path) ->
     assert written["tasks"] == scores
     answers = written["samples"]["k2_tiny_problems"]
     assert [answer["question"] for answer in answers] == [row["question"] for row in ROWS[:8]]
-    assert [answer["release"]["correct"] for answer in answers] == [True, False] * 4
+    assert [answer["release"]["value"] for answer in answers] == [1.0, 0.0] * 4
     assert answers[0]["target"] == ROWS[0]["answer"].rsplit("#### ", 1)[1]
     assert answers[0]["release"]["response"].strip() == ROWS[0]["answer"]
 
@@ -114,10 +124,32 @@ def test_a_server_without_the_model(server: str) -> None:
     assert f"has no model other; it has {MODEL_NAME}" in line
 
 
-def test_an_unknown_task() -> None:
-    line = one_line(moe4_eval("m", "--task", "mmlu"))
-    assert line == (
-        "moe4: error: unknown task mmlu; there are k2_tiny_problems, k2_tiny_problems_0shot, gsm8k"
+def test_a_repeated_evaluation_asks_nothing_until_the_weights_change(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says where its model lies, so its answers are known by the files' hashes."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("one")
+    monkeypatch.setattr(Completions, "root", str(folder))
+    monkeypatch.setattr(Completions, "prompts", [])
+    options = ("--base-url", server, "--task", "k2_tiny_problems", "--json")
+    first = moe4_eval(MODEL_NAME, *options, "--limit", "4")
+    assert first.returncode == 0, first.stderr
+    assert len(Completions.prompts) == 4
+    assert moe4_eval(MODEL_NAME, *options, "--limit", "4").stdout == first.stdout
+    assert len(Completions.prompts) == 4
+    (folder / "model.safetensors").write_text("other")
+    assert moe4_eval(MODEL_NAME, *options, "--limit", "6").returncode == 0
+    assert len(Completions.prompts) == 10
+
+
+def test_an_unknown_task(server: str) -> None:
+    result = moe4_eval(MODEL_NAME, "--base-url", server, "--task", "no_such_task")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(
+        "moe4: error: unknown task no_such_task; there are k2_tiny_problems, k2_tiny_problems_0shot, gsm8k"
     )
 
 
@@ -171,4 +203,5 @@ def test_before_and_after_through_vllm(tmp_path: Path) -> None:
     task = json.loads(result.stdout)["tasks"]["k2_tiny_problems_0shot"]
     assert task["num_questions"] == 2
     assert task["baseline"] == task["release"] == {"exact_match": 0.0, "stderr": 0.0}
-    assert task["change"] == {"difference": 0.0, "stderr": 0.0, "gained": 0, "lost": 0}
+    change = task["change"]
+    assert (change["difference"], change["gained"], change["lost"], change["recovery"]) == (0.0, 0, 0, None)

@@ -9,21 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.metrics import mean_stderr
 
-from moe4.evaluate.results import Comparison, Sample, compare, percent, score
+from moe4.evaluate.results import Comparison, Score, compare, percent
+from moe4.evaluate.results import score as score_task
+from moe4.evaluate.samples import Sample, TaskSamples
 
 
 def samples(outcomes: list[bool]) -> list[Sample]:
     return [
-        Sample(number=n, question=f"q{n}", target="7", response="#### 7" if ok else "#### 8", correct=ok)
+        Sample(number=n, question=f"q{n}", target="7", response="#### 7" if ok else "#### 8", value=float(ok))
         for n, ok in enumerate(outcomes)
     ]
+
+
+def score(answers: list[Sample]) -> Score:
+    return score_task(TaskSamples(metric="exact_match", num_fewshot=5, samples=tuple(answers)))
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=60))
 def test_the_standard_error_is_the_harness_own(outcomes: list[bool]) -> None:
     found = score(samples(outcomes))
     values = [float(ok) for ok in outcomes]
-    assert found.exact_match == pytest.approx(statistics.fmean(values))
+    assert found.mean == pytest.approx(statistics.fmean(values))
     assert found.stderr == pytest.approx(mean_stderr(values))
 
 
@@ -41,6 +47,7 @@ def test_equal_answers_change_nothing() -> None:
     one = score(samples([True, False, True, True]))
     change = compare(one, one)
     assert (change.difference, change.stderr, change.gained, change.lost) == (0.0, 0.0, 0, 0)
+    assert change.test.within_noise
 
 
 BEFORE = samples([True] * 90 + [False] * 10)
@@ -57,16 +64,23 @@ def comparison() -> Comparison:
 
 
 def test_the_table_of_before_and_after() -> None:
-    assert comparison().table() == (
-        "task              shots  questions  baseline        release         change          gained  lost\n"
-        "k2_tiny_problems  5      100        90.00 ± 3.02 %  89.00 ± 3.14 %  -1.00 ± 1.74 %  1       2"
+    head, row, verdict = comparison().table().splitlines()
+    assert head.split() == [
+        "task", "shots", "questions", "baseline", "release", "change", "gained", "lost", "recovery"
+    ]  # fmt: skip
+    expected = (
+        "k2_tiny_problems  5      100        90.00 ± 3.02 %  89.00 ± 3.14 %  -1.00 ± 1.74 %  1       2     "
+    )
+    assert row.startswith(expected + "98.89 % [9")
+    assert verdict.startswith(
+        "k2_tiny_problems: within noise (McNemar p = 1): 100 questions show differences"
     )
 
 
 def test_the_table_of_one_model() -> None:
     alone = Comparison(release="out", scores={"gsm8k": score(samples([True, False]))})
     assert alone.table() == (
-        "task   shots  questions  exact match\ngsm8k  5      2          50.00 ± 50.00 %"  # sqrt(0.25 / 1)
+        "task   shots  questions  score\ngsm8k  5      2          50.00 ± 50.00 %"  # sqrt(0.25 / 1)
     )
     assert "baseline" not in json.dumps(alone.as_dict()["tasks"])
 
@@ -80,9 +94,14 @@ def test_the_json() -> None:
     assert task["release"]["exact_match"] == 0.89
     assert task["change"]["difference"] == pytest.approx(-0.01)
     assert (task["change"]["gained"], task["change"]["lost"]) == (1, 2)
+    assert task["change"]["recovery"] == pytest.approx(89 / 90)
+    low, high = task["change"]["recovery_interval"]
+    assert low < 89 / 90 < high
+    assert task["change"]["within_noise"] is True
+    assert set(task["change"]["questions_needed"]) == {"0.001", "0.005", "0.01"}
     answers = comparison().samples_as_dict()["k2_tiny_problems"]
-    assert answers[99]["baseline"] == {"response": "#### 8", "correct": False}
-    assert answers[99]["release"] == {"response": "#### 7", "correct": True}
+    assert answers[99]["baseline"] == {"response": "#### 8", "value": 0.0}
+    assert answers[99]["release"] == {"response": "#### 7", "value": 1.0}
 
 
 def test_one_question_has_no_standard_error() -> None:

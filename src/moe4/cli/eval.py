@@ -18,7 +18,9 @@ def command(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="k2_tiny_problems, k2_tiny_problems_0shot or gsm8k; may be given several times."),
+        typer.Option(
+            help="Task or group of lm-evaluation-harness, or k2_tiny_problems(_0shot); may be repeated."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     data_dir: Annotated[
@@ -36,6 +38,23 @@ def command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
     ] = False,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with more tasks in the harness' YAML form.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="With --base-url: folder of the tokenizer, for tasks that rank given answers."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the answers already given; ~/.cache/moe4/evaluations.")
+    ] = None,
+    use_cache: Annotated[
+        bool, typer.Option("--cached/--no-cache", help="Take answers already given, and keep new ones.")
+    ] = True,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="With --base-url: names the weights behind a remote server, for the cache."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the scores and every answer to this JSON file.")
     ] = None,
@@ -43,7 +62,8 @@ def command(
 ) -> None:
     """Evaluate MODEL with lm-evaluation-harness, beside a baseline if one is given.
 
-    Exact matches with standard errors; those of the change are paired, question by question.
+    Scores with standard errors; recovery with its interval, and whether the change is within noise. Answers
+    are kept: a killed evaluation goes on where it was, a repeated one asks nothing.
     """
     from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_output
 
@@ -59,6 +79,11 @@ def command(
             tensor_parallel_size=tensor_parallel_size,
             trust_remote_code=trust_remote_code,
             output=output,
+            include_path=include_path,
+            tokenizer=tokenizer,
+            cache_folder=cache,
+            use_cache=use_cache,
+            revision=revision,
         ),
         say=lambda text: typer.echo(text, err=True),
     )

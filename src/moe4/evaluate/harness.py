@@ -12,35 +12,94 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from moe4.errors import MissingDependencyError
-from moe4.evaluate.request import TASKS_FOLDER, EvaluationRequest
-from moe4.evaluate.results import Sample
+from moe4 import __version__
+from moe4.errors import EvaluationError, MissingDependencyError
+from moe4.evaluate.cache import AnswerCache, folder_identity
+from moe4.evaluate.request import TASKS, TASKS_FOLDER, EvaluationRequest
+from moe4.evaluate.samples import TaskSamples, read_task
+from moe4.evaluate.server import local_model_folder, server_version
 
 MAX_MODEL_LEN = 4096
 CONCURRENT_REQUESTS = 16
-STRICT = "strict-match"
 
 
-def evaluate(request: EvaluationRequest) -> dict[str, list[Sample]]:
+def evaluate(request: EvaluationRequest) -> dict[str, TaskSamples]:
     """Return each task's answers in the order of its questions."""
     require_harness()
     from lm_eval import simple_evaluate
 
+    from moe4.evaluate.cached_model import CachedModel
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if request.base_url is None:
-        import_vllm_backend()
+    manager = task_manager(request)
+    leaves = {name: load_task(manager, name) for name in request.tasks}
     backend, arguments = backend_arguments(request)
+    model = CachedModel(lambda: start_model(backend, arguments), open_cache(request, backend, arguments))
     results = simple_evaluate(
-        model=backend,
-        model_args=arguments,
-        tasks=list(request.tasks),
-        task_manager=task_manager(request),
-        batch_size="auto" if backend == "vllm" else 1,
+        model=model,
+        tasks=list({name: task for tasks in leaves.values() for name, task in tasks.items()}.values()),
+        task_manager=manager,
         limit=request.limit,
         bootstrap_iters=0,
         log_samples=True,
     )
-    return {task: read_samples(results["samples"][task]) for task in request.tasks}
+    return {name: read_task(name, list(tasks), results) for name, tasks in leaves.items()}
+
+
+def load_task(manager: Any, name: str) -> dict[str, Any]:
+    """Return the harness' tasks behind a name: one, or those of a group. Raises EvaluationError."""
+    try:
+        tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except EvaluationError:
+        raise
+    except (KeyError, ValueError) as error:
+        if name in manager.all_tasks:
+            raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error
+        raise EvaluationError(
+            f"unknown task {name}; there are {', '.join(TASKS)}, the harness' own (lm_eval ls tasks) "
+            "and those of --include-path"
+        ) from error
+    except Exception as error:  # a task's data come through whatever client it names
+        raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error
+    return tasks
+
+
+def start_model(backend: str, arguments: dict[str, Any]) -> Any:
+    """Return the harness' model."""
+    from lm_eval.api.registry import get_model
+
+    if backend == "vllm":
+        import_vllm_backend()
+    batch_size = "auto" if backend == "vllm" else 1
+    return get_model(backend).create_from_arg_obj(arguments, {"batch_size": batch_size})
+
+
+def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, Any]) -> AnswerCache | None:
+    """Return the cache of this model through this engine; None where it is off or the model is unknown.
+
+    Answers belong to a model's files. A server's files are seen if it is this machine's and names their
+    folder; else `--revision` says what it serves.
+    """
+    if request.cache_folder is None:
+        return None
+    folder = Path(request.cache_folder)
+    settings = {key: value for key, value in arguments.items() if key not in ("pretrained", "num_concurrent")}
+    engine: dict[str, Any] = {"backend": backend, "settings": settings}
+    engine["lm_eval"] = importlib.metadata.version("lm_eval")
+    if request.base_url is None:
+        distribution = vllm_distribution()
+        engine["vllm"] = [distribution, importlib.metadata.version(distribution), __version__]
+        model = folder_identity(Path(request.model), folder)
+    else:
+        served = local_model_folder(request.base_url, request.model)
+        engine["server"] = server_version(request.base_url)
+        if served is not None:
+            model = folder_identity(served, folder)
+        elif request.revision is not None:
+            model = f"{request.base_url} {request.model} {request.revision}"
+        else:
+            return None
+    return AnswerCache(folder, {"model": model, "engine": engine})
 
 
 def require_harness() -> None:
@@ -69,17 +128,24 @@ def import_vllm_backend() -> None:
 
 
 def task_manager(request: EvaluationRequest) -> Any:
-    """Return the harness' manager of our tasks, which tells them where their data lie."""
+    """Return the harness' manager of tasks, which tells ours where their data lie.
+
+    The harness' own tasks, whose index takes a quarter of a minute to read, only where they are asked for.
+    """
     from lm_eval.tasks import TaskManager
 
     metadata: dict[str, Any] = {"data": request.data_folder, "gsm8k": request.gsm8k_folder}
-    return TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
+    folders = [str(TASKS_FOLDER), *([request.include_path] if request.include_path else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if set(request.tasks) <= set(manager.all_tasks):
+        return manager
+    return TaskManager(include_path=folders, metadata=metadata)
 
 
 def backend_arguments(request: EvaluationRequest) -> tuple[str, dict[str, Any]]:
     """Return the harness' backend and its arguments."""
     if request.base_url is not None:
-        return "local-completions", {
+        arguments: dict[str, Any] = {
             "model": request.model,
             "base_url": f"{request.base_url}/completions",
             "tokenizer_backend": None,
@@ -87,7 +153,10 @@ def backend_arguments(request: EvaluationRequest) -> tuple[str, dict[str, Any]]:
             "num_concurrent": CONCURRENT_REQUESTS,
             "max_length": MAX_MODEL_LEN,
         }
-    arguments: dict[str, Any] = {
+        if request.tokenizer is not None:
+            arguments |= {"tokenizer_backend": "huggingface", "tokenizer": request.tokenizer}
+        return "local-completions", arguments
+    arguments = {
         "pretrained": request.model,
         "max_model_len": min(MAX_MODEL_LEN, _longest(Path(request.model))),
         "tensor_parallel_size": request.tensor_parallel_size,
@@ -119,16 +188,5 @@ def _longest(folder: Path) -> int:
     return int(config.get("max_position_embeddings") or MAX_MODEL_LEN)
 
 
-def read_samples(logged: list[dict[str, Any]]) -> list[Sample]:
-    """Return the strict answers among what the harness has logged, in the order of the questions."""
-    strict = [entry for entry in logged if entry["filter"] == STRICT]
-    return [
-        Sample(
-            number=int(entry["doc_id"]),
-            question=entry["doc"]["question"],
-            target=str(entry["target"]).rsplit("#### ", 1)[-1].strip(),
-            response=entry["resps"][0][0],
-            correct=bool(entry["exact_match"] == 1.0),
-        )
-        for entry in sorted(strict, key=lambda entry: int(entry["doc_id"]))
-    ]
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

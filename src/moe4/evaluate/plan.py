@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe4.errors import EvaluationError
+from moe4.evaluate.cache import default_cache_folder
 from moe4.evaluate.harness import require_harness
 from moe4.evaluate.request import (
     GSM8K,
+    TASKS,
     EvaluationRequest,
     check_gsm8k,
     check_model,
@@ -35,6 +37,11 @@ class EvaluationOptions:
     tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     output: Path | None = None
+    include_path: Path | None = None
+    tokenizer: Path | None = None
+    cache_folder: Path | None = None
+    use_cache: bool = True
+    revision: str | None = None
 
 
 def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
@@ -44,7 +51,10 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
         raise EvaluationError(f"--limit {options.limit} leaves no question; give at least 1")
     tasks = choose_tasks(options.tasks, options.gsm8k_folder)
     gsm8k_folder = check_gsm8k(options.gsm8k_folder)
-    data_folder = str(find_data(options.data_folder)) if set(tasks) - {GSM8K} else None
+    data_folder = str(find_data(options.data_folder)) if set(tasks) & (set(TASKS) - {GSM8K}) else None
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise EvaluationError(f"--include-path {options.include_path} is not a folder")
+    cache_folder = (options.cache_folder or default_cache_folder()).absolute() if options.use_cache else None
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise EvaluationError(
             f"{options.output} cannot be written: there is no folder {options.output.parent}"
@@ -64,6 +74,10 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
                 limit=options.limit,
                 tensor_parallel_size=options.tensor_parallel_size,
                 trust_remote_code=options.trust_remote_code,
+                include_path=str(options.include_path.absolute()) if options.include_path else None,
+                tokenizer=str(options.tokenizer.absolute()) if options.tokenizer else None,
+                cache_folder=str(cache_folder) if cache_folder else None,
+                revision=options.revision,
             )
         )
     return requests

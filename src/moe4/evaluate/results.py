@@ -5,30 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe4.evaluate.request import TASKS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One question: what the model wrote, and whether its result is right."""
-
-    number: int
-    question: str
-    target: str
-    response: str
-    correct: bool
+from moe4.evaluate.samples import Sample, TaskSamples
+from moe4.evaluate.statistics import PairedTest, paired_test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """A model's exact matches on one task, with the standard error of their mean, both from 0 to 1."""
+    """A model's mean on one task, from 0 to 1 for right answers, with its standard error."""
 
-    exact_match: float
+    metric: str
+    mean: float
     stderr: float
+    num_fewshot: int
     samples: tuple[Sample, ...]
 
+    @property
+    def values(self) -> list[float]:
+        return [sample.value for sample in self.samples]
+
     def as_dict(self) -> dict[str, float]:
-        return {"exact_match": self.exact_match, "stderr": self.stderr}
+        return {self.metric: self.mean, "stderr": self.stderr}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,29 +36,35 @@ class Change:
 
     difference: float
     stderr: float
-    gained: int
-    lost: int
+    test: PairedTest
+
+    @property
+    def gained(self) -> int:
+        return self.test.gained
+
+    @property
+    def lost(self) -> int:
+        return self.test.lost
 
 
-def score(samples: Sequence[Sample]) -> Score:
+def score(found: TaskSamples) -> Score:
     """Return the mean and its standard error, sqrt(p (1 - p) / (n - 1)) as the harness has it."""
-    outcomes = [float(sample.correct) for sample in samples]
-    mean, stderr = mean_and_stderr(outcomes)
-    return Score(exact_match=mean, stderr=stderr, samples=tuple(samples))
+    mean, stderr = mean_and_stderr([sample.value for sample in found.samples])
+    return Score(
+        metric=found.metric,
+        mean=mean,
+        stderr=stderr,
+        num_fewshot=found.num_fewshot,
+        samples=found.samples,
+    )
 
 
 def compare(before: Score, after: Score) -> Change:
     """Return the change between two models' answers to the same questions."""
     pairs = list(zip(before.samples, after.samples, strict=True))
     assert all(a.number == b.number and a.question == b.question for a, b in pairs)
-    differences = [float(b.correct) - float(a.correct) for a, b in pairs]
-    mean, stderr = mean_and_stderr(differences)
-    return Change(
-        difference=mean,
-        stderr=stderr,
-        gained=sum(value > 0 for value in differences),
-        lost=sum(value < 0 for value in differences),
-    )
+    mean, stderr = mean_and_stderr([b.value - a.value for a, b in pairs])
+    return Change(difference=mean, stderr=stderr, test=paired_test(before.values, after.values))
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
@@ -92,23 +94,21 @@ class Comparison:
         """Return everything but the answers, ready for JSON (a standard error of one question is null)."""
         tasks: dict[str, Any] = {}
         for task, after in self.scores.items():
-            entry: dict[str, Any] = {"num_fewshot": TASKS[task], "num_questions": len(after.samples)}
+            entry: dict[str, Any] = {
+                "num_fewshot": after.num_fewshot,
+                "num_questions": len(after.samples),
+                "metric": after.metric,
+            }
             change = self.change(task)
             if change is not None and self.baseline_scores is not None:
                 entry["baseline"] = self.baseline_scores[task].as_dict()
             entry["release"] = after.as_dict()
             if change is not None:
-                entry["change"] = {
-                    "difference": change.difference,
-                    "stderr": change.stderr,
-                    "gained": change.gained,
-                    "lost": change.lost,
-                }
+                entry["change"] = {**change.test.as_dict(), "stderr": change.stderr}
             tasks[task] = entry
         result = {
             "release": self.release,
             "baseline": self.baseline,
-            "metric": "exact_match (strict)",
             "tasks": tasks,
         }
         return {key: _without_nan(value) for key, value in result.items()}
@@ -125,37 +125,46 @@ class Comparison:
                     "number": new.number,
                     "question": new.question,
                     "target": new.target,
-                    **({"baseline": {"response": old.response, "correct": old.correct}} if old else {}),
-                    "release": {"response": new.response, "correct": new.correct},
+                    **({"baseline": {"response": old.response, "value": old.value}} if old else {}),
+                    "release": {"response": new.response, "value": new.value},
                 }
                 for old, new in zip(before, after.samples, strict=True)
             ]
         return samples
 
     def table(self) -> str:
-        """Return the table of before and after, in percent with standard errors."""
+        """Return the table of before and after, in percent with standard errors, and what it means."""
+        paired = self.baseline_scores is not None
         head = ["task", "shots", "questions"]
-        head += (
-            ["baseline", "release", "change", "gained", "lost"] if self.baseline_scores else ["exact match"]
-        )
-        lines = [head]
+        head += ["baseline", "release", "change", "gained", "lost", "recovery"] if paired else ["score"]
+        lines, verdicts = [head], []
         for task, after in self.scores.items():
-            line = [task, str(TASKS[task]), str(len(after.samples))]
+            line = [task, str(after.num_fewshot), str(len(after.samples))]
             change = self.change(task)
             if change is not None and self.baseline_scores is not None:
                 before = self.baseline_scores[task]
-                line.append(percent(before.exact_match, before.stderr))
-                line.append(percent(after.exact_match, after.stderr))
+                line.append(percent(before.mean, before.stderr))
+                line.append(percent(after.mean, after.stderr))
                 line.append(percent(change.difference, change.stderr, sign=True))
-                line += [str(change.gained), str(change.lost)]
+                line += [str(change.gained), str(change.lost), recovery_text(change.test)]
+                verdicts.append(f"{task}: {change.test.verdict()}")
             else:
-                line.append(percent(after.exact_match, after.stderr))
+                line.append(percent(after.mean, after.stderr))
             lines.append(line)
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         rows = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
         ]
-        return "\n".join(row.rstrip() for row in rows)
+        return "\n".join([row.rstrip() for row in rows] + verdicts)
+
+
+def recovery_text(test: PairedTest) -> str:
+    """Return "99.47 % [98.80, 100.10]": the ratio of the means and its interval."""
+    if test.recovery is None:
+        return "-"
+    text = f"{100 * test.recovery:.2f} %"
+    interval = test.recovery_interval
+    return text if interval is None else f"{text} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
 
 
 def percent(value: float, stderr: float, *, sign: bool = False) -> str:

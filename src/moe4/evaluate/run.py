@@ -9,11 +9,12 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.request import EvaluationRequest
-from moe4.evaluate.results import Sample, Score, score
+from moe4.evaluate.results import Score, score
+from moe4.evaluate.samples import Sample, TaskSamples
 from moe4.evaluate.server import api_key
 
 STOP_SECONDS = 20
@@ -50,9 +51,11 @@ def evaluate_model(request: EvaluationRequest) -> dict[str, Score]:
         answer = json.loads(paths[1].read_text(encoding="utf-8"))
     if "error" in answer:
         raise EvaluationError(answer["error"])
-    return {
-        task: score([Sample(**sample) for sample in samples]) for task, samples in answer["samples"].items()
-    }
+    return {task: score(_read_answer(found)) for task, found in answer["tasks"].items()}
+
+
+def _read_answer(found: dict[str, Any]) -> TaskSamples:
+    return TaskSamples(**found | {"samples": tuple(Sample(**sample) for sample in found["samples"])})
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

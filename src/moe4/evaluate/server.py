@@ -3,7 +3,10 @@
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 from moe4.errors import ServeError
 
@@ -27,14 +30,21 @@ def api_key() -> str | None:
 
 def check_server(base_url: str, model: str) -> None:
     """Make sure the server answers and has the model. Raises ServeError."""
+    names = [entry["id"] for entry in list_models(base_url)]
+    if model not in names:
+        raise ServeError(
+            f"the server at {base_url} has no model {model}; it has {', '.join(names) or 'none'}"
+        )
+
+
+def list_models(base_url: str) -> list[dict[str, Any]]:
+    """Return what the server says of its models. Raises ServeError."""
     url = f"{base_url}/models"
-    key = api_key()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
-        ) as answer:
-            names = [entry["id"] for entry in json.load(answer)["data"]]
+        with _open(url) as answer:
+            entries: list[dict[str, Any]] = json.load(answer)["data"]
+            for entry in entries:
+                entry["id"] = str(entry["id"])
     except urllib.error.HTTPError as error:
         hint = "; set VLLM_API_KEY to its key" if error.code in (401, 403) else ""
         raise ServeError(f"{url} answers {error.code} {error.reason}{hint}") from error
@@ -43,7 +53,30 @@ def check_server(base_url: str, model: str) -> None:
         raise ServeError(
             f"no OpenAI-compatible server at {base_url} ({reason}); start one with moe4 serve"
         ) from error
-    if model not in names:
-        raise ServeError(
-            f"the server at {base_url} has no model {model}; it has {', '.join(names) or 'none'}"
-        )
+    return entries
+
+
+def local_model_folder(base_url: str, model: str) -> Path | None:
+    """Return the folder a server of this machine says it serves the model from, if it is there."""
+    if urllib.parse.urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        return None
+    for entry in list_models(base_url):
+        root = entry.get("root")
+        if entry["id"] == model and isinstance(root, str) and Path(root, "config.json").is_file():
+            return Path(root)
+    return None
+
+
+def server_version(base_url: str) -> str | None:
+    """Return vLLM's version where the server is vLLM."""
+    try:
+        with _open(f"{base_url.removesuffix('/v1')}/version") as answer:
+            return str(json.load(answer)["version"])
+    except (OSError, ValueError, KeyError, TypeError):  # other servers have no such page
+        return None
+
+
+def _open(url: str) -> Any:
+    key = api_key()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)

@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from moe4.errors import Moe4Error
 from moe4.evaluate.request import EvaluationRequest
@@ -21,7 +22,7 @@ ENVIRONMENT = {
 
 
 def main(request_path: Path, answer_path: Path) -> None:
-    """Read the request, evaluate, write {"samples": ...} or {"error": ...}."""
+    """Read the request, evaluate, write {"tasks": ...} or {"error": ...}."""
     from moe4.evaluate.harness import evaluate
 
     for name, value in ENVIRONMENT.items():
@@ -29,10 +30,9 @@ def main(request_path: Path, answer_path: Path) -> None:
     fields = json.loads(request_path.read_text(encoding="utf-8"))
     request = EvaluationRequest(**fields | {"tasks": tuple(fields["tasks"])})
     try:
-        samples = evaluate(request)
-        answer = {"samples": {task: [asdict(sample) for sample in found] for task, found in samples.items()}}
+        answer: dict[str, Any] = {"tasks": {task: asdict(found) for task, found in evaluate(request).items()}}
     except Moe4Error as error:
-        answer = {"error": str(error)}  # type: ignore[dict-item]
+        answer = {"error": str(error)}
     answer_path.write_text(json.dumps(answer), encoding="utf-8")
 
 
