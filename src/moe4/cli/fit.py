@@ -1,0 +1,106 @@
+"""`moe4 fit`."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+
+def command(
+    release: Annotated[
+        str,
+        typer.Argument(
+            metavar="RELEASE",
+            help="Folder of a release, a config.json, or a repository on the hub (org/name).",
+        ),
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(help="GPU to fit it on: l40s, a100, h100, h200, b200, mi300x.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="Memory in GiB of a GPU that is not in the table.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many; the fewest that work if not given.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="Split each matrix over so many GPUs.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Split the layers over so many.")] = None,
+    data_parallel: Annotated[
+        int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
+    ] = None,
+    expert_parallel: Annotated[
+        bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
+    ] = False,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Conversations of that length at once.")] = 1,
+    group_size: Annotated[int, typer.Option(help="Of the release that a config alone would become.")] = 128,
+    disk: Annotated[float, typer.Option(help="Speed of the disk that is loaded from, in GB/s.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Size a release: memory per GPU, cache, speed's ceiling, on one machine or all of the table.
+
+    Reads config.json and headers only, here or on the hub; a private repository takes HF_TOKEN from the
+    environment. With --gpu or --gpu-memory the exit code is 1 if it does not work there.
+    """
+    from rich.console import Console
+
+    from moe4.deploy.choose import default_layout, smallest_of, survey
+    from moe4.deploy.choose import layouts as usual_layouts
+    from moe4.deploy.describe import fit_facts, print_fits, print_release, print_survey, release_facts
+    from moe4.deploy.machines import find_device, unnamed_gpu
+    from moe4.deploy.release import read_release
+    from moe4.deploy.sizing import Layout, fit
+    from moe4.errors import DeployError
+
+    if disk <= 0:
+        raise DeployError(f"--disk {disk:g} is not above 0 GB/s")
+    found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    console = Console(width=None if Console().is_terminal else 160)
+    speed = disk * 1e9
+    if gpu and gpu_memory:
+        raise DeployError("give --gpu or --gpu-memory, not both")
+    asked = tensor_parallel or pipeline_parallel or data_parallel or expert_parallel
+    if not gpu and not gpu_memory:
+        if gpus or asked:
+            raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
+        table = survey(found, max_model_len=max_model_len, concurrency=concurrency)
+        if as_json:
+            picked = {"smallest": table.smallest, "recommended": table.recommended}
+            facts = {name: item and fit_facts(item) for name, item in picked.items()}
+            rows = [fit_facts(item) for item in table.fits]
+            typer.echo(json.dumps({"release": release_facts(found, speed), "fits": rows, **facts}))
+        else:
+            print_release(console, found, speed)
+            print_survey(console, table)
+        return
+    device = find_device(gpu) if gpu else unnamed_gpu(gpu_memory or 0.0)
+    if asked:
+        tried = [
+            Layout(
+                tensor=tensor_parallel or 1,
+                pipeline=pipeline_parallel or 1,
+                data=data_parallel or 1,
+                expert_parallel=expert_parallel,
+            )
+        ]
+        if gpus and gpus != tried[0].num_gpus:
+            raise DeployError(f"--gpus {gpus} is not the {tried[0].num_gpus} GPUs of {tried[0].describe()}")
+    elif gpus:
+        tried = [default_layout(found, device, gpus)]
+    else:
+        tried = list(usual_layouts(found, device))
+    fits = [
+        fit(found, device, layout, max_model_len=max_model_len, concurrency=concurrency) for layout in tried
+    ]
+    best = smallest_of(fits)
+    assert best is not None
+    if as_json:
+        typer.echo(json.dumps({"release": release_facts(found, speed), "fit": fit_facts(best)}))
+    else:
+        print_release(console, found, speed)
+        print_fits(console, [best])
+        if best.longest and best.longest < best.max_model_len:
+            console.print(f"it would start with --max-model-len {best.longest} or less", highlight=False)
+    if not best.works:
+        raise typer.Exit(1)

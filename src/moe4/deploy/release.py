@@ -1,0 +1,268 @@
+"""What sizing must know of a release: bytes by how they are split. From headers or a config; torch-free."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe4.checkpoint.header import (
+    CONFIG_NAME,
+    ITEM_BYTES,
+    TensorSpec,
+    read_json_object,
+    read_shard,
+    read_weight_map,
+)
+from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
+from moe4.model.inventory import (
+    Tensors,
+    expert_width,
+    kv_bytes_per_token,
+    list_tensors,
+    num_routed_experts,
+    w4a16_group_size,
+)
+from moe4.serve.model import writes_kimi_calls
+
+# Every rank holds these whole; vLLM splits what else is not a routed expert over the tensor-parallel ranks.
+REPLICATED = (
+    "norm",
+    "mlp.gate.",
+    "q_a_proj",
+    "kv_a_proj_with_mqa",
+    "shared_expert_gate",
+    "e_score_correction",
+)
+# Of these vLLM splits the input, so the groups of their codes must split too.
+ROW_PARALLEL = ("down_proj", "o_proj")
+EMBEDDING, HEAD = "model.embed_tokens.", "lm_head."
+
+
+@dataclass(slots=True)
+class LayerBytes:
+    """A decoder layer's bytes: routed experts, what tensor parallelism splits, what each rank holds whole."""
+
+    experts: int = 0
+    split: int = 0
+    whole: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Release:
+    """A release, or the one that a config would become.
+
+    origin: `headers` if its files were looked at, `config` if it is computed.
+    bytes_by_dtype: safetensors' dtype names to bytes.
+    row_groups: of quantized matrices whose input vLLM splits, the number of groups; each must split evenly.
+    """
+
+    name: str
+    where: str
+    origin: str
+    config: dict[str, Any]
+    group_size: int | None
+    layers: list[LayerBytes]
+    embedding_bytes: int = 0
+    head_bytes: int = 0
+    other_bytes: int = 0
+    num_elements: int = 0
+    bytes_by_dtype: dict[str, int] = field(default_factory=dict)
+    row_groups: dict[str, int] = field(default_factory=dict)
+    uses_kimi_calls: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        layers = sum(layer.experts + layer.split + layer.whole for layer in self.layers)
+        return layers + self.embedding_bytes + self.head_bytes + self.other_bytes
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of a layer; 0 for a dense model."""
+        return num_routed_experts(self.config)
+
+    @property
+    def experts_per_token(self) -> int:
+        """Routed experts that a token passes in a layer."""
+        return int(self.config.get("num_experts_per_tok") or 1)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return int(self.config.get("num_attention_heads") or 1)
+
+    @property
+    def has_latent_cache(self) -> bool:
+        """Whether attention is MLA, whose cache every tensor-parallel rank holds whole."""
+        return bool(self.config.get("kv_lora_rank"))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads whose keys and values are cached; 1 with MLA."""
+        return 1 if self.has_latent_cache else int(self.config.get("num_key_value_heads") or self.num_heads)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """A token's BF16 cache bytes in all layers."""
+        return kv_bytes_per_token(self.config)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens the model was made for."""
+        return int(self.config.get("max_position_embeddings") or 4096)
+
+    @property
+    def expert_bytes_read(self) -> int:
+        """Expert bytes a decoded token reads."""
+        experts = sum(layer.experts for layer in self.layers)
+        return experts * self.experts_per_token // max(1, self.num_experts)
+
+    @property
+    def dense_bytes_read(self) -> int:
+        """Bytes a decoded token reads beside the routed experts'; of the embedding it reads one row."""
+        head = self.head_bytes or self.embedding_bytes
+        return sum(layer.split + layer.whole for layer in self.layers) + head + self.other_bytes
+
+    def _add(self, spec: TensorSpec, copies: int) -> None:
+        size, name = spec.num_bytes * copies, spec.name
+        self.num_elements += math.prod(spec.shape) * copies
+        self.bytes_by_dtype[spec.dtype] = self.bytes_by_dtype.get(spec.dtype, 0) + size
+        parts = name.split(".")
+        if name.startswith("model.layers.") and parts[2].isdigit() and int(parts[2]) < len(self.layers):
+            layer = self.layers[int(parts[2])]
+            if ".experts." in name:
+                layer.experts += size
+            elif any(part in name for part in REPLICATED):
+                layer.whole += size
+            else:
+                layer.split += size
+        elif name.startswith(EMBEDDING):
+            self.embedding_bytes += size
+        elif name.startswith(HEAD):
+            self.head_bytes += size
+        else:
+            self.other_bytes += size
+        if name.endswith("_proj.weight_scale") and parts[-2] in ROW_PARALLEL:
+            kind = "the routed experts' inner width" if ".experts." in name else f"the input of {parts[-2]}"
+            self.row_groups[kind] = math.gcd(self.row_groups.get(kind, 0), spec.shape[-1])
+
+
+def read_release(where: str, group_size: int = 128, token: str | None = None) -> Release:
+    """Describe a folder, a config.json or a repository on the hub (`org/name`) without reading weights.
+
+    A config alone that is not W4A16 is taken for the W4A16 release it would become, at `group_size`.
+    Raises CheckpointError, UnsupportedModelError or DeployError.
+    """
+    path = Path(where)
+    if path.is_file():
+        return _from_config(
+            path.resolve().parent.name, where, read_json_object(path), group_size, path.parent
+        )
+    if path.is_dir():
+        return _from_folder(path, where, group_size)
+    if where.count("/") == 1 and not where.startswith((".", "/", "~")):
+        return _from_hub(where, token)
+    raise CheckpointError(
+        f"{where} is no folder, config.json or repository on the hub; "
+        "give one, such as moonshotai/Kimi-K2-Instruct"
+    )
+
+
+def _from_folder(folder: Path, where: str, group_size: int) -> Release:
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{where} is no release or checkpoint: it has no {CONFIG_NAME}")
+    config = read_json_object(folder / CONFIG_NAME)
+    if not any(folder.glob("*.safetensors*")):
+        return _from_config(folder.resolve().name, where, config, group_size, folder)
+    names = sorted(set(read_weight_map(folder).values()))
+    specs = [tensor.spec for name in names for tensor in read_shard(folder / name).tensors.values()]
+    return _from_specs(folder.resolve().name, where, config, specs, folder)
+
+
+def _from_hub(repository: str, token: str | None) -> Release:
+    """Read config.json and, by HTTP range requests, the safetensors headers of a repository."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+
+    try:
+        config = read_json_object(Path(huggingface_hub.hf_hub_download(repository, CONFIG_NAME, token=token)))
+        metadata = huggingface_hub.get_safetensors_metadata(repository, token=token)
+    except NotASafetensorsRepoError:
+        raise CheckpointError(f"the repository {repository} has no safetensors files") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DeployError(
+            f"{repository} is no folder here, and cannot be read from the hub: {reason}"
+        ) from None
+    specs = [
+        TensorSpec(name=name, dtype=info.dtype, shape=tuple(info.shape))
+        for file in metadata.files_metadata.values()
+        for name, info in file.tensors.items()
+    ]
+    return _from_specs(repository.split("/")[1], repository, config, specs, None)
+
+
+def _from_specs(
+    name: str, where: str, config: dict[str, Any], specs: Iterable[TensorSpec], folder: Path | None
+) -> Release:
+    release = _empty(name, where, "headers", config, w4a16_group_size(config), folder)
+    for spec in specs:
+        if spec.dtype not in ITEM_BYTES:
+            raise CheckpointError(
+                f"{where}: {spec.name} has the dtype {spec.dtype}, which moe4 does not know"
+            )
+        release._add(spec, 1)
+    return release
+
+
+def _from_config(name: str, where: str, config: dict[str, Any], group_size: int, folder: Path) -> Release:
+    group_size = w4a16_group_size(config) or group_size
+    if not num_routed_experts(config):
+        raise UnsupportedModelError(
+            f"{where} describes no routed experts; moe4 sizes Mixture-of-Experts models"
+        )
+    width, hidden = expert_width(config), int(config.get("hidden_size") or 0)
+    if group_size not in (32, 64, 128) or width % group_size or hidden % group_size:
+        raise DeployError(
+            f"groups of {group_size} codes do not divide the experts of {where} ({width} by {hidden}); "
+            "use --group-size 32, 64 or 128"
+        )
+    release = _empty(name, where, "config", config, group_size, folder)
+    for tensors in list_tensors(config):
+        for spec in _stored(tensors, group_size):
+            release._add(spec, tensors.copies)
+    return release
+
+
+def _stored(tensors: Tensors, group_size: int) -> Iterable[TensorSpec]:
+    """Yield what the default recipe stores: routed experts packed, the rest in BF16."""
+    name, shape = tensors.name, tensors.shape
+    if not tensors.is_routed_expert:
+        yield TensorSpec(name=name, dtype="F32" if tensors.float32 else "BF16", shape=shape)
+        return
+    rows, columns = shape
+    yield TensorSpec(name=f"{name}_packed", dtype="I32", shape=(rows, columns // 8))
+    yield TensorSpec(name=f"{name}_scale", dtype="BF16", shape=(rows, columns // group_size))
+    yield TensorSpec(name=f"{name}_shape", dtype="I64", shape=(2,))
+
+
+def _empty(
+    name: str, where: str, origin: str, config: dict[str, Any], group_size: int | None, folder: Path | None
+) -> Release:
+    num_layers = config.get("num_hidden_layers")
+    if not isinstance(num_layers, int) or num_layers < 1:
+        raise UnsupportedModelError(
+            f"the config of {where} has no num_hidden_layers; is it a language model?"
+        )
+    tokenizer = folder / "tokenizer_config.json" if folder else None
+    tokenizer_config = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
+    return Release(
+        name=name,
+        where=where,
+        origin=origin,
+        config=config,
+        group_size=group_size,
+        layers=[LayerBytes() for _ in range(num_layers)],
+        uses_kimi_calls=writes_kimi_calls(folder or Path("/nonexistent"), config, tokenizer_config),
+    )

@@ -1,0 +1,204 @@
+"""Sizing, held to known points of Kimi-K2, to files on disk and to vLLM's own rules."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deploy.deploy_cases import K2_TINY, shared_folder, write_kimi_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.deploy.choose import default_layout, smallest_on, survey
+from moe4.deploy.machines import DEVICES, GIB, find_device, unnamed_gpu
+from moe4.deploy.release import Release, read_release
+from moe4.deploy.sizing import (
+    Layout,
+    check_layout,
+    fit,
+    max_tensor_parallel,
+    split_layers,
+    startup_seconds,
+)
+from moe4.errors import CheckpointError, DeployError
+
+
+@pytest.fixture(scope="module")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return read_release(str(write_kimi_config(tmp_path_factory.mktemp("kimi") / "Kimi-K2-Instruct")))
+
+
+def test_kimi_k2_is_546_gb(kimi: Release) -> None:
+    assert round(kimi.num_bytes / 1e9, 2) == 546.64
+    assert round(kimi.num_elements / 1e9, 2) == 146.49
+    assert kimi.bytes_by_dtype.keys() == {"BF16", "I64", "F32", "I32"}
+    assert kimi.kv_bytes_per_token == 70_272
+    assert round(kimi.expert_bytes_read / 1e9, 1) == 10.9
+    assert round(kimi.dense_bytes_read / 1e9, 1) == 21.1
+    assert kimi.name == "Kimi-K2-Instruct"
+
+
+def test_the_published_config_gives_the_same(kimi: Release) -> None:
+    published = read_release(str(shared_folder() / "configs" / "kimi-k2-instruct"))
+    assert published.num_bytes == kimi.num_bytes
+    assert published.layers == kimi.layers
+
+
+def test_tensor_parallel_16_is_the_most_at_group_128(kimi: Release, tmp_path: Path) -> None:
+    assert max_tensor_parallel(kimi) == 16
+    refusal = check_layout(kimi, Layout(tensor=32))
+    assert refusal is not None
+    assert "16 groups of 128 codes" in refusal
+    assert check_layout(kimi, Layout(tensor=32, expert_parallel=True)) is None
+    folder = str(write_kimi_config(tmp_path))
+    assert [max_tensor_parallel(read_release(folder, size)) for size in (64, 32)] == [32, 64]
+    assert "64 attention heads" in str(check_layout(kimi, Layout(tensor=3)))
+
+
+def test_eight_80_gb_gpus_are_marginal_and_eight_h200_comfortable(kimi: Release) -> None:
+    for name in ("a100", "h100"):
+        found = fit(kimi, DEVICES[name], Layout(tensor=8))
+        assert found.verdict == "marginal"
+        assert 68e9 < found.weight_bytes < 71e9
+        assert fit(kimi, DEVICES[name], Layout(tensor=8), max_model_len=32_768).works
+    assert fit(kimi, DEVICES["h200"], Layout(tensor=8)).verdict == "comfortable"
+    assert fit(kimi, DEVICES["h100"], Layout(tensor=4)).verdict == "no"
+    table = survey(kimi, max_model_len=None, concurrency=1)
+    assert table.recommended is not None
+    assert (table.recommended.device.name, table.recommended.layout.num_gpus) == ("H200", 8)
+
+
+def test_files_and_config_give_the_same_sizes(tmp_path: Path) -> None:
+    from model_fixtures import write_random_model, write_rounded_release
+
+    source, out = tmp_path / "source", tmp_path / "release"
+    write_random_model(source, num_hidden_layers=2, n_routed_experts=4)
+    write_rounded_release(source, out, 32)
+    from_files = read_release(str(out))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_bytes((out / "config.json").read_bytes())
+    from_config = read_release(str(tmp_path / "alone"))
+    assert from_files.origin == "headers"
+    assert from_config.origin == "config"
+    assert from_files.layers == from_config.layers
+    assert from_files.bytes_by_dtype == from_config.bytes_by_dtype
+    assert from_files.row_groups == from_config.row_groups
+
+
+def test_a_source_is_sized_as_it_is() -> None:
+    source = read_release(str(K2_TINY))
+    stored = sum(file.stat().st_size for file in K2_TINY.glob("*.safetensors"))
+    assert 0 < stored - source.num_bytes < 300_000  # the headers
+    assert source.group_size is None
+    assert source.uses_kimi_calls
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tensor=st.sampled_from([1, 2, 4, 8, 16]),
+    pipeline=st.integers(1, 16),
+    device=st.sampled_from(sorted(DEVICES)),
+    length=st.integers(1, 131_072),
+)
+def test_the_parts_add_up_and_more_gpus_never_hold_less(
+    kimi: Release, tensor: int, pipeline: int, device: str, length: int
+) -> None:
+    layout = Layout(tensor=tensor, pipeline=pipeline)
+    found = fit(kimi, DEVICES[device], layout, max_model_len=length)
+    assert found.weight_bytes * layout.num_gpus >= kimi.num_bytes
+    assert found.whole_bytes < found.weight_bytes
+    if tensor < 16:
+        wider = fit(kimi, DEVICES[device], Layout(tensor=2 * tensor, pipeline=pipeline), max_model_len=length)
+        assert wider.cache_tokens >= found.cache_tokens
+    if found.works:
+        cached = found.max_model_len * kimi.kv_bytes_per_token // pipeline
+        assert found.weight_bytes + cached < DEVICES[device].memory_bytes
+
+
+def test_layers_are_dealt_as_vllm_deals_them() -> None:
+    utils = pytest.importorskip("vllm.distributed.utils")
+    for layers in (5, 61, 62, 64):
+        for stages in range(1, 6):
+            ends = [utils.get_pp_indices(layers, stage, stages) for stage in range(stages)]
+            assert split_layers(layers, stages) == [end - start for start, end in ends]
+
+
+def test_data_parallel_copies_the_rest_and_splits_the_cache(kimi: Release) -> None:
+    copies = Layout(tensor=1, data=16, expert_parallel=True)
+    found = fit(kimi, DEVICES["h100"], copies)
+    dense = kimi.num_bytes - sum(layer.experts for layer in kimi.layers)
+    assert found.weight_bytes == pytest.approx(dense + (kimi.num_bytes - dense) / 16, rel=1e-6)
+    assert found.cache_tokens % 16 == 0
+    assert check_layout(kimi, Layout(data=2)) is not None
+
+
+def test_a_layout_is_found_or_refused_in_one_line(kimi: Release) -> None:
+    assert default_layout(kimi, DEVICES["h100"], 16) == Layout(tensor=8, pipeline=2)
+    assert default_layout(kimi, DEVICES["h100"], 8) == Layout(tensor=8)
+    assert smallest_on(kimi, DEVICES["l40s"], None, 1).layout == Layout(tensor=8, pipeline=2)
+    with pytest.raises(DeployError, match="does not fit on 64 x"):
+        smallest_on(kimi, unnamed_gpu(8), None, 1)
+    with pytest.raises(DeployError, match="--gpu h1000 is not in the table"):
+        find_device("h1000")
+    with pytest.raises(DeployError, match="131072"):
+        fit(kimi, DEVICES["h200"], Layout(tensor=8), max_model_len=200_000)
+
+
+def test_a_start_is_given_an_hour_and_more(kimi: Release) -> None:
+    assert startup_seconds(kimi, 0.3e9) > 3600
+    assert fit(kimi, DEVICES["h200"], Layout(tensor=8)).free_bytes > 50 * GIB
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_prints_json_and_exit_codes(tmp_path: Path) -> None:
+    folder = str(write_kimi_config(tmp_path / "kimi"))
+    result = run("fit", folder, "--gpu", "h200", "--gpus", "8", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert facts["fit"]["verdict"] == "comfortable"
+    assert facts["release"]["bytes"] == 546_643_050_496
+    assert run("fit", folder, "--gpu", "h100", "--gpus", "8").exit_code == 1
+    table = run("fit", folder)
+    assert table.exit_code == 0
+    assert "recommended: 8 x H200 (TP8)" in table.stdout
+    assert len(json.loads(run("fit", folder, "--json").stdout)["fits"]) >= 10
+
+
+def test_what_is_no_release_is_one_line(tmp_path: Path) -> None:
+    for where in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "none.json")):
+        error = run("fit", where).exception
+        assert isinstance(error, CheckpointError)
+        assert "\n" not in str(error)
+    folder = str(write_kimi_config(tmp_path / "kimi"))
+    for options in (["--gpus", "8"], ["--gpu", "h200", "--gpu-memory", "80"], ["--disk", "0"]):
+        assert isinstance(run("fit", folder, *options).exception, DeployError)
+
+
+def test_a_repository_is_read_by_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client stays as it is; what it would fetch comes from k2-tiny's files."""
+    import huggingface_hub
+    from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+
+    files = {}
+    for path in sorted(K2_TINY.glob("*.safetensors")):
+        size = int.from_bytes(path.read_bytes()[:8], "little")
+        header = json.loads(path.read_bytes()[8 : 8 + size])
+        header.pop("__metadata__", None)
+        tensors = {
+            name: TensorInfo(
+                dtype=entry["dtype"], shape=entry["shape"], data_offsets=tuple(entry["data_offsets"])
+            )
+            for name, entry in header.items()
+        }
+        files[path.name] = SafetensorsFileMetadata(metadata={}, tensors=tensors)
+    repo = SafetensorsRepoMetadata(metadata={}, sharded=True, weight_map={}, files_metadata=files)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda *_, **__: repo)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(K2_TINY / "config.json"))
+    found = read_release("someone/k2-tiny")
+    assert found.layers == read_release(str(K2_TINY)).layers
+    assert found.name == "k2-tiny"
