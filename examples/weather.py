@@ -19,6 +19,12 @@ TOOLS = [
     }
 ]
 
+WEATHER = {
+    "Paris": {"temperature": 21, "condition": "sunny"},
+    "Oslo": {"temperature": 8, "condition": "rainy"},
+    "Rome": {"temperature": 26, "condition": "clear"},
+}
+
 
 def run_tool(name: str, arguments: str) -> str:
     """Run the tool that the model asked for and return its result as JSON; errors go to the model too."""
@@ -28,4 +34,4 @@ def run_tool(name: str, arguments: str) -> str:
         city = json.loads(arguments)["city"]
     except (ValueError, KeyError, TypeError) as error:
         return json.dumps({"error": f"bad arguments: {error!r}"})
-    return json.dumps({"city": city, "weather": "sunny", "temperature": 21})
+    return json.dumps(WEATHER.get(city, {"error": f"no weather station in {city}"}))
