@@ -185,16 +185,6 @@ def write_dequantized_twin(release: Path, folder: Path, dtype: torch.dtype = tor
     return write_checkpoint(folder, config, plain)
 
 
-def has_trained_weights() -> bool:
-    """Say whether k2-tiny's trained weights are in the repository."""
-    return any(REFERENCE_MODEL.glob("model*.safetensors"))
-
-
-def reference_checkpoint(folder: Path) -> Path:
-    """Return k2-tiny where its trained weights are there, else write one with random weights to `folder`."""
-    return REFERENCE_MODEL if has_trained_weights() else write_random_model(folder)
-
-
 def load_in_transformers(folder: Path, dtype: torch.dtype) -> Any:
     """Return the checkpoint as a transformers model; its twin of `kimi_k2` is DeepSeek-V3."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM

@@ -19,7 +19,6 @@ from engine import run_engine
 from generate import NUM_BEST
 from model_fixtures import (
     REFERENCE_MODEL,
-    has_trained_weights,
     load_in_transformers,
     next_token_logprobs,
     write_dequantized_twin,
@@ -29,9 +28,7 @@ from transformers import AutoTokenizer
 
 from k2tiny import corpus
 
-# Random weights route tokens by chance, and one other route moves everything after it.
-trained = pytest.mark.skipif(not has_trained_weights(), reason="needs k2-tiny's trained weights")
-pytestmark = [pytest.mark.vllm, trained]
+pytestmark = pytest.mark.vllm
 
 NUM_PROMPTS, NUM_LONG, NUM_TOKENS = 50, 3, 24
 WIDE_GAP = 2.0  # of log-probabilities: the second token is 7 times less likely
