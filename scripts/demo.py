@@ -4,7 +4,6 @@ import argparse
 import json
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def serving(release: str, port: int) -> Iterator[str]:
         try:
             yield facts["url"]
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
 
 
 def free_port() -> int:
