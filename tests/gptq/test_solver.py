@@ -94,11 +94,18 @@ def test_hessian_is_the_mean_over_tokens_in_any_batching() -> None:
     torch.testing.assert_close(weighted.mean(), 2 * (x * w[:, None]).T @ x / w.sum())
 
 
+def test_a_wide_hessian_is_symmetric_and_whole() -> None:
+    x = correlated_tokens(40, 1100)
+    hessian = Hessian(1100, dtype=torch.float64)
+    hessian.add(x)
+    torch.testing.assert_close(hessian.mean(), 2 / 40 * x.T @ x)
+
+
 def test_shrinkage_weighs_by_tokens() -> None:
     own, pooled = torch.eye(3), 3 * torch.eye(3)
-    assert torch.equal(shrink(own, 10, pooled, 0), own)
-    assert torch.equal(shrink(own, 0, pooled, 5), pooled)
-    torch.testing.assert_close(shrink(own, 30, pooled, 10), 1.5 * torch.eye(3))
+    assert torch.equal(shrink(own.clone(), 10, pooled, 0), own)
+    assert torch.equal(shrink(own.clone(), 0, pooled, 5), pooled)
+    torch.testing.assert_close(shrink(own.clone(), 30, pooled, 10), 1.5 * torch.eye(3))
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

@@ -6,7 +6,7 @@ its tensors (`ShardWriter`), and because unquantized tensors are copied as bytes
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,18 @@ class ShardWriter:
         self._begin(name)
         self._write_at(self._data_start + self._offsets[name], tensor_bytes(tensor))
 
-    def copy(self, stored: StoredTensor) -> None:
-        """Copy a tensor's bytes from another shard as they are."""
-        name = stored.spec.name
-        assert stored.spec == self._specs[name], name
+    def write_pieces(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Write a tensor's bytes as they come."""
         self._begin(name)
-        position = self._data_start + self._offsets[name]
-        for piece in iterate_bytes(stored):
+        start = position = self._data_start + self._offsets[name]
+        for piece in pieces:
             self._write_at(position, piece)
             position += len(piece)
+        assert position - start == self._specs[name].num_bytes, name
+
+    def lacks(self, name: str) -> bool:
+        """Say whether a tensor has not been written yet."""
+        return name in self._missing
 
     def finish(self) -> None:
         """Sync and close. Every tensor has been written."""

@@ -6,6 +6,7 @@ does.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_weight_map
-from moe4.checkpoint.shard import Shard, StoredTensor, read_shard, read_tensor
+from moe4.checkpoint.shard import (
+    DTYPES,
+    Shard,
+    StoredTensor,
+    iterate_bytes,
+    read_shard,
+    read_tensor,
+)
 from moe4.errors import (
     CheckpointError,
     MissingFileError,
@@ -53,6 +61,9 @@ class Checkpoint:
             if stored is None:
                 raise CheckpointError(f"{folder / INDEX_NAME} says {shard_name} holds {name}; it does not")
             self._stored[name] = stored
+        self.bytes_read = 0
+        """Of tensors' data, since this was opened."""
+        self._count = threading.Lock()
         self.block_size = _fp8_block_size(self.config)
         self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
         for name in self.tensors:
@@ -73,17 +84,44 @@ class Checkpoint:
 
         Raises TensorError if it holds NaN or Inf.
         """
-        stored = self._stored[name]
-        tensor = read_tensor(stored)
-        if self.is_fp8(name):
-            scales = read_tensor(self._stored[name + SCALE_SUFFIX])
-            tensor = dequantize_blocks(tensor, scales, self.block_size)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TensorError(
-                f"{name} in {stored.path} holds NaN or Inf; the checkpoint is damaged, or was saved "
-                "from a run that diverged"
-            )
+        return self.decode(name, self.read(name))
+
+    def read(self, name: str) -> tuple[Tensor, ...]:
+        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this."""
+        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
+        pieces = tuple(read_tensor(self._stored[part]) for part in names)
+        self._add_bytes(sum(piece.nbytes for piece in pieces))
+        return pieces
+
+    def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
+        """Return what `load` does, from what `read` gave."""
+        tensor = pieces[0]
+        if len(pieces) == 2:
+            tensor = dequantize_blocks(tensor, pieces[1], self.block_size)
+        self._check_finite(name, tensor)
         return tensor
+
+    def iterate(self, name: str) -> Iterator[bytes]:
+        """Yield a tensor's stored bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
+        stored = self._stored[name]
+        for piece in iterate_bytes(stored):
+            self._add_bytes(len(piece))
+            self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
+            yield piece
+
+    def _add_bytes(self, num_bytes: int) -> None:
+        with self._count:
+            self.bytes_read += num_bytes
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
+        # A sum is one pass without temporaries; only where it is not finite is every value looked at.
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+            return
+        if not torch.isfinite(tensor).all():
+            raise TensorError(
+                f"{name} in {self._stored[name].path} holds NaN or Inf; the checkpoint is damaged, or was "
+                "saved from a run that diverged"
+            )
 
     def digest(self) -> str:
         """Return a SHA-256 over the config, the index and every shard's size and header."""
@@ -131,9 +169,12 @@ WEIGHT_SUFFIXES = frozenset(
 
 def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Tensor:
     """Return float32 weights of FP8 [out, in] and its blocks' scales [ceil(out / b0), ceil(in / b1)]."""
-    rows, columns = weight.shape
-    expanded = scales.float().repeat_interleave(block_size[0], dim=0)[:rows]
-    return weight.float().mul_(expanded.repeat_interleave(block_size[1], dim=1)[:, :columns])
+    (rows, columns), (height, width) = weight.shape, block_size
+    if rows % height == 0 and columns % width == 0:
+        blocks = weight.float().view(rows // height, height, columns // width, width)
+        return blocks.mul_(scales.float()[:, None, :, None]).view(rows, columns)
+    expanded = scales.float().repeat_interleave(height, dim=0)[:rows]
+    return weight.float().mul_(expanded.repeat_interleave(width, dim=1)[:, :columns])
 
 
 def _fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:

@@ -8,11 +8,15 @@ from torch import Tensor
 
 from moe4.errors import CalibrationError
 
-ROWS_AT_ONCE = 16384
+ROWS_AT_ONCE = 4096
+BLOCK_COLUMNS = 1024
 
 
 class Hessian:
-    """Accumulate H over tokens, in float32 (float64 for float64 input)."""
+    """Accumulate H over tokens, in float32 (float64 for float64 input).
+
+    `sum` is whole on and below the diagonal's blocks of BLOCK_COLUMNS; `mean` fills in the rest.
+    """
 
     def __init__(
         self, size: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
@@ -41,19 +45,25 @@ class Hessian:
                 w = weights[start : start + ROWS_AT_ONCE].to(self.sum.dtype)
                 self.weight += float(w.sum())
                 rows = rows * w.sqrt().unsqueeze(1)
-            self.sum.addmm_(rows.T, rows)
+            for first in range(0, rows.shape[1], BLOCK_COLUMNS):
+                here = slice(first, first + BLOCK_COLUMNS)
+                self.sum[first:, here].addmm_(rows[:, first:].T, rows[:, here])
         self.num_tokens += x.shape[0]
         if not torch.isfinite(self.sum.diagonal()).all():
             raise CalibrationError("calibration activations hold NaN or Inf")
 
     def mean(self) -> Tensor:
         """Return H [in, in]; zeros if no token was added."""
-        return self.sum * (2.0 / self.weight if self.weight else 0.0)
+        H = self.sum * (2.0 / self.weight if self.weight else 0.0)
+        for first in range(BLOCK_COLUMNS, H.shape[0], BLOCK_COLUMNS):
+            here = slice(first, first + BLOCK_COLUMNS)
+            H[:first, here] = H[here, :first].T
+        return H
 
 
 def shrink(own: Tensor, num_tokens: int, pooled: Tensor, pooled_tokens: int) -> Tensor:
-    """Return (n own + n0 pooled) / (n + n0): an expert that few tokens reached leans on the pool."""
+    """Make `own` (n own + n0 pooled) / (n + n0) and return it: a cold expert leans on the pool."""
     total = num_tokens + pooled_tokens
     if total == 0:
         return own
-    return (own * num_tokens + pooled * pooled_tokens) / total
+    return own.mul_(num_tokens / total).add_(pooled, alpha=pooled_tokens / total)

@@ -13,6 +13,7 @@ from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
 from moe4.quantize.plan import QuantizedWeight, ShardPlan
 from moe4.quantize.ranks import Ranks
+from moe4.quantize.reader import LayerReader, Stored
 from moe4.recipe import Recipe
 
 
@@ -27,9 +28,13 @@ class Workbench:
     ranks: Ranks
     step_done: Callable[[str], None]
 
-    def load(self, weight: QuantizedWeight) -> Tensor:
-        """Return a source weight, float32 [out, in], on the device."""
-        return self.checkpoint.load(weight.name).to(self.device).float()
+    def decode(self, weight: QuantizedWeight, stored: Stored) -> Tensor:
+        """Return a source weight, float32 [out, in], on the device, from what `Checkpoint.read` gave."""
+        return self.checkpoint.decode(weight.name, stored).to(self.device).float()
+
+    def own_numbers(self, count: int) -> range:
+        """Return which of the numbers 0..count-1 of `Ranks.spread` are this rank's."""
+        return range(self.ranks.rank, count, self.ranks.size)
 
     def served(self, result: QuantizedMatrix) -> Tensor:
         """Return a quantized weight [out, in] in the dtype it meets the activations in."""
@@ -54,9 +59,4 @@ def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:
 
 def copy_tensors(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -> None:
     """Copy what is not quantized as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""
-    for name in plan.copied:
-        tensor = bench.checkpoint.load(name)
-        if bench.checkpoint.is_fp8(name):
-            writer.write(name, tensor.to(torch.bfloat16))
-        else:
-            writer.copy(bench.checkpoint.tensors[name])
+    LayerReader(bench.checkpoint, plan, writer).copy_rest()

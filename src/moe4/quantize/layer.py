@@ -21,6 +21,7 @@ from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, copy_tensors, stored_tensors, write_all
 from moe4.quantize.plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.ranks import Parcel
+from moe4.quantize.reader import ExpertReader, LayerReader, Stored
 from moe4.quantize.stream import ExpertStream
 
 
@@ -31,7 +32,12 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
     """
     record = LayerRecord(layer=plan.layer_number, shard=plan.file_name)
     linears = [weight for stage in plan.linear_stages for weight in stage]
-    for number, parcel in bench.ranks.spread(len(linears), lambda number: _round(bench, linears[number])):
+
+    def round_linear(number: int) -> Parcel:
+        weight = linears[number]
+        return _round(bench, weight, bench.checkpoint.read(weight.name))
+
+    for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
         write_all(writer, parcel.tensors)
         record.linears[_local_name(bench, plan, linears[number])] = parcel.facts
@@ -39,13 +45,14 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
         copy_tensors(bench, plan, writer)
     if plan.experts is not None:
         experts = plan.experts
-        for expert, parcel in bench.ranks.spread(
-            experts.num_experts, lambda expert: _round_expert(bench, experts, expert)
-        ):
-            assert writer is not None
-            write_all(writer, parcel.tensors)
-            record.experts.append(parcel.facts)
-            bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+        with ExpertReader(bench.checkpoint, experts, bench.own_numbers(experts.num_experts)) as reader:
+            for expert, parcel in bench.ranks.spread(
+                experts.num_experts, lambda expert: _round_expert(bench, experts, expert, reader)
+            ):
+                assert writer is not None
+                write_all(writer, parcel.tensors)
+                record.experts.append(parcel.facts)
+                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
     bench.step_done(f"layer {record.layer + 1}")
     return record
 
@@ -65,13 +72,14 @@ def quantize_layer_gptq(
     """
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
-    module = bench.network.build_layer(layer, bench.checkpoint.load, bench.device)
+    reader = LayerReader(bench.checkpoint, plan, writer)
+    module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:
-        _quantize_linears(bench, plan, stage, runner, writer, record)
+        _quantize_linears(bench, plan, stage, runner, reader, writer, record)
+    reader.copy_rest()
     total = None
     if writer is not None:
-        copy_tensors(bench, plan, writer)
         num_tokens, hidden_size = hidden.tensor.shape
         path, shape = work / "total.partial", (num_tokens, hidden_size)
         total = ActivationStore(path, shape, torch.float32, create=True).tensor
@@ -92,6 +100,7 @@ def _quantize_linears(
     plan: ShardPlan,
     stage: list[QuantizedWeight],
     runner: LayerRunner,
+    reader: LayerReader,
     writer: ShardWriter | None,
     record: LayerRecord,
 ) -> None:
@@ -102,7 +111,7 @@ def _quantize_linears(
         set_capture(bench.network.experts_module(runner.module, runner.layer), lambda *_: None)
     hessian = runner.observe(modules[0], stage[0].shape[1])
     settings = bench.recipe.gptq
-    originals = [bench.load(weight) for weight in stage]
+    originals = [reader.load(weight.name).to(bench.device).float() for weight in stage]
     results = quantize_gptq(originals, factorize(hessian.mean(), settings), bench.recipe.group_size, settings)
     for weight, module, name, result in zip(stage, modules, names, results, strict=True):
         module.weight = nn.Parameter(bench.served(result), requires_grad=False)
@@ -111,15 +120,18 @@ def _quantize_linears(
             write_all(writer, stored_tensors(weight, result))
 
 
-def _round(bench: Workbench, weight: QuantizedWeight) -> Parcel:
+def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
     """Return a weight rounded to nearest: its record and its stored tensors."""
-    result = quantize_rtn(bench.load(weight), bench.recipe.group_size)
+    result = quantize_rtn(bench.decode(weight, stored), bench.recipe.group_size)
     return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
 
 
-def _round_expert(bench: Workbench, experts: ExpertShape, expert: int) -> Parcel:
+def _round_expert(bench: Workbench, experts: ExpertShape, expert: int, reader: ExpertReader) -> Parcel:
     """Return an expert's three weights rounded to nearest."""
-    parcels = {str(part): _round(bench, expert_weight(experts, expert, part)) for part in PARTS}
+    stored = reader.take(expert)
+    parcels = {
+        str(part): _round(bench, expert_weight(experts, expert, part), stored.pop(part)) for part in PARTS
+    }
     return Parcel(
         facts={"num_tokens": None, **{part: parcel.facts for part, parcel in parcels.items()}},
         tensors={name: tensor for parcel in parcels.values() for name, tensor in parcel.tensors.items()},

@@ -14,9 +14,11 @@ from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, stored_tensors, write_all
 from moe4.quantize.plan import expert_weight
 from moe4.quantize.ranks import Parcel
+from moe4.quantize.reader import ExpertReader, Stored
 
 POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
-ROWS_AT_ONCE = 16384
+ROWS_AT_ONCE = 4096
+KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 GATE_UP: tuple[Part, Part] = ("gate", "up")
 
 Results = dict[Part, QuantizedMatrix]
@@ -38,15 +40,24 @@ class ExpertStream:
 
         Experts are spread over the ranks; only rank 0 has `total` and `writer`, and fills in `record`.
         """
-        for expert, parcel in self._bench.ranks.spread(self._experts.num_experts, self._work):
-            assert total is not None
-            assert writer is not None
-            rows, gates = self._routing.of_expert(expert)
-            output = parcel.tensors.pop("output").float()
-            total.index_add_(0, rows, (output * gates.to(output.device).unsqueeze(1)).cpu())
-            write_all(writer, parcel.tensors)
-            record.experts.append(parcel.facts)
-            self._bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+        bench, num_experts = self._bench, self._experts.num_experts
+        with ExpertReader(bench.checkpoint, self._experts, bench.own_numbers(num_experts)) as reader:
+            for expert, parcel in bench.ranks.spread(
+                num_experts, lambda expert: self._work(expert, reader.take(expert), total)
+            ):
+                assert total is not None
+                assert writer is not None
+                output = parcel.tensors.pop("output", None)
+                if output is not None:
+                    self._add(total, expert, 0, output)
+                write_all(writer, parcel.tensors)
+                record.experts.append(parcel.facts)
+                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+
+    def _add(self, total: Tensor, expert: int, start: int, output: Tensor) -> None:
+        """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""
+        rows, gates = (item[start : start + len(output)] for item in self._routing.of_expert(expert))
+        total.index_add_(0, rows, (output.float() * gates.to(output.device).unsqueeze(1)).cpu())
 
     def _pooled_part(self, number: int) -> Parcel:
         """Return the Hessian of one piece of all tokens."""
@@ -55,40 +66,70 @@ class ExpertStream:
         hessian.add(self._routing.inputs[rows].to(self._bench.device))
         return pack_hessian(hessian)
 
-    def _work(self, expert: int) -> Parcel:
-        """Quantize an expert: its record, stored tensors, and `output` [tokens, hidden] for its tokens."""
+    def _work(self, expert: int, stored: dict[Part, Stored], total: Tensor | None) -> Parcel:
+        """Quantize an expert: its record and its stored tensors.
+
+        Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].
+        """
         rows, gates = self._routing.of_expert(expert)
-        x = self._routing.inputs[rows].to(self._bench.device)
-        results = self._quantize(expert, x, gates.to(self._bench.device))
+        results, inner = self._quantize(expert, stored, gates.to(self._bench.device))
+        down, pieces = self._bench.served(results["down"]), []
         with torch.inference_mode():
-            output = self._run_gate_up(results, x) @ self._bench.served(results["down"]).T
+            for number, start in enumerate(range(0, len(rows), ROWS_AT_ONCE)):
+                states = inner[number] if inner else self._run_gate_up(results, self._inputs(expert, start))
+                if total is None:
+                    pieces.append(states @ down.T)
+                else:
+                    self._add(total, expert, start, states @ down.T)
         matrices = {str(part): matrix_record(results[part]) for part in PARTS}
-        tensors = {"output": output}
+        tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
         for part in PARTS:
             tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
-        return Parcel(facts={"num_tokens": int(rows.numel()), **matrices}, tensors=tensors)
+        return Parcel(facts={"num_tokens": len(rows), **matrices}, tensors=tensors)
 
-    def _quantize(self, expert: int, x: Tensor, g: Tensor) -> Results:
-        """Quantize gate and up stacked on the tokens x, then down on what the quantized two make of them."""
+    def _inputs(self, expert: int, start: int) -> Tensor:
+        """Return ROWS_AT_ONCE rows of an expert's input [tokens, hidden] from `start` on."""
+        rows, _ = self._routing.of_expert(expert)
+        return self._routing.inputs[rows[start : start + ROWS_AT_ONCE]].to(self._bench.device)
+
+    def _quantize(self, expert: int, stored: dict[Part, Stored], g: Tensor) -> tuple[Results, list[Tensor]]:
+        """Quantize gate and up stacked on their tokens, then down on what the quantized two make of them.
+
+        Returns the results, and what the two make of the tokens, in pieces, unless that is too much to keep.
+        """
         bench, settings, experts = self._bench, self._bench.recipe.gptq, self._experts
         weights = g.square() if settings.hessian_weighting == "gate" else None
+        starts = range(0, len(g), ROWS_AT_ONCE)
+
+        def piece_weights(start: int) -> Tensor | None:
+            return None if weights is None else weights[start : start + ROWS_AT_ONCE]
+
+        def solve(H: Tensor, pooled: Tensor, parts: tuple[Part, ...]) -> None:
+            factor = factorize(shrink(H, len(g), pooled, settings.shrinkage_tokens), settings)
+            originals = [bench.decode(expert_weight(experts, expert, p), stored.pop(p)) for p in parts]
+            found = quantize_gptq(originals, factor, bench.recipe.group_size, settings)
+            results.update(zip(parts, found, strict=True))
+
+        results: Results = {}
         own = Hessian(experts.hidden_size, bench.device)
-        own.add(x, weights)
-        H = shrink(own.mean(), x.shape[0], self._pooled, settings.shrinkage_tokens)
-        originals = [bench.load(expert_weight(experts, expert, part)) for part in GATE_UP]
-        gate, up = quantize_gptq(originals, factorize(H, settings), bench.recipe.group_size, settings)
-        results: Results = {"gate": gate, "up": up}
+        for start in starts:
+            own.add(self._inputs(expert, start), piece_weights(start))
+        H = own.mean()
+        del own
+        solve(H, self._pooled, GATE_UP)
+        del H
+        keeps = len(g) * experts.width * bench.network.compute_dtype.itemsize <= KEPT_BYTES
+        inner: list[Tensor] = []
+        own, pooled = Hessian(experts.width, bench.device), Hessian(experts.width, bench.device)
         with torch.inference_mode():
-            own = Hessian(experts.width, bench.device)
-            own.add(self._run_gate_up(results, x), weights)
-            pooled = Hessian(experts.width, bench.device)
+            for start in starts:
+                states = self._run_gate_up(results, self._inputs(expert, start))
+                own.add(states, piece_weights(start))
+                if keeps:
+                    inner.append(states)
             pooled.add(self._run_gate_up(results, self._pool))
-        H = shrink(own.mean(), x.shape[0], pooled.mean(), settings.shrinkage_tokens)
-        originals = [bench.load(expert_weight(experts, expert, "down"))]
-        (results["down"],) = quantize_gptq(
-            originals, factorize(H, settings), bench.recipe.group_size, settings
-        )
-        return results
+        solve(own.mean(), pooled.mean(), ("down",))
+        return results, inner
 
     def _run_gate_up(self, results: Results, x: Tensor) -> Tensor:
         """Return activation(x gate^T) * (x up^T) with the quantized weights, [tokens, width]."""
