@@ -11,7 +11,9 @@ from compressed_tensors.compressors.pack_quantized import PackedQuantizationComp
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
+from moe4.checkpoint.release import ReleaseFolder
 from moe4.cli import main as cli
+from moe4.quantize import commit
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.run import Request, quantize
 from moe4.recipe import Recipe
@@ -24,6 +26,26 @@ def run_quantize(
     request = Request(source=source, out=out, recipe=recipe, calibration=calibration, **options)
     with ProgressReporter() as progress:
         return quantize(request, progress)
+
+
+def keep_boundaries(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Have runs leave the hidden states between layers in what is returned, by file name."""
+    kept: dict[str, bytes] = {}
+    remove = ReleaseFolder.remove_work_folder
+
+    def discard(path: Path) -> None:
+        if path.name.startswith("hidden-"):
+            kept[path.name] = path.read_bytes()
+        path.unlink(missing_ok=True)
+
+    def remove_work_folder(folder: ReleaseFolder) -> None:
+        for path in folder.work.glob("hidden-*.bin"):
+            discard(path)
+        remove(folder)
+
+    monkeypatch.setattr(commit, "discard", discard)
+    monkeypatch.setattr(ReleaseFolder, "remove_work_folder", remove_work_folder)
+    return kept
 
 
 def run_cli(

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from release_tools import decompress, run_quantize, tokenize
+from release_tools import decompress, keep_boundaries, run_quantize, tokenize
 from safetensors.torch import save_file
 
 from moe4.model.architecture import SUPPORTED_MODEL_TYPES
-from moe4.quantize import run
 from moe4.quantize.verify import verify
 from moe4.recipe import Calibration, Recipe
 
@@ -83,8 +82,7 @@ def test_calibrated_is_served(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(run, "discard", lambda path: keep(path, kept))
+    kept = keep_boundaries(monkeypatch)
     out = tmp_path / "out"
     settings = Calibration(num_sequences=4, compute_dtype="float32")
     report = run_quantize(
@@ -105,13 +103,6 @@ def test_calibrated_is_served(
     with torch.inference_mode():
         outputs = [model.model(torch.tensor([ids]), output_hidden_states=True) for ids in sequences]
     expected = torch.cat([output.hidden_states[2][0] for output in outputs])
-    found = torch.frombuffer(bytearray(kept.read_bytes()), dtype=torch.float32).view(expected.shape)
+    found = torch.frombuffer(bytearray(kept["hidden-00002.bin"]), dtype=torch.float32).view(expected.shape)
     distance = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert distance.max() < 1e-5
-
-
-def keep(path: Path, kept: Path) -> None:
-    """Keep the input of the third layer, which two quantized layers made."""
-    if path.name == "hidden-00002.bin":
-        path.replace(kept)
-    path.unlink(missing_ok=True)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from release_tools import decompress, load_folder, run_quantize, tokenize, transformers_model
+from release_tools import decompress, keep_boundaries, load_folder, run_quantize, tokenize, transformers_model
 from safetensors import safe_open
 
-from moe4.quantize import run
 from moe4.quantize.verify import verify
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -89,14 +88,7 @@ def test_what_is_calibrated_is_what_is_served(
     targets: tuple[Any, ...],
 ) -> None:
     """Run the whole model on the release's decoded weights: its hidden states are those the run passed on."""
-    kept: dict[str, bytes] = {}
-
-    def keep(path: Path) -> None:
-        if path.name.startswith("hidden-"):
-            kept[path.name] = path.read_bytes()
-        path.unlink(missing_ok=True)
-
-    monkeypatch.setattr(run, "discard", keep)
+    kept = keep_boundaries(monkeypatch)
     recipe = Recipe(targets=targets, calibration=Calibration(compute_dtype="float32", num_sequences=6))
     out = tmp_path / "out"
     run_quantize(source, out, recipe, calibration)

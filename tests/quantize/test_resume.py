@@ -25,7 +25,7 @@ import json, os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from moe4.checkpoint import durable, journal, release
-from moe4.quantize import run
+from moe4.quantize import commit, run
 from moe4.quantize.progress import ProgressReporter
 from moe4.recipe import Recipe
 import transformers.models.deepseek_v3.modeling_deepseek_v3
@@ -51,7 +51,7 @@ def arm(countdown):
             return result
         return wrapped
     tick()
-    for module in (run, release):
+    for module in (commit, release):
         module.publish = wrap(module.publish)
     durable.publish = wrap(durable.publish)
     journal.append_line = wrap(journal.append_line)
@@ -182,19 +182,19 @@ class Interrupted(BaseException):
 @pytest.fixture
 def unfinished(source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that stopped after its second shard."""
-    from moe4.quantize import run
+    from moe4.quantize.commit import Committer
 
     out = tmp_path / "out"
-    real, calls = run._Run._commit, []
+    real, calls = Committer._commit, []
 
-    def commit(self: Any, shard: Any) -> None:
-        real(self, shard)
+    def commit(self: Any, shard: Any, kept: Any) -> None:
+        real(self, shard, kept)
         calls.append(shard)
         if len(calls) == 2:
             raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(run._Run, "_commit", commit)
+        patch.setattr(Committer, "_commit", commit)
         run_quantize(source, out, RECIPE, calibration)
     assert num_lines(out / ".moe4" / "journal.jsonl") == 3
     return out

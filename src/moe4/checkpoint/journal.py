@@ -1,28 +1,30 @@
 """What has been committed, one JSON line each, and the fingerprint that a resumed run must match.
 
-    {"begin": {"recipe": sha256, "source": sha256, "calibration": sha256, ...}}
-    {"shard": "model-00001-of-00007.safetensors", "sha256": ..., "bytes": ...}
+    {"begin": {"moe4": version, "source": sha256, "recipe": sha256, "calibration": sha256, ...}}
+    {"shard": "model-00001-of-00007.safetensors", "sha256": ..., "bytes": ..., "kept": {file: sha256, ...}}
     ...
 
-A line is appended and synced only after everything it vouches for is durable. A line torn by a crash lacks
-its newline and is cut off when the journal is opened.
+A line is appended and synced only after everything it vouches for is durable: the shard, and the files in the
+work folder that the rest of the run needs. A line torn by a crash lacks its newline and is cut off when the
+journal is opened.
 """
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.durable import append_line, file_sha256, sync_folder
+from moe4.checkpoint.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.errors import ResumeError
 
 JOURNAL_NAME = "journal.jsonl"
 FINGERPRINT_TEXTS = {
+    "moe4": "version of moe4",
     "source": "source checkpoint",
     "recipe": "recipe",
     "calibration": "calibration data",
-    "moe4": "version of moe4",
 }
 
 
@@ -33,6 +35,8 @@ class CommittedShard:
     name: str
     sha256: str
     num_bytes: int
+    kept: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files it left in the work folder, by name."""
 
 
 class Journal:
@@ -53,30 +57,31 @@ class Journal:
         sync_folder(self.path.parent)
 
     def match(self, begin: dict[str, Any]) -> None:
-        """Raise ResumeError unless this run was begun with the same recipe, source and calibration."""
+        """Raise ResumeError unless this run was begun with all of the same."""
         assert self.begin is not None
-        for key, text in FINGERPRINT_TEXTS.items():
-            if self.begin.get(key) != begin.get(key):
-                raise ResumeError(
-                    f"{self.path.parent.parent} was begun with another {text}; "
-                    "resume with what it was begun with, or choose an empty folder"
-                )
+        changed = describe_changes(self.begin, begin)
+        if changed:
+            raise ResumeError(
+                f"{self.path.parent.parent} was begun with {changed}; "
+                "resume with what it was begun with, or choose an empty folder"
+            )
 
     def commit(self, shard: CommittedShard) -> None:
         """Record a shard. It, and what the next layer needs, must be durable already."""
-        line = {"shard": shard.name, "sha256": shard.sha256, "bytes": shard.num_bytes}
-        append_line(self.path, json.dumps(line))
+        append_line(self.path, _encode(shard))
         self.shards.append(shard)
+
+    def forget_last(self) -> None:
+        """Take back the last shard, to do it again."""
+        self.shards.pop()
+        lines = [json.dumps({"begin": self.begin}), *map(_encode, self.shards)]
+        write_file(self.path, "".join(f"{line}\n" for line in lines).encode(), self.path.parent)
 
     def check_shards(self, folder: Path) -> None:
         """Raise ResumeError if a committed shard has changed since."""
         for shard in self.shards:
             path = folder / shard.name
-            if (
-                not path.is_file()
-                or path.stat().st_size != shard.num_bytes
-                or file_sha256(path) != shard.sha256
-            ):
+            if not is_unchanged(path, shard.sha256, shard.num_bytes):
                 raise ResumeError(
                     f"{path} is not the file that was committed; begin again in an empty folder"
                 )
@@ -93,8 +98,54 @@ class Journal:
             if lines:
                 self.begin = dict(lines[0]["begin"])
             self.shards = [
-                CommittedShard(name=line["shard"], sha256=line["sha256"], num_bytes=line["bytes"])
+                CommittedShard(
+                    name=line["shard"], sha256=line["sha256"], num_bytes=line["bytes"], kept=line["kept"]
+                )
                 for line in lines[1:]
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{self.path} is damaged ({error}); begin again in an empty folder") from None
+
+
+def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
+    """Say whether a file is there with this SHA-256 (and size)."""
+    if not path.is_file() or (num_bytes is not None and path.stat().st_size != num_bytes):
+        return False
+    return file_sha256(path) == sha256
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two fingerprints, in words; empty if nothing does.
+
+    `recipe_values`, the resolved recipe, is used to say what in a recipe differs, where both have it.
+    """
+    changes = []
+    for key, text in FINGERPRINT_TEXTS.items():
+        if before.get(key) == now.get(key):
+            continue
+        detail = ""
+        if key == "moe4":
+            detail = f" ({before.get(key)}, now {now.get(key)})"
+        elif key == "recipe" and "recipe_values" in before and "recipe_values" in now:
+            values = _differing(before["recipe_values"], now["recipe_values"])
+            detail = f" ({'; '.join(values)})" if values else ""
+        changes.append(f"another {text}{detail}")
+    return " and ".join(changes)
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return `name old, now new` for each value that differs in nested tables."""
+    found = []
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found.extend(_differing(one, other, f"{prefix}{name}."))
+        elif one != other:
+            found.append(f"{prefix}{name} {json.dumps(one)}, now {json.dumps(other)}")
+    return found
+
+
+def _encode(shard: CommittedShard) -> str:
+    return json.dumps(
+        {"shard": shard.name, "sha256": shard.sha256, "bytes": shard.num_bytes, "kept": shard.kept}
+    )

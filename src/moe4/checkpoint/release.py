@@ -37,30 +37,38 @@ class ReleaseFolder:
     def __init__(self, folder: Path, *, resume: bool) -> None:
         """Look at the folder and create it. Raises OutputNotEmptyError or OutputError."""
         self.folder = folder
-        self.work = folder / WORK_NAME
+        self.work = self.work_folder(folder)
         self._lock: IO[bytes] | None = None
         self.state = _look_at(folder)
         if self.state is State.UNFINISHED and not resume:
+            self._lock_folder()  # a run that is under way is another matter than one that was killed
+            self.close()
             raise OutputNotEmptyError(
                 f"{folder} holds an unfinished run; add --resume to continue it, or choose an empty folder"
             )
         if self.state is State.FINISHED and not resume:
             raise OutputNotEmptyError(f"{folder} holds a finished release; choose an empty folder")
 
+    @staticmethod
+    def work_folder(folder: Path) -> Path:
+        """Return where a run into `folder` keeps what is not final."""
+        return folder / WORK_NAME
+
     def open(self) -> Journal:
-        """Create the work folder, take the lock, remove a killed run's leftovers, open the journal."""
+        """Create the work folder, take the lock, remove a killed run's leftovers, open the journal.
+
+        Raises OutputError if another run has the lock, or had it until now.
+        """
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-            self._lock = (self.work / "lock").open("wb")
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        self._lock_folder()
+        if _look_at(self.folder) is not self.state:
             self.close()
-            raise OutputError(f"another moe4 quantize is writing to {self.folder}") from None
+            raise OutputError(f"another moe4 quantize was writing to {self.folder}; start again")
         for leftover in self.work.glob("*.partial"):
             leftover.unlink()
         return Journal(self.work)
@@ -70,6 +78,18 @@ class ReleaseFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _lock_folder(self) -> None:
+        """Take the lock, which the system takes back when this process ends, however it ends."""
+        try:
+            self._lock = (self.work / "lock").open("wb")
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise OutputError(f"another moe4 quantize is writing to {self.folder}") from None
 
     def free_bytes(self) -> int:
         """Return the free space on the volume, also before the folder exists."""

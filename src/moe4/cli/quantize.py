@@ -2,12 +2,18 @@
 
 import enum
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from moe4.errors import Moe4Error
+
+if TYPE_CHECKING:
+    from moe4.quantize.ranks import Ranks
 
 
 class MethodOption(enum.StrEnum):
@@ -50,7 +56,9 @@ def command(
     """Quantize the checkpoint in SOURCE to an INT4 (W4A16) release in OUT, layer by layer."""
     from moe4.quantize.options import resolve_recipe
     from moe4.quantize.progress import ProgressReporter
-    from moe4.quantize.run import Request, describe, quantize
+    from moe4.quantize.ranks import Ranks
+    from moe4.quantize.report import describe
+    from moe4.quantize.run import Request, quantize
 
     resolved = resolve_recipe(
         recipe,
@@ -68,11 +76,30 @@ def command(
         device=device,
         trust_remote_code=trust_remote_code,
     )
+    ranks = Ranks.from_environment()
     try:
-        with ProgressReporter() as progress:
-            report = quantize(request, progress)
+        with ProgressReporter(quiet=not ranks.is_first) as progress:
+            report = quantize(request, progress, ranks)
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv[1:] if argument != "--resume"]
-        typer.echo(f"moe4: interrupted; continue with: moe4 {shlex.join(again)} --resume", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(json.dumps(report) if as_json else describe(report))
+        command = "moe4" if ranks.size == 1 else "torchrun ... -m moe4"
+        if ranks.may_report():
+            typer.echo(f"moe4: interrupted; continue with: {command} {shlex.join(again)} --resume", err=True)
+        _leave(130, ranks)
+    except Moe4Error as error:
+        if ranks.size == 1:
+            raise
+        if ranks.may_report():
+            typer.echo(f"moe4: error: {error}", err=True)
+        _leave(error.exit_code, ranks)
+    if ranks.is_first:
+        typer.echo(json.dumps(report) if as_json else describe(report))
+
+
+def _leave(exit_code: int, ranks: "Ranks") -> NoReturn:
+    """End the process; one of several at once, for taking its connections down could wait for the others."""
+    if ranks.size == 1:
+        raise typer.Exit(exit_code) from None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -71,6 +71,11 @@ class Network:
         if not any(self.experts):
             raise UnsupportedModelError("the model has no layer with routed experts")
 
+    @property
+    def embedding_name(self) -> str:
+        """The checkpoint's name of the token embeddings [vocabulary, hidden]."""
+        return "model.embed_tokens.weight"
+
     def layer_prefix(self, layer: int) -> str:
         """Return the prefix of a layer's tensors in the checkpoint."""
         return f"model.layers.{layer}."

@@ -16,6 +16,7 @@ from moe4.gptq.hessian import Hessian
 from moe4.model.architecture import ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.bench import Workbench
+from moe4.quantize.boundary import open_shared
 from moe4.quantize.ranks import Parcel
 
 
@@ -114,8 +115,9 @@ def attend_and_route(
     `total` is float32 [tokens, hidden], and None on ranks other than 0.
     """
     num_tokens = sum(int(batch.is_token.sum()) for batch in runner.batches)
+    # A name of its own in each layer: a network file system may remember what the last one's held.
     path, shape, dtype = (
-        work / "inputs.partial",
+        work / f"inputs-{runner.layer:05d}.partial",
         (num_tokens, experts.hidden_size),
         bench.network.compute_dtype,
     )
@@ -157,7 +159,7 @@ def attend_and_route(
         store.sync()
     routed = bench.ranks.share(Parcel(tensors={"ids": ids, "gates": gates})).tensors
     if store is None:
-        store = ActivationStore(path, shape, dtype, create=False)
+        store = open_shared(path, shape, dtype)
     return _sort_by_expert(store.tensor, routed["ids"], routed["gates"], experts.num_experts)
 
 

@@ -13,8 +13,8 @@ from moe4.quantize.audit import LayerRecord
 class ProgressReporter:
     """Report steps and layers. A step is one expert, or the rest of one layer."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._console = console or Console(stderr=True, quiet=quiet)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._total = self._done = self._skipped = 0
@@ -33,7 +33,7 @@ class ProgressReporter:
         """Begin counting; `done_steps` were committed by an earlier run."""
         self._total, self._done, self._skipped = total_steps, done_steps, done_steps
         self._start = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._live = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -56,12 +56,11 @@ class Ranks:
         """Whether this is rank 0, which writes and reports."""
         return self.rank == 0
 
-    def connect(self, device: torch.device) -> None:
-        """Meet the other ranks; tensors on `device` travel by NCCL if it is a GPU, by gloo if not.
+    def connect(self, *, gpus: bool) -> None:
+        """Find the other ranks; tensors on a GPU will travel by NCCL if `gpus`, all others by gloo.
 
         From here on SIGTERM, by which a launcher ends the other ranks when one has died, is a RankError.
         """
-        self.device = device
         if self.size == 1:
             return
         from torch import distributed
@@ -69,7 +68,7 @@ class Ranks:
         from torch.distributed.rendezvous import rendezvous
 
         signal.signal(signal.SIGTERM, _raise_terminated)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
             store = PrefixStore("moe4", self._store)
@@ -94,6 +93,10 @@ class Ranks:
             return int(self._store.add("moe4-error", 1)) == 1
         except RuntimeError:  # the store went down with its process
             return True
+
+    def meet(self) -> None:
+        """Wait until rank 0 is here too."""
+        self.share(Parcel())
 
     def spread(self, count: int, work: Callable[[int], Parcel]) -> Iterator[tuple[int, Parcel]]:
         """Do `work` for 0..count-1 over the ranks; on rank 0 yield (number, result) in order, else nothing.

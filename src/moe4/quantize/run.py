@@ -1,36 +1,35 @@
-"""`moe4 quantize`: layer after layer from a source checkpoint to a release, resumable at every layer.
-
-A layer is committed in this order, each step durable before the next: its shard, the input of the next layer,
-its record, its line in the journal. A run that is killed anywhere continues after the last line, and what it
-writes is byte for byte what it would have written.
-"""
+"""`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
 import errno
-import time
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe4.calibration.activations import ActivationStore
 from moe4.calibration.corpus import Corpus, load_corpus
-from moe4.checkpoint.durable import file_sha256, publish, write_file
-from moe4.checkpoint.journal import CommittedShard, Journal
-from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json, format_bytes
-from moe4.checkpoint.shard import ShardWriter
+from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
+from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
 from moe4.checkpoint.source import Checkpoint, read_json_object
-from moe4.errors import DiskSpaceError, OutputError, RecipeError, ResumeError
+from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
-from moe4.quantize.audit import LayerRecord, peak_memory_bytes, software_versions, summarize
-from moe4.quantize.bench import Workbench, copy_tensors
-from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn
-from moe4.quantize.plan import Plan, ShardPlan, make_plan, quantization_config
+from moe4.quantize.audit import software_versions
+from moe4.quantize.bench import Workbench
+from moe4.quantize.boundary import Boundary
+from moe4.quantize.commit import Committer, follow
+from moe4.quantize.plan import Plan, make_plan
 from moe4.quantize.progress import ProgressReporter
-from moe4.quantize.ranks import Ranks
+from moe4.quantize.ranks import Parcel, Ranks, threads_per_rank
+from moe4.quantize.report import build_report
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NO_ROOM = {
+    errno.ENOSPC: "the volume is full",
+    errno.EDQUOT: "the volume is full",
+    errno.EFBIG: "a file would be longer than the volume or ulimit -f allows",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,22 +45,106 @@ class Request:
     trust_remote_code: bool = False
 
 
-def quantize(request: Request, progress: ProgressReporter) -> dict[str, Any]:
-    """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """What is known before anything is written; every rank finds it for itself."""
+
+    checkpoint: Checkpoint
+    network: Network
+    plan: Plan
+    corpus: Corpus | None
+    fingerprint: dict[str, Any]
+
+
+def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
+
+    With several `ranks` each of them calls this; all but rank 0 need a progress reporter that is quiet.
+    """
+    ranks = ranks or Ranks()
     try:
-        return _quantize(request, progress)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError(
-                f"{request.out}: the volume is full; free some space and run again with --resume"
-            ) from None
-        raise
+        ranks.connect(gpus=request.device.startswith("cuda"))
+        report = _quantize(request, progress, ranks)
+    except (Moe4Error, OSError) as error:
+        named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
+        if ranks.is_first:
+            raise named from error
+        raise type(named)(f"rank {ranks.rank} on {socket.gethostname()}: {named}") from error
+    ranks.close()
+    return report
 
 
-def _quantize(request: Request, progress: ProgressReporter) -> dict[str, Any]:
+def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
     _check_folders(request.source, request.out)
-    device = _check_device(request.device)
-    folder = ReleaseFolder(request.out, resume=request.resume)
+    ranks.device = device = _check_device(request.device, ranks)
+    folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
+    prepared = _prepare(request)
+    _check_agreement(ranks, prepared.fingerprint)
+    bench = Workbench(
+        checkpoint=prepared.checkpoint,
+        network=prepared.network,
+        recipe=request.recipe,
+        device=device,
+        ranks=ranks,
+        step_done=progress.step,
+    )
+    if folder is None:
+        return _follow(request, bench, prepared)
+    try:
+        return _lead(folder, bench, prepared, progress)
+    finally:
+        folder.close()
+
+
+def _lead(
+    folder: ReleaseFolder, bench: Workbench, prepared: _Prepared, progress: ProgressReporter
+) -> dict[str, Any]:
+    """Do rank 0's part."""
+    ranks, fingerprint = bench.ranks, prepared.fingerprint
+    if folder.state is State.FINISHED:
+        report = _already_finished(folder, fingerprint, bench.recipe)
+        return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
+    folder.require_space(_needed_bytes(prepared, folder))
+    journal = folder.open()
+    _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
+    boundary = _boundary(folder.work, prepared)
+    if boundary is not None:
+        found = boundary.repair(journal)
+        if found:
+            progress.say(found)
+    assert journal.begin is not None
+    facts = {"num_done": len(journal.shards), "threads": journal.begin["threads"]}
+    ranks.share(Parcel(facts=facts))
+    torch.set_num_threads(int(facts["threads"]))
+    committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    committer.commit_shards()
+    side_files = folder.copy_side_files(prepared.checkpoint)
+    report = build_report(
+        fingerprint=fingerprint,
+        recipe=bench.recipe,
+        checkpoint=prepared.checkpoint,
+        corpus=prepared.corpus,
+        shards=journal.shards,
+        side_files=side_files,
+        saved=committer.saved_records(),
+    )
+    committer.finish(report)
+    return ranks.share(Parcel(facts=report)).facts
+
+
+def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str, Any]:
+    """Do the part of a rank other than 0."""
+    ranks = bench.ranks
+    state = ranks.share(None).facts
+    if "report" in state:
+        return dict(state["report"])
+    torch.set_num_threads(int(state["threads"]))
+    work = ReleaseFolder.work_folder(request.out)
+    follow(bench, prepared.plan, int(state["num_done"]), _boundary(work, prepared), work)
+    return ranks.share(None).facts
+
+
+def _prepare(request: Request) -> _Prepared:
     recipe = request.recipe
     checkpoint = Checkpoint(request.source)
     network = Network(checkpoint.config, DTYPES[recipe.calibration.compute_dtype])
@@ -75,186 +158,59 @@ def _quantize(request: Request, progress: ProgressReporter) -> dict[str, Any]:
             request.calibration,
             trust_remote_code=request.trust_remote_code,
         )
-    begin = _fingerprint(checkpoint, recipe, corpus)
-    if folder.state is State.FINISHED:
-        return _already_finished(folder, begin)
-    folder.require_space(_needed_bytes(plan, network, checkpoint, corpus, folder))
-    journal = folder.open()
-    try:
-        if journal.begin is None:
-            journal.start({**begin, "threads": torch.get_num_threads()})
-        else:
-            journal.match(begin)
-            journal.check_shards(request.out)
-            torch.set_num_threads(int(journal.begin["threads"]))
-        bench = Workbench(
-            checkpoint=checkpoint,
-            network=network,
-            recipe=recipe,
-            device=device,
-            ranks=Ranks(),
-            step_done=progress.step,
-        )
-        run = _Run(bench, folder, journal, plan, corpus, progress)
-        run.commit_shards()
-        return run.finish(begin)
-    finally:
-        folder.close()
+    fingerprint = {
+        "moe4": software_versions()["moe4"],
+        "source": checkpoint.digest(),
+        "recipe": recipe.digest(),
+        "calibration": corpus.digest() if corpus else None,
+    }
+    return _Prepared(
+        checkpoint=checkpoint, network=network, plan=plan, corpus=corpus, fingerprint=fingerprint
+    )
 
 
-class _Run:
-    """One run, from the first layer that is not committed."""
-
-    def __init__(
-        self,
-        bench: Workbench,
-        folder: ReleaseFolder,
-        journal: Journal,
-        plan: Plan,
-        corpus: Corpus | None,
-        progress: ProgressReporter,
-    ) -> None:
-        self.bench, self.folder, self.journal = bench, folder, journal
-        self.plan, self.corpus, self.progress = plan, corpus, progress
-        self.checkpoint, self.network, self.recipe = bench.checkpoint, bench.network, bench.recipe
-
-    def commit_shards(self) -> None:
-        """Commit every shard that is not committed yet."""
-        num_done = len(self.journal.shards)
-        steps = [1 + (shard.experts.num_experts if shard.experts else 0) for shard in self.plan.shards]
-        if num_done:
-            self.progress.say(f"continuing after {num_done} of {len(steps)} shards")
-        self.progress.begin(sum(steps), sum(steps[:num_done]))
-        for shard in self.plan.shards[num_done:]:
-            started = time.monotonic()
-            if shard.layer is None:
-                self._write_rest(shard)
-            else:
-                record = self._run_layer(shard, started)
-                self.progress.layer_done(record, self.network.num_layers, time.monotonic() - started)
-
-    def finish(self, begin: dict[str, Any]) -> dict[str, Any]:
-        """Write everything that is not a shard and remove the work folder; return the report."""
-        side_files = self.folder.copy_side_files(self.checkpoint)
-        report = self._report(begin, side_files)
-        self.folder.write_json(REPORT_NAME, report)
-        config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
-        config["quantization_config"] = quantization_config(self.recipe, self.plan)
-        self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
-        return report
-
-    def _run_layer(self, shard: ShardPlan, started: float) -> LayerRecord:
-        layer, work = shard.layer, self.folder.work
-        assert layer is not None
-        writer = ShardWriter(work / f"{shard.file_name}.partial", shard.specs)
-        try:
-            if self.corpus is None:
-                record, total = quantize_layer_rtn(self.bench, shard, writer), None
-            else:
-                hidden = self._hidden(layer, self.corpus)
-                lengths = [len(sequence) for sequence in self.corpus.sequences]
-                record, total = quantize_layer_gptq(self.bench, shard, writer, lengths, hidden, work)
-            writer.finish()
-        finally:
-            writer.close()
-        publish(writer.path, self.folder.folder / shard.file_name)
-        if total is not None and layer + 1 < self.network.num_layers:
-            self._store_hidden(layer + 1, total)
-        timing = {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
-        write_file(self._record_path(layer), dump_json({"record": record.to_dict(), "timing": timing}), work)
-        self._commit(shard)
-        discard(work / f"hidden-{layer:05d}.bin")
-        discard(work / "total.partial")
-        discard(work / "inputs.partial")
-        return record
-
-    def _write_rest(self, shard: ShardPlan) -> None:
-        writer = ShardWriter(self.folder.work / f"{shard.file_name}.partial", shard.specs)
-        try:
-            copy_tensors(self.bench, shard, writer)
-            writer.finish()
-        finally:
-            writer.close()
-        publish(writer.path, self.folder.folder / shard.file_name)
-        self._commit(shard)
-        self.progress.step("embedding, head")
-
-    def _commit(self, shard: ShardPlan) -> None:
-        path = self.folder.folder / shard.file_name
-        committed = CommittedShard(
-            name=shard.file_name, sha256=file_sha256(path), num_bytes=path.stat().st_size
-        )
-        self.journal.commit(committed)
-
-    def _hidden(self, layer: int, corpus: Corpus) -> ActivationStore:
-        """Return the layer's input [tokens, hidden]: the embedding, or what the layer before left."""
-        shape = (corpus.num_tokens, int(self.network.config.hidden_size))
-        path = self.folder.work / f"hidden-{layer:05d}.bin"
-        if layer > 0:
-            if not path.is_file():
-                raise ResumeError(f"{path} is missing; begin again in an empty folder")
-            return ActivationStore(path, shape, self.network.compute_dtype, create=False)
-        store = ActivationStore(path, shape, self.network.compute_dtype, create=True)
-        embedding = self.checkpoint.load("model.embed_tokens.weight").to(self.network.compute_dtype)
-        start = 0
-        for sequence in corpus.sequences:
-            store.tensor[start : start + len(sequence)] = embedding[torch.tensor(sequence)]
-            start += len(sequence)
-        return store
-
-    def _store_hidden(self, layer: int, total: torch.Tensor) -> None:
-        path = self.folder.work / f"hidden-{layer:05d}.bin"
-        temporary = path.with_suffix(".partial")
-        shape = (total.shape[0], total.shape[1])
-        store = ActivationStore(temporary, shape, self.network.compute_dtype, create=True)
-        store.tensor.copy_(total)
-        store.sync()
-        publish(temporary, path)
-
-    def _record_path(self, layer: int) -> Path:
-        return self.folder.work / f"layer-{layer:05d}.json"
-
-    def _report(self, begin: dict[str, Any], side_files: list[str]) -> dict[str, Any]:
-        """Return the report; everything but `timing` is the same for the same recipe, source and versions."""
-        saved = [read_json_object(self._record_path(layer)) for layer in range(self.network.num_layers)]
-        records = [LayerRecord.from_dict(item["record"]) for item in saved]
-        seconds = [item["timing"]["seconds"] for item in saved]
-        release_bytes = sum(shard.num_bytes for shard in self.journal.shards)
-        source_bytes = sum(shard.num_bytes for shard in self.checkpoint.shards.values())
-        corpus = self.corpus
-        return {
-            "versions": software_versions(),
-            "recipe": self.recipe.to_dict(),
-            "fingerprint": begin,
-            "source": {"model_type": self.checkpoint.config.get("model_type"), "num_bytes": source_bytes},
-            "calibration": None
-            if corpus is None
-            else {
-                "data": corpus.description,
-                "num_sequences": len(corpus.sequences),
-                "num_tokens": corpus.num_tokens,
-            },
-            "release": {
-                "num_bytes": release_bytes,
-                "shards": {
-                    shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256}
-                    for shard in self.journal.shards
-                },
-                "side_files": side_files,
-            },
-            "summary": summarize(records),
-            "layers": [record.to_dict() for record in records],
-            "timing": {
-                "seconds": round(sum(seconds), 3),
-                "layer_seconds": seconds,
-                "peak_memory_bytes": max(item["timing"]["peak_memory_bytes"] for item in saved),
-            },
-        }
+def _check_agreement(ranks: Ranks, fingerprint: dict[str, Any]) -> None:
+    """Raise RankError on rank 0 unless all ranks see the same version, source, recipe and calibration."""
+    for rank, parcel in ranks.spread(ranks.size, lambda _: Parcel(facts=fingerprint)):
+        changed = describe_changes(fingerprint, parcel.facts)
+        if changed:
+            raise RankError(f"rank {rank} sees {changed} than rank 0; give every node the same files")
 
 
-def discard(path: Path) -> None:
-    """Remove a work file that is no longer needed."""
-    path.unlink(missing_ok=True)
+def _begin_or_match(
+    journal: Journal,
+    folder: ReleaseFolder,
+    fingerprint: dict[str, Any],
+    ranks: Ranks,
+    recipe: Recipe,
+    progress: ProgressReporter,
+) -> None:
+    """Begin a journal, or hold this run to the one that is there."""
+    versions = {name: text for name, text in software_versions().items() if name != "moe4"}
+    begin = {**fingerprint, "recipe_values": recipe.to_dict(), "versions": versions}
+    if journal.begin is None:
+        journal.start({**begin, "threads": threads_per_rank(ranks)})
+        return
+    journal.match(begin)
+    journal.check_shards(folder.folder)
+    for shard in journal.shards:
+        for name, sha256 in shard.kept.items():
+            if name.endswith(".json") and not is_unchanged(folder.work / name, sha256):
+                raise ResumeError(
+                    f"{folder.work / name} is missing or damaged; begin again in an empty folder"
+                )
+    before = journal.begin["versions"]
+    others = [
+        f"{key} {before.get(key)}, now {now}" for key, now in versions.items() if before.get(key) != now
+    ]
+    if others:
+        progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
+
+
+def _boundary(work: Path, prepared: _Prepared) -> Boundary | None:
+    if prepared.corpus is None:
+        return None
+    return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus)
 
 
 def _check_folders(source: Path, out: Path) -> None:
@@ -263,69 +219,51 @@ def _check_folders(source: Path, out: Path) -> None:
         raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
 
 
-def _check_device(name: str) -> torch.device:
+def _check_device(name: str, ranks: Ranks) -> torch.device:
+    """Return the device; `cuda` without a number is this rank's own GPU."""
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", ranks.local_rank)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise RecipeError(f"device {name} cannot be used: {reason}") from None
     return device
 
 
-def _fingerprint(checkpoint: Checkpoint, recipe: Recipe, corpus: Corpus | None) -> dict[str, Any]:
-    return {
-        "moe4": software_versions()["moe4"],
-        "source": checkpoint.digest(),
-        "recipe": recipe.digest(),
-        "calibration": corpus.digest() if corpus else None,
-    }
-
-
-def _already_finished(folder: ReleaseFolder, begin: dict[str, Any]) -> dict[str, Any]:
+def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     report = read_json_object(folder.folder / REPORT_NAME)
-    if report.get("fingerprint") != begin:
-        raise ResumeError(
-            f"{folder.folder} holds a finished release of another recipe, source, calibration or version; "
-            "choose an empty folder"
-        )
+    before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
+    changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
+    if changed:
+        raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")
     folder.remove_work_folder()
     return report
 
 
-def _needed_bytes(
-    plan: Plan, network: Network, checkpoint: Checkpoint, corpus: Corpus | None, folder: ReleaseFolder
-) -> int:
+def _needed_bytes(prepared: _Prepared, folder: ReleaseFolder) -> int:
     """Return the room a run still needs: the shards not yet there, side files, activations."""
-    needed = sum(path.stat().st_size for path in checkpoint.side_files()) + (16 << 20)
-    for shard in plan.shards:
+    needed = sum(path.stat().st_size for path in prepared.checkpoint.side_files()) + (16 << 20)
+    for shard in prepared.plan.shards:
         path = folder.folder / shard.file_name
         needed += 0 if path.is_file() else shard.num_bytes
-    if corpus is not None:
-        # A layer's input, its output, the experts' inputs, and the float32 sum.
-        per_value = 3 * network.compute_dtype.itemsize + 4
-        needed += corpus.num_tokens * int(network.config.hidden_size) * per_value
+    network = prepared.network
+    if prepared.corpus is not None:
+        # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
+        per_value = 4 * network.compute_dtype.itemsize + 4
+        needed += prepared.corpus.num_tokens * int(network.config.hidden_size) * per_value
     return needed
 
 
-def describe(report: dict[str, Any]) -> str:
-    """Return a release's summary in a few lines."""
-    summary, release = report["summary"], report["release"]
-    before, after = report["source"]["num_bytes"], release["num_bytes"]
-    lines = [
-        f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
-        f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "
-        f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",
-        f"fallbacks {len(summary['fallbacks'])}",
-    ]
-    if "expert_tokens" in summary:
-        tokens = summary["expert_tokens"]
-        lines.append(
-            f"tokens    {tokens['least']} to {tokens['most']} an expert, median {tokens['median']}, "
-            f"{tokens['num_unreached']} experts unreached"
-        )
-    timing = report["timing"]
-    lines.append(
-        f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"
+def _name_os_error(request: Request, error: OSError) -> OutputError:
+    """Return one line for what the system refused."""
+    if error.errno in NO_ROOM:
+        reason = NO_ROOM[error.errno]
+        return DiskSpaceError(f"{request.out}: {reason}; free some space and run again with --resume")
+    where = error.filename or request.out
+    return OutputError(
+        f"{where}: {error.strerror or error}; what was committed stands: run again with --resume"
     )
-    return "\n".join(lines)

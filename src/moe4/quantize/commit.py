@@ -1,0 +1,148 @@
+"""Shard after shard from a source checkpoint to a release, each committed before the next.
+
+A layer is committed in this order, each step durable before the next: its shard, the input of the next layer,
+its record, its line in the journal. A run that is killed anywhere continues after the last line, and what it
+writes is byte for byte what it would have written. Rank 0 does all of this; the others help with the layers.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from moe4.checkpoint.durable import file_sha256, publish, write_file
+from moe4.checkpoint.journal import CommittedShard, Journal
+from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, dump_json
+from moe4.checkpoint.shard import ShardWriter
+from moe4.checkpoint.source import read_json_object
+from moe4.quantize.audit import LayerRecord, peak_memory_bytes
+from moe4.quantize.bench import Workbench, copy_tensors
+from moe4.quantize.boundary import Boundary
+from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn
+from moe4.quantize.plan import Plan, ShardPlan, quantization_config
+from moe4.quantize.progress import ProgressReporter
+from moe4.quantize.ranks import Parcel
+
+
+class Committer:
+    """Rank 0's part of a run."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        folder: ReleaseFolder,
+        journal: Journal,
+        plan: Plan,
+        boundary: Boundary | None,
+        progress: ProgressReporter,
+    ) -> None:
+        self.bench, self.folder, self.journal = bench, folder, journal
+        self.plan, self.boundary, self.progress = plan, boundary, progress
+        self.num_layers = bench.network.num_layers
+
+    def commit_shards(self) -> None:
+        """Commit every shard that is not committed yet."""
+        num_done = len(self.journal.shards)
+        steps = [1 + (shard.experts.num_experts if shard.experts else 0) for shard in self.plan.shards]
+        if num_done:
+            self.progress.say(f"continuing after {num_done} of {len(steps)} shards")
+        self.progress.begin(sum(steps), sum(steps[:num_done]))
+        for shard in self.plan.shards[num_done:]:
+            started = time.monotonic()
+            if shard.layer is None:
+                self._write_rest(shard)
+            else:
+                record = self._run_layer(shard, started)
+                self.progress.layer_done(record, self.num_layers, time.monotonic() - started)
+
+    def saved_records(self) -> list[dict[str, Any]]:
+        """Return every layer's `record` and `timing`."""
+        return [read_json_object(self._record_path(layer)) for layer in range(self.num_layers)]
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Write everything that is neither shard nor side file, and remove the work folder."""
+        source = self.bench.checkpoint.config
+        self.folder.write_json(REPORT_NAME, report)
+        config = {key: value for key, value in source.items() if key != "quantization_config"}
+        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
+        self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
+
+    def _run_layer(self, shard: ShardPlan, started: float) -> LayerRecord:
+        layer, work = shard.layer_number, self.folder.work
+        writer = ShardWriter(work / f"{shard.file_name}.partial", shard.specs)
+        kept = {}
+        try:
+            if self.boundary is not None and layer == 0:
+                self.boundary.embed()
+            record, total = run_layer(self.bench, shard, writer, self.boundary, work)
+            writer.finish()
+        finally:
+            writer.close()
+        publish(writer.path, self.folder.folder / shard.file_name)
+        if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
+            kept[self.boundary.path(layer + 1).name] = self.boundary.store(layer + 1, total)
+        peaks = self.bench.ranks.spread(self.bench.ranks.size, lambda _: _peak_memory())
+        timing = {
+            "seconds": round(time.monotonic() - started, 3),
+            "num_ranks": self.bench.ranks.size,
+            "peak_memory_bytes": max(parcel.facts["bytes"] for _, parcel in peaks),
+        }
+        path = self._record_path(layer)
+        write_file(path, dump_json({"record": record.to_dict(), "timing": timing}), work)
+        kept[path.name] = file_sha256(path)
+        self._commit(shard, kept)
+        if self.boundary is not None and layer > 0:
+            discard(self.boundary.path(layer - 1))
+        for leftover in work.glob("*.partial"):
+            discard(leftover)
+        return record
+
+    def _write_rest(self, shard: ShardPlan) -> None:
+        writer = ShardWriter(self.folder.work / f"{shard.file_name}.partial", shard.specs)
+        try:
+            copy_tensors(self.bench, shard, writer)
+            writer.finish()
+        finally:
+            writer.close()
+        publish(writer.path, self.folder.folder / shard.file_name)
+        self._commit(shard, {})
+        self.progress.step("embedding, head")
+
+    def _commit(self, shard: ShardPlan, kept: dict[str, str]) -> None:
+        path = self.folder.folder / shard.file_name
+        self.journal.commit(
+            CommittedShard(
+                name=shard.file_name, sha256=file_sha256(path), num_bytes=path.stat().st_size, kept=kept
+            )
+        )
+
+    def _record_path(self, layer: int) -> Path:
+        return self.folder.work / f"layer-{layer:05d}.json"
+
+
+def follow(bench: Workbench, plan: Plan, num_done: int, boundary: Boundary | None, work: Path) -> None:
+    """Do the part of a rank other than 0 in every layer that is not committed yet."""
+    for shard in plan.shards[num_done:]:
+        if shard.layer is not None:
+            run_layer(bench, shard, None, boundary, work)
+            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _peak_memory()):
+                pass
+
+
+def run_layer(
+    bench: Workbench, shard: ShardPlan, writer: ShardWriter | None, boundary: Boundary | None, work: Path
+) -> tuple[LayerRecord, Any]:
+    """Quantize one layer, on every rank; the result is whole on rank 0, which has the writer."""
+    if boundary is None:
+        return quantize_layer_rtn(bench, shard, writer), None
+    bench.ranks.meet()  # rank 0 has written the layer's input
+    hidden = boundary.open(shard.layer_number)
+    return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
+
+
+def discard(path: Path) -> None:
+    """Remove a work file that is no longer needed."""
+    path.unlink(missing_ok=True)
+
+
+def _peak_memory() -> Parcel:
+    return Parcel(facts={"bytes": peak_memory_bytes()})

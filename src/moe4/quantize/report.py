@@ -1,0 +1,82 @@
+"""What a run came to: `moe4-report.json`, and the same in a few lines."""
+
+from typing import Any
+
+from moe4.calibration.corpus import Corpus
+from moe4.checkpoint.journal import CommittedShard
+from moe4.checkpoint.release import format_bytes
+from moe4.checkpoint.source import Checkpoint
+from moe4.quantize.audit import LayerRecord, software_versions, summarize
+from moe4.recipe import Recipe
+
+
+def build_report(
+    *,
+    fingerprint: dict[str, Any],
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    corpus: Corpus | None,
+    shards: list[CommittedShard],
+    side_files: list[str],
+    saved: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the report; everything but `timing` is the same for the same recipe, source and versions.
+
+    `saved` holds each layer's `record` and `timing`.
+    """
+    records = [LayerRecord.from_dict(item["record"]) for item in saved]
+    seconds = [item["timing"]["seconds"] for item in saved]
+    return {
+        "versions": software_versions(),
+        "recipe": recipe.to_dict(),
+        "fingerprint": fingerprint,
+        "source": {
+            "model_type": checkpoint.config.get("model_type"),
+            "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
+        },
+        "calibration": None
+        if corpus is None
+        else {
+            "data": corpus.description,
+            "num_sequences": len(corpus.sequences),
+            "num_tokens": corpus.num_tokens,
+        },
+        "release": {
+            "num_bytes": sum(shard.num_bytes for shard in shards),
+            "shards": {
+                shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
+            },
+            "side_files": side_files,
+        },
+        "summary": summarize(records),
+        "layers": [record.to_dict() for record in records],
+        "timing": {
+            "seconds": round(sum(seconds), 3),
+            "layer_seconds": seconds,
+            "num_ranks": [item["timing"]["num_ranks"] for item in saved],
+            "peak_memory_bytes": max(item["timing"]["peak_memory_bytes"] for item in saved),
+        },
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return a release's summary in a few lines."""
+    summary, release = report["summary"], report["release"]
+    before, after = report["source"]["num_bytes"], release["num_bytes"]
+    lines = [
+        f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
+        f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "
+        f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",
+        f"fallbacks {len(summary['fallbacks'])}",
+    ]
+    if "expert_tokens" in summary:
+        tokens = summary["expert_tokens"]
+        lines.append(
+            f"tokens    {tokens['least']} to {tokens['most']} an expert, median {tokens['median']}, "
+            f"{tokens['num_unreached']} experts unreached"
+        )
+    timing = report["timing"]
+    lines.append(
+        f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"
+    )
+    return "\n".join(lines)
