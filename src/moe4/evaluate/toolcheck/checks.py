@@ -1,0 +1,165 @@
+"""What is checked of one answer. Each check gives True, False, or None where it does not apply."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from moe4.evaluate.toolcheck.client import Reply
+from moe4.evaluate.toolcheck.requests import Call, ToolRequest
+
+# Special tokens of Kimi's chat form; none may reach a client as text.
+MARKER = re.compile(r"<\|(?:tool_calls?_\w+|im_\w+|media_\w+)\|>|\[(?:EOS|BOS|EOT)\]")
+CALL_ID = re.compile(r"functions\.(?P<name>.+):(?P<index>[0-9]+)", re.DOTALL)
+USAGE_KEYS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What was found of one request; None: does not apply.
+
+    called: the finish reason is tool_calls, which is how the K2 Vendor Verifier tells a decision to call.
+    """
+
+    called: bool
+    schema: bool | None
+    calls_exact: bool | None
+    finish_consistent: bool
+    id_form: bool | None
+    id_counts: bool | None
+    no_markers: bool
+    usage: bool
+    stream_equal: bool | None
+    notes: tuple[str, ...]
+
+
+def check(request: ToolRequest, whole: Reply, streamed: Reply | None) -> Findings:
+    """Check the answer that came whole, and that the streamed one says the same."""
+    notes: list[str] = []
+    called = whole.finish_reason == "tool_calls"
+    replies = [reply for reply in (whole, streamed) if reply is not None and reply.error is None]
+    schema = None
+    if called:
+        faults = [_schema_fault(request, call) for call in whole.calls] or ["no call in the answer"]
+        notes += [fault for fault in faults if fault]
+        schema = not any(faults)
+    equal = None
+    if streamed is not None and streamed.error is None:
+        difference = _difference(whole, streamed)
+        equal = difference is None
+        if difference:
+            notes.append(f"stream: {difference}")
+    leaks = [leak for reply in replies for leak in _leaks(reply)]
+    notes += [f"marker {leak} in the text" for leak in dict.fromkeys(leaks)]
+    return Findings(
+        called=called,
+        schema=schema,
+        calls_exact=_calls_exact(request.expected_calls, whole.calls),
+        finish_consistent=all(map(_finish_fits, replies)),
+        id_form=_id_form(whole.calls) if whole.calls else None,
+        id_counts=_id_counts(request, whole.calls) if whole.calls else None,
+        no_markers=not leaks,
+        usage=all(_has_usage(reply) for reply in replies),
+        stream_equal=equal,
+        notes=tuple(notes),
+    )
+
+
+def _finish_fits(reply: Reply) -> bool:
+    return (reply.finish_reason == "tool_calls") == bool(reply.calls)
+
+
+def _schema_fault(request: ToolRequest, call: dict[str, Any]) -> str | None:
+    """Return what is wrong with a call's name or arguments."""
+    function = request.tools.get(call["name"])
+    if function is None:
+        return f"no tool is called {call['name']!r}"
+    try:
+        arguments = parse_arguments(call["arguments"])
+    except ValueError as error:
+        return f"the arguments of {call['name']} are not JSON: {error}"
+    try:
+        schema = function.get("parameters") or {"type": "object"}
+        kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        kind.check_schema(schema)
+        kind(schema, registry=Registry()).validate(arguments)  # an empty registry fetches nothing
+    except ValidationError as error:
+        return f"the arguments of {call['name']}: {error.message[:200]}"
+    except (SchemaError, Unresolvable) as error:
+        return f"the request's schema of {call['name']} cannot be used: {str(error)[:200]}"
+    return None
+
+
+def parse_arguments(arguments: Any) -> Any:
+    """Return a call's arguments, which most servers give as text. Raises ValueError."""
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def _calls_exact(expected: Sequence[Call] | None, calls: Sequence[dict[str, Any]]) -> bool | None:
+    """Say whether names and arguments of all calls are the expected ones, in order."""
+    if expected is None:
+        return None
+    try:
+        found = [{"name": call["name"], "arguments": parse_arguments(call["arguments"])} for call in calls]
+    except ValueError:
+        return False
+    return found == [{"name": call["name"], "arguments": call["arguments"]} for call in expected]
+
+
+def same_calls(first: Reply, second: Reply) -> bool:
+    """Say whether two answers call the same tools with the same arguments; a broken call is like no other."""
+    try:
+        pairs = [
+            [(call["name"], parse_arguments(call["arguments"])) for call in reply.calls]
+            for reply in (first, second)
+        ]
+    except ValueError:
+        return False
+    return pairs[0] == pairs[1]
+
+
+def _difference(whole: Reply, streamed: Reply) -> str | None:
+    """Return where two ways of asking got different answers. Ids that a server draws at random may differ."""
+    if whole.finish_reason != streamed.finish_reason:
+        return f"finish_reason {streamed.finish_reason}, not {whole.finish_reason}"
+    if [call["name"] for call in whole.calls] != [call["name"] for call in streamed.calls]:
+        return "other tools are called"
+    if not same_calls(whole, streamed):
+        return "the arguments differ"
+    if _id_form(whole.calls) and [call["id"] for call in whole.calls] != [c["id"] for c in streamed.calls]:
+        return "the ids differ"
+    return None if whole.content.strip() == streamed.content.strip() else "the text differs"
+
+
+def _id_form(calls: Sequence[dict[str, Any]]) -> bool:
+    matches = [CALL_ID.fullmatch(str(call["id"])) for call in calls]
+    return all(
+        match is not None and match["name"] == call["name"]
+        for match, call in zip(matches, calls, strict=True)
+    )
+
+
+def _id_counts(request: ToolRequest, calls: Sequence[dict[str, Any]]) -> bool:
+    """Say whether the numbers in the ids go on counting the conversation's calls."""
+    first = request.num_earlier_calls
+    wanted = [f"functions.{call['name']}:{first + place}" for place, call in enumerate(calls)]
+    return [call["id"] for call in calls] == wanted
+
+
+def _leaks(reply: Reply) -> list[str]:
+    texts = [reply.content, *(f"{call['name']} {call['arguments']}" for call in reply.calls)]
+    return [found for text in texts for found in MARKER.findall(text)]
+
+
+def _has_usage(reply: Reply) -> bool:
+    usage = reply.usage or {}
+    counts = [usage.get(key) for key in USAGE_KEYS]
+    return all(isinstance(count, int) and count > 0 for count in counts) and usage["total_tokens"] == (
+        usage["prompt_tokens"] + usage["completion_tokens"]
+    )

@@ -1,0 +1,238 @@
+"""Ask one endpoint or two every request, whole and streamed, and sum up what came back."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from moe4.checkpoint.durable import append_line
+from moe4.errors import EvaluationError, ServeError
+from moe4.evaluate.server import api_key, list_models, normalise_url
+from moe4.evaluate.toolcheck.checks import check
+from moe4.evaluate.toolcheck.client import Endpoint, Reply, ask
+from moe4.evaluate.toolcheck.requests import (
+    ToolRequest,
+    own_requests,
+    read_requests,
+    reference_decisions,
+)
+from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
+
+SAMPLING = ("temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolcheckOptions:
+    """The options of `moe4 toolcheck`."""
+
+    base_url: str
+    model: str | None = None
+    against: str | None = None
+    against_model: str | None = None
+    requests: tuple[Path, ...] = ()
+    reference: Path | None = None
+    output: Path | None = None
+    limit: int | None = None
+    concurrency: int = 8
+    max_retries: int = 3
+    timeout_seconds: float = 600.0
+    keep_sampling: bool = False
+    stream: bool = True
+    thresholds: tuple[str, ...] = ()
+
+
+Progress = Callable[[int, int], None]
+"""Called with the answers there are and all that will be."""
+
+
+def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> dict[str, Any]:
+    """Return the result. Raises EvaluationError for bad requests, ServeError where nothing answers."""
+    thresholds = parse_thresholds(options.thresholds)
+    paths = options.requests or own_requests()
+    requests = [request for path in paths for request in read_requests(path, options.limit)]
+    if not options.keep_sampling:
+        requests = [_greedy(request) for request in requests]
+    reference = reference_decisions(options.reference) if options.reference else {}
+    endpoints = {"release": _endpoint(options.base_url, options.model)}
+    if options.against is not None:
+        endpoints["baseline"] = _endpoint(options.against, options.against_model)
+    run = _Run(options, requests, endpoints, progress)
+    replies = asyncio.run(run.ask_all())
+    outcomes = {name: _outcomes(requests, replies, name, reference, options.stream) for name in endpoints}
+    if not any(outcome.findings for outcome in outcomes["release"]):
+        error = outcomes["release"][0].whole.error
+        url = endpoints["release"].base_url
+        raise ServeError(f"{url} answered none of {len(requests)} requests: {error}")
+    if "baseline" in outcomes and not any(o.expected_call is not None for o in outcomes["release"]):
+        outcomes["release"] = _refer_to(outcomes["release"], outcomes["baseline"])
+    result: dict[str, Any] = {
+        "requests": [str(path.name) for path in paths],
+        "num_requests": len(requests),
+        "greedy": not options.keep_sampling,
+    }
+    for name, endpoint in endpoints.items():
+        result[name] = {"model": endpoint.model, **summarize_endpoint(outcomes[name], thresholds)}
+    if "baseline" in outcomes:
+        result["agreement"] = compare_endpoints(outcomes["release"], outcomes["baseline"])
+    return result
+
+
+class _Run:
+    """All requests to all endpoints, at most `concurrency` at a time; answers are kept as they come."""
+
+    def __init__(
+        self,
+        options: ToolcheckOptions,
+        requests: Sequence[ToolRequest],
+        endpoints: dict[str, Endpoint],
+        progress: Progress,
+    ) -> None:
+        self._options, self._requests, self._endpoints = options, requests, endpoints
+        self._progress = progress
+        self._replies: dict[tuple[str, int, bool], Reply] = {}
+        self._kept = _read_kept(options.output) if options.output else {}
+        self._total = len(requests) * len(endpoints) * (2 if options.stream else 1)
+
+    async def ask_all(self) -> dict[tuple[str, int, bool], Reply]:
+        """Return replies by (endpoint, number, streamed)."""
+        options = self._options
+        limits = httpx.Limits(max_connections=options.concurrency)
+        slots = asyncio.Semaphore(options.concurrency)
+        ways = (False, True) if options.stream else (False,)
+        async with httpx.AsyncClient(timeout=options.timeout_seconds, limits=limits) as client:
+            jobs = [
+                self._ask(client, slots, name, number, stream)
+                for name in self._endpoints
+                for number in range(len(self._requests))
+                for stream in ways
+            ]
+            await asyncio.gather(*jobs)
+        return self._replies
+
+    async def _ask(
+        self, client: httpx.AsyncClient, slots: asyncio.Semaphore, name: str, number: int, stream: bool
+    ) -> None:
+        endpoint, request = self._endpoints[name], self._requests[number]
+        key = _request_hash(endpoint, request, stream)
+        reply = self._kept.get(key)
+        if reply is None:
+            async with slots:
+                began = time.monotonic()
+                reply = await ask(
+                    client, endpoint, request.body, stream=stream, max_retries=self._options.max_retries
+                )
+            if self._options.output is not None:
+                entry = _entry(name, number, stream, request, endpoint, reply)
+                entry |= {"hash": key, "duration_ms": round(1000 * (time.monotonic() - began))}
+                _keep(self._options.output, entry)
+        self._replies[name, number, stream] = reply
+        self._progress(len(self._replies), self._total)
+
+
+def _entry(
+    name: str, number: int, stream: bool, request: ToolRequest, endpoint: Endpoint, reply: Reply
+) -> dict[str, Any]:
+    """Return a line of --output, which the K2 Vendor Verifier's readers understand."""
+    return {
+        "data_index": number + 1,
+        "endpoint": name,
+        "streamed": stream,
+        "request": {**request.body, "model": endpoint.model},
+        "status": "success" if reply.error is None else "failed",
+        "finish_reason": reply.finish_reason,
+        "reply": asdict(reply),
+    }
+
+
+def _keep(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        append_line(path, json.dumps(entry, ensure_ascii=False))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _read_kept(path: Path) -> dict[str, Reply]:
+    """Return the answers of an earlier run by request hash; failures are asked again."""
+    kept: dict[str, Reply] = {}
+    if not path.exists():
+        if not path.absolute().parent.is_dir():
+            raise EvaluationError(f"{path} cannot be written: there is no folder {path.parent}")
+        return kept
+    content = path.read_text(encoding="utf-8", errors="replace")
+    if content and not content.endswith("\n"):
+        append_line(path, "")  # ends the line that a killed run tore
+    for line in content.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
+        if isinstance(entry, dict) and entry.get("status") == "success" and "reply" in entry:
+            kept[entry["hash"]] = Reply(**entry["reply"])
+    return kept
+
+
+def _outcomes(
+    requests: Sequence[ToolRequest],
+    replies: dict[tuple[str, int, bool], Reply],
+    endpoint: str,
+    reference: dict[str, bool],
+    stream: bool,
+) -> list[Outcome]:
+    outcomes = []
+    for number, request in enumerate(requests):
+        whole = replies[endpoint, number, False]
+        streamed = replies[endpoint, number, True] if stream else None
+        failed = whole.error or (streamed.error if streamed else None)
+        expected = reference.get(request.key)
+        if expected is None:
+            expected = request.expected_call
+        if failed and whole.error is None:
+            whole = Reply(error=f"streamed: {failed}")
+        findings = None if failed else check(request, whole, streamed)
+        outcomes.append(Outcome(name=request.name, expected_call=expected, whole=whole, findings=findings))
+    return outcomes
+
+
+def _refer_to(release: list[Outcome], baseline: list[Outcome]) -> list[Outcome]:
+    """Let the baseline's decisions be the reference, where nothing else is."""
+    return [
+        Outcome(
+            name=new.name,
+            expected_call=old.findings.called if old.findings else None,
+            whole=new.whole,
+            findings=new.findings,
+        )
+        for new, old in zip(release, baseline, strict=True)
+    ]
+
+
+def _endpoint(base_url: str, model: str | None) -> Endpoint:
+    url = normalise_url(base_url)
+    names = [entry["id"] for entry in list_models(url)]
+    if not names or (model is not None and model not in names):
+        wanted, found = model or "at all", ", ".join(names) or "none"
+        raise ServeError(f"the server at {url} has no model {wanted}; it has {found}")
+    return Endpoint(base_url=url, model=model or names[0], api_key=api_key())
+
+
+def _greedy(request: ToolRequest) -> ToolRequest:
+    """Return the request with greedy decoding, so that two answers to it can be held against each other."""
+    body = {key: value for key, value in request.body.items() if key not in SAMPLING}
+    return ToolRequest(
+        where=request.where,
+        name=request.name,
+        body={**body, "temperature": 0.0, "seed": 0},
+        expected_call=request.expected_call,
+        expected_calls=request.expected_calls,
+    )
+
+
+def _request_hash(endpoint: Endpoint, request: ToolRequest, stream: bool) -> str:
+    asked = [endpoint.base_url, endpoint.model, request.body, stream]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

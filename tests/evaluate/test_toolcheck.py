@@ -1,0 +1,219 @@
+"""`moe4 toolcheck` against a server whose faults are known: each is found, and only by its own measure."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from scripted_tool_server import MODEL, ToolServer, hard_cases, running, write_requests
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.errors import EvaluationError, ServeError
+from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
+from moe4.evaluate.toolcheck import client as client_module
+from moe4.evaluate.toolcheck.requests import HARD_CASES, own_requests, read_requests
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolServer]:
+    monkeypatch.setattr(client_module, "FIRST_WAIT_SECONDS", 0.01)
+    with running() as state:
+        yield state
+
+
+def checked(server: ToolServer, **options: Any) -> dict[str, Any]:
+    return run_toolcheck(
+        ToolcheckOptions(**{"base_url": server.url, "requests": (HARD_CASES,), **options}), lambda *_: None
+    )
+
+
+def values(result: dict[str, Any], endpoint: str = "release") -> dict[str, float]:
+    measures = result[endpoint]["measures"]
+    return {name: measure["value"] for name, measure in measures.items() if measure}
+
+
+def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
+    result = checked(server)
+    assert set(values(result).values()) == {1.0}
+    assert len(values(result)) == 10
+    assert failed_checks(result) == []
+    assert result["release"]["faults"] == []
+    low, high = result["release"]["measures"]["schema_accuracy"]["interval"]
+    assert 0.8 < low < high == 1.0
+    assert len(server.asked) == 2 * len(hard_cases())
+    assert {body["temperature"] for body in server.asked} == {0.0}
+    assert not any("expected" in body or "name" in body for body in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("fault", "hurt"),
+    [
+        ("broken json", {"schema_accuracy", "calls_exact", "stream_equal"}),
+        ("other types", {"schema_accuracy", "calls_exact"}),
+        ("own ids", {"id_form", "id_counts"}),
+        ("ids from zero", {"id_counts"}),
+        ("never calls", {"tool_call_f1", "calls_exact"}),
+        ("leaks", {"no_markers"}),
+        ("says stop", {"tool_call_f1", "finish_reason_consistent"}),
+        ("streams otherwise", {"stream_equal"}),
+        ("no usage when streaming", {"usage_present"}),
+        ("refuses nested", {"answered"}),
+    ],
+)
+def test_each_fault_hurts_its_own_measures(server: ToolServer, fault: str, hurt: set[str]) -> None:
+    server.fault = fault
+    result = checked(server)
+    assert {name for name, value in values(result).items() if value < 1} == hurt
+    assert set(failed_checks(result)) <= hurt
+
+
+def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:
+    """Counts by hand: a server that never calls has only misses; F1 = 2 TP / (2 TP + FP + FN)."""
+    server.fault = "never calls"
+    measure = checked(server)["release"]["measures"]["tool_call_f1"]
+    wanted = sum(bool(c["expected"].get("calls") or c["expected"].get("called")) for c in hard_cases())
+    assert (measure["true_positives"], measure["false_negatives"]) == (0, wanted)
+    assert measure["true_negatives"] == len(hard_cases()) - wanted
+    assert measure["value"] == 0.0
+
+
+def test_requests_are_tried_again_a_bounded_number_of_times(server: ToolServer) -> None:
+    server.fault = "busy twice"
+    requests = read_requests(HARD_CASES, 1)
+    result = checked(server, limit=1, max_retries=3, stream=False)
+    assert values(result)["answered"] == 1.0
+    assert len(server.asked) == 3
+    server.fault, server.asked = "always busy", []
+    with pytest.raises(ServeError, match=r"answered none of 1 requests: 503: busy"):
+        checked(server, limit=1, max_retries=2, stream=False)
+    assert len(server.asked) == 3
+    assert requests[0].name == "one call"
+
+
+def test_a_run_goes_on_where_it_was_cut_off(server: ToolServer, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    first = checked(server, output=output, limit=10)
+    assert len(server.asked) == 20
+    lines = output.read_text(encoding="utf-8").splitlines()
+    output.write_text("\n".join(lines[:15]) + "\n" + lines[15][:40], encoding="utf-8")  # as kill -9 leaves it
+    server.asked = []
+    assert checked(server, output=output, limit=10) == first
+    assert len(server.asked) == 5
+    server.asked = []
+    assert checked(server, output=output, limit=10) == first
+    assert server.asked == []
+
+
+def test_two_endpoints(server: ToolServer) -> None:
+    with running() as baseline:
+        server.fault = "never calls"
+        result = checked(server, against=baseline.url)
+    wanted = result["baseline"]["num_calls"]
+    agreement = result["agreement"]
+    assert agreement["decision_agreement"]["successes"] == len(hard_cases()) - wanted
+    assert agreement["exact_gained"] == 0
+    assert agreement["exact_lost"] == sum(bool(case["expected"].get("calls")) for case in hard_cases())
+    assert agreement["exact_mcnemar_p"] < 0.01
+    assert "baseline and release decide alike on" in describe(result)
+
+
+def test_without_expectations_the_baseline_is_the_reference(server: ToolServer, tmp_path: Path) -> None:
+    bare = [{key: case[key] for key in ("messages", "tools")} for case in hard_cases()]
+    path = write_requests(tmp_path / "bare.jsonl", bare)
+    assert "tool_call_f1" not in values(checked(server, requests=(path,)))
+    with running() as baseline:
+        assert values(checked(server, requests=(path,), against=baseline.url))["tool_call_f1"] == 1.0
+
+
+def test_the_vendor_verifiers_files(server: ToolServer, tmp_path: Path) -> None:
+    """Requests with `_input` messages and sampling of their own; its results as the reference."""
+    case = hard_cases()[0]
+    body = {
+        "messages": [{"role": "_input", "content": "Be brief."}, *case["messages"]],
+        "tools": case["tools"],
+        "temperature": 0.6,
+        "max_tokens": 64000,
+        "stream": True,
+    }
+    system = [{"role": "system", "content": "Be brief."}, *case["messages"]]
+    server.answers[json.dumps(system)] = []
+    path = write_requests(tmp_path / "samples.jsonl", [body])
+    results = write_requests(
+        tmp_path / "results.jsonl",
+        [
+            {
+                "data_index": 1,
+                "request": {**body, "messages": system, "model": "k2"},
+                "response": {"choices": []},
+                "status": "success",
+                "finish_reason": "tool_calls",
+                "tool_calls_valid": True,
+                "hash": "0",
+            }
+        ],
+    )
+    result = checked(server, requests=(path,), reference=results, keep_sampling=True)
+    assert server.asked[0]["messages"][0]["role"] == "system"
+    assert server.asked[0]["temperature"] == 0.6
+    assert result["release"]["measures"]["tool_call_f1"]["false_negatives"] == 1
+
+
+def test_our_own_output_is_a_reference(server: ToolServer, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    checked(server, output=output)
+    bare = [{key: case[key] for key in ("messages", "tools")} for case in hard_cases()]
+    path = write_requests(tmp_path / "bare.jsonl", bare)
+    measure = checked(server, requests=(path,), reference=output)["release"]["measures"]["tool_call_f1"]
+    assert (measure["value"], measure["num"]) == (1.0, len(hard_cases()))
+
+
+def test_the_hard_cases_are_sound() -> None:
+    """Every expected call fits its tool's schema; names differ; every kind the docs name is there."""
+    cases = hard_cases()
+    assert len({case["name"] for case in cases}) == len(cases) == 40
+    for case in cases:
+        tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case["tools"]}
+        for schema in tools.values():
+            jsonschema.Draft202012Validator.check_schema(schema)
+        for call in case["expected"].get("calls") or []:
+            jsonschema.validate(call["arguments"], tools[call["name"]])
+    assert own_requests()[-1] == HARD_CASES
+    assert len(read_requests(own_requests()[0])) == 300
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "requests.jsonl:1: not JSON"),
+        ("[1]", "expected an object"),
+        ('{"messages": []}', '"messages" must be a list of objects'),
+        ('{"messages": [{}], "tools": [{"name": "f"}]}', "every tool must be"),
+        ('{"messages": [{}], "expected": {"calls": 3}}', '"expected" must be'),
+        ("", "no request in it"),
+    ],
+)
+def test_bad_requests_are_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(line)
+    with pytest.raises(EvaluationError, match=message):
+        read_requests(path)
+
+
+def test_the_command(server: ToolServer, tmp_path: Path) -> None:
+    path = str(HARD_CASES)
+    passed = CliRunner().invoke(app, ["toolcheck", server.url, "--requests", path, "--limit", "3"])
+    assert passed.exit_code == 0
+    assert "decision to call, F1 against the reference" in passed.stdout
+    server.fault = "leaks"
+    missed = CliRunner().invoke(app, ["toolcheck", server.url, "--requests", path, "--json"])
+    assert missed.exit_code == 1
+    assert json.loads(missed.stdout)["release"]["measures"]["no_markers"]["ok"] is False
+    lenient = ["--threshold", "no_markers=0.1", "--no-stream"]
+    assert CliRunner().invoke(app, ["toolcheck", server.url, "--requests", path, *lenient]).exit_code == 0
+    with pytest.raises(EvaluationError, match="expected NAME=SHARE"):
+        checked(server, thresholds=("f1=0.9",))
+    with pytest.raises(ServeError, match=f"has no model other; it has {MODEL}"):
+        checked(server, model="other")
