@@ -47,6 +47,8 @@ class Gptq:
     """Shrink factors tried for each group's scale; 1 takes the full range as it is."""
     scale_shrink: float = 0.65
     """The smallest shrink factor tried; the largest is 1."""
+    descent_sweeps: int = 2
+    """Passes of coordinate descent over codes and scales after the solve; 0 leaves both as solved."""
     damping: float = 0.01
     """Added to the Hessian's diagonal, as a share of its mean."""
     shrinkage_tokens: int = 64
@@ -57,6 +59,7 @@ class Gptq:
     def __post_init__(self) -> None:
         _require(1 <= self.scale_candidates <= 1000, "gptq.scale_candidates must lie in 1..1000")
         _require(0.1 <= self.scale_shrink <= 1.0, "gptq.scale_shrink must lie in 0.1..1.0")
+        _require(0 <= self.descent_sweeps <= 100, "gptq.descent_sweeps must lie in 0..100")
         _require(0.0 < self.damping <= 1.0, "gptq.damping must lie above 0 and not above 1")
         _require(0 <= self.shrinkage_tokens <= 1 << 20, "gptq.shrinkage_tokens must lie in 0..1048576")
 

@@ -23,7 +23,7 @@ def round_to_grid(W: Tensor, scales: Tensor) -> Tensor:
 def absmax_scales(W: Tensor, group_size: int) -> Tensor:
     """Return the positive scales of plain round to nearest: the largest magnitude over 7.5."""
     peak = W.reshape(W.shape[0], -1, group_size).abs().amax(-1)
-    return _to_bf16_grid(peak / 7.5)
+    return to_bf16_grid(peak / 7.5)
 
 
 def search_scales(
@@ -49,7 +49,7 @@ def search_scales(
         return found
     best_error = _group_error(grouped, best, weight)
     for factor in factors:
-        scales = _to_bf16_grid(full * factor)
+        scales = to_bf16_grid(full * factor)
         error = _group_error(grouped, scales, weight)
         better = error < best_error
         best = torch.where(better, scales, best)
@@ -64,7 +64,7 @@ def _group_error(grouped: Tensor, scales: Tensor, weight: Tensor) -> Tensor:
     return difference.square_().mul_(weight).sum(-1)
 
 
-def _to_bf16_grid(scales: Tensor) -> Tensor:
+def to_bf16_grid(scales: Tensor) -> Tensor:
     """Round scales to bf16, away from zero."""
     rounded = scales.to(torch.bfloat16).to(scales.dtype)
     return torch.where(rounded.abs() < SMALLEST_SCALE, torch.full_like(rounded, SMALLEST_SCALE), rounded)

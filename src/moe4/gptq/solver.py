@@ -7,7 +7,8 @@
 
 Differences from the paper: the update is written with R, the inverse of the paper's U; columns are taken by
 falling diag(H), and undone at the end, so that no g_idx is stored; scales are fixed beforehand from the
-original weights, with the error weighted by diag(H).
+original weights, with the error weighted by R_jj^2, what H leaves of a column's error once the columns after
+it have made up for what they can; `descent.py` improves codes and scales afterwards.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from moe4.checkpoint.packed import dequantize
 from moe4.gptq.columns import MAX_COLUMNS, solve_block
+from moe4.gptq.descent import descend
 from moe4.gptq.factor import damped_factor, weighted_square
 from moe4.gptq.grid import absmax_scales, round_to_grid, search_scales
 from moe4.recipe import Gptq
@@ -33,6 +35,19 @@ class Factor:
     R: Tensor | None
     """None if H could not be factored even at the largest damping."""
     damping: float
+
+    def added(self) -> Tensor:
+        """Return what damping adds to the diagonal, [in]; the mean more where no token touched a column."""
+        diagonal = self.H.diagonal()
+        mean = diagonal.mean()
+        return torch.where(diagonal == 0, mean, torch.zeros_like(mean)) + self.damping * mean
+
+    def importance(self) -> Tensor:
+        """Return R_jj^2 in the columns' own order, [in]."""
+        assert self.R is not None
+        importance = torch.empty_like(self.R.diagonal())
+        importance[self.order] = self.R.diagonal().square()
+        return importance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +106,15 @@ def quantize_gptq(
     W = torch.cat(matrices)
     scales = search_scales(
         W,
-        factor.H.diagonal(),
+        factor.importance(),
         group_size,
         signed=settings.signed_scales,
         candidates=settings.scale_candidates,
         shrink=settings.scale_shrink,
     )
     codes = solve(W, scales, factor.R, factor.order)
+    if settings.descent_sweeps:
+        codes, scales = descend(W, codes, scales, factor.H, factor.added(), settings.descent_sweeps)
     results, start = [], 0
     for original, rtn, whole in zip(matrices, plain, wholes, strict=True):
         rows = slice(start, start + original.shape[0])
