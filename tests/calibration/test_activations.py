@@ -25,19 +25,45 @@ def test_every_token_is_in_one_batch_in_its_sequence(lengths: list[int], batch_t
     assert set(found) == sequences
 
 
-def test_gather_and_select_are_inverse() -> None:
-    store = torch.randn(30, 4)
+def test_gather_and_select_are_inverse(tmp_path: Path) -> None:
+    values = torch.randn(30, 4)
+    store = ActivationStore(tmp_path / "x.bin", (30, 4), torch.float32, create=True)
+    store.write(slice(0, 30), values)
     for batch in make_batches([7, 3, 12, 8], 20):
         states = batch.gather(store, torch.device("cpu"))
-        assert torch.equal(batch.select(states), store[batch.token_rows()])
-        assert torch.equal(batch.select(states.flatten(0, 1)), store[batch.token_rows()])
+        assert torch.equal(batch.select(states), values[batch.token_rows()])
+        assert torch.equal(batch.select(states.flatten(0, 1)), values[batch.token_rows()])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_store_survives_reopening(tmp_path: Path, dtype: torch.dtype) -> None:
     values = torch.randn(5, 8).to(dtype)
     store = ActivationStore(tmp_path / "x.bin", (5, 8), dtype, create=True)
-    store.tensor.copy_(values)
+    store.write(slice(0, 5), values)
     store.sync()
     assert (tmp_path / "x.bin").stat().st_size == 40 * dtype.itemsize
-    assert torch.equal(ActivationStore(tmp_path / "x.bin", (5, 8), dtype, create=False).tensor, values)
+    again = ActivationStore(tmp_path / "x.bin", (5, 8), dtype, create=False)
+    assert torch.equal(again.read(torch.tensor([4, 0])), values[[4, 0]])
+
+
+def resident_file_bytes() -> int:
+    """Pages of mapped files in this process' memory."""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("RssFile")).split()[1]) << 10
+
+
+def test_a_store_larger_than_memory_may_be_does_not_stay_in_it(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path / "x.bin", (40_000, 1024), torch.float32, create=True)  # 164 MB
+    before = resident_file_bytes()
+    ones = torch.ones(1, 1024)
+    for rows in store.pieces():
+        store.write(rows, ones.expand(rows.stop - rows.start, -1))
+        assert resident_file_bytes() - before < 100e6
+    chosen = torch.randperm(40_000)
+    for rows in chosen.split(3000):
+        store.add(rows, ones.expand(len(rows), -1))
+        assert resident_file_bytes() - before < 100e6
+    assert store.is_finite()
+    assert bool((store.read(chosen[:100]) == 2).all())
+    store.write(slice(39_999, 40_000), ones * float("nan"))
+    assert not store.is_finite()

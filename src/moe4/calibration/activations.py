@@ -5,38 +5,117 @@ under causal attention no real token ever sees padding, so no mask is needed, an
 dropped.
 """
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BATCH_TOKENS = 8192
+RESIDENT_BYTES = 64 << 20  # of a file, that may lie in this process' memory before it is given back
+MAPPED_AROUND_BYTES = 128 << 10  # that Linux may map with a page that is touched
+PIECE_BYTES = 16 << 20
+
+
+@dataclass(kw_only=True, slots=True)
+class Traffic:
+    """Bytes of activations that this process has read and written."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+TRAFFIC = Traffic()
 
 
 class ActivationStore:
-    """A file of [rows, columns] that is a tensor in memory; `tensor` writes through.
+    """A file of [rows, columns], mapped; little of it is in memory at a time.
 
-    The disk space is reserved when it is created, so that a full disk is an OSError and not a crash.
+    The disk space is reserved when it is created, so that a full disk is an OSError and not a crash. `read`,
+    `write` and `add` give the pages they touched back to the system as they go: what was written stays in the
+    file, and the page cache keeps what it has room for.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: torch.dtype, *, create: bool) -> None:
-        self.path = path
+        self.path, self.shape = path, shape
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if create:
             with path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
         self._map = np.memmap(path, dtype=np.uint8, mode="r+", shape=(num_bytes,))
-        self.tensor: Tensor = torch.from_numpy(self._map).view(dtype).view(shape)
+        self._tensor: Tensor = torch.from_numpy(self._map).view(dtype).view(shape)
+        self._resident = 0
+
+    def read(self, rows: Tensor | slice) -> Tensor:
+        """Return rows [n, columns] in fresh memory."""
+        if isinstance(rows, slice):
+            values = self._tensor[rows].clone()
+            self._touch(values.nbytes)
+        else:
+            values = torch.empty(len(rows), self.shape[1], dtype=self._tensor.dtype)
+            for here in self._spread_rows(len(rows)):
+                torch.index_select(self._tensor, 0, rows[here], out=values[here])
+        TRAFFIC.bytes_read += values.nbytes
+        return values
+
+    def write(self, rows: Tensor | slice, values: Tensor) -> None:
+        """Put values [n, columns], of any float dtype and device, into rows."""
+        values = values.to("cpu", self._tensor.dtype)
+        if isinstance(rows, slice):
+            self._tensor[rows] = values
+            self._touch(values.nbytes)
+        else:
+            for here in self._spread_rows(len(rows)):
+                self._tensor[rows[here]] = values[here]
+        TRAFFIC.bytes_written += values.nbytes
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Add values [n, columns], of the store's dtype on the CPU, to rows."""
+        for here in self._spread_rows(len(rows)):
+            self._tensor.index_add_(0, rows[here], values[here])
+        TRAFFIC.bytes_read += values.nbytes
+        TRAFFIC.bytes_written += values.nbytes
+
+    def pieces(self) -> Iterator[slice]:
+        """Yield the rows in order, some MiB at a time."""
+        step = max(1, PIECE_BYTES // (self.shape[1] * self._tensor.itemsize))
+        for start in range(0, self.shape[0], step):
+            yield slice(start, min(start + step, self.shape[0]))
+
+    def is_finite(self) -> bool:
+        """Say whether no value is NaN or Inf."""
+        return all(bool(torch.isfinite(self.read(rows)).all()) for rows in self.pieces())
 
     def sync(self) -> None:
         """Make the contents durable."""
         self._map.flush()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
+        self._release()
+
+    def _spread_rows(self, num_rows: int) -> Iterator[slice]:
+        """Yield slices of so many rows that, wherever they lie, little of the file comes into memory."""
+        each = self.shape[1] * self._tensor.itemsize + MAPPED_AROUND_BYTES
+        step = RESIDENT_BYTES // each + 1
+        for start in range(0, num_rows, step):
+            here = slice(start, min(start + step, num_rows))
+            yield here
+            self._touch((here.stop - start) * each)
+
+    def _touch(self, num_bytes: int) -> None:
+        self._resident += num_bytes
+        if self._resident > RESIDENT_BYTES < self._map.nbytes:
+            self._release()
+
+    def _release(self) -> None:
+        base: Any = self._map.base
+        base.madvise(mmap.MADV_DONTNEED)
+        self._resident = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +130,9 @@ class Batch:
         """bool [batch, longest]: False for padding."""
         return self.rows >= 0
 
-    def gather(self, store: Tensor, device: torch.device) -> Tensor:
+    def gather(self, store: ActivationStore, device: torch.device) -> Tensor:
         """Return [batch, longest, hidden] in fresh memory; padding repeats row 0."""
-        return store[self.rows.clamp(min=0).flatten()].view(*self.rows.shape, -1).to(device)
+        return store.read(self.rows.clamp(min=0).flatten()).view(*self.rows.shape, -1).to(device)
 
     def token_rows(self) -> Tensor:
         """Return int64 [tokens]: the store's rows of the real tokens, in the order `select` gives."""

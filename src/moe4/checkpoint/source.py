@@ -109,6 +109,24 @@ class Checkpoint:
             self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
             yield piece
 
+    def iterate_rows(self, name: str) -> Iterator[Tensor]:
+        """Yield a matrix [rows, columns], some whole rows at a time, as `load` gives it.
+
+        Raises TensorError on NaN or Inf.
+        """
+        if self.is_fp8(name):
+            yield self.load(name)
+            return
+        spec, left = self._stored[name].spec, b""
+        row_bytes = spec.num_bytes // max(1, spec.shape[0])
+        for piece in self.iterate(name):
+            data = left + piece
+            whole = len(data) // row_bytes * row_bytes
+            left = data[whole:]
+            if whole:
+                buffer = bytearray(data[:whole])
+                yield torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(-1, *spec.shape[1:])
+
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:
             self.bytes_read += num_bytes

@@ -17,6 +17,7 @@ from moe4.model.architecture import ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import open_shared
+from moe4.quantize.memory import batch_tokens
 from moe4.quantize.ranks import Parcel
 
 
@@ -24,7 +25,7 @@ from moe4.quantize.ranks import Parcel
 class Routing:
     """What the router decided for all calibration tokens, sorted by expert once."""
 
-    inputs: Tensor
+    inputs: ActivationStore
     """[tokens, hidden] in the compute dtype."""
     rows: Tensor
     """int64 [tokens * top_k]: token numbers, those of expert 0 first."""
@@ -46,7 +47,7 @@ class LayerRunner:
         self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: ActivationStore
     ) -> None:
         self.layer, self.module = layer, module
-        self.batches = list(make_batches(lengths))
+        self.batches = list(make_batches(lengths, batch_tokens(bench.network.config)))
         self._bench, self._hidden = bench, hidden
         self._rotary = bench.network.build_rotary(bench.device)
 
@@ -54,7 +55,7 @@ class LayerRunner:
         """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""
         device = self._bench.device
         with torch.inference_mode():
-            states = batch.gather(self._hidden.tensor, device)
+            states = batch.gather(self._hidden, device)
             positions = torch.arange(states.shape[1], device=device).unsqueeze(0)
             output = self.module(
                 states,
@@ -65,14 +66,14 @@ class LayerRunner:
             )
             return batch.select(output)
 
-    def fill(self, total: Tensor | None) -> None:
+    def fill(self, total: ActivationStore | None) -> None:
         """Run every batch; on rank 0 put the layer's output into `total`, float32 [tokens, hidden]."""
         work = self._bench.ranks.spread(
             len(self.batches), lambda number: Parcel(tensors={"output": self.run(self.batches[number])})
         )
         for number, parcel in work:
             assert total is not None
-            total[self.batches[number].token_rows()] = parcel.tensors["output"].float().cpu()
+            total.write(self.batches[number].token_rows(), parcel.tensors["output"])
 
     def observe(self, module: nn.Module, size: int) -> Hessian:
         """Run every batch and return the Hessian of one Linear's input [tokens, size], on every rank."""
@@ -108,7 +109,7 @@ def pack_hessian(hessian: Hessian) -> Parcel:
 
 
 def attend_and_route(
-    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: Tensor | None, work: Path
+    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: ActivationStore | None, work: Path
 ) -> Routing:
     """Run the layer without its experts; put its output into `total`, return what the experts do.
 
@@ -152,18 +153,18 @@ def attend_and_route(
         if not ids.numel():
             ids = torch.empty(num_tokens, parcel.tensors["ids"].shape[1], dtype=torch.int64)
             gates = torch.empty(ids.shape)
-        total[rows] = parcel.tensors["output"].float().cpu()
-        store.tensor[rows] = parcel.tensors["inputs"].cpu()
+        total.write(rows, parcel.tensors["output"])
+        store.write(rows, parcel.tensors["inputs"])
         ids[rows], gates[rows] = parcel.tensors["ids"].cpu(), parcel.tensors["gates"].cpu()
     if store is not None and bench.ranks.size > 1:
         store.sync()
     routed = bench.ranks.share(Parcel(tensors={"ids": ids, "gates": gates})).tensors
     if store is None:
         store = open_shared(path, shape, dtype)
-    return _sort_by_expert(store.tensor, routed["ids"], routed["gates"], experts.num_experts)
+    return _sort_by_expert(store, routed["ids"], routed["gates"], experts.num_experts)
 
 
-def _sort_by_expert(inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
+def _sort_by_expert(inputs: ActivationStore, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
     """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
     by_expert = torch.argsort(ids.flatten(), stable=True)
     counts = torch.bincount(ids.flatten(), minlength=num_experts)

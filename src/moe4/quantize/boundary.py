@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from moe4.calibration.activations import ActivationStore
 from moe4.calibration.corpus import Corpus
@@ -18,6 +17,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RankError, ResumeError
 from moe4.model.architecture import Network
 
+ROWS_AT_ONCE = 1024
 WAIT_SECONDS = 120.0  # for a file of rank 0's to be seen through a network file system
 
 
@@ -39,20 +39,23 @@ class Boundary:
 
     def embed(self) -> None:
         """Write the first layer's input, the tokens' embeddings."""
-        dtype = self._network.compute_dtype
-        store = ActivationStore(self.path(0), self._shape, dtype, create=True)
-        embedding = self._checkpoint.load(self._network.embedding_name).to(dtype)
-        start = 0
-        for sequence in self._corpus.sequences:
-            store.tensor[start : start + len(sequence)] = embedding[torch.tensor(sequence)]
-            start += len(sequence)
+        store = ActivationStore(self.path(0), self._shape, self._network.compute_dtype, create=True)
+        tokens = torch.tensor([token for sequence in self._corpus.sequences for token in sequence])
+        by_token = torch.argsort(tokens, stable=True)
+        ordered, first = tokens[by_token], 0
+        for embeddings in self._checkpoint.iterate_rows(self._network.embedding_name):
+            bounds = torch.searchsorted(ordered, torch.tensor([first, first + len(embeddings)]))
+            for rows in torch.split(by_token[bounds[0] : bounds[1]], ROWS_AT_ONCE):
+                store.write(rows, embeddings[tokens[rows] - first])
+            first += len(embeddings)
         store.sync()
 
-    def store(self, layer: int, total: Tensor) -> str:
+    def store(self, layer: int, total: ActivationStore) -> str:
         """Write a layer's input, durably; return its SHA-256."""
         temporary = self.path(layer).with_suffix(".partial")
         store = ActivationStore(temporary, self._shape, self._network.compute_dtype, create=True)
-        store.tensor.copy_(total)
+        for rows in total.pieces():
+            store.write(rows, total.read(rows))
         store.sync()
         publish(temporary, self.path(layer))
         return file_sha256(self.path(layer))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moe4.calibration.activations import ActivationStore
 from moe4.checkpoint.shard import ShardWriter
@@ -64,7 +64,7 @@ def quantize_layer_gptq(
     lengths: Sequence[int],
     hidden: ActivationStore,
     work: Path,
-) -> tuple[LayerRecord, Tensor | None]:
+) -> tuple[LayerRecord, ActivationStore | None]:
     """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
 
     The output, float32 [tokens, hidden], is memory-mapped in `work`, and is that of the quantized layer.
@@ -80,16 +80,14 @@ def quantize_layer_gptq(
     reader.copy_rest()
     total = None
     if writer is not None:
-        num_tokens, hidden_size = hidden.tensor.shape
-        path, shape = work / "total.partial", (num_tokens, hidden_size)
-        total = ActivationStore(path, shape, torch.float32, create=True).tensor
+        total = ActivationStore(work / "total.partial", hidden.shape, torch.float32, create=True)
     if plan.experts is None:
         runner.fill(total)
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
         del module, runner
         ExpertStream(bench, plan.experts, layer, routing).run(total, writer, record)
-    if total is not None and not torch.isfinite(total).all():
+    if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.step_done(f"layer {layer + 1}")
     return record, total

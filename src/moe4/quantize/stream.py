@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moe4.calibration.activations import ActivationStore
 from moe4.checkpoint.shard import ShardWriter
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq
@@ -17,6 +18,7 @@ from moe4.quantize.ranks import Parcel
 from moe4.quantize.reader import ExpertReader, Stored
 
 POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
+POOL_PART = 32768  # tokens whose Hessian one rank adds up
 ROWS_AT_ONCE = 4096
 KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 GATE_UP: tuple[Part, Part] = ("gate", "up")
@@ -30,12 +32,13 @@ class ExpertStream:
     def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
         self._bench, self._experts, self._routing = bench, experts, routing
         self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
-        num_parts = -(-routing.inputs.shape[0] // ROWS_AT_ONCE)
+        num_tokens = routing.inputs.shape[0]
+        num_parts = -(-num_tokens // POOL_PART)
         self._pooled = sum_hessians(bench, num_parts, self._pooled_part, experts.hidden_size).mean()
-        stride = max(1, routing.inputs.shape[0] // POOL_TOKENS)
-        self._pool = routing.inputs[::stride][:POOL_TOKENS].to(bench.device)
+        stride = max(1, num_tokens // POOL_TOKENS)
+        self._pool = routing.inputs.read(torch.arange(0, num_tokens, stride)[:POOL_TOKENS]).to(bench.device)
 
-    def run(self, total: Tensor | None, writer: ShardWriter | None, record: LayerRecord) -> None:
+    def run(self, total: ActivationStore | None, writer: ShardWriter | None, record: LayerRecord) -> None:
         """Quantize and write every expert; add its quantized output to its tokens' rows of `total`.
 
         Experts are spread over the ranks; only rank 0 has `total` and `writer`, and fills in `record`.
@@ -54,19 +57,21 @@ class ExpertStream:
                 record.experts.append(parcel.facts)
                 bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
 
-    def _add(self, total: Tensor, expert: int, start: int, output: Tensor) -> None:
+    def _add(self, total: ActivationStore, expert: int, start: int, output: Tensor) -> None:
         """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""
         rows, gates = (item[start : start + len(output)] for item in self._routing.of_expert(expert))
-        total.index_add_(0, rows, (output.float() * gates.to(output.device).unsqueeze(1)).cpu())
+        total.add(rows, (output.float() * gates.to(output.device).unsqueeze(1)).cpu())
 
     def _pooled_part(self, number: int) -> Parcel:
         """Return the Hessian of one piece of all tokens."""
         hessian = Hessian(self._experts.hidden_size, self._bench.device)
-        rows = slice(number * ROWS_AT_ONCE, (number + 1) * ROWS_AT_ONCE)
-        hessian.add(self._routing.inputs[rows].to(self._bench.device))
+        stop = min((number + 1) * POOL_PART, self._routing.inputs.shape[0])
+        for start in range(number * POOL_PART, stop, ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, stop))
+            hessian.add(self._routing.inputs.read(rows).to(self._bench.device))
         return pack_hessian(hessian)
 
-    def _work(self, expert: int, stored: dict[Part, Stored], total: Tensor | None) -> Parcel:
+    def _work(self, expert: int, stored: dict[Part, Stored], total: ActivationStore | None) -> Parcel:
         """Quantize an expert: its record and its stored tensors.
 
         Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].
@@ -90,7 +95,7 @@ class ExpertStream:
     def _inputs(self, expert: int, start: int) -> Tensor:
         """Return ROWS_AT_ONCE rows of an expert's input [tokens, hidden] from `start` on."""
         rows, _ = self._routing.of_expert(expert)
-        return self._routing.inputs[rows[start : start + ROWS_AT_ONCE]].to(self._bench.device)
+        return self._routing.inputs.read(rows[start : start + ROWS_AT_ONCE]).to(self._bench.device)
 
     def _quantize(self, expert: int, stored: dict[Part, Stored], g: Tensor) -> tuple[Results, list[Tensor]]:
         """Quantize gate and up stacked on their tokens, then down on what the quantized two make of them.
