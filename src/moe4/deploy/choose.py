@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device
+from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import Fit, Layout, check_layout, fit
 from moe4.errors import DeployError
@@ -19,6 +19,61 @@ class Survey:
     fits: list[Fit]
     smallest: Fit | None
     recommended: Fit | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What a deployment was asked to run on; None leaves the choice to us. Memory in GiB."""
+
+    on_cpu: bool = False
+    gpu: str | None = None
+    gpu_memory: float | None = None
+    gpus: int | None = None
+    memory: float | None = None
+    data_parallel: int | None = None
+    expert_parallel: bool = False
+    max_model_len: int | None = None
+    concurrency: int = 1
+
+
+def pick(release: Release, wanted: Wanted) -> Fit:
+    """Return the fit on what was asked for, on the smallest that works, or on the recommended machine.
+
+    Raises DeployError where the options contradict each other or nothing works.
+    """
+    asked_gpu = wanted.gpu or wanted.gpu_memory
+    if wanted.on_cpu:
+        if asked_gpu or wanted.gpus:
+            raise DeployError("--engine cpu takes --memory, no GPUs")
+        if wanted.memory is None:
+            raise DeployError("--engine cpu needs --memory, the GiB of the server")
+        return _fit(release, cpu_server(wanted.memory), Layout(), wanted)
+    if wanted.memory is not None:
+        raise DeployError("--memory goes with --engine cpu; a GPU's is --gpu-memory")
+    if wanted.gpu and wanted.gpu_memory:
+        raise DeployError("give --gpu or --gpu-memory, not both")
+    if not asked_gpu:
+        if wanted.gpus or wanted.data_parallel or wanted.expert_parallel:
+            raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
+        table = survey(release, max_model_len=wanted.max_model_len, concurrency=wanted.concurrency)
+        if table.recommended is None:
+            raise DeployError(f"{release.name} fits on no machine of the table; see moe4 fit")
+        return table.recommended
+    device = find_device(wanted.gpu) if wanted.gpu else unnamed_gpu(wanted.gpu_memory or 0.0)
+    if wanted.data_parallel or wanted.expert_parallel:
+        copies = wanted.data_parallel or 1
+        num_gpus = wanted.gpus or copies
+        if num_gpus % copies:
+            raise DeployError(f"--gpus {num_gpus} is no multiple of --data-parallel {copies}")
+        layout = Layout(tensor=num_gpus // copies, data=copies, expert_parallel=True)
+        return _fit(release, device, layout, wanted)
+    if wanted.gpus is not None:
+        return _fit(release, device, default_layout(release, device, wanted.gpus), wanted)
+    return smallest_on(release, device, wanted.max_model_len, wanted.concurrency)
+
+
+def _fit(release: Release, device: Device, layout: Layout, wanted: Wanted) -> Fit:
+    return fit(release, device, layout, max_model_len=wanted.max_model_len, concurrency=wanted.concurrency)
 
 
 def default_layout(release: Release, device: Device, num_gpus: int) -> Layout:

@@ -23,7 +23,7 @@ from moe4.model.inventory import (
     num_routed_experts,
     w4a16_group_size,
 )
-from moe4.serve.model import writes_kimi_calls
+from moe4.serve.model import tokenizer_needs_own_code, writes_kimi_calls
 
 # Every rank holds these whole; vLLM splits what else is not a routed expert over the tensor-parallel ranks.
 REPLICATED = (
@@ -70,6 +70,7 @@ class Release:
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
     row_groups: dict[str, int] = field(default_factory=dict)
     uses_kimi_calls: bool = False
+    needs_own_code: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -257,6 +258,9 @@ def _empty(
         )
     tokenizer = folder / "tokenizer_config.json" if folder else None
     tokenizer_config = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
+    needs_own_code = config.get("model_type") == "kimi_k2"  # as published; known where its files are seen
+    if folder and tokenizer_config:
+        needs_own_code = tokenizer_needs_own_code(folder, tokenizer_config)
     return Release(
         name=name,
         where=where,
@@ -264,5 +268,6 @@ def _empty(
         config=config,
         group_size=group_size,
         layers=[LayerBytes() for _ in range(num_layers)],
-        uses_kimi_calls=writes_kimi_calls(folder or Path("/nonexistent"), config, tokenizer_config),
+        needs_own_code=needs_own_code,
+        uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
     )

@@ -192,9 +192,10 @@ def _judge(release: Release, fit: Fit) -> tuple[Verdict, str]:
         )
     if fit.sequences < fit.concurrency:
         return "marginal", f"the cache holds {fit.sequences} conversations at once, not {fit.concurrency}"
+    held = f"the cache holds {fit.sequences} conversations of {fit.max_model_len} tokens"
     if fit.cache_tokens < COMFORTABLE * fit.max_model_len:
-        return "fits", f"the cache holds {fit.sequences} of full length"
-    return "comfortable", f"the cache holds {fit.sequences} of full length"
+        return "fits", held
+    return "comfortable", held
 
 
 def _stages(release: Release, layout: Layout) -> Iterator[tuple[int, int, int]]:

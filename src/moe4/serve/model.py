@@ -60,8 +60,7 @@ def read_served_model(folder: Path) -> ServedModel:
         group_size=w4a16_group_size(config),
         kv_bytes_per_token=kv_bytes_per_token(config),
         uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
-        needs_own_code="AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
-        and not (folder / "tokenizer.json").is_file(),
+        needs_own_code=tokenizer_needs_own_code(folder, tokenizer_config),
     )
 
 
@@ -83,10 +82,17 @@ def _check_shards(folder: Path) -> None:
         read_shard(shard)
 
 
-def writes_kimi_calls(folder: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> bool:
-    """Say whether the chat template writes tool calls in Kimi's form."""
-    template = folder / "chat_template.jinja"
-    text = (
-        template.read_text(encoding="utf-8") if template.is_file() else tokenizer_config.get("chat_template")
-    )
-    return KIMI_CALL_TOKEN in str(text) if text else config.get("model_type") == "kimi_k2"
+def tokenizer_needs_own_code(folder: Path, tokenizer_config: dict[str, Any]) -> bool:
+    """Say whether the tokenizer comes as Python code and in no other form."""
+    is_code = "AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
+    return is_code and not (folder / "tokenizer.json").is_file()
+
+
+def writes_kimi_calls(folder: Path | None, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> bool:
+    """Say whether the chat template, or else the model's kind, writes tool calls in Kimi's form."""
+    template = folder / "chat_template.jinja" if folder else None
+    if template is not None and template.is_file():
+        text = template.read_text(encoding="utf-8")
+    else:
+        text = str(tokenizer_config.get("chat_template") or "")
+    return KIMI_CALL_TOKEN in text if text else config.get("model_type") == "kimi_k2"

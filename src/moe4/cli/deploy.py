@@ -1,0 +1,166 @@
+"""`moe4 deploy`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    form: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORM", help="podman, quadlet, compose, kserve, llmd, kubernetes or dashboard."
+        ),
+    ],
+    release: Annotated[
+        str,
+        typer.Argument(metavar="RELEASE", help="Folder, config.json or hub repository, as in `moe4 fit`."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, or folder for a dashboard; else stdout."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the server finds the weights: pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or "
+            "file:///PATH; RELEASE itself if not given."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of all objects, and of the model in requests; RELEASE's if not given.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="vllm (its own image), rhaiis (Red Hat AI Inference Server) or cpu (moe4's).")
+    ] = "vllm",
+    image: Annotated[str | None, typer.Option(help="Another image, with its tag or digest.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="l40s, a100, h100, h200, b200; the recommended one if not given.")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="Memory in GiB of another GPU.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many; the fewest that work if not given.")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB of the CPU server, with --engine cpu.")] = None,
+    data_parallel: Annotated[
+        int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
+    ] = None,
+    expert_parallel: Annotated[
+        bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
+    ] = False,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Conversations of that length at once.")] = 1,
+    group_size: Annotated[int, typer.Option(help="Of the release that a config alone would become.")] = 128,
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
+    namespace: Annotated[str | None, typer.Option(help="Of the Kubernetes objects.")] = None,
+    api_key_secret: Annotated[
+        str | None, typer.Option(help="Secret whose key `token` clients must send.")
+    ] = None,
+    hf_secret: Annotated[str | None, typer.Option(help="Secret with the hub's token, for hf://.")] = None,
+    toleration: Annotated[
+        list[str] | None, typer.Option(help="KEY, KEY=VALUE or KEY=VALUE:EFFECT; may be repeated.")
+    ] = None,
+    node_selector: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
+    openshift: Annotated[
+        bool, typer.Option("--openshift", help="Leave the user to OpenShift's security constraints.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the tokenizer's code beside the weights.")
+    ] = False,
+    disk: Annotated[
+        float, typer.Option(help="GB/s the weights are loaded at, for the start-up probe.")
+    ] = 0.3,
+) -> None:
+    """Write a deployment that works: every value derived from RELEASE or asked for, explained beside it.
+
+    What cannot work is refused in one line.
+    """
+    from moe4.deploy.choose import Wanted, pick
+    from moe4.deploy.options import DeployOptions, Source, default_name, find_engine, find_form, parse_source
+    from moe4.deploy.release import read_release
+    from moe4.deploy.write import write_deployment
+    from moe4.errors import DeployError
+
+    if disk <= 0:
+        raise DeployError(f"--disk {disk:g} is not above 0 GB/s")
+    found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    name = name or default_name(found)
+    if form == "dashboard":
+        _write_dashboard(name, output)
+        return
+    if model is not None:
+        source = parse_source(model)
+    elif Path(release).exists():
+        folder = Path(release).resolve()
+        source = Source(scheme="file", rest=str(folder if folder.is_dir() else folder.parent))
+    else:
+        source = Source(scheme="hf", rest=release)
+    wanted = Wanted(
+        on_cpu=engine == "cpu",
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        gpus=gpus,
+        memory=memory,
+        data_parallel=data_parallel,
+        expert_parallel=expert_parallel,
+        max_model_len=max_model_len,
+        concurrency=concurrency,
+    )
+    options = DeployOptions(
+        form=find_form(form),
+        engine=find_engine(engine),
+        name=name,
+        source=source,
+        image=image,
+        namespace=namespace,
+        port=port,
+        api_key_secret=api_key_secret,
+        hf_secret=hf_secret,
+        tolerations=tuple(toleration or ()),
+        node_selector=_pairs(node_selector or []),
+        openshift=openshift,
+        trust_remote_code=trust_remote_code,
+        disk=disk * 1e9,
+    )
+    text = write_deployment(options, found, pick(found, wanted))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        _write(output, text)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    from moe4.errors import DeployError
+
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise DeployError(f"--node-selector {text} is not KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def _write_dashboard(name: str, output: Path | None) -> None:
+    from moe4.deploy.dashboard import alert_rules, dashboard
+
+    board = json.dumps(dashboard(name), indent=2) + "\n"
+    if output is None:
+        typer.echo(board, nl=False)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / f"{name}-dashboard.json", board)
+    _write(output / f"{name}-alerts.yaml", alert_rules(name))
+
+
+def _write(path: Path, text: str) -> None:
+    from moe4.errors import OutputError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+    typer.echo(f"moe4: wrote {path}", err=True)

@@ -1,0 +1,42 @@
+"""`moe4 smoke`."""
+
+import json
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")],
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model; the first served if not given.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = 120.0,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Do not check the server's certificate.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Ask a server its models, a chat, a stream with usage and a tool call; exit 1 if one is wrong.
+
+    An API key is taken from the variable VLLM_API_KEY.
+    """
+    from moe4.deploy.smoke import SmokeTest
+
+    test = SmokeTest(
+        url, model=model, api_key=os.environ.get("VLLM_API_KEY"), timeout=timeout, verify=not insecure
+    )
+    outcomes = []
+    for outcome in test.run():
+        outcomes.append(outcome)
+        if not as_json:
+            verdict = "ok" if outcome.ok else "WRONG"
+            typer.echo(f"{outcome.name}: {verdict}, {outcome.seconds:.1f} s: {outcome.detail}")
+    ok = all(outcome.ok for outcome in outcomes)
+    if as_json:
+        checks = [asdict(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({"url": url, "model": test.model, "ok": ok, "checks": checks}))
+    if not ok:
+        raise typer.Exit(1)

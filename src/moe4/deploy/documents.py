@@ -1,0 +1,100 @@
+"""YAML with its reasons: plain Python values with notes become documents with comments beside the values."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
+
+from moe4.errors import DeployError
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A value and why it is what it is."""
+
+    value: Any
+    note: str
+
+
+def render(documents: Sequence[dict[str, Any]], head: Sequence[str]) -> str:
+    """Return the documents as YAML, each note as a comment beside its value, `head` as comments above."""
+    writer = YAML()
+    writer.indent(mapping=2, sequence=4, offset=2)
+    writer.width = 4096
+    stream = io.StringIO()
+    for number, document in enumerate(documents):
+        stream.write("---\n" if number else "".join(f"# {line}".rstrip() + "\n" for line in head))
+        writer.dump(_convert(document), stream)
+    return stream.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Return the value without its notes."""
+    if isinstance(value, Noted):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def parse(text: str, where: str) -> list[Any]:
+    """Parse every document of a YAML text, with the places of its values. Raises DeployError."""
+    reader = YAML()
+    reader.preserve_quotes = True
+    try:
+        return [document for document in reader.load_all(text) if document is not None]
+    except Exception as error:  # ruamel has several, and the text may be anything
+        reason = " ".join(str(error).split())
+        raise DeployError(f"{where} is not YAML that can be read: {reason}") from None
+
+
+def _convert(value: Any, column: int = 0) -> Any:
+    """Return ruamel's form of a value whose keys or dashes stand at `column`."""
+    if isinstance(value, Noted):
+        return _convert(value.value, column)
+    if isinstance(value, dict):
+        mapping = CommentedMap()
+        for key, item in value.items():
+            mapping[key] = _convert(item, column + 2)
+            if isinstance(item, Noted):
+                _note(mapping, key, item, column)
+        return mapping
+    if isinstance(value, list | tuple):
+        sequence = CommentedSeq()
+        for position, item in enumerate(value):
+            sequence.append(_convert(item, column + 2))
+            if isinstance(item, Noted):
+                _note(sequence, position, item, column)
+        return sequence
+    if isinstance(value, str):
+        return _convert_text(value)
+    return value
+
+
+def _convert_text(value: str) -> str:
+    """Quote what YAML would read as something else than text."""
+    if "\n" in value:
+        return LiteralScalarString(value)
+    looks_odd = value != value.strip() or value[:1] in "{[&*!|>%@`'\"#-?:,"
+    if looks_odd or value.lower() in ("", "true", "false", "null", "yes", "no", "on", "off", "~"):
+        return DoubleQuotedScalarString(value)
+    try:
+        float(value)
+    except ValueError:
+        return value
+    return DoubleQuotedScalarString(value)
+
+
+def _note(container: Any, key: Any, item: Noted, column: int) -> None:
+    """Put the note at the end of a scalar's line; above a mapping, a list or a text of several lines."""
+    inner = item.value
+    if isinstance(inner, dict | list | tuple) or (isinstance(inner, str) and "\n" in inner):
+        container.yaml_set_comment_before_after_key(key, before=item.note, indent=column)
+    else:
+        container.yaml_add_eol_comment(item.note, key, column=0)

@@ -1,0 +1,182 @@
+"""What a deployment is asked to be; what cannot work is refused here, in one line."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moe4.deploy.release import Release
+from moe4.deploy.sizing import Fit
+from moe4.errors import DeployError
+
+Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes"]
+Engine = Literal["vllm", "rhaiis", "cpu"]
+FORMS: tuple[Form, ...] = ("podman", "quadlet", "compose", "kserve", "llmd", "kubernetes")
+ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes")
+ENGINES: tuple[Engine, ...] = ("vllm", "rhaiis", "cpu")
+IMAGES: dict[Engine, str] = {
+    "vllm": "docker.io/vllm/vllm-openai:v0.32.0",
+    "rhaiis": "registry.redhat.io/rhaiis/vllm-cuda-rhel9:3.2.2",
+    "cpu": "localhost/moe4-cpu:0.1.0",
+}
+NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+SCHEMES = ("pvc", "oci", "hf", "file")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the weights come from: `pvc://CLAIM/PATH`, `oci://IMAGE`, `hf://ORG/NAME` or `file:///PATH`."""
+
+    scheme: str
+    rest: str
+
+    @property
+    def uri(self) -> str:
+        """The whole address."""
+        return f"{self.scheme}://{self.rest}"
+
+    @property
+    def claim(self) -> tuple[str, str]:
+        """A PVC's name and the path in it, without a slash before it."""
+        name, _, path = self.rest.partition("/")
+        return name, path.strip("/")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeployOptions:
+    """What was asked for. `disk`: bytes a second the weights are loaded at; `name` that of all objects."""
+
+    form: Form
+    engine: Engine = "vllm"
+    name: str
+    source: Source
+    image: str | None = None
+    namespace: str | None = None
+    port: int = 8000
+    api_key_secret: str | None = None
+    hf_secret: str | None = None
+    tolerations: tuple[str, ...] = ()
+    node_selector: dict[str, str] = field(default_factory=dict)
+    openshift: bool = False
+    trust_remote_code: bool = False
+    disk: float = 0.3e9
+
+    @property
+    def image_name(self) -> str:
+        """The image to run."""
+        return self.image or IMAGES[self.engine]
+
+
+def find_form(text: str) -> Form:
+    """Return the form of this name. Raises DeployError."""
+    for form in FORMS:
+        if form == text:
+            return form
+    raise DeployError(f"unknown form {text}; known are {', '.join(FORMS)} and dashboard")
+
+
+def find_engine(text: str) -> Engine:
+    """Return the engine of this name. Raises DeployError."""
+    for engine in ENGINES:
+        if engine == text:
+            return engine
+    raise DeployError(f"--engine {text} is none of {', '.join(ENGINES)}")
+
+
+def parse_source(text: str) -> Source:
+    """Read the address of the weights. Raises DeployError."""
+    scheme, found, rest = text.partition("://")
+    if not found or scheme not in SCHEMES or not rest.strip("/"):
+        raise DeployError(
+            f"--model {text} is no address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
+        )
+    return Source(scheme=scheme, rest=rest)
+
+
+def default_name(release: Release) -> str:
+    """Return the release's name as Kubernetes allows names."""
+    name = re.sub(r"[^a-z0-9]+", "-", release.name.lower()).strip("-")
+    return name if name[:1].isalpha() else f"m-{name}".rstrip("-")
+
+
+def check(options: DeployOptions, release: Release, fit: Fit) -> None:
+    """Refuse a deployment that cannot work. Raises DeployError."""
+    form, engine, source = options.form, options.engine, options.source
+    if not fit.works:
+        lower = f"; --max-model-len {fit.longest} would fit" if 0 < fit.longest < fit.max_model_len else ""
+        raise DeployError(
+            f"{release.name} cannot be served on {fit.layout.num_gpus} x {fit.device.name} "
+            f"({fit.layout.describe()}): {fit.reason}{lower}"
+        )
+    if not NAME.fullmatch(options.name) or len(options.name) > 40:
+        raise DeployError(
+            f"--name {options.name} must be 1 to 40 lower-case letters, digits and hyphens, a letter first"
+        )
+    if not 1024 <= options.port <= 65535:
+        raise DeployError(f"--port {options.port} must lie in 1024..65535: the server does not run as root")
+    if (engine == "cpu") != (fit.device.kind == "cpu"):
+        raise DeployError("--engine cpu goes with --memory, the other engines with --gpu or --gpu-memory")
+    if engine == "cpu" and release.group_size is None:
+        raise DeployError(f"{release.name} is not W4A16; --engine cpu is for moe4's releases")
+    if form == "llmd" and (engine == "cpu" or options.port != 8000):
+        raise DeployError("llmd runs vLLM by KServe's template, on GPUs and port 8000")
+    if engine == "rhaiis" and fit.device.kind != "nvidia":
+        raise DeployError(f"--engine rhaiis is the CUDA image; it does not run on {fit.device.name}")
+    if engine == "vllm" and fit.device.kind == "amd":
+        raise DeployError(f"no vLLM image for {fit.device.name} has been tried with INT4 experts")
+    if release.needs_own_code and not options.trust_remote_code:
+        raise DeployError(
+            f"the tokenizer of {release.name} is Python code: read it, and add --trust-remote-code "
+            "if you trust it"
+        )
+    _check_source(form, engine, source, fit)
+    if form in ON_A_CLUSTER and engine == "cpu" and options.image_name.startswith("localhost/"):
+        raise DeployError(
+            "a cluster cannot pull localhost/moe4-cpu: build packaging/Containerfile.cpu, push it to a "
+            "registry and name it with --image"
+        )
+    if ":" not in options.image_name.rpartition("/")[2] or options.image_name.endswith(":latest"):
+        raise DeployError(
+            f"--image {options.image_name} has no fixed tag or digest: nobody could say what runs"
+        )
+    if fit.num_nodes > 1:
+        _check_nodes(form, source, fit)
+
+
+def _check_source(form: Form, engine: Engine, source: Source, fit: Fit) -> None:
+    scheme = source.scheme
+    if form in ON_A_CLUSTER:
+        if scheme == "file":
+            raise DeployError(f"{form} pods do not see {source.rest}; use --model pvc://, oci:// or hf://")
+    elif scheme not in ("file", "hf"):
+        raise DeployError(f"{form} mounts a folder: --model file:///PATH or hf://ORG/NAME, not {source.uri}")
+    if scheme == "file" and not source.rest.startswith("/"):
+        raise DeployError(f"--model {source.uri} must give a whole path: file:///PATH")
+    if scheme == "hf" and source.rest.count("/") != 1:
+        raise DeployError(f"--model {source.uri} must be hf://ORG/NAME")
+    if scheme == "hf" and engine == "cpu":
+        raise DeployError("moe4 serve reads a folder: give --model pvc://, oci:// or file:///PATH, not hf://")
+    if scheme == "pvc" and not NAME.fullmatch(source.claim[0]):
+        raise DeployError(f"--model {source.uri}: {source.claim[0]!r} cannot be a claim's name")
+    if scheme == "oci" and ":" not in source.rest.rpartition("/")[2]:
+        raise DeployError(f"--model {source.uri} has no tag or digest: give oci://IMAGE:TAG")
+
+
+def _check_nodes(form: Form, source: Source, fit: Fit) -> None:
+    """Refuse what the form cannot do over several machines."""
+    layout, nodes = fit.layout, fit.num_nodes
+    machines = f"{layout.num_gpus} x {fit.device.name} are {nodes} machines"
+    if form not in ("kserve", "llmd"):
+        raise DeployError(f"{machines}; {form} runs on one: use kserve or llmd")
+    if form == "kserve":
+        if layout.data > 1 or layout.tensor != fit.device.per_node:
+            raise DeployError(
+                f"{machines}; KServe's workers need tensor parallel {fit.device.per_node} in each "
+                f"and pipeline parallel {nodes} between them, not {layout.describe()}"
+            )
+        if source.scheme not in ("pvc", "oci"):
+            raise DeployError(f"{machines}; KServe's multi-node webhook takes pvc:// and oci:// only")
+    if form == "llmd" and (layout.data == 1 or layout.tensor > 1 or not layout.expert_parallel):
+        raise DeployError(
+            f"{machines}; KServe 0.20 has a template for data and expert parallel workers only: use "
+            f"--data-parallel {layout.num_gpus} --expert-parallel"
+        )

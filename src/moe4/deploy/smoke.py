@@ -1,0 +1,155 @@
+"""The first questions to a new server: is the model there, does it answer, stream and call a tool."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from moe4.errors import DeployError
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Name of the city."}},
+            "required": ["city"],
+        },
+    },
+}
+HELLO = [{"role": "user", "content": "Say hello."}]
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+MAX_TOKENS = 32
+TOOL_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """One check: what was seen, or what was wrong."""
+
+    name: str
+    ok: bool
+    seconds: float
+    detail: str
+
+
+class SmokeTest:
+    """The checks against one server. `url` with or without `/v1`; `model` the first served if None."""
+
+    def __init__(
+        self, url: str, *, model: str | None, api_key: str | None, timeout: float, verify: bool
+    ) -> None:
+        base = url.rstrip("/").removesuffix("/v1") + "/v1/"
+        if not base.startswith(("http://", "https://")):
+            raise DeployError(f"{url} is no address; give one such as http://127.0.0.1:8000")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.model = model
+        self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout, verify=verify)
+
+    def run(self) -> Iterator[Outcome]:
+        """Yield the outcome of each check; nothing follows a server that does not list its models."""
+        with self._client:
+            first = self._time("models", self._models)
+            yield first
+            if first.ok:
+                yield self._time("chat", self._chat)
+                yield self._time("stream", self._stream)
+                yield self._time("tool call", self._tool_call)
+
+    def _time(self, name: str, check: Callable[[], str]) -> Outcome:
+        began = time.monotonic()
+        try:
+            detail, ok = check(), True
+        except httpx.HTTPStatusError as error:
+            reason = " ".join(error.response.text.split())[:200]
+            detail, ok = f"status {error.response.status_code}: {reason}", False
+        except httpx.HTTPError as error:
+            detail, ok = f"cannot be reached: {error or type(error).__name__}", False
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            detail, ok = f"not the answer of an OpenAI-compatible server: {error!r}", False
+        except _UnexpectedError as error:
+            detail, ok = str(error), False
+        return Outcome(name=name, ok=ok, seconds=time.monotonic() - began, detail=detail)
+
+    def _models(self) -> str:
+        served = [entry["id"] for entry in self._get("models")["data"]]
+        if not served:
+            raise _UnexpectedError("the server serves no model")
+        self.model = self.model or served[0]
+        if self.model not in served:
+            raise _UnexpectedError(f"the model {self.model} is not served; {', '.join(served)} is")
+        return f"serves {', '.join(served)}"
+
+    def _chat(self) -> str:
+        answer = self._post({"messages": HELLO, "max_tokens": MAX_TOKENS})
+        content = answer["choices"][0]["message"]["content"]
+        if not content:
+            raise _UnexpectedError("the answer is empty")
+        return f"{json.dumps(content)}, {answer['usage']['completion_tokens']} tokens"
+
+    def _stream(self) -> str:
+        body = {
+            "model": self.model,
+            "messages": HELLO,
+            "max_tokens": MAX_TOKENS,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        pieces, usage, done = [], None, False
+        with self._client.stream("POST", "chat/completions", json=body) as response:
+            if response.is_error:
+                response.read()
+            response.raise_for_status()
+            for line in response.iter_lines():
+                data = line.removeprefix("data:").strip()
+                if not line.startswith("data:"):
+                    continue
+                if data == "[DONE]":
+                    done = True
+                    break
+                chunk = json.loads(data)
+                usage = chunk.get("usage") or usage
+                pieces += [choice["delta"].get("content") or "" for choice in chunk["choices"]]
+        if not "".join(pieces) or not done:
+            raise _UnexpectedError("the stream carried no text" if done else "the stream broke off")
+        if usage is None:
+            raise _UnexpectedError("the stream ended without usage")
+        return f"{sum(map(bool, pieces))} pieces, usage {usage['total_tokens']} tokens"
+
+    def _tool_call(self) -> str:
+        answer = self._post(
+            {"messages": WEATHER, "tools": [TOOL], "max_tokens": TOOL_TOKENS, "temperature": 0}
+        )
+        choice = answer["choices"][0]
+        calls = choice["message"].get("tool_calls") or []
+        if not calls:
+            said = json.dumps(choice["message"].get("content") or "")[:120]
+            raise _UnexpectedError(
+                f"no tool call, but {said}; is --enable-auto-tool-choice with a --tool-call-parser set?"
+            )
+        function = calls[0]["function"]
+        arguments = json.loads(function["arguments"])
+        if function["name"] != "get_weather" or "city" not in arguments:
+            raise _UnexpectedError(f"the call is {function['name']}({function['arguments']})")
+        return f"{function['name']}({function['arguments']}), id {calls[0]['id']}"
+
+    def _get(self, path: str) -> dict[str, Any]:
+        response = self._client.get(path)
+        response.raise_for_status()
+        found: dict[str, Any] = response.json()
+        return found
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        response = self._client.post("chat/completions", json={"model": self.model, **body})
+        response.raise_for_status()
+        found: dict[str, Any] = response.json()
+        return found
+
+
+class _UnexpectedError(Exception):
+    """An answer that came, and is not the one there should be."""
