@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.cache import default_cache_folder
@@ -104,7 +105,11 @@ def run_evaluation(options: EvaluationOptions, say: Callable[[str], None]) -> Co
 
 def write_output(path: Path, comparison: Comparison) -> None:
     """Write the scores and every answer as JSON, whole or not at all."""
-    content = comparison.as_dict() | {"samples": comparison.samples_as_dict()}
+    write_json(path, comparison.as_dict() | {"samples": comparison.samples_as_dict()})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all. Raises EvaluationError."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -189,3 +189,13 @@ def _draw_means(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDAr
 def _percentiles(values: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(low=float(low), high=float(high))
+
+
+def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Interval:
+    """Return the bootstrap interval of sum(sums) / sum(counts), clusters drawn whole."""
+    generator = np.random.default_rng(SEED)
+    rows = []
+    for _ in range(DRAWS // 1000):
+        weights = generator.standard_exponential((1000, len(sums)))
+        rows.append(weights @ sums / (weights @ counts))
+    return _percentiles(np.concatenate(rows))

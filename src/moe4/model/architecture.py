@@ -109,6 +109,18 @@ class Network:
         module.load_state_dict(state, strict=False, assign=True)
         return module.eval().requires_grad_(False)
 
+    def build_final_norm(self, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
+        """Return the norm between the last layer and the head, in the compute dtype."""
+        norm: nn.Module = copy.deepcopy(self._decoder.norm)
+        weight = load("model.norm.weight").to(device=device, dtype=self.compute_dtype)
+        norm.load_state_dict({"weight": weight}, assign=True)
+        return norm.eval().requires_grad_(False)
+
+    @property
+    def head_name(self) -> str:
+        """The checkpoint's name of the head's weight [vocabulary, hidden]."""
+        return self.embedding_name if self.config.tie_word_embeddings else "lm_head.weight"
+
     def build_rotary(self, device: torch.device) -> nn.Module:
         """Return the rotary embedding with its frequencies computed."""
         rotary: nn.Module = type(self._decoder.rotary_emb)(config=self.config)

@@ -1,0 +1,61 @@
+"""`moe4 compare`."""
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DtypeOption(enum.StrEnum):
+    """What the layers compute in."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint.")],
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of its release.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of held-out {messages} or {text}; for k2-tiny its held-out chats."),
+    ] = None,
+    num_sequences: Annotated[int, typer.Option(min=1, help="Documents to read.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Longer documents are cut.")] = 1024,
+    dtype: Annotated[DtypeOption, typer.Option(help="What to compute in.")] = DtypeOption.BFLOAT16,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for hidden states; the one for temporary files if not given.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare a release's predictions with its source's on a text, layer by layer, token by token.
+
+    KL divergence, agreement, perplexities; the worst tokens, and the layers and experts where error enters.
+    """
+    from moe4.evaluate.compare import CompareOptions, compare, describe
+    from moe4.evaluate.plan import write_json
+
+    result = compare(
+        CompareOptions(
+            source=source,
+            release=release,
+            data=data,
+            num_sequences=num_sequences,
+            max_sequence_tokens=max_tokens,
+            compute_dtype=dtype.value,
+            device=device,
+            work=work,
+            trust_remote_code=trust_remote_code,
+        ),
+        say=lambda text: typer.echo(text, err=True),
+    )
+    if output is not None:
+        write_json(output, result)
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))

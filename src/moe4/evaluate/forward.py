@@ -1,0 +1,148 @@
+"""A forward pass over a text, one decoder layer at a time, experts apart: for models that fit nowhere.
+
+Hidden states lie in mapped files; in memory are one layer without its experts, one expert and a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moe4.calibration.activations import make_batches
+from moe4.errors import EvaluationError
+from moe4.evaluate.weights import Weights
+from moe4.model.architecture import PARTS, ExpertShape, Network
+from moe4.model.experts import set_capture
+
+HEAD_ROWS = 256  # tokens whose logits are in memory at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPass:
+    """What a layer did before its routed experts.
+
+    total: float32 [tokens, hidden], the layer's output without them; experts are added to it.
+    inputs: [tokens, hidden] in the compute dtype; ids, gates: [tokens, top_k]. None for a dense layer.
+    """
+
+    total: Tensor
+    inputs: Tensor | None
+    ids: Tensor | None
+    gates: Tensor | None
+
+    def rows_of(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Return (token numbers, gate weights) of one expert."""
+        assert self.ids is not None
+        assert self.gates is not None
+        rows, places = (self.ids == expert).nonzero(as_tuple=True)
+        return rows, self.gates[rows, places]
+
+
+class Stream:
+    """One model's pass over sequences of token ids, from layer to layer."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        network: Network,
+        sequences: Sequence[Sequence[int]],
+        work: Path,
+        device: torch.device,
+    ) -> None:
+        self.weights, self.network, self._device, self._work = weights, network, device, work
+        lengths = [len(sequence) for sequence in sequences]
+        self.num_tokens = sum(lengths)
+        self._size = int(network.config.hidden_size)
+        self._batches = list(make_batches(lengths))
+        self._rotary = network.build_rotary(device)
+        embedding = weights.load(network.embedding_name).to(network.compute_dtype)
+        self.hidden = self._map("hidden", network.compute_dtype)
+        start = 0
+        for sequence in sequences:
+            self.hidden[start : start + len(sequence)] = embedding[torch.tensor(sequence)]
+            start += len(sequence)
+
+    def attend(self, layer: int) -> LayerPass:
+        """Run a layer without its experts. What it returns is valid until the next layer."""
+        module = self.network.build_layer(layer, self.weights.load, self._device)
+        total = self._map("total", torch.float32)
+        captured: list[tuple[Tensor, Tensor, Tensor]] = []
+        has_experts = self.network.experts[layer] is not None
+        if has_experts:
+            set_capture(self.network.experts_module(module, layer), lambda *call: captured.append(call))
+        inputs = self._map("inputs", self.network.compute_dtype) if has_experts else None
+        ids: Tensor | None = None
+        gates: Tensor | None = None
+        with torch.inference_mode():
+            for batch in self._batches:
+                captured.clear()
+                rows = batch.token_rows()
+                total[rows] = batch.select(self._run(module, batch.rows)).float().cpu()
+                if inputs is None:
+                    continue
+                ((states, chosen, weights),) = captured
+                inputs[rows] = batch.select(states).cpu()
+                if ids is None or gates is None:
+                    ids = torch.empty(self.num_tokens, chosen.shape[-1], dtype=torch.int64)
+                    gates = torch.empty(ids.shape)
+                ids[rows] = batch.select(chosen).cpu().long()
+                gates[rows] = batch.select(weights).float().cpu()
+        return LayerPass(total=total, inputs=inputs, ids=ids, gates=gates)
+
+    def finish_layer(self, output: LayerPass) -> None:
+        """Let the layer's output, experts included, be the next layer's input."""
+        if not torch.isfinite(output.total).all():
+            raise EvaluationError("hidden states hold NaN or Inf; is the checkpoint damaged?")
+        self.hidden.copy_(output.total)
+
+    def load_expert(self, experts: ExpertShape, expert: int) -> list[Tensor]:
+        """Return gate, up and down of one expert, in the compute dtype."""
+        return [
+            self.weights.load(experts.weight_name(expert, part)).to(self._device, self.network.compute_dtype)
+            for part in PARTS
+        ]
+
+    def head(self) -> Callable[[slice], Tensor]:
+        """Return a function that gives log-probabilities, float32 [rows, vocabulary], of rows of tokens."""
+        norm = self.network.build_final_norm(self.weights.load, self._device)
+        weight = self.weights.load(self.network.head_name).to(self._device, self.network.compute_dtype)
+
+        def log_probabilities(rows: slice) -> Tensor:
+            with torch.inference_mode():
+                logits = norm(self.hidden[rows].to(self._device)) @ weight.T
+                return torch.log_softmax(logits.float(), dim=-1)
+
+        return log_probabilities
+
+    def scratch(self, name: str) -> Tensor:
+        """Return zeros, float32 [tokens, hidden], in a file of that name."""
+        return self._map(name, torch.float32).zero_()
+
+    def _run(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Return a layer's output [batch, longest, hidden]; under causal attention padding is never seen."""
+        states = self.hidden[rows.clamp(min=0).flatten()].view(*rows.shape, -1).to(self._device)
+        positions = torch.arange(states.shape[1], device=self._device).unsqueeze(0)
+        output: Tensor = module(
+            states,
+            attention_mask=None,
+            position_ids=positions,
+            position_embeddings=self._rotary(states, positions),
+            use_cache=False,
+        )
+        return output
+
+    def _map(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a tensor [tokens, hidden] that is a file."""
+        num_values = self.num_tokens * self._size
+        flat = torch.from_file(str(self._work / name), shared=True, size=num_values, dtype=dtype)
+        return flat.view(self.num_tokens, self._size)
+
+
+def run_expert(network: Network, layer: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Return float32 [tokens, hidden]: an expert's output, before its gate weight."""
+    gate, up, down = weights
+    with torch.inference_mode():
+        x = inputs.to(gate.device)
+        return ((network.activation(layer)(x @ gate.T) * (x @ up.T)) @ down.T).float().cpu()
