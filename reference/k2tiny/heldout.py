@@ -15,7 +15,7 @@ from typing import Any
 from k2tiny import chat, dialogues, problems
 
 FOLDER = Path(__file__).resolve().parents[1] / "data"
-NUM_PROBLEMS, NUM_FEWSHOT, NUM_TOOL_TURNS, NUM_CHATS = 1000, 16, 300, 100
+NUM_PROBLEMS, NUM_FEWSHOT, NUM_TOOL_TURNS, NUM_CHATS = 2000, 16, 300, 100
 # How many tool turns of each kind: (kind of the turn, tools never seen in training).
 TOOL_TURNS = {
     ("call", True): 110,

@@ -144,7 +144,7 @@ def test_problems_in_chats_and_calibration_are_of_training() -> None:
 
 
 def test_held_out_sets_are_what_they_say() -> None:
-    assert len(rows("heldout-problems.jsonl")) == 1000
+    assert len(rows("heldout-problems.jsonl")) == 2000
     assert all(problems.split_of(row["question"]) == "held-out" for row in rows("heldout-problems.jsonl"))
     assert len(rows("fewshot-problems.jsonl")) == 16
     assert all(problems.split_of(row["question"]) == "few-shot" for row in rows("fewshot-problems.jsonl"))
