@@ -3,12 +3,13 @@
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from model_fixtures import random_state, reference_config, write_checkpoint
-from release_tools import run_quantize
+from release_tools import Forks, run_quantize
 from safetensors.torch import load_file, save_file
 
 from moe4.recipe import Recipe
@@ -24,6 +25,14 @@ TINY = {
     "v_head_dim": 64,
     "qk_rope_head_dim": 32,
     "intermediate_size": 256,
+}
+SMALLER = {
+    "hidden_size": 128,
+    "moe_intermediate_size": 64,
+    "intermediate_size": 64,
+    "n_routed_experts": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 64,
 }
 FP8_BLOCK = 128
 
@@ -111,6 +120,21 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
             chat = {"messages": [{"role": "user", "content": text}]}
             file.write(json.dumps({"text": text} if number % 2 else chat) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BF16 checkpoint that quantizes in a fraction of a second, in groups of 32."""
+    config = reference_config(**{**TINY, **SMALLER})
+    folder = tmp_path_factory.mktemp("source") / "small"
+    return write_checkpoint(folder, config, random_state(config, seed=1))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs in processes that can be killed."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session")

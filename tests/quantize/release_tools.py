@@ -1,7 +1,10 @@
 """What the quantizer's tests share: running it, and reading what it wrote without any code of moe4's."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,42 @@ def run_cli(
         cli.main()
     output = capfd.readouterr()
     return int(exit_.value.code or 0), output.out, output.err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a release; the report without its times."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report = json.loads(files["moe4-report.json"])
+    report.pop("timing")
+    files["moe4-report.json"] = json.dumps(report).encode()
+    return files
+
+
+class Forks:
+    """Quantizes in forked processes: see fork_server.py."""
+
+    def __enter__(self) -> "Forks":
+        command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, source: Path, out: Path, recipe: Recipe, calibration: Path, **request: Any) -> Any:
+        """Return what became of the ranks, and the seconds it took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        paths = {"source": str(source), "out": str(out), "calibration": str(calibration)}
+        print(
+            json.dumps({**paths, "recipe": recipe.to_dict(), **request}), file=self._process.stdin, flush=True
+        )
+        return json.loads(self._process.stdout.readline())
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,169 +1,158 @@
-"""A killed run resumes, and its bytes are those of a run that was never killed."""
+"""A killed run resumes, and its bytes are those of a run that was never killed; so does one out of room."""
 
-import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from release_tools import run_quantize
+from release_tools import Forks, contents, run_quantize
 
 from moe4.errors import OutputNotEmptyError, ResumeError
 from moe4.recipe import Calibration, Gptq, Recipe
 
-RECIPE = Recipe(gptq=Gptq(scale_candidates=2), calibration=Calibration(num_sequences=4))
-
-# Kills itself just after the n-th step that makes something durable: a rename or a journal line; for n = 0,
-# before the first. (Just before a step is just after the last one, but for files that have no final name
-# yet.) One process, forked for each n, so that torch is imported once.
-KILLER = """
-import json, os, signal, sys, torch
-from pathlib import Path
-torch.set_num_threads(1)
-from moe4.checkpoint import durable, journal, release
-from moe4.quantize import commit, run
-from moe4.quantize.progress import ProgressReporter
-from moe4.recipe import Recipe
-import transformers.models.deepseek_v3.modeling_deepseek_v3
-
-source, calibration, root = map(Path, sys.argv[1:4])
-recipe = Recipe.from_dict(json.loads(sys.argv[4]))
-
-def quantize(out, resume):
-    request = run.Request(source=source, out=out, recipe=recipe, calibration=calibration, resume=resume)
-    with ProgressReporter() as progress:
-        run.quantize(request, progress)
-
-def arm(countdown):
-    left = [countdown]
-    def tick():
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-    def wrap(function):
-        def wrapped(*arguments):
-            result = function(*arguments)
-            tick()
-            return result
-        return wrapped
-    tick()
-    for module in (commit, release):
-        module.publish = wrap(module.publish)
-    durable.publish = wrap(durable.publish)
-    journal.append_line = wrap(journal.append_line)
-
-def child(function):
-    pid = os.fork()
-    if pid == 0:
-        os.close(2)
-        os.open(os.devnull, os.O_WRONLY)
-        try:
-            function()
-        except BaseException as error:
-            print("child failed:", repr(error), flush=True)
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-step = 0
-while True:
-    out = root / f"killed-{step:03d}"
-    def killed():
-        arm(step)
-        quantize(out, False)
-    code = child(killed)
-    assert code in (0, -signal.SIGKILL), (step, code)
-    done = code == 0
-    if not done:
-        code = child(lambda: quantize(out, True))
-        assert code == 0, (step, code)
-    step += 1
-    if done:
-        break
-print("STEPS", step - 1)
-"""
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a release; the report without its times."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    report = json.loads(files["moe4-report.json"])
-    report.pop("timing")
-    files["moe4-report.json"] = json.dumps(report).encode()
-    return files
+RECIPE = Recipe(
+    group_size=32,
+    gptq=Gptq(scale_candidates=2),
+    calibration=Calibration(num_sequences=4, max_sequence_tokens=64),
+)
+KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
-def whole(source: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(
+    small_source: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """A release by a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run_quantize(source, out, RECIPE, calibration)
+    run_quantize(small_source, out, RECIPE, calibration)
     return contents(out)
 
 
+def run(forks: Forks, source: Path, out: Path, calibration: Path, **request: Any) -> tuple[int, str]:
+    """Quantize in a process of its own; return its exit code and what it printed."""
+    (rank,) = forks.run(source, out, RECIPE, calibration, **request)["ranks"]
+    return rank["code"], rank["log"]
+
+
 def test_sigkill_around_every_durable_step(
-    source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
-    recipe = json.dumps(RECIPE.to_dict())
-    arguments = [sys.executable, "-c", KILLER, str(source), str(calibration), str(tmp_path), recipe]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    # Per layer a shard, the next input (not after the last), a record and a line; the rest, and what ends a
-    # run.
-    num_steps = int(result.stdout.split("STEPS")[1])
-    assert num_steps >= 3 * 4 - 1 + 2 + 4
-    folders = sorted(tmp_path.glob("killed-*"))
-    assert len(folders) == num_steps + 1
-    for folder in folders:
-        assert contents(folder) == whole, folder.name
+    """Just before a step is just after the last one, but for files that have no final name yet."""
+    for step in range(100):
+        out = tmp_path / f"killed-{step}"
+        faults = {"0": {"durable_step": step}}
+        code, log = run(forks, small_source, out, calibration, faults=faults)
+        if code == 0:
+            break
+        assert code == KILLED, log
+        code, log = run(forks, small_source, out, calibration, resume=True)
+        assert code == 0, log
+        assert contents(out) == whole
+    # Per layer a shard, the next input (not after the last), a record and a line; the rest, what ends a run.
+    assert step >= 3 * 4 - 1 + 2 + 4
 
 
-def test_signals_in_the_real_command(
-    source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
+def test_sigkill_at_50_random_moments(
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
-    """Ctrl-C in the second layer, SIGKILL in the third, then let it end."""
+    """Each folder is killed again and again until it is finished."""
+    answer = forks.run(small_source, tmp_path / "timed", RECIPE, calibration)
+    generator = random.Random(7)
+    num_killed, num_finished, num_resumed = 0, 0, 0
+    while num_killed < 50:
+        out, unfinished = tmp_path / f"out-{num_finished}", True
+        while unfinished:
+            moment = generator.uniform(0, 1.05 * answer["seconds"]) if num_killed < 50 else 3600
+            if moment == 3600:
+                code, log = run(forks, small_source, out, calibration, resume=True)
+            else:
+                code, log = run(forks, small_source, out, calibration, resume=True, kill_after=moment)
+            assert code in (0, KILLED), log
+            num_killed += code == KILLED
+            num_resumed += "continuing after" in log
+            unfinished = code != 0
+        assert contents(out) == whole
+        num_finished += 1
+    assert num_killed == 50
+    assert num_resumed > 0
+
+
+@pytest.mark.parametrize("call", [0, 2, 5, 9, 14, 20, 30, 45])
+def test_a_full_disk(
+    call: int, small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
+) -> None:
+    """The n-th call of the system that takes space finds none."""
+    out = tmp_path / "out"
+    code, log = run(forks, small_source, out, calibration, faults={"0": {"no_room": call}})
+    assert code == 2, log
+    assert log.splitlines()[-1] == (
+        f"DiskSpaceError: {out}: the volume is full; free some space and run again with --resume"
+    )
+    assert not (out / "config.json").exists()
+    code, log = run(forks, small_source, out, calibration, resume=True)
+    assert code == 0, log
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("file_bytes", [700, 3_000, 40_000, 150_000])
+def test_a_limit_on_the_size_of_files(
+    file_bytes: int,
+    small_source: Path,
+    calibration: Path,
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    forks: Forks,
+) -> None:
+    """The kernel itself refuses: for the journal, for a record, for the activations, for a shard."""
+    out = tmp_path / "out"
+    faults = {"0": {"file_bytes": file_bytes}}
+    code, log = run(forks, small_source, out, calibration, faults=faults)
+    assert code == 2, log
+    assert "DiskSpaceError" in log.splitlines()[-1]
+    assert "ulimit -f allows; free some space and run again with --resume" in log.splitlines()[-1]
+    code, log = run(forks, small_source, out, calibration, resume=True)
+    assert code == 0, log
+    assert contents(out) == whole
+
+
+def test_the_command_says_how_to_continue(
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
     out, recipe = tmp_path / "out", tmp_path / "recipe.toml"
-    recipe.write_text("[gptq]\nscale_candidates = 2\n[calibration]\nnum_sequences = 4\n")
-    arguments = [
-        "quantize",
-        str(source),
-        str(out),
-        "--calibration",
-        str(calibration),
-        "--recipe",
-        str(recipe),
-    ]
+    recipe.write_text(
+        "group_size = 32\n[gptq]\nscale_candidates = 2\n"
+        "[calibration]\nnum_sequences = 4\nmax_sequence_tokens = 64\n"
+    )
+    arguments = ["quantize", str(small_source), str(out), "--recipe", str(recipe)]
+    arguments += ["--calibration", str(calibration)]
 
-    def start(*more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "from moe4.cli.main import main; main()", *arguments, *more]
+    def start(*extra: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "moe4", *arguments, *extra]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def signal_after(process: subprocess.Popen[str], lines: int, number: signal.Signals) -> str:
-        while process.poll() is None and num_lines(out / ".moe4" / "journal.jsonl") < lines:
-            time.sleep(0.001)
-        process.send_signal(number)
-        return process.communicate()[1]
-
     first = start()
-    err = signal_after(first, 2, signal.SIGINT)
+    while first.poll() is None and num_lines(out / ".moe4" / "journal.jsonl") < 2:
+        time.sleep(0.001)
+    first.send_signal(signal.SIGINT)
+    err = first.communicate()[1]
     assert first.returncode == 130
     assert err.splitlines()[-1] == f"moe4: interrupted; continue with: moe4 {' '.join(arguments)} --resume"
     assert "Traceback" not in err
-    second = start("--resume")
-    signal_after(second, 3, signal.SIGKILL)
-    assert second.returncode == -signal.SIGKILL
     assert not (out / "config.json").exists()
-    third = start("--resume")
-    out_text, err = third.communicate()
-    assert third.returncode == 0
-    assert "continuing after 2 of 4 shards" in err
+    second = start("--resume")
+    out_text, err = second.communicate()
+    assert second.returncode == 0
+    assert re.search(r"continuing after [123] of 4 shards", err)
     assert out_text.startswith("size ")
     assert contents(out) == whole
 
@@ -180,41 +169,92 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture
-def unfinished(source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def unfinished(
+    small_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A run that stopped after its second shard."""
+    return interrupt_after(2, small_source, calibration, tmp_path / "out", monkeypatch)
+
+
+def interrupt_after(
+    count: int, source: Path, calibration: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     from moe4.quantize.commit import Committer
 
-    out = tmp_path / "out"
     real, calls = Committer._commit, []
 
     def commit(self: Any, shard: Any, kept: Any) -> None:
         real(self, shard, kept)
         calls.append(shard)
-        if len(calls) == 2:
+        if len(calls) == count:
             raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Committer, "_commit", commit)
         run_quantize(source, out, RECIPE, calibration)
-    assert num_lines(out / ".moe4" / "journal.jsonl") == 3
+    assert num_lines(out / ".moe4" / "journal.jsonl") == count + 1
     return out
 
 
-def test_without_resume_nothing_is_touched(source: Path, calibration: Path, unfinished: Path) -> None:
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: os.truncate(path, 1000)])
+@pytest.mark.parametrize("num_done", [1, 2])
+def test_damaged_activations_are_made_again(
+    damage: Any,
+    num_done: int,
+    small_source: Path,
+    calibration: Path,
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", monkeypatch)
+    path = out / ".moe4" / f"hidden-{num_done:05d}.bin"
+    damage(path)
+    capfd.readouterr()
+    run_quantize(small_source, out, RECIPE, calibration, resume=True)
+    first = capfd.readouterr().err.splitlines()[0]
+    state = "missing" if damage is Path.unlink else "damaged"
+    assert first == f"{path} is {state}: layer {num_done}, which makes it, is done again"
+    assert contents(out) == whole
+
+
+def test_activations_that_nothing_can_make_again(
+    small_source: Path, calibration: Path, unfinished: Path
+) -> None:
+    flip_a_bit(unfinished / ".moe4" / "hidden-00001.bin")
+    flip_a_bit(unfinished / ".moe4" / "hidden-00002.bin")
+    with pytest.raises(ResumeError, match=r"hidden-00002\.bin and hidden-00001\.bin are missing or damaged"):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+
+
+def test_a_damaged_record_is_noticed(small_source: Path, calibration: Path, unfinished: Path) -> None:
+    flip_a_bit(unfinished / ".moe4" / "layer-00001.json")
+    with pytest.raises(ResumeError, match=r"layer-00001\.json is missing or damaged; begin again"):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+
+
+def test_without_resume_nothing_is_touched(small_source: Path, calibration: Path, unfinished: Path) -> None:
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     with pytest.raises(OutputNotEmptyError, match="holds an unfinished run; add --resume"):
-        run_quantize(source, unfinished, RECIPE, calibration)
+        run_quantize(small_source, unfinished, RECIPE, calibration)
     assert before == {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
 
 
 def test_resume_continues_and_does_not_repeat(
-    source: Path,
+    small_source: Path,
     calibration: Path,
     unfinished: Path,
     whole: dict[str, bytes],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    run_quantize(source, unfinished, RECIPE, calibration, resume=True)
+    run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     err = capfd.readouterr().err
     assert "continuing after 2 of 4 shards" in err
     assert "layer 2/3" not in err
@@ -222,56 +262,90 @@ def test_resume_continues_and_does_not_repeat(
     assert contents(unfinished) == whole
 
 
-def test_resume_with_another_recipe(source: Path, calibration: Path, unfinished: Path) -> None:
-    other = Recipe(group_size=64, calibration=RECIPE.calibration)
-    with pytest.raises(ResumeError, match="begun with another recipe"):
-        run_quantize(source, unfinished, other, calibration, resume=True)
+def test_resume_with_another_recipe(small_source: Path, calibration: Path, unfinished: Path) -> None:
+    other = replace(RECIPE, group_size=64, gptq=Gptq(scale_candidates=3))
+    words = (
+        r"begun with another recipe \(gptq.scale_candidates 2, now 3; group_size 32, now 64\); resume with"
+    )
+    with pytest.raises(ResumeError, match=words):
+        run_quantize(small_source, unfinished, other, calibration, resume=True)
 
 
 def test_resume_with_another_source(
-    source: Path, fp8_source: Path, calibration: Path, unfinished: Path
+    small_source: Path, fp8_source: Path, calibration: Path, unfinished: Path
 ) -> None:
     with pytest.raises(ResumeError, match="begun with another source checkpoint"):
         run_quantize(fp8_source, unfinished, RECIPE, calibration, resume=True)
 
 
 def test_resume_with_another_calibration(
-    source: Path, calibration: Path, unfinished: Path, tmp_path: Path
+    small_source: Path, calibration: Path, unfinished: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(calibration.read_text().replace("apples", "pears"))
     with pytest.raises(ResumeError, match="begun with another calibration data"):
-        run_quantize(source, unfinished, RECIPE, other, resume=True)
+        run_quantize(small_source, unfinished, RECIPE, other, resume=True)
 
 
-def test_resume_with_a_damaged_shard(source: Path, calibration: Path, unfinished: Path) -> None:
+def test_resume_with_another_version_of_moe4_and_more(
+    small_source: Path,
+    calibration: Path,
+    unfinished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("moe4.quantize.audit.__version__", "9.9")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "short"}')
+    words = (
+        r"begun with another version of moe4 \(\d\S*, now 9\.9\) and another calibration data; resume with"
+    )
+    with pytest.raises(ResumeError, match=words):
+        run_quantize(small_source, unfinished, RECIPE, other, resume=True)
+
+
+def test_resume_with_another_version_of_torch_says_so(
+    small_source: Path,
+    calibration: Path,
+    unfinished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from moe4.quantize.audit import software_versions
+
+    monkeypatch.setattr("moe4.quantize.run.software_versions", lambda: {**software_versions(), "torch": "0"})
+    run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+    assert "; other versions may round differently" in capfd.readouterr().err
+
+
+def test_resume_with_a_damaged_shard(small_source: Path, calibration: Path, unfinished: Path) -> None:
     shard = unfinished / "model-00002-of-00004.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ResumeError, match="is not the file that was committed"):
-        run_quantize(source, unfinished, RECIPE, calibration, resume=True)
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
 
 
 def test_a_torn_journal_line_is_forgotten(
-    source: Path, calibration: Path, unfinished: Path, whole: dict[str, bytes]
+    small_source: Path, calibration: Path, unfinished: Path, whole: dict[str, bytes]
 ) -> None:
     journal = unfinished / ".moe4" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"shard": "model-00003-of')
-    run_quantize(source, unfinished, RECIPE, calibration, resume=True)
+    run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     assert contents(unfinished) == whole
 
 
-def test_a_damaged_journal_is_refused(source: Path, calibration: Path, unfinished: Path) -> None:
+def test_a_damaged_journal_is_refused(small_source: Path, calibration: Path, unfinished: Path) -> None:
     journal = unfinished / ".moe4" / "journal.jsonl"
     journal.write_bytes(b"[]\n" + journal.read_bytes())
     with pytest.raises(ResumeError, match="is damaged"):
-        run_quantize(source, unfinished, RECIPE, calibration, resume=True)
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
 
 
 def test_resume_into_an_empty_folder_begins(
-    source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     (tmp_path / "out").mkdir()
-    run_quantize(source, tmp_path / "out", RECIPE, calibration, resume=True)
+    run_quantize(small_source, tmp_path / "out", RECIPE, calibration, resume=True)
     assert contents(tmp_path / "out") == whole

@@ -63,7 +63,7 @@ class ReleaseFolder:
             self.work.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-        except OSError as error:
+        except PermissionError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         self._lock_folder()
         if _look_at(self.folder) is not self.state:
@@ -83,7 +83,7 @@ class ReleaseFolder:
         """Take the lock, which the system takes back when this process ends, however it ends."""
         try:
             self._lock = (self.work / "lock").open("wb")
-        except OSError as error:
+        except PermissionError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ class ReleaseFolder:
         write_file(self.folder / name, dump_json(data), self.work)
 
     def finish(self, shards: Sequence[tuple[str, Sequence[TensorSpec]]], config: dict[str, Any]) -> None:
-        """Write the index, then the config; then remove the work folder, the journal last."""
+        """Write the index, then the config; then remove the work folder."""
         weight_map = {spec.name: name for name, specs in shards for spec in specs}
         total = sum(spec.num_bytes for _, specs in shards for spec in specs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -133,9 +133,11 @@ class ReleaseFolder:
         self.remove_work_folder()
 
     def remove_work_folder(self) -> None:
-        """Remove the work folder, the journal last."""
+        """Remove the work folder of a finished release, the journal first: it needs the other files."""
         if self.work.is_dir():
-            for path in sorted(self.work.iterdir(), key=lambda path: path.name == JOURNAL_NAME):
+            (self.work / JOURNAL_NAME).unlink(missing_ok=True)
+            sync_folder(self.work)
+            for path in self.work.iterdir():
                 path.unlink()
             self.work.rmdir()
             sync_folder(self.folder)
