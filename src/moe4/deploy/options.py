@@ -101,6 +101,8 @@ def default_name(release: Release) -> str:
 def check(options: DeployOptions, release: Release, fit: Fit) -> None:
     """Refuse a deployment that cannot work. Raises DeployError."""
     form, engine, source = options.form, options.engine, options.source
+    if engine == "cpu" and release.group_size is None:
+        raise DeployError(f"{release.name} is not W4A16; --engine cpu is for moe4's releases")
     if not fit.works:
         lower = f"; --max-model-len {fit.longest} would fit" if 0 < fit.longest < fit.max_model_len else ""
         raise DeployError(
@@ -115,8 +117,6 @@ def check(options: DeployOptions, release: Release, fit: Fit) -> None:
         raise DeployError(f"--port {options.port} must lie in 1024..65535: the server does not run as root")
     if (engine == "cpu") != (fit.device.kind == "cpu"):
         raise DeployError("--engine cpu goes with --memory, the other engines with --gpu or --gpu-memory")
-    if engine == "cpu" and release.group_size is None:
-        raise DeployError(f"{release.name} is not W4A16; --engine cpu is for moe4's releases")
     if form == "llmd" and (engine == "cpu" or options.port != 8000):
         raise DeployError("llmd runs vLLM by KServe's template, on GPUs and port 8000")
     if engine == "rhaiis" and fit.device.kind != "nvidia":

@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.92  # vLLM 0.32's --gpu-memory-utilization
 # Activations of a full batch, CUDA graphs, NCCL's buffers and the context: an allowance, not a measurement.
 WORKING_BYTES = 4 * GIB
 # On CPUs: Python, torch, activations and the operating system.
-CPU_WORKING_BYTES = 16 * GIB
+CPU_WORKING_BYTES = 4 * GIB
 # A cache that holds this many conversations of full length is called comfortable.
 COMFORTABLE = 4
 START_SECONDS = 600  # imports, profiling, compiling, CUDA graphs
@@ -251,3 +251,13 @@ def startup_seconds(release: Release, disk_bytes_per_second: float) -> int:
     """Return the time a start-up probe gives: twice the load, and what vLLM does besides."""
     seconds = 2 * load_seconds(release, disk_bytes_per_second) + START_SECONDS
     return math.ceil(seconds / 60) * 60
+
+
+def smallest_gpus(release: Release, device: Device) -> str:
+    """Return in words how many of these GPUs hold the release and one short conversation."""
+    for num_gpus in (1, 2, 4, 8, 16, 32, 64):
+        tensor = min(num_gpus, device.per_node)
+        layout = Layout(tensor=tensor, pipeline=num_gpus // tensor)
+        if fit(release, device, layout, max_model_len=1).works:
+            return f"{num_gpus} x {device.name} hold it ({layout.describe()})"
+    return f"64 x {device.name} do not hold it either"

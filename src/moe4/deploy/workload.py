@@ -83,7 +83,8 @@ def build_workload(options: DeployOptions, release: Release, fit: Fit) -> Worklo
     if on_cpu:
         kv_gib = _cpu_cache_gib(release, fit)
         memory = math.ceil((fit.weight_bytes + CPU_WORKING_BYTES) / GIB) + kv_gib
-        memory_why = f"weights {fit.weight_bytes / GIB:.1f}, cache {kv_gib}, 16 for the rest, in GiB"
+        rest = CPU_WORKING_BYTES // GIB
+        memory_why = f"in GiB: weights {fit.weight_bytes / GIB:.1f}, cache {kv_gib}, the rest {rest}"
         shm, shm_why = 1, "vLLM's processes pass messages through it"
     else:
         shm = max(8, 2 * gpus)

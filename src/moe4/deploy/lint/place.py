@@ -1,0 +1,121 @@
+"""Parsed documents and where in the file their values stand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe4.deploy.lint.finding import RULES, Finding, Key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One YAML document of a file, or a command line in one.
+
+    data: ruamel's, which knows lines; of a command line, what was read from it.
+    start: where a command line stands, line and column from 1.
+    """
+
+    file: Path
+    data: Any = None
+    start: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its kind, or an empty text."""
+        return str(self.data.get("kind", "")) if isinstance(self.data, dict) else ""
+
+    @property
+    def group(self) -> str:
+        """The API group, without the version."""
+        version = str(self.data.get("apiVersion", "")) if isinstance(self.data, dict) else ""
+        return version.rpartition("/")[0]
+
+    @property
+    def version(self) -> str:
+        """The API version, without the group."""
+        return str(self.data.get("apiVersion", "")).rpartition("/")[2]
+
+    @property
+    def name(self) -> str:
+        """The object's name."""
+        return str(get(self.data, "metadata", "name") or "")
+
+    def locate(self, path: tuple[Key, ...]) -> tuple[int, int]:
+        """Return line and column, from 1, of the value's key, or of the nearest parent that is there."""
+        if self.start is not None:
+            return self.start
+        node: Any = self.data
+        line, column = 0, 0
+        if hasattr(node, "lc"):
+            line, column = node.lc.line, node.lc.col
+        for key in path:
+            try:
+                child = node[key]
+                marks: Any = node.lc
+                line, column = marks.key(key) if isinstance(node, dict) else marks.item(key)
+            except (KeyError, IndexError, TypeError, AttributeError):
+                break
+            node = child
+        return line + 1, column + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A value's place: a document and the path in it."""
+
+    document: Document
+    path: tuple[Key, ...] = ()
+
+    def __truediv__(self, key: Key) -> "Place":
+        return Place(document=self.document, path=(*self.path, key))
+
+    @property
+    def value(self) -> Any:
+        """What stands there; None if nothing does."""
+        return get(self.document.data, *self.path)
+
+    def find(self, rule: str, why: str, fix: str, repair: Callable[[], None] | None = None) -> Finding:
+        """Return a finding here."""
+        line, column = self.document.locate(self.path)
+        return Finding(
+            rule=rule,
+            level=RULES[rule].level,
+            file=self.document.file,
+            line=line,
+            column=column,
+            path=dotted(self.path),
+            why=why,
+            fix=fix,
+            repair=repair,
+        )
+
+
+def get(node: Any, *path: Key) -> Any:
+    """Return the value at a path, or None."""
+    for key in path:
+        if isinstance(node, dict):
+            node = node.get(key)
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+        else:
+            return None
+    return node
+
+
+def entries(node: Any) -> list[Any]:
+    """Return a list's items, or nothing."""
+    return list(node) if isinstance(node, list) else []
+
+
+def dotted(path: tuple[Key, ...]) -> str:
+    """Return a path as `spec.containers[0].image`."""
+    text = ""
+    for key in path:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        elif "." in key or "/" in key:
+            text += f'["{key}"]'
+        else:
+            text += f".{key}" if text else key
+    return text

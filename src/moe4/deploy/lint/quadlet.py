@@ -1,0 +1,59 @@
+"""Quadlet units, `NAME.container`: systemd's INI form, in which keys repeat."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe4.deploy.lint.place import Document, Place
+from moe4.deploy.lint.server import Server
+
+
+def read_unit(file: Path, text: str) -> Iterator[Server]:
+    """Yield the server of a unit, with each value at its line."""
+    entries = list(_entries(text))
+    container = [(key, value, line) for section, key, value, line in entries if section == "Container"]
+    if not any(mark in value for _, value, _ in container for mark in ("vllm", "moe4", "rhaiis")):
+        return
+    start = next((line for key, _, line in container if key == "Exec"), 1)
+    whole = Place(document=Document(file=file, data={}, start=(start, 1)))
+    server = Server(place=whole, kind="quadlet", flags_place=whole, on_host=True, num_gpus=0)
+    words: list[tuple[str, Place]] = []
+    for key, value, line in container:
+        here = Place(document=Document(file=file, data={key: value}, start=(line, 1)), path=(key,))
+        if key == "Image":
+            server.images = [here]
+        elif key in ("Entrypoint", "Exec"):
+            words += [(word, here) for word in shlex.split(value)]
+        elif key == "ShmSize":
+            server.shm, server.shm_size = here, value
+        elif key == "AddDevice" and "gpu" in value:
+            server.all_gpus = server.all_gpus or value.endswith("=all")
+            server.num_gpus = (server.num_gpus or 0) + (not value.endswith("=all"))
+        elif key == "PodmanArgs" and value.startswith("--memory="):
+            server.memory = value.partition("=")[2]
+        elif key == "Environment":
+            name, _, given = value.partition("=")
+            document = Document(file=file, data={name: {"value": given}}, start=(line, 1))
+            server.variables[name] = Place(document=document, path=(name,))
+    server.read_flags(words)
+    yield server
+
+
+def _entries(text: str) -> Iterator[tuple[str, str, str, int]]:
+    """Yield (section, key, value, line); a backslash at the end joins lines."""
+    section, joined, first = "", "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if not joined and (not stripped or stripped[0] in "#;"):
+            continue
+        if not joined and stripped.startswith("["):
+            section = stripped.strip("[]")
+            continue
+        first = first if joined else number
+        joined += stripped
+        if joined.endswith("\\"):
+            joined = joined[:-1] + " "
+            continue
+        key, _, value = joined.partition("=")
+        yield section, key.strip(), value.strip(), first
+        joined = ""

@@ -1,0 +1,228 @@
+"""What a server needs to hold and run its model: GPUs, memory, /dev/shm, parallel sizes, tools."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
+
+from moe4.deploy.lint.finding import Finding
+from moe4.deploy.lint.place import Place, get
+from moe4.deploy.lint.server import Server, parse_quantity
+from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
+from moe4.deploy.release import Release
+from moe4.deploy.sizing import Fit, Layout, check_layout, fit, smallest_gpus
+
+TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
+MIN_SHM_BYTES = GIB
+PROCESS_BYTES = 4 * GIB  # of host memory, a GPU's worker process at the least
+BASE_BYTES = 8 * GIB
+CPU_BASE_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What is known beside the files. Without a release sizes are not judged.
+
+    device: the GPU that is there; the largest of the table if None.
+    disk: bytes a second the weights are loaded at, at best.
+    """
+
+    release: Release | None = None
+    device: Device | None = None
+    disk: float = 1e9
+
+
+def check_server(server: Server, context: Context) -> Iterator[Finding]:
+    """Yield what is wrong with a server's GPUs, memory and options."""
+    yield from _gpus(server, context)
+    yield from _parallel(server, context)
+    yield from _memory(server, context)
+    yield from _shm(server)
+    yield from _tools(server, context)
+    yield from _length(server, context)
+
+
+def layout_of(server: Server) -> Layout:
+    """Return how the server splits its model."""
+    return Layout(
+        tensor=server.size("tensor"),
+        pipeline=server.size("pipeline"),
+        data=server.size("data"),
+        expert_parallel="--enable-expert-parallel" in server.flags,
+    )
+
+
+def _gpus(server: Server, context: Context) -> Iterator[Finding]:
+    place = server.resources or server.place
+    if server.is_cpu:
+        return
+    amounts = {(side, name): amount for side, name, amount in server.gpu_amounts()}
+    if not server.gpus and not server.all_gpus and not server.partial:
+        yield place.find("gpu-missing", "vLLM for GPUs is given none", "ask for GPUs in requests and limits")
+        return
+    for name in {name for _, name in amounts}:
+        request, limit = amounts.get(("requests", name)), amounts.get(("limits", name))
+        if request != limit and server.resources is not None:
+            yield server.resources.find(
+                "gpu-requests-limits",
+                f"{name} is {request or 'absent'} in requests and {limit or 'absent'} in limits",
+                "write the same number in both",
+                None if limit is None else _set_request(server.resources, name, limit),
+            )
+    if context.release is None or (not server.gpus and not server.all_gpus):
+        return
+    found = _fit(server, context, context.release)
+    if found is not None and not found.works:
+        gpus = found.layout.num_gpus
+        yield place.find(
+            "gpu-too-few",
+            f"{context.release.name} does not fit on {gpus} x {found.device.name}: {found.reason}",
+            f"see `moe4 fit`; {smallest_gpus(context.release, found.device)}",
+        )
+
+
+def _fit(server: Server, context: Context, release: Release) -> Fit | None:
+    """Return the fit on the device that is there, or on the largest of the table."""
+    nvidia = (item for item in DEVICES.values() if item.kind == "nvidia")
+    device = context.device or max(nvidia, key=lambda item: item.memory_bytes)
+    layout = layout_of(server)
+    if not server.has_sizes and server.gpus > 1:
+        layout = replace(layout, tensor=server.gpus)
+    if check_layout(release, layout) is not None:
+        return None  # another rule says so
+    length = _number(server, "--max-model-len")
+    if length is not None and not 1 <= length <= release.max_position_embeddings:
+        return None
+    return fit(release, device, layout, max_model_len=length)
+
+
+def _parallel(server: Server, context: Context) -> Iterator[Finding]:
+    if server.is_cpu:
+        return
+    release, layout = context.release, layout_of(server)
+    if not server.has_sizes and not server.partial:
+        alone = release is None or any(
+            fit(release, device, Layout(), max_model_len=1).works for device in DEVICES.values()
+        )
+        if server.gpus > 1 or server.all_gpus or not alone:
+            needs = "" if alone else f": {release.name if release else ''} fits on no single GPU"
+            yield server.flags_place.find(
+                "parallel-missing",
+                f"no parallel size is given, so one GPU is used{needs}",
+                "give --tensor-parallel-size, the number of GPUs",
+            )
+    elif server.has_sizes and server.gpus and layout.num_gpus != server.gpus * server.nodes:
+        machines = f" of each of {server.nodes} machines" if server.nodes > 1 else ""
+        yield server.flags_place.find(
+            "parallel-mismatch",
+            f"{layout.describe()} takes {layout.num_gpus} GPUs, the server has {server.gpus}{machines}",
+            "make the parallel sizes multiply to the GPUs",
+        )
+    refusal = check_layout(release, layout) if release is not None else None
+    if refusal:
+        yield server.flags_place.find("parallel-divide", refusal, "see `moe4 fit`")
+
+
+def _memory(server: Server, context: Context) -> Iterator[Finding]:
+    found = server.memory_bytes
+    if found is None or (server.partial and not server.gpus):
+        return
+    place = server.resources or server.place
+    shm = parse_quantity(server.shm_size or "") or 0
+    if server.is_cpu:
+        if context.release is None:
+            return
+        weights = fit(context.release, cpu_server(1.0), Layout(), max_model_len=1).weight_bytes
+        needed, what = weights + CPU_BASE_BYTES, "the weights and 2 GiB"
+    else:
+        needed = BASE_BYTES + shm + PROCESS_BYTES * server.gpus
+        what = f"8 GiB, 4 for each of {server.gpus} GPUs" + (
+            f" and /dev/shm's {server.shm_size}" if shm else ""
+        )
+    if found < needed:
+        yield place.find(
+            "memory-too-small",
+            f"{found / GIB:.3g} GiB of host memory is less than {what}: {needed / GIB:.0f} GiB",
+            f"ask for at least {needed / GIB:.0f} GiB; `moe4 deploy` derives how much",
+        )
+
+
+def _shm(server: Server) -> Iterator[Finding]:
+    wanted = "an emptyDir of medium Memory, with a sizeLimit, at /dev/shm"
+    if server.on_host:
+        wanted = "--shm-size, or shm_size in a compose file"
+    repair = _add_shm(server)
+    if server.shm is None:
+        if server.kind == "ServingRuntime" or not server.partial:
+            why = "NCCL and vLLM need more shared memory than the container's 64 MiB"
+            if server.templated:
+                why = "KServe's template has 1 GiB; several GPUs need more"
+                if server.gpus <= 1:
+                    return
+            yield (server.container or server.place).find("shm-missing", why, f"add {wanted}", repair)
+    elif server.shm_size is None:
+        why = "the volume may take half the node's memory, beside the pod's limit"
+        yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
+    elif server.shm_size != "host" and (parse_quantity(server.shm_size) or 0) < MIN_SHM_BYTES and server.gpus:
+        why = f"{server.shm_size} of shared memory is less than 1 GiB"
+        yield server.shm.find("shm-missing", why, f"use {wanted}")
+
+
+def _tools(server: Server, context: Context) -> Iterator[Finding]:
+    if context.release is None or not context.release.uses_kimi_calls or server.by_moe4 or server.partial:
+        return
+    missing = [flag for flag in TOOL_FLAGS if flag not in server.flags]
+    if missing:
+        yield server.flags_place.find(
+            "tools-missing",
+            f"{' and '.join(missing)} not given: tools in requests are ignored or refused",
+            "add --enable-auto-tool-choice --tool-call-parser=kimi_k2",
+        )
+    elif server.flags["--tool-call-parser"][0] != "kimi_k2":
+        value, place = server.flags["--tool-call-parser"]
+        why = f"the parser {value} does not know Kimi's form of calls"
+        yield place.find("tools-missing", why, "use --tool-call-parser=kimi_k2")
+
+
+def _length(server: Server, context: Context) -> Iterator[Finding]:
+    given = server.flags.get("--max-model-len")
+    if given is None or context.release is None:
+        return
+    length, most = _number(server, "--max-model-len"), context.release.max_position_embeddings
+    if length is not None and not 1 <= length <= most:
+        why = f"--max-model-len {length} is not in 1..{most}, the lengths {context.release.name} was made for"
+        yield given[1].find("max-model-len", why, f"use {most} or less")
+
+
+def _number(server: Server, flag: str) -> int | None:
+    value = server.flags.get(flag)
+    return int(value[0]) if value and value[0].isdigit() else None
+
+
+def _set_request(resources: Place, name: str, amount: int) -> Any:
+    def repair() -> None:
+        table = resources.value
+        if get(table, "requests") is None:
+            table["requests"] = CommentedMap()
+        table["requests"][name] = str(amount)
+
+    return repair
+
+
+def _add_shm(server: Server) -> Any:
+    """Return what adds a memory volume at /dev/shm; None where there is no pod to add it to."""
+    container, volumes = server.container, server.volumes
+    if container is None or volumes is None or container.value is None or server.templated:
+        return None
+    pod = Place(document=volumes.document, path=volumes.path[:-1]).value
+    if not isinstance(pod, dict) or container.document is not volumes.document:
+        return None
+    size = max(8, 2 * server.gpus)
+
+    def repair() -> None:
+        volume = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size}Gi"}}
+        pod.setdefault("volumes", []).append(volume)
+        container.value.setdefault("volumeMounts", []).append({"name": "shm", "mountPath": "/dev/shm"})
+
+    return repair

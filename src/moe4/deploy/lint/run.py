@@ -1,0 +1,183 @@
+"""Lint files: read each as what it is, apply the rules, mend what can be mended safely."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from moe4.deploy.documents import parse
+from moe4.deploy.lint.finding import RULES, Finding
+from moe4.deploy.lint.place import Document
+from moe4.deploy.lint.quadlet import read_unit
+from moe4.deploy.lint.rules import Context, check_server
+from moe4.deploy.lint.rules_pod import check_object, check_running
+from moe4.deploy.lint.schema import Schemas
+from moe4.deploy.lint.server import Server, gather
+from moe4.deploy.lint.shell import Script, check_script, read_servers
+from moe4.errors import DeployError, MissingFileError, OutputError
+
+YAML_SUFFIXES = (".yaml", ".yml", ".json")
+UNIT_SUFFIX = ".container"
+FENCE = re.compile(r"^\s*(```+|~~~+)\s*([A-Za-z]*)")
+SHELLS = ("sh", "bash", "shell", "console", "zsh")
+
+
+@dataclass(kw_only=True, slots=True)
+class Source:
+    """One file, read: its documents, its scripts, and what it is written back from."""
+
+    file: Path
+    text: str
+    documents: list[Any] = field(default_factory=list)
+    scripts: list[Script] = field(default_factory=list)
+    units: list[Server] = field(default_factory=list)
+    is_yaml: bool = False
+
+
+def lint_files(files: Sequence[Path], context: Context, schemas: Schemas | None) -> list[Finding]:
+    """Return the findings of all files, which are looked at together, by file and line.
+
+    Raises MissingFileError.
+    """
+    findings, _ = _lint([_read(file) for file in files], context, schemas)
+    return findings
+
+
+def fix_files(files: Sequence[Path], context: Context, schemas: Schemas | None) -> list[Finding]:
+    """Mend what is safe to mend, write those files, and return the findings that were mended."""
+    sources = [_read(file) for file in files]
+    findings, _ = _lint(sources, context, schemas)
+    mended = [finding for finding in findings if finding.repair is not None]
+    for finding in mended:
+        assert finding.repair is not None
+        finding.repair()
+    for source in sources:
+        if any(finding.file == source.file for finding in mended):
+            _write(source)
+    return mended
+
+
+def _lint(
+    sources: list[Source], context: Context, schemas: Schemas | None
+) -> tuple[list[Finding], list[Server]]:
+    findings: list[Finding] = []
+    documents: list[Document] = []
+    servers: list[Server] = []
+    for source in sources:
+        findings += _parse(source)
+        documents += [Document(file=source.file, data=data) for data in source.documents]
+        for script in source.scripts:
+            findings += check_script(script)
+            servers += read_servers(script)
+        servers += source.units
+    for document in documents:
+        if schemas is not None:
+            findings += schemas.check(document)
+        findings += check_object(document)
+    servers += gather(documents)
+    for server in servers:
+        findings += check_server(server, context)
+        findings += check_running(server, context)
+    mendable = {source.file for source in sources if source.is_yaml}
+    findings = [
+        item if not item.path or item.file in mendable else replace(item, repair=None) for item in findings
+    ]
+    unique = {(item.rule, item.file, item.line, item.column, item.path, item.why): item for item in findings}
+    ordered = sorted(unique.values(), key=lambda item: (str(item.file), item.line, item.column, item.rule))
+    return ordered, servers
+
+
+def _read(file: Path) -> Source:
+    try:
+        return Source(file=file, text=file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"{file} cannot be read: {error}") from None
+
+
+def _parse(source: Source) -> Iterator[Finding]:
+    """Read a file as what its name says it is."""
+    file, lines = source.file, source.text.splitlines()
+    if file.suffix in YAML_SUFFIXES:
+        source.is_yaml = True
+        yield from _parse_yaml(source, source.text)
+    elif file.suffix == UNIT_SUFFIX:
+        try:
+            source.units = list(read_unit(file, source.text))
+        except ValueError as error:
+            yield _unreadable(file, f"a line of the unit cannot be split into words: {error}")
+    elif file.suffix == ".md":
+        for language, block in _blocks(lines):
+            if language in SHELLS:
+                source.scripts.append(Script(file=file, lines=block))
+            elif language in ("yaml", "yml"):
+                yield from _parse_yaml(source, "\n".join(block))
+    else:
+        source.scripts.append(Script(file=file, lines=lines))
+
+
+def _parse_yaml(source: Source, text: str) -> Iterator[Finding]:
+    try:
+        source.documents += parse(text, str(source.file))
+    except DeployError as error:
+        yield _unreadable(source.file, str(error))
+
+
+def _unreadable(file: Path, why: str) -> Finding:
+    return Finding(
+        rule="file-unreadable",
+        level=RULES["file-unreadable"].level,
+        file=file,
+        line=1,
+        column=1,
+        path="",
+        why=why,
+        fix="correct it",
+    )
+
+
+def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the language and text of Markdown's code blocks, at the lines they stand on."""
+    opened, language, block = "", "", list[str]()
+    for number, line in enumerate(lines):
+        fence = FENCE.match(line)
+        if opened and fence and fence[1].startswith(opened) and not fence[2]:
+            yield language, block
+            opened = ""
+        elif opened:
+            block.append(line)
+        elif fence:
+            opened, language = fence[1], fence[2].lower()
+            block = [""] * (number + 1)  # so that a block's lines have the file's numbers
+
+
+def _write(source: Source) -> None:
+    """Write a mended file, YAML with its comments and indentation."""
+    if source.is_yaml:
+        writer = YAML()
+        writer.preserve_quotes = True
+        writer.width = 4096
+        dashes = re.search(r"^( *)[^\s#-][^\n]*:[^\S\n]*\n( *)- ", source.text, re.MULTILINE)
+        offset = len(dashes[2]) - len(dashes[1]) if dashes else 2
+        writer.indent(mapping=2, sequence=2 + offset, offset=offset)
+        writer.explicit_start = source.text.startswith("---")
+        stream = io.StringIO()
+        writer.dump_all(source.documents, stream)
+        text = stream.getvalue()
+    else:
+        # Scripts in one file keep its line numbers, so the last lines that differ are the mended ones.
+        lines = source.text.splitlines()
+        for script in source.scripts:
+            for number, line in enumerate(script.lines):
+                if line:
+                    lines[number] = line
+        text = "\n".join(lines) + "\n"
+    try:
+        source.file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{source.file} cannot be written: {error.strerror}") from None

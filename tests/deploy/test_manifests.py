@@ -1,0 +1,259 @@
+"""Every form that moe4 deploy writes passes schema and lint; what cannot work is refused."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from deploy.deploy_cases import K2_TINY, shared_folder, write_kimi_config
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.deploy.choose import Wanted, pick
+from moe4.deploy.lint.rules import Context
+from moe4.deploy.lint.run import lint_files
+from moe4.deploy.lint.schema import Schemas, read_schemas
+from moe4.deploy.options import ENGINES, FORMS, ON_A_CLUSTER, DeployOptions, parse_source
+from moe4.deploy.release import Release, read_release
+from moe4.deploy.write import write_deployment
+from moe4.errors import DeployError, Moe4Error
+
+SUFFIXES = {"podman": ".sh", "quadlet": ".container"}
+
+
+@pytest.fixture(scope="module")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return read_release(str(write_kimi_config(tmp_path_factory.mktemp("kimi") / "Kimi-K2-Instruct")))
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Schemas | None:
+    """Return KServe's CRDs where they are; the rules are tested without them too."""
+    shared = os.environ.get("MOE4_SHARED")
+    return read_schemas(Path(shared) / "schemas" / "kserve", False) if shared else None
+
+
+SOURCES = {
+    "pvc": "pvc://models/kimi/k2",
+    "oci": "oci://registry.example.com/models/kimi-k2:1.0",
+    "hf": "hf://moonshotai/Kimi-K2-Instruct",
+    "file": "file:///srv/models/kimi k2",
+}
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,20}[a-z0-9]", fullmatch=True)
+
+
+@st.composite
+def deployments(draw: st.DrawFn) -> tuple[dict[str, Any], Wanted]:
+    """Draw any combination of options, most of which make sense."""
+    form, engine = draw(st.sampled_from(FORMS)), draw(st.sampled_from(ENGINES))
+    usual = ["pvc", "oci", "hf"] if form in ON_A_CLUSTER else ["file", "hf"]
+    options: dict[str, Any] = {
+        "form": form,
+        "engine": engine,
+        "name": draw(NAMES),
+        "source": parse_source(SOURCES[draw(st.sampled_from(usual))]),
+        "image": "registry.example.com/moe4-cpu:0.1.0" if engine == "cpu" else None,
+        "namespace": draw(st.none() | NAMES),
+        "port": 8000 if form == "llmd" else draw(st.integers(1024, 65535)),
+        "api_key_secret": draw(st.none() | NAMES),
+        "hf_secret": draw(st.none() | NAMES),
+        "tolerations": tuple(
+            draw(st.sets(st.sampled_from(["nvidia.com/gpu", "team=a:NoSchedule", "x:NoExecute"])))
+        ),
+        "node_selector": draw(
+            st.dictionaries(st.sampled_from(["zone", "example.com/pool"]), NAMES, max_size=2)
+        ),
+        "openshift": draw(st.booleans()),
+        "trust_remote_code": True,
+        "disk": draw(st.floats(0.05e9, 20e9)),
+    }
+    length = draw(st.none() | st.integers(1, 131_072))
+    concurrency = draw(st.integers(1, 4))
+    if engine == "cpu":
+        memory = draw(st.sampled_from([600.0, 768.0, 1536.0]))
+        return options, Wanted(on_cpu=True, memory=memory, max_model_len=length, concurrency=concurrency)
+    gpu = draw(st.sampled_from(["l40s", "a100", "h100", "h200", "b200"]))
+    if form == "llmd" and draw(st.booleans()):
+        wanted = Wanted(gpu=gpu, data_parallel=16, expert_parallel=True, max_model_len=length)
+    else:
+        gpus = draw(st.sampled_from([None, 4, 8, 16, 24]))
+        wanted = Wanted(gpu=gpu, gpus=gpus, max_model_len=length, concurrency=concurrency)
+    return options, wanted
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(deployment=deployments())
+def test_every_combination_is_clean_or_refused(
+    kimi: Release,
+    schemas: Schemas | None,
+    tmp_path_factory: pytest.TempPathFactory,
+    deployment: tuple[dict[str, Any], Wanted],
+) -> None:
+    options, wanted = deployment
+    try:
+        fit = pick(kimi, wanted)
+        text = write_deployment(DeployOptions(**options), kimi, fit)
+    except DeployError as error:
+        assert "\n" not in str(error)
+        assume(False)
+    file = tmp_path_factory.mktemp("m") / f"deployment{SUFFIXES.get(options['form'], '.yaml')}"
+    file.write_text(text)
+    context = Context(release=kimi, device=fit.device, disk=options["disk"])
+    findings = lint_files([file], context, schemas)
+    assert not findings, "\n".join(finding.describe() for finding in findings) + "\n" + text
+    if options["form"] != "quadlet":
+        assert len(text) == len(text.encode("ascii"))
+
+
+def deploy(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["deploy", *arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_kimi_config(tmp_path_factory.mktemp("kimi") / "kimi-k2"))
+
+
+@pytest.mark.parametrize("form", ["kserve", "llmd"])
+def test_kserve_objects_fit_their_schemas(form: str, folder: str, tmp_path: Path) -> None:
+    crds = shared_folder() / "schemas" / "kserve"
+    out = tmp_path / "out.yaml"
+    result = deploy(form, folder, "--model", SOURCES["pvc"], "--trust-remote-code", "-o", str(out))
+    assert result.exit_code == 0, result.exception
+    linted = CliRunner().invoke(app, ["lint", str(out), "--crds", str(crds), "--release", folder])
+    assert linted.exit_code == 0, linted.output
+    broken = (
+        out.read_text().replace("replicas: 1", "replicas: one").replace("minReplicas: 1", "minReplicas: one")
+    )
+    out.write_text(broken.replace("resources:", "resource:"))
+    rules = json.loads(CliRunner().invoke(app, ["lint", str(out), "--crds", str(crds), "--json"]).stdout)
+    assert {"schema", "schema-unknown-field"} <= {item["rule"] for item in rules}
+
+
+def test_values_are_derived_and_explained(folder: str) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--api-key-secret", "key")
+    result = deploy("kubernetes", folder, *arguments)
+    assert result.exit_code == 0, result.exception
+    deployment, service = yaml.safe_load_all(result.stdout)
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert "--tensor-parallel-size=8" in container["args"]
+    assert "--tool-call-parser=kimi_k2" in container["args"]
+    for side in ("requests", "limits"):
+        assert container["resources"][side]["nvidia.com/gpu"] == "8"
+        assert container["resources"][side]["memory"] == "216Gi"
+    probe = container["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 3600
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    key = {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}}
+    assert key in container["env"]
+    assert service["spec"]["ports"][0]["port"] == 8000
+    explained = [line for line in result.stdout.splitlines() if " # " in line]
+    assert len(explained) > 12
+
+
+def test_the_smoke_request_is_one_command_of_a_shell(folder: str) -> None:
+    result = deploy("kubernetes", folder, "--model", SOURCES["pvc"], "--trust-remote-code")
+    lines = [
+        line.lstrip("# ") for line in result.stdout.splitlines() if line.lstrip("# ").startswith("curl ")
+    ]
+    assert len(lines) == 1
+    words = shlex.split(lines[0])
+    assert json.loads(words[words.index("-d") + 1])["model"] == "kimi-k2"
+
+
+def test_scripts_are_ones_a_shell_and_systemd_can_read(folder: str, tmp_path: Path) -> None:
+    arguments = ("--model", SOURCES["file"], "--trust-remote-code", "--api-key-secret", "key")
+    script = deploy("podman", folder, *arguments).stdout
+    fake = tmp_path / "podman"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "VLLM_API_KEY": "k"}
+    ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment, check=True)
+    words = ran.stdout.splitlines()
+    assert words[0] == "run"
+    assert "/srv/models/kimi k2:/mnt/models:ro" in words
+    assert words[-1] == "--trust-remote-code"
+    assert words.count("--device") == 8
+    environment.pop("VLLM_API_KEY")
+    ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode != 0
+    assert "VLLM_API_KEY" in ran.stderr
+    unit = deploy("quadlet", folder, *arguments).stdout
+    sections = [line for line in unit.splitlines() if line.startswith("[")]
+    assert sections == ["[Unit]", "[Container]", "[Service]", "[Install]"]
+    assert "AddDevice=nvidia.com/gpu=7" in unit
+
+
+def test_the_cpu_form_runs_moe4_serve(tmp_path: Path) -> None:
+    refused = deploy("compose", str(K2_TINY), "--engine", "cpu", "--memory", "8")
+    assert "not W4A16" in str(refused.exception)
+    config = json.loads((K2_TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_bytes((K2_TINY / "tokenizer_config.json").read_bytes())
+    result = deploy("compose", str(tmp_path), "--engine", "cpu", "--memory", "8", "--name", "k2-tiny")
+    assert result.exit_code == 0, result.exception
+    service = yaml.safe_load(result.stdout)["services"]["k2-tiny"]
+    assert service["entrypoint"] == ["moe4", "serve"]
+    assert service["image"] == "localhost/moe4-cpu:0.1.0"
+    assert not [word for word in service["command"] if "tool" in word]  # moe4 serve sees to it
+    assert "deploy" not in service
+
+
+def test_the_cpu_form_asks_for_the_weights_memory(folder: str) -> None:
+    arguments = ["--model", SOURCES["pvc"], "--trust-remote-code", "--engine", "cpu", "--memory", "768"]
+    assert "cannot pull" in str(deploy("kubernetes", folder, *arguments).exception)
+    result = deploy("kubernetes", folder, *arguments, "--image", "registry.example.com/moe4-cpu:0.1.0")
+    assert result.exit_code == 0, result.exception
+    container = next(yaml.safe_load_all(result.stdout))["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["moe4", "serve"]
+    assert 510 < int(container["resources"]["limits"]["memory"].removesuffix("Gi")) < 768
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kserve", "--gpu", "h100", "--gpus", "8"], "--max-model-len 59008 would fit"),
+        (["kserve", "--gpu", "h100", "--gpus", "4"], "cannot be served on 4 x H100"),
+        (["kserve", "--gpu", "h200", "--gpus", "3"], "cannot be served on 3 x H200 (PP3)"),
+        (["kserve", "--gpu", "h200", "--gpus", "8", "--model", "file:///srv"], "do not see /srv"),
+        (["kserve", "--gpu", "h100", "--gpus", "16", "--model", "hf://a/b"], "pvc:// and oci://"),
+        (["kubernetes", "--gpu", "h100", "--gpus", "16"], "2 machines; kubernetes runs on one"),
+        (["llmd", "--gpu", "h100", "--gpus", "16"], "--data-parallel 16 --expert-parallel"),
+        (["podman", "--gpu", "h200", "--model", "pvc://a/b"], "mounts a folder"),
+        (["kserve", "--image", "example.com/vllm"], "no fixed tag"),
+        (["kserve", "--name", "Kimi_K2"], "lower-case"),
+        (["kserve", "--port", "80"], "1024"),
+        (["kserve", "--gpus", "8"], "need --gpu"),
+        (["kserve", "--model", "models/k2"], "is no address"),
+        (["llmd", "--port", "9000"], "port 8000"),
+        (["kserve", "--gpu", "mi300x"], "MI300X"),
+        (["helm"], "unknown form helm"),
+        (["kserve", "--engine", "tgi"], "none of vllm"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], message: str, folder: str) -> None:
+    form, *options = arguments
+    if "--model" not in options and form in ON_A_CLUSTER:
+        options += ["--model", SOURCES["pvc"]]
+    result = deploy(form, folder, "--trust-remote-code", *options)
+    assert isinstance(result.exception, Moe4Error), result.output
+    text = str(result.exception)
+    assert "\n" not in text
+    assert message in text
+
+
+def test_code_beside_the_weights_is_not_run_unasked(folder: str) -> None:
+    result = deploy("kserve", folder, "--model", SOURCES["pvc"])
+    assert "--trust-remote-code" in str(result.exception)
+    tiny = deploy("podman", str(K2_TINY))
+    assert tiny.exit_code == 0
+    assert "--trust-remote-code" not in tiny.stdout
