@@ -17,10 +17,11 @@ RANKS = {
     "quantize": 4,
     "serve": 4,
     "evaluate": 4,
-    "publish": 4,
+    "publish": 6,  # it shows how a release is deployed
     "deploy": 5,  # it knows what serve would start
     "vllm_plugin": 4,
-    "cli": 6,
+    "prove": 7,
+    "cli": 8,
 }
 
 

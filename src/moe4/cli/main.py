@@ -12,7 +12,21 @@ from moe4 import __version__
 from moe4.errors import Moe4Error
 
 # One module per command in moe4.cli; each has a function `command` that typer registers under this name.
-COMMANDS = ("quantize", "verify", "serve", "chat", "eval", "compare", "toolcheck", "fit", "deploy", "lint", "smoke")
+COMMANDS = (
+    "quantize",
+    "verify",
+    "serve",
+    "chat",
+    "eval",
+    "compare",
+    "toolcheck",
+    "report",
+    "card",
+    "fit",
+    "deploy",
+    "lint",
+    "smoke",
+)
 
 app = typer.Typer(
     name="moe4",

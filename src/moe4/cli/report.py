@@ -1,0 +1,30 @@
+"""`moe4 report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
+    proof: Annotated[
+        Path | None,
+        typer.Option(help="Folder of evaluation.json and the other results; OUT/proof if not given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML file to write; OUT/proof/report.html.")
+    ] = None,
+) -> None:
+    """Write one page with all that was measured of a release: scores, errors, experts, the run.
+
+    It needs no network and no script, and reads well on a phone, in the dark and on paper.
+    """
+    from moe4.publish.proof import PROOF_FOLDER, read_proof
+    from moe4.publish.report import render_report
+    from moe4.publish.write import write_text
+
+    found = read_proof(out, proof)
+    path = output or out / PROOF_FOLDER / "report.html"
+    write_text(path, render_report(found))
+    typer.echo(str(path))

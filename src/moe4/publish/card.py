@@ -1,0 +1,298 @@
+"""`moe4 card`: the model card a hub expects; every figure in it was measured, every flag is the release's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moe4.checkpoint.release import format_bytes
+from moe4.deploy.choose import Wanted, pick
+from moe4.deploy.options import DeployOptions, Form, parse_source
+from moe4.deploy.options import default_name as deployment_name
+from moe4.deploy.release import Release, read_release
+from moe4.deploy.write import write_deployment
+from moe4.errors import Moe4Error
+from moe4.publish.proof import Proof
+from moe4.publish.report import duration, percent
+
+LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
+ARCHITECTURE = {
+    "num_hidden_layers": "layers",
+    "first_k_dense_replace": "of which dense",
+    "hidden_size": "hidden size",
+    "n_routed_experts": "routed experts a layer",
+    "num_experts": "routed experts a layer",
+    "num_experts_per_tok": "active for a token",
+    "n_shared_experts": "shared experts",
+    "moe_intermediate_size": "inner width of an expert",
+    "num_attention_heads": "attention heads",
+    "kv_lora_rank": "rank of the latent cache (MLA)",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "context, in tokens",
+}
+
+
+def render_card(proof: Proof, repo: str, base_model: str | None, license_name: str | None) -> str:
+    """Return README.md for the hub repository `repo`.
+
+    `base_model` and `license_name` are the hub's names; a licence that is not given is taken from the config
+    or the release's licence file, and left out where neither tells.
+    """
+    release = read_release(str(proof.folder))
+    sections = [
+        _front_matter(proof, repo, base_model, license_name),
+        f"# {repo.rsplit('/', 1)[-1]}",
+        _overview(proof, base_model),
+        _architecture(proof),
+        _evaluation(proof),
+        _deployment(proof, release, repo),
+        _usage(release),
+        _creation(proof),
+        _license(proof, license_name),
+    ]
+    return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name: str | None) -> str:
+    import yaml
+
+    head: dict[str, Any] = {}
+    if base_model is not None:
+        head |= {"base_model": [base_model], "base_model_relation": "quantized"}
+    found = license_name or _license_name(proof)
+    if found is not None:
+        head["license"] = found
+    head |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["int4", "w4a16", "compressed-tensors", "gptq", "moe", "vllm", "moe4"],
+    }
+    if proof.report["recipe"]["method"] != "gptq":
+        head["tags"].remove("gptq")
+    results = _metrics(proof)
+    if results:
+        head["metrics"] = sorted({entry["metrics"][0]["type"] for entry in results})
+        head["model-index"] = [{"name": repo.rsplit("/", 1)[-1], "results": results}]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+
+def _metrics(proof: Proof) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"type": task, "name": f"{task} ({result['num_fewshot']}-shot)"},
+            "metrics": [
+                {"type": result["metric"], "value": round(100 * result["release"][result["metric"]], 2)}
+            ],
+        }
+        for task, result in (proof.evaluation or {}).get("tasks", {}).items()
+    ]
+
+
+def _overview(proof: Proof, base_model: str | None) -> str:
+    report, recipe = proof.report, proof.report["recipe"]
+    before, after = report["source"]["num_bytes"], report["release"]["num_bytes"]
+    source = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its source checkpoint"
+    targets = ", ".join(target.replace("_", " ") for target in recipe["targets"])
+    num_fallbacks = len(report["summary"]["fallbacks"])
+    method = "GPTQ" if recipe["method"] == "gptq" else "rounding to nearest"
+    return f"""\
+## Overview
+
+INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became {format_bytes(after)}
+({after / before:.1%}).
+
+| | |
+| --- | --- |
+| weights | INT4, symmetric, groups of {recipe["group_size"]} codes with a BF16 scale, by {method} |
+| activations | BF16 |
+| what is quantized | {targets}; everything else is the source's own |
+| format | compressed-tensors `pack-quantized`, which vLLM loads as it is |
+| matrices | {report["summary"]["num_matrices"]:,}, of which {num_fallbacks} fell back to rounding |"""
+
+
+def _architecture(proof: Proof) -> str:
+    rows = [f"| model type | `{proof.config.get('model_type')}` |"]
+    rows += [
+        f"| {text} | {proof.config[key]:,} |"
+        for key, text in ARCHITECTURE.items()
+        if isinstance(proof.config.get(key), int)
+    ]
+    return "## Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
+
+
+def _evaluation(proof: Proof) -> str:
+    parts = []
+    tasks = (proof.evaluation or {}).get("tasks", {})
+    if tasks:
+        parts.append(
+            "| task | shots | questions | before | after | recovery | 95 % interval |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |\n"
+            + "\n".join(_task_row(name, result) for name, result in tasks.items())
+        )
+        parts += [f"{name}: {r['change']['verdict']}." for name, r in tasks.items() if "change" in r]
+    if proof.comparison is not None:
+        found = proof.comparison
+        parts.append(
+            f"On {found['num_tokens']:,} held-out tokens ({found['data']}): KL divergence from the source "
+            f"{found['kl']['mean']:.5f} nats a token, likeliest token the same for "
+            f"{percent(found['top1_agreement'])}, perplexity {found['perplexity']['source']:.4f} before and "
+            f"{found['perplexity']['release']:.4f} after."
+        )
+    if proof.toolcheck is not None:
+        parts.append(_tool_table(proof.toolcheck))
+    if not parts:
+        return "## Evaluation\n\nNot measured."
+    return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4; intervals are of 95 %."
+
+
+def _task_row(name: str, result: dict[str, Any]) -> str:
+    metric, change = result["metric"], result.get("change")
+    before = percent(result["baseline"][metric]) if "baseline" in result else "-"
+    cells = [name, str(result["num_fewshot"]), f"{result['num_questions']:,}", before]
+    cells.append(percent(result["release"][metric]))
+    interval = change.get("recovery_interval") if change else None
+    cells.append(percent(change["recovery"]) if change and change["recovery"] is not None else "-")
+    cells.append(f"{percent(interval[0])} to {percent(interval[1])}" if interval else "-")
+    return f"| {' | '.join(cells)} |"
+
+
+def _tool_table(found: dict[str, Any]) -> str:
+    rows = [
+        f"| {check.replace('_', ' ')} | {percent(measure['value'], 1)} | "
+        f"{percent(measure['interval'][0], 1)} to {percent(measure['interval'][1], 1)} |"
+        for check, measure in found["release"]["measures"].items()
+        if measure
+    ]
+    text = f"Tool calls, {found['num_requests']} requests:\n\n| check | share | interval |\n"
+    text += "| --- | --- | --- |\n" + "\n".join(rows)
+    agreement = found.get("agreement")
+    if agreement and agreement["num"]:
+        share = percent(agreement["decision_agreement"]["value"], 1)
+        text += f"\n\nDecisions to call agree with the source's on {share}."
+    return text
+
+
+def _deployment(proof: Proof, release: Release, repo: str) -> str:
+    parts = ["## Deployment", f"### vLLM\n\n```bash\n{_vllm_line(release, repo)}\n```"]
+    for form, title, language in (("podman", "podman", "bash"), ("kserve", "KServe", "yaml")):
+        try:
+            text = _manifest(release, form, repo)  # type: ignore[arg-type]
+        except Moe4Error as error:
+            parts.append(f"### {title}\n\nNot with this release: {error}.")
+        else:
+            parts.append(f"### {title}\n\n```{language}\n{text.strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def _vllm_line(release: Release, repo: str) -> str:
+    """Return the command for one machine; the tensor parallelism is the fewest GPUs that hold the model."""
+    fit = pick(release, Wanted())
+    flags = ["vllm serve", repo]
+    if fit.layout.num_gpus > 1:
+        flags.append(f"--tensor-parallel-size {fit.layout.num_gpus}")
+    if release.uses_kimi_calls:
+        flags.append("--enable-auto-tool-choice --tool-call-parser kimi_k2")
+    if release.needs_own_code:
+        flags.append("--trust-remote-code")
+    return " ".join(flags)
+
+
+def _manifest(release: Release, form: Form, repo: str) -> str:
+    options = DeployOptions(
+        form=form,
+        name=deployment_name(release),
+        source=parse_source(f"hf://{repo}"),
+        trust_remote_code=release.needs_own_code,
+    )
+    return write_deployment(options, release, pick(release, Wanted()))
+
+
+def _usage(release: Release) -> str:
+    chat = """\
+## Usage
+
+```python
+from openai import OpenAI
+
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+model = client.models.list().data[0].id
+messages = [{"role": "user", "content": "Who are you?"}]
+answer = client.chat.completions.create(model=model, messages=messages)
+print(answer.choices[0].message.content)
+```"""
+    if not release.uses_kimi_calls:
+        return chat
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the current weather of a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+    return f"""\
+{chat}
+
+Tool calls. An answer to a call must carry the call's id unchanged (`functions.NAME:IDX`):
+
+```python
+tools = [{json.dumps(tool)}]
+messages = [{{"role": "user", "content": "What is the weather in Oslo?"}}]
+answer = client.chat.completions.create(model=model, messages=messages, tools=tools)
+for call in answer.choices[0].message.tool_calls:
+    print(call.id, call.function.name, call.function.arguments)
+```"""
+
+
+def _creation(proof: Proof) -> str:
+    report = proof.report
+    recipe, timing, calibration = report["recipe"], report.get("timing") or {}, report.get("calibration")
+    lines = [f'moe4 {report["versions"]["moe4"]}, `method = "{recipe["method"]}"`.']
+    if calibration:
+        lines.append(
+            f"Calibration: {calibration['data']}, {calibration['num_sequences']:,} sequences, "
+            f"{calibration['num_tokens']:,} tokens."
+        )
+    if timing.get("seconds"):
+        memory = f", at most {format_bytes(timing['peak_memory_bytes'])} of memory"
+        lines.append(
+            f"It took {duration(timing['seconds'])}{memory if timing.get('peak_memory_bytes') else ''}."
+        )
+    lines.append("`moe4-report.json` has the resolved recipe, every matrix's error and every file's SHA-256.")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return "## Creation\n\n" + "\n".join(lines) + f"\n\nVersions: {versions}."
+
+
+def _license_name(proof: Proof) -> str | None:
+    found = proof.config.get("license")
+    if isinstance(found, str):
+        return found
+    for name in LICENSE_FILES[:4]:
+        if (proof.folder / name).is_file():
+            text = (proof.folder / name).read_text(encoding="utf-8", errors="replace")[:400]
+            if "Apache License" in text:
+                return "apache-2.0"
+            return "mit" if text.lstrip().startswith("MIT License") else "other"
+    return None
+
+
+def _license(proof: Proof, license_name: str | None) -> str:
+    files = [name for name in LICENSE_FILES if (proof.folder / name).is_file()]
+    found = license_name or _license_name(proof)
+    if not files and found is None:
+        return ""
+    text = "## Licence\n\nThe source's licence holds for this release"
+    text += f" (`{found}`)." if found else "."
+    if files:
+        links = ", ".join(f"[{name}]({name})" for name in files)
+        text += f" The source's files come with it, byte for byte: {links}."
+    return text
+
+
+def card_path(out: Path) -> Path:
+    """Return where the card lies in a release."""
+    return out / "README.md"

@@ -1,0 +1,57 @@
+"""Upload a release and its card to the Hugging Face hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe4.checkpoint.release import WORK_NAME
+from moe4.errors import CheckpointError, OutputError
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """One file that goes up: its place in the repository and its size."""
+
+    name: str
+    num_bytes: int
+
+
+def check_repo(repo: str) -> str:
+    """Return the repository's name. Raises OutputError where it is not `owner/name`."""
+    if REPO.fullmatch(repo) is None:
+        raise OutputError(f"--push {repo}: expected OWNER/NAME, letters, digits, '-', '_' and '.'")
+    return repo
+
+
+def list_uploads(out: Path) -> list[Upload]:
+    """Return every file of the release, sorted; hidden files stay here. Raises CheckpointError."""
+    if (out / WORK_NAME).exists():
+        raise CheckpointError(f"{out} holds an unfinished release: finish it before it is published")
+    found = []
+    for path in sorted(out.rglob("*")):
+        parts = path.relative_to(out).parts
+        if path.is_file() and not any(part.startswith(".") for part in parts) and path.suffix != ".partial":
+            found.append(Upload(name="/".join(parts), num_bytes=path.stat().st_size))
+    return found
+
+
+def push(out: Path, repo: str, uploads: list[Upload], *, private: bool) -> str:
+    """Upload; return the repository's address. The token is huggingface_hub's own. Raises OutputError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=out,
+            allow_patterns=[upload.name for upload in uploads],
+            commit_message="Upload the W4A16 release and its card",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(f"{repo} cannot be uploaded: {reason}; log in with `hf auth login`") from error
+    return str(url)

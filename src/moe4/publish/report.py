@@ -1,0 +1,154 @@
+"""`moe4 report`: one page that holds all that was measured of a release; no script, no network."""
+
+import statistics
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from moe4.checkpoint.release import format_bytes
+from moe4.publish.charts import bars, heat_map, intervals
+from moe4.publish.proof import Proof
+
+PARTS = ("gate", "up", "down")
+WORST_EXPERTS = 10
+
+
+def render_report(proof: Proof) -> str:
+    """Return the page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("moe4.publish"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, size=format_bytes, duration=duration)
+    page: str = environment.get_template("report.html").render(**_context(proof))
+    return page
+
+
+def percent(value: float, digits: int = 2) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return "2 h 05 min", "3 min 20 s" or "12.3 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _context(proof: Proof) -> dict[str, Any]:
+    report = proof.report
+    moe = [layer for layer in report["layers"] if layer["experts"]]
+    tasks = list((proof.evaluation or {}).get("tasks", {}).items())
+    paired = [(name, task) for name, task in tasks if task.get("change", {}).get("recovery_interval")]
+    return {
+        "name": proof.name,
+        "report": report,
+        "config": proof.config,
+        "tasks": tasks,
+        "comparison": proof.comparison,
+        "toolcheck": proof.toolcheck,
+        "timing": report.get("timing") or {},
+        "worst_experts": worst_experts(moe),
+        "layers": [_layer_row(layer) for layer in report["layers"]],
+        "error_map": _error_map(moe),
+        "token_map": _token_map(moe),
+        "recovery_chart": _recovery_chart(paired),
+        "growth_chart": _growth_chart(proof.comparison),
+        "recipe": _flatten(report["recipe"]),
+    }
+
+
+def expert_error(expert: dict[str, Any]) -> float:
+    """Return the mean error of an expert's three matrices."""
+    return statistics.fmean(expert[part]["error"] for part in PARTS)
+
+
+def worst_experts(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the experts with the largest error."""
+    found = [
+        {
+            "layer": layer["layer"],
+            "expert": number,
+            "error": expert_error(expert),
+            "rtn_error": statistics.fmean(expert[part]["rtn_error"] for part in PARTS),
+            "num_tokens": expert["num_tokens"],
+        }
+        for layer in layers
+        for number, expert in enumerate(layer["experts"])
+    ]
+    return sorted(found, key=lambda item: -item["error"])[:WORST_EXPERTS]
+
+
+def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
+    errors = [expert_error(expert) for expert in layer["experts"]]
+    tokens = [expert["num_tokens"] for expert in layer["experts"] if expert["num_tokens"] is not None]
+    return {
+        "layer": layer["layer"],
+        "num_experts": len(errors),
+        "error": statistics.fmean(errors) if errors else None,
+        "worst": max(errors) if errors else None,
+        "tokens": (min(tokens), int(statistics.median(tokens)), max(tokens)) if tokens else None,
+    }
+
+
+def _error_map(layers: list[dict[str, Any]]) -> Markup | None:
+    if not layers:
+        return None
+    rows = [[expert_error(expert) for expert in layer["experts"]] for layer in layers]
+    worst = worst_experts(layers)[0]
+    text = f"The largest is {worst['error']:.4f}, expert {worst['expert']} of layer {worst['layer']}."
+    labels = [f"layer {layer['layer']}" for layer in layers]
+    return Markup(heat_map(rows, labels, "Error of every expert", text))  # built by us, escaped where needed
+
+
+def _token_map(layers: list[dict[str, Any]]) -> Markup | None:
+    rows = [
+        [float(expert["num_tokens"]) for expert in layer["experts"] if expert["num_tokens"] is not None]
+        for layer in layers
+    ]
+    if not any(rows):
+        return None
+    counts = [count for row in rows for count in row]
+    text = f"From {min(counts):,.0f} to {max(counts):,.0f} calibration tokens an expert."
+    labels = [f"layer {layer['layer']}" for layer in layers]
+    return Markup(heat_map(rows, labels, "Calibration tokens of every expert", text))
+
+
+def _recovery_chart(paired: list[tuple[str, dict[str, Any]]]) -> Markup | None:
+    if not paired:
+        return None
+    rows = [(name, task["change"]["recovery"], *task["change"]["recovery_interval"]) for name, task in paired]
+    text = "; ".join(
+        f"{row[0]} {percent(row[1])}, from {percent(row[2])} to {percent(row[3])}" for row in rows
+    )
+    return Markup(intervals(rows, 1.0, "Recovery with 95 % intervals", text))
+
+
+def _growth_chart(comparison: dict[str, Any] | None) -> Markup | None:
+    if comparison is None:
+        return None
+    groups = [
+        (f"layer {layer['layer']}", (layer["error"], layer.get("added_error", 0.0)))
+        for layer in comparison["layers"]
+    ]
+    text = f"After the last layer {comparison['layers'][-1]['error']:.5f}."
+    names = ("after the layer", "added by its experts")
+    return Markup(bars(groups, names, "Relative squared error of the hidden states", text))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a nested table as (dotted key, text)."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + key, text))
+    return rows

@@ -1,0 +1,138 @@
+"""A release with results of every kind, as the commands write them; numbers chosen so that they are known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
+
+from moe4.evaluate.results import Comparison, score
+from moe4.evaluate.samples import Sample, TaskSamples
+
+SMALL = {"num_hidden_layers": 3, "n_routed_experts": 4, "vocab_size": 64, "intermediate_size": 128}
+TASK = "k2_tiny_problems_0shot"
+
+
+def write_measured_release(folder: Path) -> Path:
+    """Write a small release with moe4-report.json and proof/; its text holds what HTML must escape."""
+    config = reference_config(**SMALL)
+    source = write_checkpoint(folder / "source", config, random_state(config))
+    out = write_rounded_release(source, folder / "a-release", 64)
+    (out / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
+    (out / "moe4-report.json").write_text(json.dumps(report(out)))
+    proof = out / "proof"
+    proof.mkdir()
+    (proof / "evaluation.json").write_text(json.dumps(evaluation()))
+    (proof / "comparison.json").write_text(json.dumps(comparison()))
+    (proof / "toolcheck.json").write_text(json.dumps(toolcheck()))
+    return out
+
+
+def report(out: Path) -> dict[str, Any]:
+    def matrix(error: float) -> dict[str, Any]:
+        return {"method": "gptq", "error": error, "rtn_error": 4 * error}
+
+    def expert(layer: int, number: int) -> dict[str, Any]:
+        error = 0.001 * (1 + layer) * (1 + number)
+        return {
+            "num_tokens": 100 * (number + 1),
+            **{part: matrix(error) for part in ("gate", "up", "down")},
+        }
+
+    layers = [{"layer": 0, "shard": "a", "experts": [], "linears": {}}]
+    layers += [
+        {"layer": n, "shard": "b", "experts": [expert(n, e) for e in range(4)], "linears": {}} for n in (1, 2)
+    ]
+    return {
+        "versions": {"moe4": "0.1.0", "torch": "2.13.0"},
+        "recipe": {"method": "gptq", "targets": ["experts"], "group_size": 64, "gptq": {"damping": 0.01}},
+        "source": {"model_type": "kimi_k2", "num_bytes": 4_000_000},
+        "calibration": {"data": "chats <of> mine.jsonl", "num_sequences": 12, "num_tokens": 3456},
+        "release": {
+            "num_bytes": 1_000_000,
+            "shards": {"model-00001.safetensors": {"num_bytes": 1_000_000, "sha256": "ab" * 32}},
+            "side_files": [],
+        },
+        "summary": {
+            "num_matrices": 24,
+            "mean_error": 0.005,
+            "mean_rtn_error": 0.02,
+            "fallbacks": [{"matrix": "layer 2 expert 3 down_proj", "why": "not better"}],
+            "worst": [],
+        },
+        "layers": layers,
+        "timing": {"seconds": 3725.0, "layer_seconds": [1.0], "peak_memory_bytes": 2_500_000_000},
+    }
+
+
+def evaluation() -> dict[str, Any]:
+    """1,000 questions: 990 right before; 3 lost, 1 gained."""
+
+    def answers(right: set[int]) -> Any:
+        samples = (
+            Sample(number=n, question=f"q{n}", target="7", response="", value=float(n in right))
+            for n in range(1000)
+        )
+        return score(TaskSamples(metric="exact_match", num_fewshot=0, samples=tuple(samples)))
+
+    before = set(range(990))
+    after = (before - {1, 2, 3}) | {995}
+    return Comparison(
+        release="out", scores={TASK: answers(after)}, baseline="in", baseline_scores={TASK: answers(before)}
+    ).as_dict()
+
+
+def comparison() -> dict[str, Any]:
+    token = {
+        "sequence": 0,
+        "kl": 0.5,
+        "context": "<script>alert(1)</script>",
+        "token": "&",
+        "source_best": "&",
+        "release_best": "x",
+        "source_probability": 0.75,
+        "release_probability": 0.25,
+    }
+    layers: list[dict[str, Any]] = [{"layer": 0, "error": 0.0}]
+    layers += [
+        {
+            "layer": n,
+            "error": 0.001 * n,
+            "added_error": 0.0005,
+            "experts_error": 0.01,
+            "same_experts": 0.99,
+            "expert_errors": [0.1] * 4,
+            "expert_tokens": [5] * 4,
+        }
+        for n in (1, 2)
+    ]
+    return {
+        "data": "held-out.jsonl",
+        "num_sequences": 10,
+        "num_tokens": 1234,
+        "kl": {"mean": 0.00123, "interval": [0.001, 0.0015], "median": 0.0, "p99": 0.01, "max": 0.5},
+        "top1_agreement": 0.9876,
+        "top5_agreement": 0.95,
+        "perplexity": {"source": 2.5, "release": 2.51},
+        "worst_tokens": [token],
+        "layers": layers,
+    }
+
+
+def toolcheck() -> dict[str, Any]:
+    def measure(value: float, **more: Any) -> dict[str, Any]:
+        return {"value": value, "interval": [value - 0.05, value], "num": 40, **more}
+
+    measures = {
+        "tool_call_f1": measure(0.9, threshold=0.8, ok=True),
+        "schema_accuracy": measure(0.7, threshold=0.95, ok=False),
+        "id_form": None,
+    }
+    return {
+        "requests": ["hard-cases.jsonl"],
+        "num_requests": 40,
+        "greedy": True,
+        "release": {"model": "r", "measures": measures, "num_requests": 40, "faults": []},
+        "baseline": {"model": "b", "measures": measures, "num_requests": 40, "faults": []},
+        "agreement": {"num": 40, "decision_agreement": measure(0.975)},
+    }

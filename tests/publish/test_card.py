@@ -1,0 +1,120 @@
+"""`moe4 card`: what hubs read of it, what people do, and what would be uploaded."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from measured import TASK, write_measured_release
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.errors import CheckpointError, OutputError
+from moe4.publish.card import render_card
+from moe4.publish.proof import read_proof
+from moe4.publish.push import check_repo, list_uploads
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_measured_release(tmp_path_factory.mktemp("card"))
+
+
+@pytest.fixture
+def release(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "a-release")
+
+
+@pytest.fixture(scope="module")
+def card(written: Path) -> str:
+    return render_card(read_proof(written), "me/a-release", "them/source", None)
+
+
+def test_the_hubs_own_reader_understands_the_front_matter(card: str) -> None:
+    data = ModelCard(card).data
+    assert data.base_model == ["them/source"]
+    assert data.license == "apache-2.0"
+    assert data.pipeline_tag == "text-generation"
+    assert {"int4", "w4a16", "compressed-tensors", "moe"} <= set(data.tags)
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == (TASK, "exact_match", 98.8)
+    assert ModelCard(card).data.to_dict()["base_model_relation"] == "quantized"
+
+
+def test_figures_are_the_measured_ones(card: str) -> None:
+    assert f"| {TASK} | 0 | 1,000 | 99.00 % | 98.80 % | 99.80 % |" in card
+    assert "4.0 MB of weights became 1.0 MB\n(25.0%)" in card
+    assert "KL divergence from the source 0.00123 nats a token" in card
+    assert "| tool call f1 | 90.0 % | 85.0 % to 90.0 % |" in card
+    assert "| routed experts a layer | 4 |" in card
+    assert "24, of which 1 fell back" in card
+    assert "It took 1 h 02 min, at most 2.5 GB of memory." in card
+    assert "[LICENSE](LICENSE)" in card
+
+
+def test_nothing_that_was_not_measured(release: Path) -> None:
+    shutil.rmtree(release / "proof")
+    card = render_card(read_proof(release), "me/a-release", None, None)
+    assert "Not measured." in card
+    data = ModelCard(card).data
+    assert data.eval_results is None
+    assert data.base_model is None
+
+
+def test_deployments_are_this_releases(card: str) -> None:
+    assert "vllm serve me/a-release --enable-auto-tool-choice --tool-call-parser kimi_k2" in card
+    blocks = dict(re.findall(r"### (\w+)\n\n```\w+\n(.*?)\n```", card, re.DOTALL))
+    assert "podman run" in blocks["podman"]
+    kinds = {document["kind"] for document in yaml.safe_load_all(blocks["KServe"])}
+    assert {"ServingRuntime", "InferenceService"} <= kinds
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(code) == 2
+    for block in code:
+        compile(block, "card", "exec")
+
+
+def test_the_command_and_the_dry_run(release: Path) -> None:
+    dry = CliRunner().invoke(app, ["card", str(release), "--push", "me/mine", "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert not (release / "README.md").exists()
+    assert "# mine" in dry.stdout
+    assert "files, " in dry.stderr
+    assert "to https://huggingface.co/me/mine" in dry.stderr
+    written = CliRunner().invoke(app, ["card", str(release), "--json"])
+    assert json.loads(written.stdout) == {
+        "card": str(release / "README.md"),
+        "written": True,
+        "uploaded": None,
+    }
+    assert "your-name/a-release" in (release / "README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_sent_without_a_yes(release: Path) -> None:
+    result = CliRunner().invoke(app, ["card", str(release), "--push", "me/mine", "--json"], input="n\n")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["uploaded"] is None
+    assert "README.md" in answer["files"]
+
+
+def test_what_would_be_uploaded(release: Path) -> None:
+    (release / ".git").mkdir()
+    (release / ".git" / "config").write_text("")
+    (release / ".env").write_text("SECRET=1")
+    (release / "x.partial").write_text("")
+    names = [upload.name for upload in list_uploads(release)]
+    assert "proof/evaluation.json" in names
+    assert "moe4-report.json" in names
+    assert not [name for name in names if name.startswith(".") or name.endswith(".partial")]
+    (release / ".moe4").mkdir()
+    with pytest.raises(CheckpointError, match="unfinished release"):
+        list_uploads(release)
+
+
+@pytest.mark.parametrize("repo", ["mine", "a/b/c", "../x", "a b/c", "/x"])
+def test_odd_repositories_are_refused(repo: str) -> None:
+    with pytest.raises(OutputError, match="expected OWNER/NAME"):
+        check_repo(repo)

@@ -1,0 +1,237 @@
+"""`moe4 report`: what stands in the page, that it needs nothing else, and how Chromium shows it."""
+
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from measured import TASK, write_measured_release
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.errors import MissingFileError
+from moe4.publish.charts import NUM_SHADES, heat_map
+from moe4.publish.proof import read_proof
+from moe4.publish.report import duration, render_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_measured_release(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(release: Path) -> str:
+    return render_report(read_proof(release))
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and text of a page; every tag must be closed in its turn."""
+
+    VOID = frozenset(("meta", "path", "circle", "br"))
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_figures_stand_in_the_page(page: str) -> None:
+    text = Outline(page).text
+    for figure in (
+        "4.0 MB → 1.0 MB",
+        "25.0 % of before",
+        "99.80 %",  # 988 / 990
+        f"{TASK}: within noise",
+        "0.00123 nats",
+        "98.76 %",
+        "97.5 %",
+        "layer 2 expert 3 down_proj: not better",
+        "1 h 02 min",
+        "2.5 GB of memory",
+        "3,456 tokens",
+        "gptq.damping",
+        "reached",
+        "missed",
+    ):
+        assert figure in text, figure
+
+
+def test_it_is_whole_and_needs_nothing_else(page: str) -> None:
+    outline = Outline(page)
+    assert outline.open == []
+    names = {tag for tag, _ in outline.tags}
+    assert not names & {"script", "img", "link", "iframe", "object"}
+    links = [
+        value for _, attributes in outline.tags for key, value in attributes.items() if key in ("href", "src")
+    ]
+    assert links == ["#content"]
+    assert "http" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_what_a_model_wrote_is_text(page: str) -> None:
+    assert "<script>alert(1)</script>" in Outline(page).text
+    assert "&lt;script&gt;alert(1)" in page
+    assert "chats <of> mine.jsonl" in Outline(page).text
+
+
+def test_it_can_be_read_without_seeing_it(page: str) -> None:
+    outline = Outline(page)
+    charts = [attributes for tag, attributes in outline.tags if tag == "svg"]
+    assert len(charts) == 4
+    assert all(chart["role"] == "img" and len(chart["aria-label"] or "") > 30 for chart in charts)
+    assert ("html", {"lang": "en"}) in outline.tags
+    regions = [attributes for _, attributes in outline.tags if attributes.get("role") == "region"]
+    assert all(region["aria-label"] and region["tabindex"] == "0" for region in regions)
+    headings = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(deeper - higher <= 1 for higher, deeper in pairwise(headings))
+    num_tables = sum(tag == "table" for tag, _ in outline.tags)
+    assert num_tables == sum(tag == "caption" for tag, _ in outline.tags)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_enough(page: str, theme: int) -> None:
+    """WCAG 2.2 AA: 4.5 for text, 3 for what a chart draws."""
+    block = page.split(":root {")[1 + theme].split("}")[0]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+
+    def contrast(one: str, other: str) -> float:
+        light, dark = sorted((luminance(colours[one]), luminance(colours[other])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    for ink in ("text", "quiet", "link", "good", "bad"):
+        assert contrast(ink, "ground") >= 4.5, ink
+        assert contrast(ink, "panel") >= 4.5, ink
+    for ink in ("one", "two"):
+        assert contrast(ink, "ground") >= 3, ink
+    shades = [luminance(colours[f"h{n}"]) for n in range(NUM_SHADES)]
+    assert shades == sorted(shades, reverse=theme == 0)
+
+
+def test_a_large_models_map_stays_small() -> None:
+    rows = [[float((x * 7 + y) % 100) for x in range(384)] for y in range(60)]
+    svg = heat_map(rows, [f"layer {y}" for y in range(60)], "Error", "Text")
+    assert len(svg) < 1_000_000
+    assert svg.count("<path") == 2 * NUM_SHADES  # one a shade, and the legend
+    assert svg.count("z") >= 384 * 60
+
+
+def test_results_that_are_not_there_are_left_out(release: Path, tmp_path: Path) -> None:
+    page = render_report(read_proof(release, tmp_path))
+    text = Outline(page).text
+    assert "Tool calls" not in text
+    assert "Evaluation" not in text
+    assert "Error of every expert" in text
+    with pytest.raises(MissingFileError, match=r"it has no moe4-report\.json"):
+        read_proof(release.parent / "source")
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (1.25, 200, 7500)] == ["1.2 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_the_command(release: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "page.html"
+    result = CliRunner().invoke(app, ["report", str(release), "-o", str(path)])
+    assert result.stdout.strip() == str(path)
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def chromium(page: Path, *options: str) -> bytes:
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    result = subprocess.run(
+        [*map(str, command), profile, *options, page.as_uri()], capture_output=True, timeout=240, check=True
+    )
+    return result.stdout
+
+
+def read_png(path: Path) -> tuple[int, int, list[bytes]]:
+    """Return width, height and the rows of RGB(A) bytes of an 8-bit PNG, filters undone."""
+    data, place, packed = path.read_bytes(), 8, b""
+    width = height = channels = 0
+    while place < len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", body[:8])
+            channels = {2: 3, 6: 4}[body[9]]
+        elif kind == b"IDAT":
+            packed += body
+        place += 12 + length
+    return width, height, list(unfilter(zlib.decompress(packed), width * channels, channels))
+
+
+def unfilter(raw: bytes, stride: int, step: int) -> Iterator[bytes]:
+    before = bytearray(stride)
+    for start in range(0, len(raw), stride + 1):
+        kind, row = raw[start], bytearray(raw[start + 1 : start + 1 + stride])
+        for i in range(stride):
+            left = row[i - step] if i >= step else 0
+            corner = before[i - step] if i >= step else 0
+            up = before[i]
+            if kind == 4:
+                guess = left + up - corner
+                distances = (abs(guess - left), abs(guess - up), abs(guess - corner))
+                add = (left, up, corner)[distances.index(min(distances))]
+            else:
+                add = (0, left, up, (left + up) // 2)[kind]
+            row[i] = (row[i] + add) & 255
+        yield bytes(row)
+        before = row
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_chromium_shows_it(page: str, tmp_path: Path) -> None:
+    """The page is laid out without an error, fits a phone's width, and prints."""
+    probe = """<script>
+      const wide = [...document.querySelectorAll('main > *')].filter(e => e.scrollWidth > e.clientWidth + 1
+        && getComputedStyle(e).overflowX !== 'auto').length;
+      document.title = JSON.stringify({page: document.documentElement.scrollWidth <= innerWidth, wide,
+        charts: [...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 100)});
+    </script>"""
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
+    dom = chromium(path, "--window-size=500,900", "--dump-dom").decode()
+    assert '<title>{"page":true,"wide":0,"charts":true}</title>' in dom
+    picture, print_out = tmp_path / "page.png", tmp_path / "page.pdf"
+    chromium(path, "--window-size=500,400", f"--screenshot={picture}", f"--print-to-pdf={print_out}")
+    width, height, rows = read_png(picture)
+    assert (width, height) == (500, 400)
+    assert len({row[n : n + 3] for row in rows[::8] for n in range(0, len(row), 12)}) > 5  # not blank
