@@ -58,6 +58,9 @@ def test_tensors_are_those_of_transformers(model_type: str, changes: dict[str, A
         config = {**config, "intermediate_size": 32, "first_k_dense_replace": 0}
         for key in ("moe_intermediate_size", "head_dim"):
             config.pop(key)
+    if model_type == "mixtral":
+        config = {**config, "intermediate_size": 32, "num_local_experts": 4, "first_k_dense_replace": 0}
+        config.pop("moe_intermediate_size")
     if model_type == "qwen2_moe":
         config.pop("head_dim")
     network = Network(config, torch.bfloat16)

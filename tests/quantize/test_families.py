@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from release_tools import decompress, keep_boundaries, run_quantize, tokenize
-from safetensors.torch import save_file
+from release_tools import Forks, decompress, keep_boundaries, load_folder, run_quantize, tokenize
+from safetensors.torch import load_file, save_file
 
+from moe4.errors import UnsupportedModelError
 from moe4.model.architecture import SUPPORTED_MODEL_TYPES
 from moe4.quantize.verify import verify
-from moe4.recipe import Calibration, Recipe
+from moe4.recipe import ALL_TARGETS, Calibration, Recipe
 
 SIZES = {
     "vocab_size": 2560,
@@ -47,6 +48,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**ROUTED, **MLA, "num_nextn_predict_layers": 0},
     "dots1": {**ROUTED, "head_dim": 64},
     "glm4_moe": {**ROUTED, "head_dim": 64},
+    "mixtral": {"num_local_experts": 4, "intermediate_size": 64, "sliding_window": None},
     "olmoe": {"num_experts": 4, "intermediate_size": 64},
     "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "qwen3_moe": {"num_experts": 4, "head_dim": 64, "norm_topk_prob": True},
@@ -57,12 +59,21 @@ def test_every_family_is_tested() -> None:
     assert set(FAMILIES) == set(SUPPORTED_MODEL_TYPES.values())
 
 
+# Beside those in FAMILIES, each in its plainest form: what real checkpoints of the family differ in.
+VARIANTS = {
+    "deepseek_v2-lite": ("deepseek_v2", {**FAMILIES["deepseek_v2"], "q_lora_rank": None}),
+    "glm4_moe-4.5": ("glm4_moe", {**FAMILIES["glm4_moe"], "attention_bias": True, "use_qk_norm": True}),
+    **{family: (family, settings) for family, settings in FAMILIES.items()},
+}
+
+
 @pytest.fixture
 def family_source(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Path:
     """A random model of a family, saved by transformers, with k2-tiny's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(request.param, **{**SIZES, **FAMILIES[request.param]})
+    family, settings = VARIANTS[request.param]
+    config = AutoConfig.for_model(family, **{**SIZES, **settings})
     torch.manual_seed(0)
     folder = tmp_path / "source"
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
@@ -71,8 +82,11 @@ def family_source(request: pytest.FixtureRequest, source: Path, tmp_path: Path) 
     return folder
 
 
-@pytest.mark.parametrize("family_source", FAMILIES, indirect=True)
-@pytest.mark.parametrize("targets", [("experts",), ("experts", "attention", "shared_experts", "dense_mlps")])
+@pytest.mark.parametrize(
+    ("family_source", "targets"),
+    [(name, ALL_TARGETS) for name in VARIANTS] + [("mixtral", ("experts",)), ("qwen3_moe", ("experts",))],
+    indirect=["family_source"],
+)
 def test_calibrated_is_served(
     family_source: Path,
     targets: Any,
@@ -106,3 +120,62 @@ def test_calibrated_is_served(
     found = torch.frombuffer(bytearray(kept["hidden-00002.bin"]), dtype=torch.float32).view(expected.shape)
     distance = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert distance.max() < 1e-5
+
+
+def test_kimi_k25_keeps_its_vision_tower(
+    small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
+) -> None:
+    """The text model's release is that of the text model alone; the rest is the source's bytes."""
+    text = load_file(small_source / "model-00001-of-00001.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    others = {
+        "vision_tower.patch_embed.proj.weight": torch.randn(8, 3, 4, 4, generator=generator),
+        "vision_tower.encoder.blocks.0.mlp.fc0.weight": torch.randn(32, 8, generator=generator),
+        "mm_projector.proj.0.weight": torch.randn(64, 32, generator=generator),
+        "mm_projector.proj.0.bias": torch.randn(64, generator=generator),
+    }
+    others = {name: tensor.to(torch.bfloat16) for name, tensor in others.items()}
+    source = tmp_path / "source"
+    shutil.copytree(small_source, source, ignore=shutil.ignore_patterns("*.safetensors*"))
+    state = {**{f"language_model.{name}": tensor for name, tensor in text.items()}, **others}
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((small_source / "config.json").read_text())
+    vision = {"model_type": "kimi_k25_vision", "hidden_size": 8}
+    config = {"model_type": "kimi_k25", "text_config": config, "vision_config": vision, "vocab_size": 2560}
+    (source / "config.json").write_text(json.dumps(config))
+
+    recipe = Recipe(group_size=32, calibration=Calibration(num_sequences=4))
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    for folder, place in ((small_source, alone), (source, out)):
+        answer = forks.run(folder, place, recipe, calibration)
+        assert answer["ranks"][0]["code"] == 0, answer
+    assert verify(out, source)["problems"] == []
+    found, expected = load_folder(out), load_folder(alone)
+    assert set(found) == {f"language_model.{name}" for name in expected} | set(others)
+    for name, tensor in expected.items():
+        assert torch.equal(found[f"language_model.{name}"].view(torch.uint8), tensor.view(torch.uint8))
+    for name, tensor in others.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8))
+    ignore = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
+    assert {"language_model.lm_head", r"re:vision_tower\..*", r"re:mm_projector\..*"} <= set(ignore)
+
+
+def test_a_nested_config_that_is_quantized_already_is_refused(small_source: Path, tmp_path: Path) -> None:
+    """As the published K2.5 is."""
+    source = tmp_path / "source"
+    shutil.copytree(small_source, source)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (source / "config.json").write_text(json.dumps({"model_type": "kimi_k25", "text_config": config}))
+    with pytest.raises(UnsupportedModelError, match=r"quantized already \(compressed-tensors\)"):
+        run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
+
+
+def test_a_family_it_cannot_do_is_refused_by_name(small_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(small_source, source)
+    (source / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    with pytest.raises(UnsupportedModelError, match="model_type 'gpt_oss' is not supported; moe4 streams"):
+        run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
+    assert not (tmp_path / "out").exists()

@@ -197,7 +197,8 @@ def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int
 
 def _fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:
     """Return the block size of an FP8 checkpoint; refuse one that is quantized in any other way."""
-    quantization = config.get("quantization_config")
+    text = config.get("text_config")
+    quantization = config.get("quantization_config") or (text or {}).get("quantization_config")
     if quantization is None:
         return (128, 128)
     if quantization.get("quant_method") != "fp8":

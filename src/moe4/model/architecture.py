@@ -7,31 +7,31 @@ checkpoint.
 
 import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe4.errors import TensorError, UnsupportedModelError
 from moe4.model.experts import EXPERTS_IMPLEMENTATION
+from moe4.model.names import PARTS, TEXT_MODELS, Names, Part, find_names, text_config
 
-# model_type in the checkpoint -> model_type in transformers. Each keeps experts as
-# mlp.experts.N.{gate,up,down}_proj and names every other tensor as its module does; each is held to the full
-# model by tests/model.
+__all__ = ["PARTS", "SUPPORTED_MODEL_TYPES", "ExpertShape", "Network", "Part", "build_config"]
+
+# model_type in the checkpoint -> model_type in transformers. Tests hold each to transformers' whole model.
 SUPPORTED_MODEL_TYPES = {
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "dots1": "dots1",
     "glm4_moe": "glm4_moe",
     "kimi_k2": "deepseek_v3",
+    "mixtral": "mixtral",
     "olmoe": "olmoe",
     "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",
 }
-Part = Literal["gate", "up", "down"]
-PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,14 @@ class ExpertShape:
     width: int
     prefix: str
     """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
+    module: str = "mlp.experts"
+    """Where transformers has them in the layer."""
+    leaves: dict[Part, str] = field(default_factory=lambda: Names().expert_leaves)
+    """What the checkpoint calls an expert's weights."""
 
     def weight_name(self, expert: int, part: Part) -> str:
         """Return the checkpoint's name of one expert's weight."""
-        return f"{self.prefix}.{expert}.{part}_proj.weight"
+        return f"{self.prefix}.{expert}.{self.leaves[part]}.weight"
 
     def weight_shape(self, part: Part) -> tuple[int, int]:
         """Return [out, in] of a projection."""
@@ -62,6 +66,9 @@ class Network:
     def __init__(self, config: dict[str, Any], compute_dtype: torch.dtype) -> None:
         self.compute_dtype = compute_dtype
         self.config = build_config(config)
+        inner, prefix = text_config(config)
+        model_type = inner["model_type"]
+        self.names = replace(find_names(model_type, SUPPORTED_MODEL_TYPES[model_type]), text_prefix=prefix)
         model = _build_skeleton(self.config, compute_dtype)
         model.eval().requires_grad_(False)
         self._decoder = model.model
@@ -74,22 +81,26 @@ class Network:
     @property
     def embedding_name(self) -> str:
         """The checkpoint's name of the token embeddings [vocabulary, hidden]."""
-        return "model.embed_tokens.weight"
+        return self.names.in_checkpoint("model.embed_tokens.weight")
+
+    @property
+    def norm_name(self) -> str:
+        """The checkpoint's name of the last norm [hidden]."""
+        return self.names.in_checkpoint("model.norm.weight")
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the decoder layer a tensor belongs to by its name; may lie past the layers that are run."""
+        prefix = f"{self.names.decoder}layers."
+        number = name.removeprefix(prefix).split(".")[0]
+        return int(number) if name.startswith(prefix) and number.isdigit() else None
 
     def layer_prefix(self, layer: int) -> str:
         """Return the prefix of a layer's tensors in the checkpoint."""
-        return f"model.layers.{layer}."
+        return f"{self.names.decoder}layers.{layer}."
 
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the checkpoint's names of a layer's tensors other than routed experts, with their shapes."""
-        module = self._decoder.layers[layer]
-        experts = self.experts[layer]
-        skipped = experts.prefix.removeprefix(self.layer_prefix(layer)) + "." if experts else None
-        return {
-            self.layer_prefix(layer) + name: tuple(tensor.shape)
-            for name, tensor in module.state_dict().items()
-            if skipped is None or not name.startswith(skipped)
-        }
+        return {stored: shape for stored, _, shape in self._layer_tensors(layer)}
 
     def build_layer(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
         """Return a decoder layer with all weights but the routed experts', in the compute dtype.
@@ -99,12 +110,11 @@ class Network:
         """
         module: nn.Module = copy.deepcopy(self._decoder.layers[layer])
         state = {}
-        for name, shape in self.layer_tensors(layer).items():
+        for name, local, shape in self._layer_tensors(layer):
             tensor = load(name)
             if tuple(tensor.shape) != shape:
                 raise TensorError(f"{name} must have shape {list(shape)}, found {list(tensor.shape)}")
-            keep = any(part in name for part in self._fp32_names)
-            local = name.removeprefix(self.layer_prefix(layer))
+            keep = any(part in local for part in self._fp32_names)
             state[local] = tensor.to(device=device, dtype=torch.float32 if keep else self.compute_dtype)
         module.load_state_dict(state, strict=False, assign=True)
         return module.eval().requires_grad_(False)
@@ -112,14 +122,15 @@ class Network:
     def build_final_norm(self, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
         """Return the norm between the last layer and the head, in the compute dtype."""
         norm: nn.Module = copy.deepcopy(self._decoder.norm)
-        weight = load("model.norm.weight").to(device=device, dtype=self.compute_dtype)
+        weight = load(self.norm_name).to(device=device, dtype=self.compute_dtype)
         norm.load_state_dict({"weight": weight}, assign=True)
         return norm.eval().requires_grad_(False)
 
     @property
     def head_name(self) -> str:
         """The checkpoint's name of the head's weight [vocabulary, hidden]."""
-        return self.embedding_name if self.config.tie_word_embeddings else "lm_head.weight"
+        tied = self.config.tie_word_embeddings
+        return self.embedding_name if tied else self.names.in_checkpoint("lm_head.weight")
 
     def build_rotary(self, device: torch.device) -> nn.Module:
         """Return the rotary embedding with its frequencies computed."""
@@ -130,13 +141,21 @@ class Network:
         """Return the routed experts inside a built layer."""
         experts = self.experts[layer]
         assert experts is not None
-        return layer_module.get_submodule(experts.prefix.removeprefix(self.layer_prefix(layer)))
+        return layer_module.get_submodule(experts.module)
 
     def activation(self, layer: int) -> Callable[[Tensor], Tensor]:
         """Return the experts' activation function."""
         experts: Any = self.experts_module(self._decoder.layers[layer], layer)
         function: Callable[[Tensor], Tensor] = experts.act_fn
         return function
+
+    def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Yield (name in the checkpoint, name in the module, shape) of all but routed experts."""
+        experts = self.experts[layer]
+        for local, tensor in self._decoder.layers[layer].state_dict().items():
+            if experts is None or not local.startswith(f"{experts.module}."):
+                stored = self.names.in_checkpoint(f"model.layers.{layer}.{local}")
+                yield stored, local, tuple(tensor.shape)
 
     def _find_experts(self, layer: int) -> ExpertShape | None:
         """Return the shape of a layer's routed experts, or None for a dense layer."""
@@ -148,7 +167,9 @@ class Network:
                     num_experts=num_experts,
                     hidden_size=hidden_size,
                     width=width,
-                    prefix=self.layer_prefix(layer) + name,
+                    prefix=self.names.in_checkpoint(f"model.layers.{layer}.{name}"),
+                    module=name,
+                    leaves=self.names.expert_leaves,
                 )
         return None
 
@@ -173,11 +194,12 @@ def build_config(config: dict[str, Any]) -> Any:
 
     Raises UnsupportedModelError.
     """
+    config, _ = text_config(config)
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedModelError(
             f"model_type {model_type!r} is not supported; "
-            f"moe4 streams {', '.join(sorted(SUPPORTED_MODEL_TYPES))}"
+            f"moe4 streams {', '.join(sorted({*SUPPORTED_MODEL_TYPES, *TEXT_MODELS}))}"
         )
     from transformers import AutoConfig
 

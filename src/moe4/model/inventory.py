@@ -28,6 +28,9 @@ class Tensors:
         return ".experts.{expert}." in self.name
 
 
+MLP_LEAVES = ("gate_proj", "up_proj", "down_proj")
+
+
 # What differs between the families moe4 streams, beside what their configs say. `bias`: of query, key, value.
 # `norms`: of queries and keys, per head or over all heads. `shared`: the shared experts' module and width.
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,8 @@ class _Family:
     correction_bias: bool = False
     latent: bool = False
     norm_gate: str | None = None
+    module: str = "mlp"
+    leaves: tuple[str, ...] = MLP_LEAVES
 
 
 _DEEPSEEK = _Family(num_experts="n_routed_experts", shared="n_shared_experts", latent=True)
@@ -66,6 +71,7 @@ FAMILIES = {
     ),
     "glm4_moe": _GLM,
     "kimi_k2": _DEEPSEEK3,
+    "mixtral": _Family(num_experts="num_local_experts", module="block_sparse_moe", leaves=("w1", "w3", "w2")),
     "olmoe": _Family(num_experts="num_experts", bias="attention_bias", norms="all"),
     "qwen2_moe": _Family(
         num_experts="num_experts", bias=True, shared="shared_expert_intermediate_size", shared_gate=True
@@ -138,7 +144,7 @@ def _iterate(config: Config, family: _Family) -> Iterator[Tensors]:
             yield Tensors(name=f"{prefix}{norm}.weight", shape=(hidden,))
         yield from (_latent_attention if family.latent else _attention)(config, family, f"{prefix}self_attn.")
         if is_moe_layer(config, layer):
-            yield from _experts(config, family, f"{prefix}mlp.")
+            yield from _experts(config, family, f"{prefix}{family.module}.")
         else:
             yield from _mlp(f"{prefix}mlp.", hidden, int(config["intermediate_size"]))
     yield Tensors(name="model.norm.weight", shape=(hidden,))
@@ -146,9 +152,11 @@ def _iterate(config: Config, family: _Family) -> Iterator[Tensors]:
         yield Tensors(name="lm_head.weight", shape=(vocab, hidden))
 
 
-def _mlp(prefix: str, hidden: int, width: int, copies: int = 1) -> Iterator[Tensors]:
-    for part, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
-        yield Tensors(name=f"{prefix}{part}_proj.weight", shape=shape, copies=copies)
+def _mlp(
+    prefix: str, hidden: int, width: int, copies: int = 1, leaves: tuple[str, ...] = MLP_LEAVES
+) -> Iterator[Tensors]:
+    for leaf, shape in zip(leaves, ((width, hidden), (width, hidden), (hidden, width)), strict=True):
+        yield Tensors(name=f"{prefix}{leaf}.weight", shape=shape, copies=copies)
 
 
 def _experts(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:
@@ -162,7 +170,7 @@ def _experts(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:
         yield Tensors(name=f"{prefix}shared_expert_gate.weight", shape=(1, hidden))
     elif family.shared and config.get(family.shared):
         yield from _mlp(f"{prefix}shared_experts.", hidden, width * int(config[family.shared]))
-    yield from _mlp(f"{prefix}experts.{{expert}}.", hidden, width, num_experts)
+    yield from _mlp(f"{prefix}experts.{{expert}}.", hidden, width, num_experts, family.leaves)
 
 
 def _latent_attention(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:

@@ -60,9 +60,8 @@ class Committer:
 
     def finish(self, report: dict[str, Any]) -> None:
         """Write everything that is neither shard nor side file, and remove the work folder."""
-        source = self.bench.checkpoint.config
         self.folder.write_json(REPORT_NAME, report)
-        config = {key: value for key, value in source.items() if key != "quantization_config"}
+        config = without_quantization(self.bench.checkpoint.config)
         config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
         self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
 
@@ -137,6 +136,14 @@ def run_layer(
     bench.ranks.meet()  # rank 0 has written the layer's input
     hidden = boundary.open(shard.layer_number)
     return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
+
+
+def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a source's config without what it says of its own quantization, also of its text model's."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = without_quantization(kept["text_config"])
+    return kept
 
 
 def discard(path: Path) -> None:

@@ -133,17 +133,16 @@ def quantization_config(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 def _sort_names(checkpoint: Checkpoint, network: Network) -> tuple[list[list[str]], list[str]]:
     """Return every tensor's name by decoder layer, and those outside the layers that are run."""
     by_layer: list[list[str]] = [[] for _ in range(network.num_layers)]
-    prefixes = {network.layer_prefix(layer): layer for layer in range(network.num_layers)}
     rest = []
     for name in sorted(checkpoint.tensors):
         if name.endswith(DROPPED_SUFFIX):
             continue
-        prefix = ".".join(name.split(".")[:3]) + "."
-        if prefix in prefixes:
-            by_layer[prefixes[prefix]].append(name)
+        layer = network.layer_of(name)
+        if layer is not None and layer < network.num_layers:
+            by_layer[layer].append(name)
         else:
             rest.append(name)
-    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+    for name in (network.embedding_name, network.norm_name):
         if name not in checkpoint.tensors:
             raise MissingFileError(f"the checkpoint in {checkpoint.folder} has no tensor {name}")
     return by_layer, rest
@@ -227,14 +226,18 @@ def _check_quantizable(checkpoint: Checkpoint, weight: QuantizedWeight, group_si
 
 def _ignore_list(network: Network, recipe: Recipe, rest: list[str]) -> list[str]:
     """Return what is not quantized, for vLLM: names, and `re:` patterns matched from the start."""
-    ignore = ["lm_head"]
+    ignore = [network.names.in_checkpoint("lm_head")]
     ignore.append("re:.*self_attn.*" if "attention" not in recipe.targets else r"re:.*self_attn\.kv_b_proj.*")
     if "shared_experts" not in recipe.targets:
         ignore.append("re:.*shared_experts?\\..*")
     ignore.append("re:.*shared_expert_gate$")
     if "dense_mlps" not in recipe.targets:
         ignore.append(r"re:.*mlp\.(gate|up|gate_up|down)_proj.*")
-    ignore.append(r"re:.*mlp\.gate$")
-    extra = sorted({int(name.split(".")[2]) for name in rest if name.startswith("model.layers.")})
-    ignore.extend(rf"re:.*layers\.{layer}\..*" for layer in extra)
+    routers = {experts.prefix.split(".")[-2] for experts in network.experts if experts}
+    ignore.extend(rf"re:.*{module}\.gate$" for module in sorted(routers))
+    extra = {layer for layer in map(network.layer_of, rest) if layer is not None}
+    ignore.extend(rf"re:.*layers\.{layer}\..*" for layer in sorted(extra))
+    if network.names.text_prefix:  # towers and projectors beside the text model
+        others = {name.split(".")[0] for name in rest if not name.startswith(network.names.text_prefix)}
+        ignore.extend(rf"re:{module}\..*" for module in sorted(others))
     return ignore

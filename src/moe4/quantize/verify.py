@@ -20,7 +20,7 @@ from moe4.quantize.plan import DROPPED_SUFFIX, expert_weight
 from moe4.recipe import GROUP_SIZES
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
-LINEAR = re.compile(r"_proj(_with_mqa)?\.weight$")
+LINEAR = re.compile(r"(_proj|_proj_with_mqa|\.experts\.\d+\.w[123])\.weight$")
 PACKED_LEAVES = ("weight_packed", "weight_scale", "weight_shape")
 
 
@@ -137,11 +137,11 @@ class _Verifier:
         """Return every weight the model is made of, with its shape, under its unquantized name."""
         vocabulary = (int(network.config.vocab_size), int(network.config.hidden_size))
         needed: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": vocabulary,
-            "model.norm.weight": vocabulary[1:],
+            network.embedding_name: vocabulary,
+            network.norm_name: vocabulary[1:],
         }
         if not self.config.get("tie_word_embeddings"):
-            needed["lm_head.weight"] = vocabulary
+            needed[network.head_name] = vocabulary
         for layer in range(network.num_layers):
             needed.update(network.layer_tensors(layer))
             experts = network.experts[layer]
