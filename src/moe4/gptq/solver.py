@@ -64,6 +64,8 @@ class QuantizedMatrix:
     """The same for plain round to nearest."""
     fallback: str | None = None
     """Why GPTQ's result was not taken."""
+    raised_damping: float | None = None
+    """The damping it took to factor H, where that was more than was asked for."""
 
     def dequantize(self) -> Tensor:
         """Return the float32 weights that will be served."""
@@ -115,6 +117,7 @@ def quantize_gptq(
     codes = solve(W, scales, factor.R, factor.order)
     if settings.descent_sweeps:
         codes, scales = descend(W, codes, scales, factor.H, factor.added(), settings.descent_sweeps)
+    raised = factor.damping if factor.damping > settings.damping else None
     results, start = [], 0
     for original, rtn, whole in zip(matrices, plain, wholes, strict=True):
         rows = slice(start, start + original.shape[0])
@@ -122,7 +125,12 @@ def quantize_gptq(
         error = relative_error(original, dequantize(codes[rows], scales[rows]), factor.H, whole)
         if error < rtn.error:
             result = QuantizedMatrix(
-                codes=codes[rows], scales=scales[rows], method="gptq", error=error, rtn_error=rtn.error
+                codes=codes[rows],
+                scales=scales[rows],
+                method="gptq",
+                error=error,
+                rtn_error=rtn.error,
+                raised_damping=raised,
             )
         else:
             result = _with_fallback(rtn, f"its error {error:.3g} was not below round to nearest's")

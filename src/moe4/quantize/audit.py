@@ -23,6 +23,8 @@ def matrix_record(result: QuantizedMatrix) -> dict[str, Any]:
     }
     if result.fallback:
         record["fallback"] = result.fallback
+    if result.raised_damping is not None:
+        record["raised_damping"] = result.raised_damping
     return record
 
 
