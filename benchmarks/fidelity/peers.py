@@ -1,0 +1,189 @@
+"""Other quantizers, each from its package in an environment of its own; what they wrote, as dense weights."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fidelity.network import Weights
+from fidelity.texts import MODEL, Sequences
+
+TORCH = "torch==2.13.0+cpu"
+
+
+class PeerError(Exception):
+    """A peer could not be installed, or did not finish; the message is its own last line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A package, the script that drives it, and how its output is read."""
+
+    name: str
+    title: str
+    package: str
+    script: str
+    decode: Callable[[Path], Weights]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def decode_pack_quantized(folder: Path) -> Weights:
+    """Return the experts' weights of a pack-quantized release, decoded by compressed-tensors in float32."""
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    (scheme,) = QuantizationConfig.model_validate(config).config_groups.values()
+    stored = _load(folder)
+    weights = {}
+    for name in [name for name in stored if name.endswith(".weight_packed") and ".mlp.experts." in name]:
+        base = name.removesuffix(".weight_packed")
+        state = {leaf: stored[f"{base}.{leaf}"] for leaf in ("weight_packed", "weight_scale", "weight_shape")}
+        state["weight_scale"] = state["weight_scale"].float()
+        weights[f"{base}.weight"] = PackedQuantizationCompressor.decompress(state, scheme)["weight"]
+    return weights
+
+
+def decode_gptq(folder: Path) -> Weights:
+    """Return the experts' weights of a checkpoint in GPTQ's format, version 1, symmetric.
+
+    Code k of each eight sits at bits 4k..4k+3 of a word; qweight [in / 8, out], qzeros [groups, out / 8] one
+    less than the zero, scales [groups, out], g_idx [in].
+    """
+    stored = _load(folder)
+    weights = {}
+    for name in [name for name in stored if name.endswith(".qweight") and ".mlp.experts." in name]:
+        base = name.removesuffix(".qweight")
+        codes = _nibbles(stored[name].T).T
+        zeros = _nibbles(stored[f"{base}.qzeros"]) + 1
+        group = stored[f"{base}.g_idx"].long()
+        scales = stored[f"{base}.scales"].float()
+        weights[f"{base}.weight"] = ((codes - zeros[group]) * scales[group]).T.contiguous()
+    return weights
+
+
+def _nibbles(words: Tensor) -> Tensor:
+    """Return the 4-bit codes [rows, 8 columns] of int32 words [rows, columns]."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    return ((words.to(torch.int32)[:, :, None] >> shifts) & 15).flatten(1)
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        stored.update(load_file(path))
+    return stored
+
+
+PEERS = (
+    Peer(
+        name="llmcompressor",
+        title="llm-compressor",
+        package="llmcompressor",
+        script="peer_llmcompressor.py",
+        decode=decode_pack_quantized,
+    ),
+    Peer(
+        name="gptqmodel",
+        title="GPTQModel",
+        package="gptqmodel",
+        script="peer_gptqmodel.py",
+        decode=decode_gptq,
+        # Its pool of threads wants two workers for loading, and by default has one on two cores.
+        environment={"GPTQMODEL_CPU_WORKERS": "2"},
+    ),
+)
+
+
+def run_peer(peer: Peer, work: Path, sequences: Sequences, limit_seconds: float) -> tuple[Weights, dict]:
+    """Return a peer's expert weights and facts about its run. Raises PeerError.
+
+    What it wrote is kept in `work` and used again for the same tokens.
+    """
+    out = work / f"out-{peer.name}"
+    facts_path = work / f"out-{peer.name}.json"
+    tokens = json.dumps(sequences)
+    facts = json.loads(facts_path.read_text()) if facts_path.is_file() else {}
+    if facts.get("tokens") != hash_of(tokens):
+        python = _environment(peer, work)
+        model, tokens_path = _model_folder(work), work / "tokens.json"
+        tokens_path.write_text(tokens)
+        script = Path(__file__).with_name(peer.script)
+        started = time.monotonic()
+        output = _run(
+            [str(python), str(script), str(model), str(tokens_path), str(out)],
+            work / f"{peer.name}.log",
+            limit_seconds,
+            peer.environment,
+        )
+        facts = {
+            "versions": json.loads(output.strip().splitlines()[-1]),
+            "seconds": round(time.monotonic() - started),
+            "tokens": hash_of(tokens),
+        }
+        facts_path.write_text(json.dumps(facts))
+    weights = peer.decode(out)
+    if not weights:
+        raise PeerError(f"{out} holds no quantized experts")
+    return weights, facts
+
+
+def hash_of(text: str) -> str:
+    """Return a short hash that tells token sets apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _environment(peer: Peer, work: Path) -> Path:
+    """Return the Python of the peer's environment; make it first if it is not there."""
+    folder = work / f"env-{peer.name}"
+    python = folder / "bin" / "python"
+    stamp = folder / "installed"
+    if not stamp.is_file():
+        log = work / f"{peer.name}-install.log"
+        _run([sys.executable, "-m", "venv", str(folder)], log, 300, {})
+        _run([str(python), "-m", "pip", "install", "-q", TORCH, peer.package], log, 1800, {})
+        stamp.touch()
+    return python
+
+
+def _model_folder(work: Path) -> Path:
+    """Return k2-tiny under the name that transformers knows its architecture by."""
+    folder = work / "k2-tiny"
+    folder.mkdir(exist_ok=True)
+    for path in MODEL.iterdir():
+        link = folder / path.name
+        if path.name != "config.json" and not link.exists():
+            link.symlink_to(path)
+    config = json.loads((MODEL / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v3"}, indent=2))
+    return folder
+
+
+def _run(command: list[str], log: Path, limit_seconds: float, environment: dict[str, str]) -> str:
+    """Run a command with its output in `log`; return its stdout. Raises PeerError."""
+    with log.open("a") as file:
+        try:
+            result = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                timeout=limit_seconds,
+                env={**os.environ, **environment},
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"did not finish within {limit_seconds:.0f} s") from None
+        file.write(result.stdout)
+    if result.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise PeerError(lines[-1] if lines else f"exit code {result.returncode}")
+    return result.stdout
