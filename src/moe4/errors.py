@@ -13,6 +13,7 @@
     │   ├── OutputNotEmptyError     it holds something else
     │   ├── DiskSpaceError          the volume is too small for the release
     │   └── ResumeError             it was begun with another recipe, source or calibration
+    ├── MemoryBudgetError         the work needs more memory than it may have
     ├── RankError                 a process of a run on several has died or sees another input
     ├── EvaluationError           a task, or its questions, that cannot be evaluated
     ├── ServeError                a release or server that cannot be started or reached
@@ -76,6 +77,10 @@ class DiskSpaceError(OutputError):
 
 class ResumeError(OutputError):
     """The output was begun with another recipe, source or calibration."""
+
+
+class MemoryBudgetError(Moe4Error):
+    """The work needs more memory than it may have."""
 
 
 class RankError(Moe4Error):

@@ -3,6 +3,7 @@
     method = "gptq"                 # or "rtn", round to nearest
     targets = ["experts"]           # also "attention", "shared_experts", "dense_mlps"
     group_size = 128                # or 32, 64: codes that share one scale
+    memory_budget = ""              # such as "4GiB": refuse to begin what might need more
 
     [gptq]                          # see `Gptq`
     [calibration]                   # see `Calibration`
@@ -12,6 +13,7 @@ Unknown keys are errors. A resolved recipe has a hash that is saved with what it
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +28,10 @@ ComputeDtype = Literal["bfloat16", "float32"]
 
 Settings = TypeVar("Settings", "Recipe", "Calibration")
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?i?b|)", re.IGNORECASE)
+UNITS = {"": 1, "b": 1, "ib": 1}
+UNITS.update({f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)})
+UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)})
 GROUP_SIZES = (32, 64, 128)
 ALL_TARGETS: tuple[Target, ...] = get_args(Target)
 
@@ -91,8 +97,12 @@ class Recipe:
     group_size: int = 128
     gptq: Gptq = field(default_factory=Gptq)
     calibration: Calibration = field(default_factory=Calibration)
+    memory_budget: str = ""
+    """The most memory a process may need; not part of the digest, for it changes no byte of a release."""
 
     def __post_init__(self) -> None:
+        if self.memory_budget:
+            parse_size(self.memory_budget, "memory_budget")
         _require(
             self.group_size in GROUP_SIZES, f"group_size must be one of 32, 64, 128, found {self.group_size}"
         )
@@ -101,7 +111,14 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved recipe, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        resolved = self.to_dict()
+        del resolved["memory_budget"]
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """The budget in bytes; None if there is none."""
+        return parse_size(self.memory_budget, "memory_budget") if self.memory_budget else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as plain JSON types, in the order of the fields."""
@@ -115,6 +132,14 @@ class Recipe:
         recipe = _build(Recipe, data, where, prefix="")
         assert isinstance(recipe, Recipe)
         return recipe
+
+
+def parse_size(text: str, where: str) -> int:
+    """Return the bytes that a size such as `4GiB`, `500 MB` or `1e9` means. Raises RecipeError."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise RecipeError(f"{where} must be a size such as 4GiB or 500MB, found {text!r}")
+    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -91,21 +91,9 @@ class ReleaseFolder:
             self.close()
             raise OutputError(f"another moe4 quantize is writing to {self.folder}") from None
 
-    def free_bytes(self) -> int:
-        """Return the free space on the volume, also before the folder exists."""
-        existing = self.folder.absolute()
-        while not existing.exists():
-            existing = existing.parent
-        return shutil.disk_usage(existing).free
-
     def require_space(self, needed_bytes: int) -> None:
         """Raise DiskSpaceError unless the volume has room."""
-        free = self.free_bytes()
-        if free < needed_bytes:
-            raise DiskSpaceError(
-                f"{self.folder} needs {format_bytes(needed_bytes)} "
-                f"and its volume has {format_bytes(free)} free"
-            )
+        require_space(self.folder, needed_bytes)
 
     def copy_side_files(self, checkpoint: Checkpoint) -> list[str]:
         """Copy tokenizer, template, licence and the like byte for byte; return their names."""
@@ -141,6 +129,23 @@ class ReleaseFolder:
                 path.unlink()
             self.work.rmdir()
             sync_folder(self.folder)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space on a folder's volume, also before the folder exists."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskSpaceError unless the folder's volume has room."""
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise DiskSpaceError(
+            f"{folder} needs {format_bytes(needed_bytes)} and its volume has {format_bytes(free)} free"
+        )
 
 
 def dump_json(data: dict[str, Any]) -> bytes:

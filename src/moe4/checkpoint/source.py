@@ -64,7 +64,7 @@ class Checkpoint:
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
-        self.block_size = _fp8_block_size(self.config)
+        self.block_size = fp8_block_size(self.config)
         self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
         for name in self.tensors:
             if self.is_fp8(name):
@@ -195,7 +195,7 @@ def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int
     return weight.float().mul_(expanded.repeat_interleave(width, dim=1)[:, :columns])
 
 
-def _fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:
+def fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:
     """Return the block size of an FP8 checkpoint; refuse one that is quantized in any other way."""
     text = config.get("text_config")
     quantization = config.get("quantization_config") or (text or {}).get("quantization_config")

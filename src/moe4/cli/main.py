@@ -13,6 +13,7 @@ from moe4.errors import Moe4Error
 
 # One module per command in moe4.cli; each has a function `command` that typer registers under this name.
 COMMANDS = (
+    "plan",
     "quantize",
     "verify",
     "serve",

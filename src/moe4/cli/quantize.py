@@ -47,6 +47,9 @@ def command(
     ] = None,
     num_sequences: Annotated[int | None, typer.Option(help="Calibration documents to use.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
@@ -66,6 +69,7 @@ def command(
         group_size=group_size,
         targets=targets.value if targets else None,
         num_sequences=num_sequences,
+        memory_budget=memory_budget,
     )
     request = Request(
         source=source,

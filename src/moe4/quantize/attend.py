@@ -17,7 +17,7 @@ from moe4.model.architecture import ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import open_shared
-from moe4.quantize.memory import batch_tokens
+from moe4.quantize.needs import batch_tokens
 from moe4.quantize.ranks import Parcel
 
 

@@ -14,7 +14,7 @@ from moe4.calibration.activations import ActivationStore
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn
-from moe4.model.architecture import PARTS, ExpertShape
+from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.model.experts import set_capture
 from moe4.quantize.attend import LayerRunner, attend_and_route
 from moe4.quantize.audit import LayerRecord, matrix_record
@@ -47,7 +47,7 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
         experts = plan.experts
         with ExpertReader(bench.checkpoint, experts, bench.own_numbers(experts.num_experts)) as reader:
             for expert, parcel in bench.ranks.spread(
-                experts.num_experts, lambda expert: _round_expert(bench, experts, expert, reader)
+                experts.num_experts, lambda expert: round_expert(bench, experts, expert, reader.take(expert))
             ):
                 assert writer is not None
                 write_all(writer, parcel.tensors)
@@ -124,9 +124,8 @@ def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
     return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
 
 
-def _round_expert(bench: Workbench, experts: ExpertShape, expert: int, reader: ExpertReader) -> Parcel:
+def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
     """Return an expert's three weights rounded to nearest."""
-    stored = reader.take(expert)
     parcels = {
         str(part): _round(bench, expert_weight(experts, expert, part), stored.pop(part)) for part in PARTS
     }

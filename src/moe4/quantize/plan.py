@@ -1,12 +1,12 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
 from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
-from moe4.errors import MissingFileError, RecipeError, TensorError
+from moe4.errors import MissingFileError, Moe4Error, RecipeError, TensorError
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.recipe import Recipe, Target
 
@@ -93,14 +93,21 @@ class Plan:
         return sum(shard.num_bytes for shard in self.shards)
 
 
-def make_plan(checkpoint: Checkpoint, network: Network, recipe: Recipe) -> Plan:
-    """Plan the release. Raises MissingFileError, TensorError or RecipeError naming the tensor."""
+def make_plan(
+    checkpoint: Checkpoint, network: Network, recipe: Recipe, problems: list[str] | None = None
+) -> Plan:
+    """Plan the release. Raises MissingFileError, TensorError or RecipeError naming the tensor.
+
+    With a list of `problems` those errors are put there instead, and what they name is left out.
+    """
     num_shards = network.num_layers + 1
     by_layer, rest = _sort_names(checkpoint, network)
+    for name in (network.embedding_name, network.norm_name):
+        _passes(problems, _check_there, checkpoint, name)
     shards = []
     for layer, names in enumerate(by_layer):
         file_name = f"model-{layer + 1:05d}-of-{num_shards:05d}.safetensors"
-        shards.append(_plan_layer(checkpoint, network, recipe, layer, names, file_name))
+        shards.append(_plan_layer(checkpoint, network, recipe, layer, names, file_name, problems))
     specs = [_copied_spec(checkpoint, name) for name in rest]
     file_name = f"model-{num_shards:05d}-of-{num_shards:05d}.safetensors"
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
@@ -142,19 +149,22 @@ def _sort_names(checkpoint: Checkpoint, network: Network) -> tuple[list[list[str
             by_layer[layer].append(name)
         else:
             rest.append(name)
-    for name in (network.embedding_name, network.norm_name):
-        if name not in checkpoint.tensors:
-            raise MissingFileError(f"the checkpoint in {checkpoint.folder} has no tensor {name}")
     return by_layer, rest
 
 
 def _plan_layer(
-    checkpoint: Checkpoint, network: Network, recipe: Recipe, layer: int, names: list[str], file_name: str
+    checkpoint: Checkpoint,
+    network: Network,
+    recipe: Recipe,
+    layer: int,
+    names: list[str],
+    file_name: str,
+    problems: list[str] | None,
 ) -> ShardPlan:
     experts = network.experts[layer]
     plan = ShardPlan(file_name=file_name, layer=layer, experts=experts)
     for name, shape in network.layer_tensors(layer).items():
-        _check_shape(checkpoint, name, shape)
+        _passes(problems, _check_shape, checkpoint, name, shape)
     for target, modules in LINEAR_STAGES:
         stage = []
         for module in modules:
@@ -168,9 +178,12 @@ def _plan_layer(
     numbers = range(experts.num_experts if experts else 0)
     routed = [expert_weight(experts, expert, part) for expert in numbers for part in PARTS if experts]
     quantized = [*routed, *linears]
-    for weight in quantized:
-        _check_shape(checkpoint, weight.name, weight.shape)
-        _check_quantizable(checkpoint, weight, recipe.group_size)
+    quantized = [
+        weight
+        for weight in quantized
+        if _passes(problems, _check_shape, checkpoint, weight.name, weight.shape)
+        and _passes(problems, _check_quantizable, checkpoint, weight, recipe.group_size)
+    ]
     quantized_names = {weight.name for weight in quantized}
     plan.copied.extend(name for name in names if name not in quantized_names)
     plan.specs.extend(_layout(checkpoint, quantized, plan.copied, recipe.group_size))
@@ -199,6 +212,23 @@ def _layout(
 def _copied_spec(checkpoint: Checkpoint, name: str) -> TensorSpec:
     spec = checkpoint.tensors[name].spec
     return TensorSpec(name=name, dtype="BF16" if checkpoint.is_fp8(name) else spec.dtype, shape=spec.shape)
+
+
+def _passes(problems: list[str] | None, check: Callable[..., None], *arguments: Any) -> bool:
+    """Say whether a check passes; with no list for its error, raise that."""
+    try:
+        check(*arguments)
+    except Moe4Error as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return False
+    return True
+
+
+def _check_there(checkpoint: Checkpoint, name: str) -> None:
+    if name not in checkpoint.tensors:
+        raise MissingFileError(f"the checkpoint in {checkpoint.folder} has no tensor {name}")
 
 
 def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:

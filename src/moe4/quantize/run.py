@@ -18,6 +18,7 @@ from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary
 from moe4.quantize.commit import Committer, follow
+from moe4.quantize.needs import disk_need, memory_need, require_memory
 from moe4.quantize.plan import Plan, make_plan
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel, Ranks, threads_per_rank
@@ -55,6 +56,11 @@ class _Prepared:
     corpus: Corpus | None
     fingerprint: dict[str, Any]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of calibration; 0 without."""
+        return self.corpus.num_tokens if self.corpus else 0
+
 
 def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
     """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
@@ -75,7 +81,7 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
 
 
 def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
-    _check_folders(request.source, request.out)
+    check_folders(request.source, request.out)
     ranks.device = device = _check_device(request.device, ranks)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
     prepared = _prepare(request)
@@ -104,7 +110,9 @@ def _lead(
     if folder.state is State.FINISHED:
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
-    folder.require_space(_needed_bytes(prepared, folder))
+    folder.require_space(
+        disk_need(prepared.plan, prepared.network, prepared.checkpoint, prepared.num_tokens, folder.folder)
+    )
     journal = folder.open()
     _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
     boundary = _boundary(folder.work, prepared)
@@ -164,9 +172,12 @@ def _prepare(request: Request) -> _Prepared:
         "recipe": recipe.digest(),
         "calibration": corpus.digest() if corpus else None,
     }
-    return _Prepared(
+    prepared = _Prepared(
         checkpoint=checkpoint, network=network, plan=plan, corpus=corpus, fingerprint=fingerprint
     )
+    need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens)
+    require_memory(need, recipe.memory_budget_bytes)
+    return prepared
 
 
 def _check_agreement(ranks: Ranks, fingerprint: dict[str, Any]) -> None:
@@ -213,7 +224,8 @@ def _boundary(work: Path, prepared: _Prepared) -> Boundary | None:
     return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus)
 
 
-def _check_folders(source: Path, out: Path) -> None:
+def check_folders(source: Path, out: Path) -> None:
+    """Raise OutputError if a release in `out` would lie in the source."""
     inside = source.resolve()
     if inside == out.resolve() or inside in out.resolve().parents:
         raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
@@ -242,20 +254,6 @@ def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe
         raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")
     folder.remove_work_folder()
     return report
-
-
-def _needed_bytes(prepared: _Prepared, folder: ReleaseFolder) -> int:
-    """Return the room a run still needs: the shards not yet there, side files, activations."""
-    needed = sum(path.stat().st_size for path in prepared.checkpoint.side_files()) + (16 << 20)
-    for shard in prepared.plan.shards:
-        path = folder.folder / shard.file_name
-        needed += 0 if path.is_file() else shard.num_bytes
-    network = prepared.network
-    if prepared.corpus is not None:
-        # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
-        per_value = 4 * network.compute_dtype.itemsize + 4
-        needed += prepared.corpus.num_tokens * int(network.config.hidden_size) * per_value
-    return needed
 
 
 def _name_os_error(request: Request, error: OSError) -> OutputError:

@@ -13,14 +13,13 @@ from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.quantize.attend import Routing, pack_hessian, sum_hessians
 from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, stored_tensors, write_all
+from moe4.quantize.needs import KEPT_BYTES, ROWS_AT_ONCE
 from moe4.quantize.plan import expert_weight
 from moe4.quantize.ranks import Parcel
 from moe4.quantize.reader import ExpertReader, Stored
 
 POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
 POOL_PART = 32768  # tokens whose Hessian one rank adds up
-ROWS_AT_ONCE = 4096
-KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 GATE_UP: tuple[Part, Part] = ("gate", "up")
 
 Results = dict[Part, QuantizedMatrix]
@@ -46,7 +45,7 @@ class ExpertStream:
         bench, num_experts = self._bench, self._experts.num_experts
         with ExpertReader(bench.checkpoint, self._experts, bench.own_numbers(num_experts)) as reader:
             for expert, parcel in bench.ranks.spread(
-                num_experts, lambda expert: self._work(expert, reader.take(expert), total)
+                num_experts, lambda expert: self.solve(expert, reader.take(expert), total)
             ):
                 assert total is not None
                 assert writer is not None
@@ -71,7 +70,7 @@ class ExpertStream:
             hessian.add(self._routing.inputs.read(rows).to(self._bench.device))
         return pack_hessian(hessian)
 
-    def _work(self, expert: int, stored: dict[Part, Stored], total: ActivationStore | None) -> Parcel:
+    def solve(self, expert: int, stored: dict[Part, Stored], total: ActivationStore | None) -> Parcel:
         """Quantize an expert: its record and its stored tensors.
 
         Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].

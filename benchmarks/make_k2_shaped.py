@@ -1,0 +1,137 @@
+"""Write a random checkpoint with Kimi-K2's routed experts, in block-FP8, and little else.
+
+    python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--hidden 7168] [--width 2048]
+
+Names, shapes and dtypes of the experts are the real model's; attention, shared expert and vocabulary are
+small. The tokenizer is k2-tiny's. An expert of the real shape takes 44 MB. `FOLDER/calibration.jsonl` has
+text for GPTQ.
+"""
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter, TensorSpec
+from moe4.model.architecture import Network
+
+REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "k2-tiny"
+BLOCK = 128
+SMALL = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 256,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "first_k_dense_replace": 0,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+def make(folder: Path, *, layers: int, experts: int, hidden: int, width: int, top_k: int, seed: int) -> None:
+    """Write the checkpoint, a shard a layer. Memory: one tensor."""
+    config = json.loads((REFERENCE / "config.json").read_text())
+    config.update(SMALL, num_hidden_layers=layers, n_routed_experts=experts, num_experts_per_tok=top_k)
+    config.update(hidden_size=hidden, moe_intermediate_size=width)
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "weight_block_size": [BLOCK, BLOCK],
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for file in REFERENCE.iterdir():
+        if file.suffix in (".json", ".jinja") and "index" not in file.name and file.name != "config.json":
+            shutil.copy(file, folder)
+    network, weight_map = Network(config, torch.bfloat16), {}
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(layers + 1):
+        if number < layers:
+            shapes = dict(network.layer_tensors(number))
+            found = network.experts[number]
+            assert found is not None
+            for expert in range(experts):
+                for part in ("gate", "up", "down"):
+                    shapes[found.weight_name(expert, part)] = found.weight_shape(part)
+        else:
+            vocabulary = (config["vocab_size"], hidden)
+            shapes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary}
+            shapes["model.norm.weight"] = (hidden,)
+        name = f"model-{number + 1}-of-{layers + 1}.safetensors"
+        specs = [
+            TensorSpec(name=stored, dtype=DTYPE_NAMES[dtype], shape=shape)
+            for key, size in shapes.items()
+            for stored, dtype, shape in _stored(key, size)
+        ]
+        writer = ShardWriter(folder / name, specs)
+        for key, size in shapes.items():
+            for stored, tensor in _values(key, size, generator):
+                writer.write(stored, tensor)
+        writer.finish()
+        weight_map.update(dict.fromkeys((spec.name for spec in specs), name))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    words = ["the", "model", "reads", "some", "words", "and", "answers", "with", "numbers", "of", "towns"]
+    picker = random.Random(seed)
+    with (folder / "calibration.jsonl").open("w") as file:
+        for _ in range(512):
+            file.write(json.dumps({"text": " ".join(picker.choices(words, k=240))}) + "\n")
+
+
+def _is_fp8(name: str) -> bool:
+    return name.endswith("_proj.weight") or "kv_a_proj" in name
+
+
+def _stored(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    if _is_fp8(name):
+        yield name, torch.float8_e4m3fn, shape
+        yield f"{name}_scale_inv", torch.float32, tuple(-(-size // BLOCK) for size in shape)
+    else:
+        yield name, torch.float32 if "correction_bias" in name else torch.bfloat16, shape
+
+
+def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    for stored, dtype, size in _stored(name, shape):
+        values = torch.empty(size)
+        if stored.endswith("_scale_inv"):
+            values.uniform_(0.5, 2.0, generator=generator).mul_(1 / (64 * shape[1] ** 0.5))
+        elif len(size) == 1:
+            values.fill_(0.0 if "bias" in stored else 1.0)
+        else:
+            values.normal_(std=64.0 if dtype is torch.float8_e4m3fn else 1.0, generator=generator)
+            if dtype is not torch.float8_e4m3fn and "embed" not in stored:
+                values.mul_(1 / size[1] ** 0.5)
+        yield stored, values.to(dtype)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    settings: dict[str, Any] = {
+        "layers": 1,
+        "experts": 4,
+        "hidden": 7168,
+        "width": 2048,
+        "top_k": 2,
+        "seed": 0,
+    }
+    for name, value in settings.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    arguments = vars(parser.parse_args())
+    make(arguments.pop("folder"), **arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`moe4 plan`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe4.cli.quantize import MethodOption, TargetsOption
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of the source checkpoint, or of its config.json alone."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")] = None,
+    method: Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Codes that share a scale: 32, 64 or 128.")] = None,
+    targets: Annotated[
+        TargetsOption | None,
+        typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSONL with one {messages, tools} or {text} a line.")
+    ] = None,
+    num_sequences: Annotated[int | None, typer.Option(help="Calibration documents to use.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
+    ] = False,
+    time_it: Annotated[
+        bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what `quantize` would write, need and take, and every reason it would fail; exit 1 if so."""
+    from moe4.quantize.forecast import describe, forecast
+    from moe4.quantize.options import resolve_recipe
+    from moe4.quantize.run import Request
+
+    resolved = resolve_recipe(
+        recipe,
+        method=method.value if method else None,
+        group_size=group_size,
+        targets=targets.value if targets else None,
+        num_sequences=num_sequences,
+        memory_budget=memory_budget,
+    )
+    request = Request(
+        source=source,
+        out=out or Path.cwd(),
+        recipe=resolved,
+        calibration=calibration,
+        trust_remote_code=trust_remote_code,
+    )
+    result = forecast(request, has_out=out is not None, time_it=time_it)
+    typer.echo(json.dumps(result) if as_json else describe(result))
+    if not result["ok"]:
+        raise typer.Exit(1)

@@ -1,0 +1,212 @@
+"""`moe4 plan`: what a run would read, write, need and take, and every reason it would fail."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from moe4.calibration.corpus import load_corpus
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, StoredTensor, TensorSpec
+from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
+from moe4.checkpoint.source import Checkpoint, fp8_block_size, read_json_object
+from moe4.errors import Moe4Error
+from moe4.model.architecture import Network
+from moe4.model.inventory import list_tensors
+from moe4.quantize.needs import available_bytes, disk_need, memory_need, require_memory
+from moe4.quantize.plan import Plan, make_plan
+from moe4.quantize.probe import Probe, probe
+from moe4.quantize.run import DTYPES, Request, check_folders
+
+
+class SketchedCheckpoint(Checkpoint):
+    """A checkpoint of which only the config is there: the tensors it would have, in the dtypes it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shards = folder, {}
+        self.config = read_json_object(folder / CONFIG_NAME)
+        self.block_size = fp8_block_size(self.config)
+        is_fp8 = self.config.get("quantization_config") is not None
+        self._stored = {}
+        for entry in list_tensors(self.config):
+            for number in range(entry.copies):
+                name = entry.name.replace("{expert}", str(number))
+                dtype = "F32" if entry.float32 else "BF16"
+                if is_fp8 and "_proj" in name and len(entry.shape) == 2:
+                    dtype = "F8_E4M3"
+                    blocks = tuple(
+                        -(-size // block) for size, block in zip(entry.shape, self.block_size, strict=True)
+                    )
+                    self._sketch(f"{name}_scale_inv", "F32", blocks)
+                self._sketch(name, dtype, entry.shape)
+        self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
+
+    def _sketch(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        spec = TensorSpec(name=name, dtype=dtype, shape=shape)
+        self._stored[name] = StoredTensor(spec=spec, path=self.folder, offset=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Calibration:
+    num_tokens: int
+    exact: bool
+
+
+def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any]:
+    """Return the plan of a run as plain JSON types; `problems` holds every reason it would fail.
+
+    `request.out` is looked at and not written; only for its volume's room, unless `has_out`. `time_it` solves
+    one expert of made-up weights. Raises CheckpointError if SOURCE cannot be read at all.
+    """
+    problems: list[str] = []
+    has_weights = _has_weights(request.source)
+    checkpoint = Checkpoint(request.source) if has_weights else SketchedCheckpoint(request.source)
+    recipe = request.recipe
+    network = Network(checkpoint.config, DTYPES[recipe.calibration.compute_dtype])
+    plan = make_plan(checkpoint, network, recipe, problems)
+    calibration = _count_tokens(request, network, problems, has_weights)
+    need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens)
+    _note(problems, lambda: require_memory(need, recipe.memory_budget_bytes))
+    disk_bytes = disk_need(plan, network, checkpoint, calibration.num_tokens, request.out)
+    free = _check_out(request, has_out, disk_bytes, problems)
+    result: dict[str, Any] = {
+        "ok": not problems,
+        "problems": problems,
+        "source": {
+            "model_type": checkpoint.config.get("model_type"),
+            "has_weights": has_weights,
+            "num_tensors": len(checkpoint.tensors),
+            "num_bytes": checkpoint.num_bytes,
+        },
+        "release": _release(plan),
+        "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
+        "memory": {
+            "peak_bytes": need.peak_bytes,
+            "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
+            "available_bytes": available_bytes(),
+        },
+        "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
+    }
+    if time_it:
+        result["time"] = _time(probe(network, recipe, calibration.num_tokens), network)
+    return result
+
+
+def _release(plan: Plan) -> dict[str, Any]:
+    specs = [spec for shard in plan.shards for spec in shard.specs]
+    elements: Counter[str] = Counter()
+    for spec in specs:
+        elements[spec.dtype] += prod(spec.shape)
+    return {
+        "num_shards": len(plan.shards),
+        "num_tensors": len(specs),
+        "num_quantized": sum(spec.name.endswith(".weight_packed") for spec in specs),
+        "num_bytes": plan.num_bytes,
+        "num_elements": sum(elements.values()),
+        "elements": dict(elements.most_common()),
+    }
+
+
+def _count_tokens(request: Request, network: Network, problems: list[str], has_weights: bool) -> _Calibration:
+    """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
+    settings = request.recipe.calibration
+    if request.recipe.method == "rtn":
+        return _Calibration(num_tokens=0, exact=True)
+    if has_weights or request.calibration is not None:
+        try:
+            corpus = load_corpus(
+                request.source,
+                network.config,
+                settings,
+                request.calibration,
+                trust_remote_code=request.trust_remote_code,
+            )
+            return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+        except Moe4Error as error:
+            problems.append(str(error))
+    return _Calibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
+
+
+def _check_out(request: Request, has_out: bool, disk_bytes: int, problems: list[str]) -> int:
+    """Return the free bytes where the release would go."""
+    if has_out:
+        _note(problems, lambda: check_folders(request.source, request.out))
+        _note(problems, lambda: ReleaseFolder(request.out, resume=request.resume))
+    _note(problems, lambda: require_space(request.out, disk_bytes))
+    return free_bytes(request.out)
+
+
+def _note(problems: list[str], check: Any) -> None:
+    try:
+        check()
+    except Moe4Error as error:
+        problems.append(str(error))
+
+
+def _has_weights(folder: Path) -> bool:
+    return (
+        not (folder / CONFIG_NAME).is_file()
+        or (folder / INDEX_NAME).is_file()
+        or any(folder.glob("*.safetensors"))
+    )
+
+
+def _time(found: Probe, network: Network) -> dict[str, Any]:
+    layers = [shape for shape in network.experts if shape]
+    num_experts = sum(shape.num_experts for shape in layers)
+    seconds = num_experts * found.expert_seconds + network.num_layers * found.attention_seconds
+    return {
+        "seconds": round(seconds, 1),
+        "expert_seconds": round(found.expert_seconds, 3),
+        "expert_tokens": found.expert_tokens,
+        "attention_seconds": round(found.attention_seconds, 3),
+        "num_experts": num_experts,
+        "num_threads": found.num_threads,
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return a forecast in a few lines."""
+    source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
+    kinds = " · ".join(f"{dtype} {_count(count)}" for dtype, count in release["elements"].items())
+    lines = [
+        f"source    {source['num_tensors']} tensors, {format_bytes(source['num_bytes'])}"
+        + ("" if source["has_weights"] else ", from the config alone"),
+        f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
+        f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / source['num_bytes']:.1%})",
+        f"elements  {_count(release['num_elements'])}: {kinds}",
+    ]
+    tokens = result["calibration"]
+    if tokens["num_tokens"]:
+        lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
+    free = memory["available_bytes"]
+    lines.append(
+        f"memory    {format_bytes(memory['peak_bytes'])} at most"
+        + (f"; the machine has {format_bytes(free)}" if free else "")
+    )
+    lines.append(
+        f"disk      {format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
+    )
+    if "time" in result:
+        time = result["time"]
+        lines.append(
+            f"time      {_duration(time['seconds'])}: {time['num_experts']} experts of "
+            f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
+            f"{time['attention_seconds']:.0f} s a layer for the rest"
+        )
+    lines += [f"problem   {problem}" for problem in result["problems"]]
+    lines.append("ok        nothing speaks against it" if result["ok"] else "failed    it would not work")
+    return "\n".join(lines)
+
+
+def _count(value: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

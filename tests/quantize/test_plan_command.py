@@ -1,0 +1,128 @@
+"""`moe4 plan` tells beforehand what `moe4 quantize` writes and needs, and everything it would trip over."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from release_tools import load_folder, run_cli
+from safetensors.torch import load_file, save_file
+
+SHARED = os.environ.get("MOE4_SHARED")
+
+
+def plan(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> tuple[int, dict[str, object]]:
+    code, out, err = run_cli(["plan", *arguments, "--json"], monkeypatch, capfd)
+    assert out, err
+    return code, json.loads(out)
+
+
+@pytest.mark.skipif(SHARED is None, reason="MOE4_SHARED does not name the folder with Kimi-K2's config")
+def test_kimi_k2_from_its_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(str(SHARED)) / "configs" / "kimi-k2-instruct" / "config.json", tmp_path)
+    _, result = plan([str(tmp_path), "--no-time"], monkeypatch, capfd)
+    release = result["release"]
+    # What Red Hat's card of the same release says: 146B params, BF16 · I64 · F32 · I32.
+    assert round(release["num_elements"] / 1e7) == 14649
+    assert round(release["num_bytes"] / 1e7) == 54664
+    assert set(release["elements"]) == {"BF16", "I64", "F32", "I32"}
+    assert release["num_quantized"] == 60 * 384 * 3
+    assert not result["source"]["has_weights"]
+    assert round(result["source"]["num_bytes"] / 1e10) == 103
+    assert result["memory"]["peak_bytes"] < 4 << 30
+
+
+def test_the_forecast_is_what_quantize_then_does(
+    fp8_source: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(fp8_source), str(out), "--calibration", str(calibration), "--num-sequences", "6"]
+    code, result = plan(arguments, monkeypatch, capfd)
+    assert code == 0
+    assert result["problems"] == []
+    assert not out.exists()
+    assert result["time"]["expert_seconds"] > 0
+    assert result["time"]["seconds"] > result["time"]["expert_seconds"]
+    command = [sys.executable, "-m", "moe4", "quantize", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    tensors = load_folder(out)
+    release = result["release"]
+    assert release["num_tensors"] == len(tensors)
+    assert release["num_elements"] == sum(tensor.numel() for tensor in tensors.values())
+    assert release["num_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert release["num_quantized"] == report["summary"]["num_matrices"]
+    names = {"torch.int32": "I32", "torch.int64": "I64", "torch.float32": "F32", "torch.bfloat16": "BF16"}
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[names[str(tensor.dtype)]] += tensor.numel()
+    assert release["elements"] == elements
+    assert result["calibration"] == {"num_tokens": report["calibration"]["num_tokens"], "exact": True}
+    assert report["timing"]["peak_memory_bytes"] <= result["memory"]["peak_bytes"]
+    written = sum(path.stat().st_size for path in out.iterdir())
+    assert written < result["disk"]["needed_bytes"] < written + (32 << 20)
+
+
+def test_every_reason_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "out"
+    shutil.copytree(source, broken)
+    (shard,) = broken.glob("*.safetensors")
+    state = load_file(shard)
+    gone, wide = (
+        "model.layers.1.mlp.experts.3.up_proj.weight",
+        "model.layers.2.mlp.experts.0.down_proj.weight",
+    )
+    del state[gone]
+    state[wide] = state[wide][:, :64].contiguous()
+    save_file(state, shard, metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(state, shard.name)}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    out.mkdir()
+    (out / "letter.txt").write_text("mine")
+    code, result = plan([str(broken), str(out), "--no-time", "--memory-budget", "1MB"], monkeypatch, capfd)
+    assert code == 1
+    found = "\n".join(map(str, result["problems"]))
+    for part in (gone, wide, "letter.txt", "--memory-budget allows 1.0 MB"):
+        assert part in found
+    assert len(result["problems"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("100MB", r"quantizing needs up to .* and --memory-budget allows 100\.0 MB"),
+        ("plenty", r"memory_budget must be a size such as 4GiB or 500MB, found 'plenty'"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused_before_work(
+    budget: str,
+    message: str,
+    source: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [str(source), str(tmp_path / "out"), "--calibration", str(calibration)]
+    code, out, err = run_cli(["quantize", *arguments, "--memory-budget", budget], monkeypatch, capfd)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+    assert not (tmp_path / "out").exists()
