@@ -40,6 +40,8 @@ def test_one_shard_needs_no_index_and_digest_sees_headers(tmp_path: Path) -> Non
     assert one.digest() == Checkpoint(tmp_path / "one").digest()
     other = Checkpoint(write(tmp_path / "other", {"a": torch.zeros(3, 2)}))
     assert one.digest() != other.digest()
+    trained = Checkpoint(write(tmp_path / "trained", {"a": torch.ones(2, 3)}))
+    assert one.digest() != trained.digest()
 
 
 def test_two_shards_without_an_index_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from release_tools import Forks, contents, run_quantize
+from safetensors.torch import load_file, save_file
 
 from moe4.errors import OutputNotEmptyError, ResumeError
 from moe4.recipe import Calibration, Gptq, Recipe
@@ -276,6 +278,17 @@ def test_resume_with_another_source(
 ) -> None:
     with pytest.raises(ResumeError, match="begun with another source checkpoint"):
         run_quantize(fp8_source, unfinished, RECIPE, calibration, resume=True)
+
+
+def test_resume_with_other_weights_of_the_same_shapes(
+    small_source: Path, calibration: Path, unfinished: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(small_source, other)
+    (shard,) = other.glob("*.safetensors")
+    save_file({name: -tensor for name, tensor in load_file(shard).items()}, shard, metadata={"format": "pt"})
+    with pytest.raises(ResumeError, match="begun with another source checkpoint"):
+        run_quantize(other, unfinished, RECIPE, calibration, resume=True)
 
 
 def test_resume_with_another_calibration(
