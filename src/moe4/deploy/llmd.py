@@ -68,7 +68,7 @@ def _pod(workload: Workload) -> dict[str, Any]:
     why = "; ".join(f"{item.flag}: {item.why}" for item in workload.arguments)
     variables = tuple(item for item in workload.variables if item.name not in ("HOME", "HF_TOKEN"))
     environ = [
-        {"name": "VLLM_ADDITIONAL_ARGS", "value": Noted(additional, why)},
+        Noted({"name": "VLLM_ADDITIONAL_ARGS", "value": additional}, why),
         *environment(variables),
     ]
     container: dict[str, Any] = {
