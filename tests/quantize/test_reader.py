@@ -1,5 +1,6 @@
 """The source is read once, an expert ahead, and what is copied keeps its bytes."""
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_the_source_is_read_once(
     recipe = Recipe.from_dict(
         {"method": method, "targets": list(ALL_TARGETS), "calibration": {"num_sequences": 4}}
     )
-    run_quantize(folder, tmp_path / "out", recipe, calibration if method == "gptq" else None)
+    report = run_quantize(folder, tmp_path / "out", recipe, calibration if method == "gptq" else None)
     (checkpoint,) = opened
     dropped = sum(
         stored.spec.num_bytes for name, stored in checkpoint.tensors.items() if name.endswith("inv_freq")
@@ -91,6 +92,20 @@ def test_the_source_is_read_once(
     # GPTQ looks its tokens up in the embedding, which is copied at the end.
     twice = embedding if method == "gptq" else 0
     assert checkpoint.bytes_read == checkpoint.num_bytes - dropped + twice
+    traffic = report["timing"]["traffic_bytes"]
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    assert traffic["source_read"] == checkpoint.bytes_read
+    assert traffic["release_written"] == sum(shard.stat().st_size for shard in shards)
+    assert traffic["release_read_back"] < traffic["release_written"]
+    if method == "gptq":
+        hidden_bytes = report["calibration"]["num_tokens"] * 256 * 2
+        assert traffic["activations_written"] > 3 * hidden_bytes
+        assert traffic["activations_read"] > traffic["activations_written"]
+    else:
+        assert traffic["activations_read"] == traffic["activations_written"] == 0
+    for shard in shards:
+        digest = hashlib.sha256(shard.read_bytes()).hexdigest()
+        assert report["release"]["shards"][shard.name]["sha256"] == digest
     stored, released = load_folder(folder), load_folder(tmp_path / "out")
     copied = [name for name in released if name in stored and stored[name].dtype == released[name].dtype]
     assert copied

@@ -4,6 +4,7 @@
 its tensors (`ShardWriter`), and because unquantized tensors are copied as bytes.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,8 +88,8 @@ class ShardWriter:
     """Write one shard: the layout first, then its tensors in any order, each once.
 
     The data begins on a 4096-byte boundary (the header is padded with spaces) and the tensors lie as `specs`
-    orders them. Memory: one tensor at a time. `finish` checks that nothing is missing and syncs the file to
-    disk.
+    orders them. What comes in the file's order is hashed as it is written; `finish` reads back and hashes the
+    rest, checks that nothing is missing and syncs the file to disk. Memory: one tensor at a time.
     """
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
@@ -112,6 +113,8 @@ class ShardWriter:
         self._data_start = 8 + len(encoded)
         self.num_bytes = self._data_start + position
         self._missing = set(self._specs)
+        self._digest, self._hashed = hashlib.sha256(), 0
+        self.bytes_read_back = 0
         self._file = path.open("wb", buffering=0)
         os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)  # a full disk is known now
         self._write_at(0, len(encoded).to_bytes(8, "little") + encoded)
@@ -139,8 +142,19 @@ class ShardWriter:
     def finish(self) -> None:
         """Sync and close. Every tensor has been written."""
         assert not self._missing, f"{self.path}: never written: {sorted(self._missing)[:3]}"
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._hashed)
+            while piece := file.read(COPY_BYTES):
+                self._digest.update(piece)
+                self.bytes_read_back += len(piece)
         os.fsync(self._file.fileno())
         self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """The finished file's SHA-256, in hexadecimal."""
+        assert self._file.closed
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         """Close without finishing, after an error."""
@@ -152,6 +166,9 @@ class ShardWriter:
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
+        if offset == self._hashed:
+            self._digest.update(view)
+            self._hashed += view.nbytes
         while view:
             written = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
             view, offset = view[written:], offset + written

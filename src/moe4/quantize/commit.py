@@ -21,6 +21,9 @@ from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn
 from moe4.quantize.plan import Plan, ShardPlan, quantization_config
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel
+from moe4.quantize.traffic import TrafficMeter, total_traffic
+
+REST_RECORD = "rest.json"
 
 
 class Committer:
@@ -38,6 +41,7 @@ class Committer:
         self.bench, self.folder, self.journal = bench, folder, journal
         self.plan, self.boundary, self.progress = plan, boundary, progress
         self.num_layers = bench.network.num_layers
+        self.meter = TrafficMeter(bench.checkpoint)
 
     def commit_shards(self) -> None:
         """Commit every shard that is not committed yet."""
@@ -57,6 +61,11 @@ class Committer:
     def saved_records(self) -> list[dict[str, Any]]:
         """Return every layer's `record` and `timing`."""
         return [read_json_object(self._record_path(layer)) for layer in range(self.num_layers)]
+
+    def saved_traffic(self) -> dict[str, int]:
+        """Return the bytes of the whole run, in however many sittings."""
+        rest = read_json_object(self.folder.work / REST_RECORD)
+        return total_traffic([item["timing"]["traffic"] for item in (*self.saved_records(), rest)])
 
     def finish(self, report: dict[str, Any]) -> None:
         """Write everything that is neither shard nor side file, and remove the work folder."""
@@ -79,16 +88,18 @@ class Committer:
         publish(writer.path, self.folder.folder / shard.file_name)
         if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
             kept[self.boundary.path(layer + 1).name] = self.boundary.store(layer + 1, total)
-        peaks = self.bench.ranks.spread(self.bench.ranks.size, lambda _: _peak_memory())
+        ranks = self.bench.ranks
+        usages = [usage.facts for _, usage in ranks.spread(ranks.size, lambda _: _usage(self.meter, writer))]
         timing = {
             "seconds": round(time.monotonic() - started, 3),
-            "num_ranks": self.bench.ranks.size,
-            "peak_memory_bytes": max(parcel.facts["bytes"] for _, parcel in peaks),
+            "num_ranks": ranks.size,
+            "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
+            "traffic": total_traffic([usage["traffic"] for usage in usages]),
         }
         path = self._record_path(layer)
         write_file(path, dump_json({"record": record.to_dict(), "timing": timing}), work)
         kept[path.name] = file_sha256(path)
-        self._commit(shard, kept)
+        self._commit(shard, writer, kept)
         if self.boundary is not None and layer > 0:
             discard(self.boundary.path(layer - 1))
         for leftover in work.glob("*.partial"):
@@ -103,15 +114,15 @@ class Committer:
         finally:
             writer.close()
         publish(writer.path, self.folder.folder / shard.file_name)
-        self._commit(shard, {})
+        path = self.folder.work / REST_RECORD
+        traffic = self.meter.take(writer)
+        write_file(path, dump_json({"timing": {"traffic": traffic}}), self.folder.work)
+        self._commit(shard, writer, {path.name: file_sha256(path)})
         self.progress.step("embedding, head")
 
-    def _commit(self, shard: ShardPlan, kept: dict[str, str]) -> None:
-        path = self.folder.folder / shard.file_name
+    def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
         self.journal.commit(
-            CommittedShard(
-                name=shard.file_name, sha256=file_sha256(path), num_bytes=path.stat().st_size, kept=kept
-            )
+            CommittedShard(name=shard.file_name, sha256=writer.sha256, num_bytes=writer.num_bytes, kept=kept)
         )
 
     def _record_path(self, layer: int) -> Path:
@@ -120,10 +131,11 @@ class Committer:
 
 def follow(bench: Workbench, plan: Plan, num_done: int, boundary: Boundary | None, work: Path) -> None:
     """Do the part of a rank other than 0 in every layer that is not committed yet."""
+    meter = TrafficMeter(bench.checkpoint)
     for shard in plan.shards[num_done:]:
         if shard.layer is not None:
             run_layer(bench, shard, None, boundary, work)
-            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _peak_memory()):
+            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter, None)):
                 pass
 
 
@@ -151,5 +163,5 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _peak_memory() -> Parcel:
-    return Parcel(facts={"bytes": peak_memory_bytes()})
+def _usage(meter: TrafficMeter, writer: ShardWriter | None) -> Parcel:
+    return Parcel(facts={"peak_memory_bytes": peak_memory_bytes(), "traffic": meter.take(writer)})

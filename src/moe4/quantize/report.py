@@ -7,6 +7,7 @@ from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
 from moe4.checkpoint.source import Checkpoint
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
+from moe4.quantize.traffic import KINDS
 from moe4.recipe import Recipe
 
 
@@ -19,10 +20,11 @@ def build_report(
     shards: list[CommittedShard],
     side_files: list[str],
     saved: list[dict[str, Any]],
+    traffic: dict[str, int],
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `saved` holds each layer's `record` and `timing`.
+    `saved` holds each layer's `record` and `timing`; `traffic` the bytes read and written by kind.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
@@ -55,6 +57,7 @@ def build_report(
             "layer_seconds": seconds,
             "num_ranks": [item["timing"]["num_ranks"] for item in saved],
             "peak_memory_bytes": max(item["timing"]["peak_memory_bytes"] for item in saved),
+            "traffic_bytes": traffic,
         },
     }
 
@@ -79,4 +82,8 @@ def describe(report: dict[str, Any]) -> str:
     lines.append(
         f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"
     )
+    traffic = ", ".join(
+        f"{format_bytes(timing['traffic_bytes'][kind])} {text}" for kind, text in KINDS.items()
+    )
+    lines.append(f"traffic   {traffic}")
     return "\n".join(lines)

@@ -135,6 +135,7 @@ def _lead(
         shards=journal.shards,
         side_files=side_files,
         saved=committer.saved_records(),
+        traffic=committer.saved_traffic(),
     )
     committer.finish(report)
     return ranks.share(Parcel(facts=report)).facts

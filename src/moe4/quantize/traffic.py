@@ -1,0 +1,42 @@
+"""Bytes a process reads and writes for a release: source, release, activations."""
+
+from moe4.calibration.activations import TRAFFIC
+from moe4.checkpoint.shard import ShardWriter
+from moe4.checkpoint.source import Checkpoint
+
+KINDS = {
+    "source_read": "of the source read",
+    "release_written": "of the release written",
+    "release_read_back": "of it read back for its checksum",
+    "activations_read": "of activations read",
+    "activations_written": "of activations written",
+}
+
+
+class TrafficMeter:
+    """Counts by kind (`KINDS`) since it was last asked."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._before = self._now()
+
+    def take(self, writer: ShardWriter | None = None) -> dict[str, int]:
+        """Return the bytes since the last call, with those of the shard that was written meanwhile."""
+        now = self._now()
+        counts = {kind: now[kind] - self._before[kind] for kind in now}
+        self._before = now
+        counts["release_written"] = writer.num_bytes if writer else 0
+        counts["release_read_back"] = writer.bytes_read_back if writer else 0
+        return {kind: counts[kind] for kind in KINDS}
+
+    def _now(self) -> dict[str, int]:
+        return {
+            "source_read": self._checkpoint.bytes_read,
+            "activations_read": TRAFFIC.bytes_read,
+            "activations_written": TRAFFIC.bytes_written,
+        }
+
+
+def total_traffic(counts: list[dict[str, int]]) -> dict[str, int]:
+    """Return the sum by kind."""
+    return {kind: sum(count.get(kind, 0) for count in counts) for kind in KINDS}
