@@ -21,6 +21,8 @@ COMMANDS = (
     "eval",
     "compare",
     "toolcheck",
+    "coverage",
+    "prove",
     "report",
     "card",
     "fit",

@@ -113,15 +113,19 @@ def _calls_exact(expected: Sequence[Call] | None, calls: Sequence[dict[str, Any]
 
 
 def same_calls(first: Reply, second: Reply) -> bool:
-    """Say whether two answers call the same tools with the same arguments; a broken call is like no other."""
-    try:
-        pairs = [
-            [(call["name"], parse_arguments(call["arguments"])) for call in reply.calls]
-            for reply in (first, second)
-        ]
-    except ValueError:
+    """Say whether two answers call the same tools with the same arguments; broken ones by their text."""
+    if len(first.calls) != len(second.calls):
         return False
-    return pairs[0] == pairs[1]
+    for one, other in zip(first.calls, second.calls, strict=True):
+        if one["name"] != other["name"]:
+            return False
+        try:
+            if parse_arguments(one["arguments"]) != parse_arguments(other["arguments"]):
+                return False
+        except ValueError:
+            if one["arguments"] != other["arguments"]:
+                return False
+    return True
 
 
 def _difference(whole: Reply, streamed: Reply) -> str | None:

@@ -15,11 +15,12 @@ LONGEST_WAIT_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """A server and the model on it."""
+    """A server and the model on it. `identity` names the weights where the address does not."""
 
     base_url: str
     model: str
     api_key: str | None = None
+    identity: str | None = None
 
 
 @dataclass(kw_only=True, slots=True)

@@ -49,21 +49,46 @@ class ToolcheckOptions:
 
 Progress = Callable[[int, int], None]
 """Called with the answers there are and all that will be."""
+Replies = dict[tuple[str, int, bool], Reply]
+"""By endpoint's name, request's number, and whether it was streamed."""
 
 
 def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> dict[str, Any]:
     """Return the result. Raises EvaluationError for bad requests, ServeError where nothing answers."""
-    thresholds = parse_thresholds(options.thresholds)
+    parse_thresholds(options.thresholds)
+    requests = load_requests(options)
+    endpoints = {"release": find_endpoint(options.base_url, options.model)}
+    if options.against is not None:
+        endpoints["baseline"] = find_endpoint(options.against, options.against_model)
+    return judge(options, requests, endpoints, ask_endpoints(options, requests, endpoints, progress))
+
+
+def load_requests(options: ToolcheckOptions) -> list[ToolRequest]:
+    """Return the requests to ask, greedy unless their own sampling is to be kept. Raises EvaluationError."""
     paths = options.requests or own_requests()
     requests = [request for path in paths for request in read_requests(path, options.limit)]
-    if not options.keep_sampling:
-        requests = [_greedy(request) for request in requests]
+    return requests if options.keep_sampling else [_greedy(request) for request in requests]
+
+
+def ask_endpoints(
+    options: ToolcheckOptions,
+    requests: Sequence[ToolRequest],
+    endpoints: dict[str, Endpoint],
+    progress: Progress,
+) -> Replies:
+    """Ask every endpoint everything; the replies of endpoints asked one after another can be joined."""
+    return asyncio.run(_Run(options, requests, endpoints, progress).ask_all())
+
+
+def judge(
+    options: ToolcheckOptions,
+    requests: Sequence[ToolRequest],
+    endpoints: dict[str, Endpoint],
+    replies: Replies,
+) -> dict[str, Any]:
+    """Return the result: `release`, and where it was asked `baseline` and their `agreement`."""
+    thresholds = parse_thresholds(options.thresholds)
     reference = reference_decisions(options.reference) if options.reference else {}
-    endpoints = {"release": _endpoint(options.base_url, options.model)}
-    if options.against is not None:
-        endpoints["baseline"] = _endpoint(options.against, options.against_model)
-    run = _Run(options, requests, endpoints, progress)
-    replies = asyncio.run(run.ask_all())
     outcomes = {name: _outcomes(requests, replies, name, reference, options.stream) for name in endpoints}
     if not any(outcome.findings for outcome in outcomes["release"]):
         error = outcomes["release"][0].whole.error
@@ -72,7 +97,7 @@ def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> dict[str, An
     if "baseline" in outcomes and not any(o.expected_call is not None for o in outcomes["release"]):
         outcomes["release"] = _refer_to(outcomes["release"], outcomes["baseline"])
     result: dict[str, Any] = {
-        "requests": [str(path.name) for path in paths],
+        "requests": [path.name for path in options.requests or own_requests()],
         "num_requests": len(requests),
         "greedy": not options.keep_sampling,
     }
@@ -95,11 +120,11 @@ class _Run:
     ) -> None:
         self._options, self._requests, self._endpoints = options, requests, endpoints
         self._progress = progress
-        self._replies: dict[tuple[str, int, bool], Reply] = {}
+        self._replies: Replies = {}
         self._kept = _read_kept(options.output) if options.output else {}
         self._total = len(requests) * len(endpoints) * (2 if options.stream else 1)
 
-    async def ask_all(self) -> dict[tuple[str, int, bool], Reply]:
+    async def ask_all(self) -> Replies:
         """Return replies by (endpoint, number, streamed)."""
         options = self._options
         limits = httpx.Limits(max_connections=options.concurrency)
@@ -179,7 +204,7 @@ def _read_kept(path: Path) -> dict[str, Reply]:
 
 def _outcomes(
     requests: Sequence[ToolRequest],
-    replies: dict[tuple[str, int, bool], Reply],
+    replies: Replies,
     endpoint: str,
     reference: dict[str, bool],
     stream: bool,
@@ -212,7 +237,7 @@ def _refer_to(release: list[Outcome], baseline: list[Outcome]) -> list[Outcome]:
     ]
 
 
-def _endpoint(base_url: str, model: str | None) -> Endpoint:
+def find_endpoint(base_url: str, model: str | None) -> Endpoint:
     url = normalise_url(base_url)
     names = [entry["id"] for entry in list_models(url)]
     if not names or (model is not None and model not in names):
@@ -234,5 +259,5 @@ def _greedy(request: ToolRequest) -> ToolRequest:
 
 
 def _request_hash(endpoint: Endpoint, request: ToolRequest, stream: bool) -> str:
-    asked = [endpoint.base_url, endpoint.model, request.body, stream]
+    asked = [endpoint.identity or endpoint.base_url, endpoint.model, request.body, stream]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
