@@ -111,7 +111,9 @@ def test_cpu_ranks_get_equal_runs_of_processors() -> None:
     model = {**TINY, "expert_width": 256}
     built = build(model, tensor_parallel_size=2, processors=5)
     assert built.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
-    with pytest.raises(ServeError, match="needs 2 processors, found 1"):
+    staged = build(model, "--pipeline-parallel-size", "2", tensor_parallel_size=2, processors=4)
+    assert staged.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0|1|2|3"
+    with pytest.raises(ServeError, match="2 ranks need 2 processors, found 1"):
         build(model, tensor_parallel_size=2, processors=1)
 
 

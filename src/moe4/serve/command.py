@@ -76,7 +76,8 @@ def build_command(
     variables: dict[str, str] = {}
     if host.device == "cpu":
         defaults += [("--dtype", "bfloat16"), ("--enforce-eager", None)]
-        variables = _cpu_variables(model, host, ranks, max_model_len)
+        stages = _value(extra, "--pipeline-parallel-size") or _value(extra, "-pp") or "1"
+        variables = _cpu_variables(model, host, ranks * max(1, _whole(stages)), max_model_len)
     for flag, value in defaults:
         if not _has(extra, flag):
             arguments += [flag] if value is None else [flag, value]
@@ -120,9 +121,14 @@ def _split_processors(processors: Sequence[int], ranks: int) -> str:
     """Return vLLM's binding of processors to ranks, `0,1|2,3`, in equal runs."""
     share = len(processors) // ranks
     if share == 0:
-        raise ServeError(f"--tensor-parallel-size {ranks} needs {ranks} processors, found {len(processors)}")
+        raise ServeError(f"{ranks} ranks need {ranks} processors, found {len(processors)}")
     runs = [processors[rank * share : (rank + 1) * share] for rank in range(ranks)]
     return "|".join(",".join(map(str, run)) for run in runs)
+
+
+def _whole(text: str) -> int:
+    """Return a whole number the user gave vLLM; vLLM itself refuses what is none."""
+    return int(text) if text.isdigit() else 1
 
 
 def _has(extra: Sequence[str], flag: str) -> bool:
