@@ -75,7 +75,7 @@ def arm(fault: Fault) -> None:
             after(module, "publish", tick)
         after(journal, "append_line", tick)
     if "expert" in fault:  # after the n-th expert of this rank
-        after(ExpertStream, "_work", count_down(fault["expert"], signal_self))
+        after(ExpertStream, "solve", count_down(fault["expert"], signal_self))
     if "no_room" in fault:  # the n-th call of the system that takes space finds none
         tick = count_down(fault["no_room"], no_room)
         for name in ("posix_fallocate", "pwrite", "fsync"):
