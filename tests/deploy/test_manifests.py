@@ -185,6 +185,25 @@ def test_values_are_derived_and_explained(folder: str) -> None:
     assert len(explained) > 12
 
 
+def test_several_machines_are_a_worker_spec(folder: str) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--gpu", "h100")
+    result = deploy("kserve", folder, *arguments, "--gpus", "16")
+    assert result.exit_code == 0, result.exception
+    runtime, service = yaml.safe_load_all(result.stdout)
+    worker = runtime["spec"]["workerSpec"]
+    assert (worker["tensorParallelSize"], worker["pipelineParallelSize"]) == (8, 2)
+    assert [container["name"] for container in worker["containers"]] == ["worker-container"]
+    head = runtime["spec"]["containers"][0]
+    script = head["command"][2]
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
+    assert not [word for word in head["args"] if "parallel" in word]  # KServe sets the sizes
+    assert service["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "none"
+    spread = deploy("llmd", folder, *arguments, "--data-parallel", "16", "--expert-parallel")
+    spec = yaml.safe_load(spread.stdout)["spec"]
+    assert spec["parallelism"] == {"tensor": 1, "data": 16, "dataLocal": 8, "expert": True}
+    assert spec["worker"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
 def test_the_smoke_request_is_one_command_of_a_shell(folder: str) -> None:
     result = deploy("kubernetes", folder, "--model", SOURCES["pvc"], "--trust-remote-code")
     lines = [

@@ -40,6 +40,18 @@ def test_kimi_k2_is_546_gb(kimi: Release) -> None:
     assert kimi.name == "Kimi-K2-Instruct"
 
 
+def test_what_every_gpu_holds_whole_is_counted_apart(kimi: Release) -> None:
+    """vLLM fuses q_a_proj with kv_a_proj_with_mqa and keeps both, the router and the norms on every rank."""
+    down_projections = (1536 + 512 + 64) * 7168
+    norms = 2 * 7168 + 1536 + 512
+    router = 384 * 7168
+    assert kimi.layers[0].whole == 2 * (down_projections + norms)
+    assert kimi.layers[60].whole == 2 * (down_projections + norms + router) + 4 * 384
+    single, eight = fit(kimi, DEVICES["h200"], Layout()), fit(kimi, DEVICES["h200"], Layout(tensor=8))
+    assert single.whole_bytes == eight.whole_bytes == sum(layer.whole for layer in kimi.layers) + 2 * 7168
+    assert eight.weight_bytes - eight.whole_bytes == pytest.approx((kimi.num_bytes - eight.whole_bytes) / 8)
+
+
 def test_the_published_config_gives_the_same(kimi: Release) -> None:
     published = read_release(str(shared_folder() / "configs" / "kimi-k2-instruct"))
     assert published.num_bytes == kimi.num_bytes
