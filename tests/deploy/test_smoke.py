@@ -45,6 +45,17 @@ WRONG = {
     "error": ["chat", "stream", "tool call"],
 }
 
+DETAILS = {
+    "no models": "serves no model",
+    "empty answer": "the answer is empty",
+    "no usage": "ended without usage",
+    "cut stream": "broke off",
+    "no tools": "--enable-auto-tool-choice",
+    "wrong tool": "get_time",
+    "not json": "not the answer of an OpenAI-compatible server",
+    "error": "status 500: ",
+}
+
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_and_named(fault: str) -> None:
@@ -54,6 +65,8 @@ def test_each_fault_is_found_and_named(fault: str) -> None:
     checks = json.loads(result.stdout)["checks"]
     assert [check["name"] for check in checks if not check["ok"]] == WRONG[fault]
     assert all("\n" not in check["detail"] for check in checks)
+    wrong = [check["detail"] for check in checks if not check["ok"]]
+    assert DETAILS[fault] in wrong[0]
 
 
 def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
