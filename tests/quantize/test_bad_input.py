@@ -331,13 +331,15 @@ class TestOutputFolder:
         from moe4.checkpoint.release import ReleaseFolder
 
         first = ReleaseFolder(tmp_path / "out", resume=False)
-        first.open()
-        code, _, err = run_cli(
-            ["quantize", str(source), str(tmp_path / "out"), "--method", "rtn"], monkeypatch, capfd
-        )
+        journal = first.open()
+        for begin, options in ((False, []), (True, []), (False, ["--resume"])):
+            if begin:
+                journal.start({"moe4": "0"})
+            arguments = ["quantize", str(source), str(tmp_path / "out"), "--method", "rtn", *options]
+            code, _, err = run_cli(arguments, monkeypatch, capfd)
+            assert code == 2
+            assert "another moe4 quantize is writing" in err
         first.close()
-        assert code == 2
-        assert "another moe4 quantize is writing" in err
 
 
 @pytest.mark.parametrize(
