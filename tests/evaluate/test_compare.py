@@ -90,7 +90,8 @@ def test_the_error_after_a_layer(result: dict[str, Any], oracle: dict[str, torch
     expected = (twin - source).square().sum() / source.square().sum()
     assert result["layers"][1]["error"] == pytest.approx(float(expected), rel=1e-3)
     # The first layer is dense and not quantized; the second is handed no error, so all of it is its own.
-    assert result["layers"][0] == {"layer": 0, "error": 0.0}
+    assert result["layers"][0] == {"layer": 0, "error": 0.0, "kl": 0.0}
+    assert result["layers"][-1]["kl"] == pytest.approx(result["kl"]["mean"], rel=1e-5)
     assert result["layers"][1]["added_error"] == pytest.approx(result["layers"][1]["error"], rel=1e-4)
     assert result["layers"][1]["same_experts"] == 1.0
     num_tokens = len(oracle["targets"]) + len(TEXTS)

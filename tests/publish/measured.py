@@ -93,12 +93,13 @@ def comparison() -> dict[str, Any]:
         "source_probability": 0.75,
         "release_probability": 0.25,
     }
-    layers: list[dict[str, Any]] = [{"layer": 0, "error": 0.0}]
+    layers: list[dict[str, Any]] = [{"layer": 0, "error": 0.0, "kl": 0.0}]
     layers += [
         {
             "layer": n,
             "error": 0.001 * n,
             "added_error": 0.0005,
+            "kl": 0.002 * n,
             "experts_error": 0.01,
             "same_experts": 0.99,
             "expert_errors": [0.1] * 4,

@@ -106,7 +106,7 @@ def test_what_a_model_wrote_is_text(page: str) -> None:
 def test_it_can_be_read_without_seeing_it(page: str) -> None:
     outline = Outline(page)
     charts = [attributes for tag, attributes in outline.tags if tag == "svg"]
-    assert len(charts) == 4
+    assert len(charts) == 5
     assert all(chart["role"] == "img" and len(chart["aria-label"] or "") > 30 for chart in charts)
     assert ("html", {"lang": "en"}) in outline.tags
     regions = [attributes for _, attributes in outline.tags if attributes.get("role") == "region"]

@@ -25,6 +25,7 @@ from moe4.recipe import Calibration
 
 WORST_TOKENS = 20
 CONTEXT_TOKENS = 16
+EARLY_TOKENS = 1024
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 REFERENCE_TEXT = "heldout-chats.jsonl"
 
@@ -71,9 +72,11 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
             Stream(weights, network, corpus.sequences, work, device)
             for weights, network, work in zip((source, release), networks, works, strict=True)
         )
+        predicts = _predicting_rows(corpus)
         layers = []
         for layer in range(before.network.num_layers):
             layers.append(_run_layer(before, after, layer))
+            layers[-1]["kl"] = _early_kl(before, after, predicts)
             say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
         tokens = _compare_tokens(before, after, corpus)
     return {
@@ -225,16 +228,39 @@ class TokenResults:
         return found
 
 
+def _owner(corpus: Corpus) -> Tensor:
+    """Return the number of each token's sequence."""
+    lengths = torch.tensor([len(sequence) for sequence in corpus.sequences])
+    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+
+def _predicting_rows(corpus: Corpus) -> Tensor:
+    """Return the numbers of the tokens that another follows. Raises EvaluationError if there are none."""
+    owner = _owner(corpus)
+    rows = (owner[1:] == owner[:-1]).nonzero().flatten()
+    if not len(rows):
+        raise EvaluationError("the text has no token that follows another")
+    return rows
+
+
+def _early_kl(before: Stream, after: Stream, predicts: Tensor) -> float:
+    """Return the mean KL of what the final norm and the head make of this layer's output.
+
+    Of evenly spaced tokens, at most EARLY_TOKENS; after the last layer it is the models' own KL.
+    """
+    chosen = predicts[:: -(-len(predicts) // EARLY_TOKENS)]
+    heads = before.head(), after.head()
+    pieces = [kl_divergence(*(head(rows).cpu() for head in heads)) for rows in torch.split(chosen, HEAD_ROWS)]
+    return float(torch.cat(pieces).mean())
+
+
 def _compare_tokens(before: Stream, after: Stream, corpus: Corpus) -> TokenResults:
     """Compare the predictions of all tokens but each sequence's first, a few hundred at a time."""
     heads = before.head(), after.head()
     flat = torch.tensor([token for sequence in corpus.sequences for token in sequence])
-    owner = torch.repeat_interleave(
-        torch.arange(len(corpus.sequences)), torch.tensor([len(s) for s in corpus.sequences])
-    )
-    predicts = torch.cat([owner[1:] == owner[:-1], torch.tensor([False])])
-    if not predicts.any():
-        raise EvaluationError("the text has no token that follows another")
+    owner = _owner(corpus)
+    predicts = torch.zeros(len(flat), dtype=torch.bool)
+    predicts[_predicting_rows(corpus)] = True
     pieces: dict[str, list[Tensor]] = {name: [] for name in ("kl", "nll", "best", "shared_top5")}
     for start in range(0, len(flat), HEAD_ROWS):
         rows = slice(start, min(start + HEAD_ROWS, len(flat)))
@@ -261,7 +287,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def describe_layer(record: dict[str, Any]) -> str:
-    text = f"error {record['error']:.5f}"
+    text = f"error {record['error']:.5f}, KL {record['kl']:.5f}"
     if "added_error" in record:
         text += f", added here {record['added_error']:.5f}, same experts {record['same_experts']:.1%}"
     return text

@@ -104,12 +104,12 @@ class Stream:
             for part in PARTS
         ]
 
-    def head(self) -> Callable[[slice], Tensor]:
+    def head(self) -> Callable[[slice | Tensor], Tensor]:
         """Return a function that gives log-probabilities, float32 [rows, vocabulary], of rows of tokens."""
         norm = self.network.build_final_norm(self.weights.load, self._device)
         weight = self.weights.load(self.network.head_name).to(self._device, self.network.compute_dtype)
 
-        def log_probabilities(rows: slice) -> Tensor:
+        def log_probabilities(rows: slice | Tensor) -> Tensor:
             with torch.inference_mode():
                 logits = norm(self.hidden[rows].to(self._device)) @ weight.T
                 return torch.log_softmax(logits.float(), dim=-1)

@@ -60,6 +60,7 @@ def _context(proof: Proof) -> dict[str, Any]:
         "token_map": _token_map(moe),
         "recovery_chart": _recovery_chart(paired),
         "growth_chart": _growth_chart(proof.comparison),
+        "kl_chart": _kl_chart(proof.comparison),
         "recipe": _flatten(report["recipe"]),
     }
 
@@ -140,6 +141,14 @@ def _growth_chart(comparison: dict[str, Any] | None) -> Markup | None:
     text = f"After the last layer {comparison['layers'][-1]['error']:.5f}."
     names = ("after the layer", "added by its experts")
     return Markup(bars(groups, names, "Relative squared error of the hidden states", text))
+
+
+def _kl_chart(comparison: dict[str, Any] | None) -> Markup | None:
+    if comparison is None:
+        return None
+    groups = [(f"layer {layer['layer']}", (layer["kl"],)) for layer in comparison["layers"]]
+    text = f"After the last layer {comparison['layers'][-1]['kl']:.5f} nats."
+    return Markup(bars(groups, ("nats a token",), "KL divergence read through the head after a layer", text))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
