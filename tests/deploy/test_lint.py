@@ -257,6 +257,8 @@ def test_a_start_shorter_than_the_load_depends_on_the_disk(tmp_path: Path, kimi:
         ("curl -H 'A: b'", {"curl-url"}),
         ("curl http://<host>/v1", {"shell-placeholder"}),
         ("curl 'http://<host>/v1'", set()),
+        ("curl -s $URL/v1/models | jq .", set()),
+        ("curl -d '{\"a\": [1]}' http://h/v1;\necho", set()),
         ("# curl http://<host>\n\nls -l\n  -x", set()),
         ("podman run --device nvidia.com/gpu=0 --shm-size 8g docker.io/vllm/vllm-openai:v1 --model m", set()),
         ("podman run docker.io/vllm/vllm-openai:v1 --model m", {"gpu-missing", "shm-missing"}),
@@ -300,7 +302,8 @@ def test_sarif_has_the_structure_of_its_standard(kimi: str) -> None:
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
-    assert [item["rule"] for item in lint_text(tmp_path, "a: [1,\nb: }", "x.yaml")] == ["file-unreadable"]
+    (broken,) = lint_text(tmp_path, "a: [1,\nb: }", "x.yaml")
+    assert (broken["rule"], broken["line"], broken["column"]) == ("file-unreadable", 2, 4)
     assert isinstance(lint(tmp_path / "none.yaml").exception, MissingFileError)
     for options in (["--crds", "/nowhere"], ["--json", "--sarif"], ["--gpu", "abacus"]):
         assert isinstance(lint(RUNTIME, *options).exception, DeployError)

@@ -129,12 +129,13 @@ def _parse_yaml(source: Source, text: str) -> Iterator[Finding]:
 
 
 def _unreadable(file: Path, why: str) -> Finding:
+    place = re.search(r"line (\d+), column (\d+)(?!.*line \d+, column)", why)
     return Finding(
         rule="file-unreadable",
         level=RULES["file-unreadable"].level,
         file=file,
-        line=1,
-        column=1,
+        line=int(place[1]) if place else 1,
+        column=int(place[2]) if place else 1,
         path="",
         why=why,
         fix="correct it",

@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from moe4.deploy.lint.finding import Finding
@@ -14,7 +14,16 @@ from moe4.deploy.lint.server import Server
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][A-Za-z0-9 _.-]*>")
 RUNNERS = ("podman", "docker")
+OPERATORS = ";|&<>"
 BODY_FLAGS = ("-d", "--data", "--data-raw", "--json", "--data-binary")
+# Options of curl that take a value and none that is an address.
+VALUE_FLAGS = frozenset(
+    (
+        *BODY_FLAGS,
+        *("-H", "--header", "-X", "--request", "-o", "--output", "-u", "--user", "-b", "-F", "--form"),
+        *("-m", "--max-time", "-w", "--write-out", "--cacert", "--resolve", "--retry", "--connect-timeout"),
+    )
+)
 # Options of `podman run` that take no value.
 SWITCHES = re.compile(
     r"--(rm|detach|interactive|tty|init|privileged|read-only|replace|no-healthcheck)|-[ditP]+"
@@ -43,9 +52,11 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Its words, quotes removed; variables set before it left out."""
+        """Its words up to a pipe, redirection or the like; without quotes and variables set before it."""
+        lexer = shlex.shlex(self.text, posix=True, punctuation_chars=OPERATORS)
+        lexer.whitespace_split = True
         try:
-            words = shlex.split(self.text, comments=True)
+            words = list(takewhile(lambda word: not set(word) <= set(OPERATORS) or not word, lexer))
         except ValueError:
             words = self.text.split()
         while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
@@ -168,10 +179,16 @@ def _placeholders(script: Script, command: Command) -> Iterator[Finding]:
 def _curl(script: Script, command: Command) -> Iterator[Finding]:
     words = command.words[1:]
     place = script.place(command.first)
-    if not any("://" in word or re.match(r"[\w.-]+(:\d+)?/", word) for word in words):
+    takes_value = False
+    addresses = []
+    for word in words:
+        if not takes_value and not word.startswith("-"):
+            addresses.append(word)
+        takes_value = not takes_value and word in VALUE_FLAGS
+    if not addresses and "--url" not in words:
         yield place.find("curl-url", "curl is given no address", "add the server's, with /v1/...")
     for flag, word in pairwise(words):
-        if flag in BODY_FLAGS and not word.startswith(("@", "$")):
+        if flag in BODY_FLAGS and word.lstrip().startswith(("{", "[")):
             try:
                 json.loads(word)
             except ValueError as error:
