@@ -253,7 +253,7 @@ def test_a_start_shorter_than_the_load_depends_on_the_disk(tmp_path: Path, kimi:
         ("curl http://h/v1/x \\ \n  -d '{}'", {"shell-continuation"}),
         ("curl http://h/v1/x\n  -d '{}'", {"shell-continuation"}),
         ("curl http://h/v1/x -d '{\"a\": 1'", {"curl-json"}),
-        ('curl http://h/v1/x -d \'{"a": 1}', {"shell-quotes", "curl-json"}),
+        ('curl http://h/v1/x -d \'{"a": 1}', {"shell-quotes"}),
         ("curl -H 'A: b'", {"curl-url"}),
         ("curl http://<host>/v1", {"shell-placeholder"}),
         ("curl 'http://<host>/v1'", set()),
