@@ -137,6 +137,22 @@ def test_ranks_that_see_other_inputs_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_resumed_run_keeps_its_threads_and_says_so(
+    small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
+) -> None:
+    out = tmp_path / "out"
+    forks.run(small_source, out, RECIPE, calibration, faults={"0": {"expert": 0}})
+    journal = out / ".moe4" / "journal.jsonl"
+    threads = len(os.sched_getaffinity(0)) + 1
+    text = journal.read_text()
+    assert '"threads": 1}' in text
+    journal.write_text(text.replace('"threads": 1}', f'"threads": {threads}}}'))
+    answer = forks.run(small_source, out, RECIPE, calibration, size=2, resume=True)
+    assert [rank["code"] for rank in answer["ranks"]] == [0, 0], answer
+    words = f"note: the run was begun with {threads} threads a rank and keeps them; "
+    assert words in answer["ranks"][0]["log"]
+
+
 def test_a_finished_release_is_found_by_all_ranks(
     small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
 ) -> None:

@@ -202,7 +202,11 @@ class Ranks:
 
 
 def threads_per_rank(ranks: Ranks) -> int:
-    """Return how many threads each rank of this machine has, if they share its cores equally."""
+    """Return how many threads each rank of this machine has, if they share its cores equally.
+
+    One process alone has what torch gives it, which OMP_NUM_THREADS can change. torchrun sets that to 1 for
+    several, so it is not looked at there.
+    """
     if ranks.size == 1:
         return torch.get_num_threads()
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_size)

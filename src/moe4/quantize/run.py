@@ -124,6 +124,11 @@ def _lead(
     facts = {"num_done": len(journal.shards), "threads": journal.begin["threads"]}
     ranks.share(Parcel(facts=facts))
     torch.set_num_threads(int(facts["threads"]))
+    if facts["threads"] > threads_per_rank(ranks):
+        progress.say(
+            f"note: the run was begun with {facts['threads']} threads a rank and keeps them; "
+            f"{threads_per_rank(ranks)} would fit"
+        )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
     committer.commit_shards()
     side_files = folder.copy_side_files(prepared.checkpoint)
