@@ -55,9 +55,9 @@ class Gptq:
     """The smallest shrink factor tried; the largest is 1."""
     descent_sweeps: int = 2
     """Passes of coordinate descent over codes and scales after the solve; 0 leaves both as solved."""
-    damping: float = 0.01
+    damping: float = 0.03
     """Added to the Hessian's diagonal, as a share of its mean."""
-    shrinkage_tokens: int = 64
+    shrinkage_tokens: int = 512
     """How many tokens the layer's pooled Hessian counts for beside an expert's own."""
     hessian_weighting: HessianWeighting = "none"
     """`gate` weights every token by its squared gate weight."""

@@ -173,6 +173,17 @@ class TestGrid:
         unsigned = search_scales(W, torch.ones(32), 32, signed=False, candidates=1, shrink=1.0)
         assert unsigned.item() > 0
 
+    def test_either_sign_may_serve_a_group(self) -> None:
+        """A group whose longer side is best cut off: -8 serves the many at the other end."""
+        W = torch.full((1, 32), -0.8)
+        W[0, 1::2] = -0.4
+        W[0, 0] = 0.82
+        found = search_scales(W, torch.ones(32), 32, signed=True, candidates=32, shrink=0.6)
+        assert found.item() == pytest.approx(
+            0.1, abs=0.003
+        )  # absmax is 0.109, and turning nothing is negative
+        assert round_to_grid(W, found)[0, :3].tolist() == [7, -4, -8]
+
     def test_search_never_loses_to_absmax(self) -> None:
         W = weights(64, 256).float()
         importance = torch.rand(256)

@@ -31,9 +31,10 @@ def search_scales(
 ) -> Tensor:
     """Return the scales with the least error weighted by `importance` [in], the diagonal of H.
 
-    Tries `candidates` factors from 1 down to `shrink` on the full range. Signed: the code -8 takes the
-    largest magnitude, whatever its sign. Unsigned: the range is the smallest that holds both sides. The plain
-    absmax scale is always among what is tried. Memory: a few times W.
+    Tries `candidates` factors on the full range, from 1 down to `shrink`. Signed: the full range has the code
+    -8 at the largest magnitude, whatever its sign; half of the factors turn the range round, so that +7 gets
+    there. Unsigned: the range is the smallest that holds both sides. The plain absmax scale is always among
+    what is tried. Memory: a few times W.
     """
     grouped = W.reshape(W.shape[0], -1, group_size)
     weight = importance.to(W.dtype).view(1, -1, group_size)
@@ -43,7 +44,9 @@ def search_scales(
     else:
         full = torch.maximum(high / 7, -low / 8)
     best = absmax_scales(W, group_size)
-    factors = torch.linspace(1.0, shrink, candidates).tolist()
+    turned = candidates // 2 if signed else 0
+    factors = torch.linspace(1.0, shrink, candidates - turned).tolist()
+    factors += (-8 / 7 * torch.linspace(1.0, shrink, turned)).tolist()
     found = search_factors(W, importance, group_size, full, factors, best, SMALLEST_SCALE)
     if found is not None:
         return found
