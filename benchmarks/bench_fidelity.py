@@ -80,7 +80,7 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     started = time.monotonic()
     weights = run_moe4(args.num_sequences, work)
     add(OURS, "moe4", weights, time.monotonic() - started)
-    for name, algorithm in ALGORITHMS.items():
+    for name, algorithm in () if args.skip_algorithms else ALGORITHMS.items():
         started = time.monotonic()
         weights = quantize_experts(network, algorithm, sequences)
         add(name, algorithm.title, weights, time.monotonic() - started)
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--layer-tokens", type=int, default=6000, help="calibration tokens of a generated layer"
     )
+    parser.add_argument("--skip-algorithms", action="store_true", help="only moe4 and the peers")
     parser.add_argument("--skip-peers", action="store_true", help="leave out what must be installed")
     parser.add_argument("--peer-limit", type=float, default=3600, help="seconds a peer may take")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

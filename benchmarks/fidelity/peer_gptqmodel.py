@@ -3,7 +3,7 @@
     python peer_gptqmodel.py MODEL TOKENS.json OUT
 
 TOKENS.json holds the calibration token ids, a list of lists. Only routed experts are quantized: 4 bits,
-symmetric, groups of 128. Prints versions as JSON on the last line.
+symmetric, groups of 128. Versions go to OUT/versions.json.
 """
 
 import json
@@ -26,7 +26,8 @@ def main() -> None:
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences]
     model.quantize(calibration, batch_size=1)
     model.save(out)
-    print(json.dumps({name: version(name) for name in ("gptqmodel", "transformers", "torch")}))
+    versions = {name: version(name) for name in ("gptqmodel", "transformers", "torch")}
+    (Path(out) / "versions.json").write_text(json.dumps(versions))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python peer_llmcompressor.py MODEL TOKENS.json OUT
 
 TOKENS.json holds the calibration token ids, a list of lists. Only routed experts are quantized: W4A16,
-symmetric, groups of 128, GPTQ with its defaults. Prints versions as JSON on the last line.
+symmetric, groups of 128, GPTQ with its defaults. Versions go to OUT/versions.json.
 """
 
 import json
@@ -42,7 +42,7 @@ def main() -> None:
     )
     model.save_pretrained(out, save_compressed=True)
     names = ("llmcompressor", "compressed-tensors", "transformers", "torch")
-    print(json.dumps({name: version(name) for name in names}))
+    (Path(out) / "versions.json").write_text(json.dumps({name: version(name) for name in names}))
 
 
 if __name__ == "__main__":

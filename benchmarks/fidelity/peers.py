@@ -118,14 +118,14 @@ def run_peer(peer: Peer, work: Path, sequences: Sequences, limit_seconds: float)
         tokens_path.write_text(tokens)
         script = Path(__file__).with_name(peer.script)
         started = time.monotonic()
-        output = _run(
+        _run(
             [str(python), str(script), str(model), str(tokens_path), str(out)],
             work / f"{peer.name}.log",
             limit_seconds,
             peer.environment,
         )
         facts = {
-            "versions": json.loads(output.strip().splitlines()[-1]),
+            "versions": json.loads((out / "versions.json").read_text()),
             "seconds": round(time.monotonic() - started),
             "tokens": hash_of(tokens),
         }
@@ -167,23 +167,20 @@ def _model_folder(work: Path) -> Path:
     return folder
 
 
-def _run(command: list[str], log: Path, limit_seconds: float, environment: dict[str, str]) -> str:
-    """Run a command with its output in `log`; return its stdout. Raises PeerError."""
+def _run(command: list[str], log: Path, limit_seconds: float, environment: dict[str, str]) -> None:
+    """Run a command with its output in `log`. Raises PeerError."""
     with log.open("a") as file:
         try:
             result = subprocess.run(
                 command,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 timeout=limit_seconds,
                 env={**os.environ, **environment},
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise PeerError(f"did not finish within {limit_seconds:.0f} s") from None
-        file.write(result.stdout)
     if result.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise PeerError(lines[-1] if lines else f"exit code {result.returncode}")
-    return result.stdout
