@@ -7,9 +7,10 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from moe4.deploy.lint.finding import Finding
+from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get
 from moe4.deploy.lint.rules import Context
-from moe4.deploy.lint.server import KSERVE, RUNTIMES, Server
+from moe4.deploy.lint.server import Server
 from moe4.deploy.sizing import load_seconds
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")

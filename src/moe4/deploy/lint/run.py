@@ -11,12 +11,13 @@ from ruamel.yaml import YAML
 
 from moe4.deploy.documents import parse
 from moe4.deploy.lint.finding import RULES, Finding
+from moe4.deploy.lint.gather import gather
 from moe4.deploy.lint.place import Document
 from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.rules import Context, check_server
 from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
-from moe4.deploy.lint.server import Server, gather
+from moe4.deploy.lint.server import Server
 from moe4.deploy.lint.shell import Script, check_script, read_servers
 from moe4.errors import DeployError, MissingFileError, OutputError
 
