@@ -1,6 +1,6 @@
 """Write a random checkpoint with Kimi-K2's routed experts, in block-FP8, and little else.
 
-    python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--hidden 7168] [--width 2048]
+    python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--width 2048] [--bf16]
 
 Names, shapes and dtypes of the experts are the real model's; attention, shared expert and vocabulary are
 small. The tokenizer is k2-tiny's. An expert of the real shape takes 44 MB. `FOLDER/calibration.jsonl` has
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter, TensorSpec
-from moe4.model.architecture import Network
+from moe4.model.architecture import PARTS, Network
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "k2-tiny"
 BLOCK = 128
@@ -31,23 +31,34 @@ SMALL = {
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 32,
     "v_head_dim": 64,
-    "first_k_dense_replace": 0,
     "n_shared_experts": 1,
     "n_group": 1,
     "topk_group": 1,
 }
 
 
-def make(folder: Path, *, layers: int, experts: int, hidden: int, width: int, top_k: int, seed: int) -> None:
-    """Write the checkpoint, a shard a layer. Memory: one tensor."""
-    config = json.loads((REFERENCE / "config.json").read_text())
-    config.update(SMALL, num_hidden_layers=layers, n_routed_experts=experts, num_experts_per_tok=top_k)
-    config.update(hidden_size=hidden, moe_intermediate_size=width)
-    config["quantization_config"] = {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "weight_block_size": [BLOCK, BLOCK],
-    }
+def shaped_config(**sizes: int) -> dict[str, Any]:
+    """Return the config of a BF16 checkpoint; `sizes` are the command line's."""
+    config: dict[str, Any] = json.loads((REFERENCE / "config.json").read_text())
+    config.update(
+        SMALL,
+        num_hidden_layers=sizes["dense"] + sizes["layers"],
+        first_k_dense_replace=sizes["dense"],
+        n_routed_experts=sizes["experts"],
+        num_experts_per_tok=sizes["top_k"],
+        hidden_size=sizes["hidden"],
+        moe_intermediate_size=sizes["width"],
+    )
+    return config
+
+
+def make(folder: Path, *, bf16: bool, seed: int, **sizes: int) -> None:
+    """Write the checkpoint, a shard a layer. Memory: one tensor. With `bf16` nothing is FP8."""
+    config = shaped_config(**sizes)
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    if not bf16:
+        quantization = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
+        config["quantization_config"] = quantization
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for file in REFERENCE.iterdir():
@@ -59,9 +70,9 @@ def make(folder: Path, *, layers: int, experts: int, hidden: int, width: int, to
         if number < layers:
             shapes = dict(network.layer_tensors(number))
             found = network.experts[number]
-            assert found is not None
-            for expert in range(experts):
-                for part in ("gate", "up", "down"):
+            for expert in range(found.num_experts if found else 0):
+                for part in PARTS:
+                    assert found is not None
                     shapes[found.weight_name(expert, part)] = found.weight_shape(part)
         else:
             vocabulary = (config["vocab_size"], hidden)
@@ -71,11 +82,11 @@ def make(folder: Path, *, layers: int, experts: int, hidden: int, width: int, to
         specs = [
             TensorSpec(name=stored, dtype=DTYPE_NAMES[dtype], shape=shape)
             for key, size in shapes.items()
-            for stored, dtype, shape in _stored(key, size)
+            for stored, dtype, shape in _stored(key, size, bf16)
         ]
         writer = ShardWriter(folder / name, specs)
         for key, size in shapes.items():
-            for stored, tensor in _values(key, size, generator):
+            for stored, tensor in _values(key, size, bf16, generator):
                 writer.write(stored, tensor)
         writer.finish()
         weight_map.update(dict.fromkeys((spec.name for spec in specs), name))
@@ -91,16 +102,20 @@ def _is_fp8(name: str) -> bool:
     return name.endswith("_proj.weight") or "kv_a_proj" in name
 
 
-def _stored(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
-    if _is_fp8(name):
+def _stored(
+    name: str, shape: tuple[int, ...], bf16: bool
+) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    if _is_fp8(name) and not bf16:
         yield name, torch.float8_e4m3fn, shape
         yield f"{name}_scale_inv", torch.float32, tuple(-(-size // BLOCK) for size in shape)
     else:
         yield name, torch.float32 if "correction_bias" in name else torch.bfloat16, shape
 
 
-def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    for stored, dtype, size in _stored(name, shape):
+def _values(
+    name: str, shape: tuple[int, ...], bf16: bool, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    for stored, dtype, size in _stored(name, shape, bf16):
         values = torch.empty(size)
         if stored.endswith("_scale_inv"):
             values.uniform_(0.5, 2.0, generator=generator).mul_(1 / (64 * shape[1] ** 0.5))
@@ -121,6 +136,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     settings: dict[str, Any] = {
         "layers": 1,
+        "dense": 0,
         "experts": 4,
         "hidden": 7168,
         "width": 2048,
@@ -129,6 +145,7 @@ def main() -> None:
     }
     for name, value in settings.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--bf16", action="store_true", help="no FP8, for tools that cannot read it")
     arguments = vars(parser.parse_args())
     make(arguments.pop("folder"), **arguments)
 

@@ -176,6 +176,6 @@ def _solve_bytes(shape: ExpertShape, item: int, num_tokens: int) -> int:
     pieces = min(ROWS_AT_ONCE, num_tokens)
     tokens = pieces * (hidden * (2 * item + 2 * FLOAT_BYTES) + width * 4 * FLOAT_BYTES)
     tokens += min(2 * KEPT_BYTES, num_tokens * width * item) + num_tokens * 32
-    factoring = 5 * hidden**2 * FLOAT_BYTES
-    solving = 3 * hidden**2 * FLOAT_BYTES + 2 * hidden * width * (5 * FLOAT_BYTES + 3)
+    factoring = 6 * hidden**2 * FLOAT_BYTES  # with LAPACK's own copy
+    solving = 4 * hidden**2 * FLOAT_BYTES + 2 * hidden * width * (5 * FLOAT_BYTES + 3)
     return max(factoring, solving) + tokens
