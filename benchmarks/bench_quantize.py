@@ -151,17 +151,30 @@ def bench_expert(hidden: int, width: int, tokens: int) -> dict[str, Any]:
 def run_measured(command: list[str], environment: dict[str, str], log: Path) -> dict[str, Any]:
     """Run a command; return its seconds and its peak memory, or the last line of its log if it fails."""
     with log.open("w") as file:
-        started = time.monotonic()
+        started, peak = time.monotonic(), 0
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            peak = max(peak, peak_memory_bytes(process.pid))
+            time.sleep(0.05)
         seconds = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return {"failed": lines[-1] if lines else f"exit code {process.returncode}"}
-    return {"seconds": round(seconds, 1), "peak_memory_bytes": usage.ru_maxrss * 1024}
+    return {"seconds": round(seconds, 1), "peak_memory_bytes": peak}
+
+
+def peak_memory_bytes(process: int) -> int:
+    """Return the largest resident size a process has had; 0 once it has ended.
+
+    The figure of wait4 would hold this process' own size, which the child has until it becomes the command.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def run_moe4(source: Path, calibration: Path | None, num_sequences: int, work: Path) -> dict[str, Any]:
