@@ -16,6 +16,7 @@ import pytest
 from release_tools import Forks, contents, run_quantize
 from safetensors.torch import load_file, save_file
 
+from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.errors import OutputNotEmptyError, ResumeError
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -181,18 +182,16 @@ def unfinished(
 def interrupt_after(
     count: int, source: Path, calibration: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    from moe4.quantize.commit import Committer
+    real, calls = Journal.commit, []
 
-    real, calls = Committer._commit, []
-
-    def commit(self: Any, shard: Any, kept: Any) -> None:
-        real(self, shard, kept)
+    def commit(self: Journal, shard: CommittedShard) -> None:
+        real(self, shard)
         calls.append(shard)
         if len(calls) == count:
             raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Committer, "_commit", commit)
+        patch.setattr(Journal, "commit", commit)
         run_quantize(source, out, RECIPE, calibration)
     assert num_lines(out / ".moe4" / "journal.jsonl") == count + 1
     return out
