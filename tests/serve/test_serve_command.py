@@ -113,6 +113,8 @@ def test_cpu_ranks_get_equal_runs_of_processors() -> None:
     assert built.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
     staged = build(model, "--pipeline-parallel-size", "2", tensor_parallel_size=2, processors=4)
     assert staged.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0|1|2|3"
+    assert "--enforce-eager" in built.arguments
+    assert "--enforce-eager" not in staged.arguments
     with pytest.raises(ServeError, match="2 ranks need 2 processors, found 1"):
         build(model, tensor_parallel_size=2, processors=1)
 

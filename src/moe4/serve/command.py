@@ -75,9 +75,11 @@ def build_command(
         defaults += [("--enable-auto-tool-choice", None), ("--tool-call-parser", "kimi_k2")]
     variables: dict[str, str] = {}
     if host.device == "cpu":
-        defaults += [("--dtype", "bfloat16"), ("--enforce-eager", None)]
-        stages = _value(extra, "--pipeline-parallel-size") or _value(extra, "-pp") or "1"
-        variables = _cpu_variables(model, host, ranks * max(1, _whole(stages)), max_model_len)
+        defaults.append(("--dtype", "bfloat16"))
+        stages = _whole(_value(extra, "--pipeline-parallel-size") or _value(extra, "-pp") or "1")
+        if stages == 1:  # vLLM 0.32 makes a later stage's input buffers only while it compiles
+            defaults.append(("--enforce-eager", None))
+        variables = _cpu_variables(model, host, ranks * max(1, stages), max_model_len)
     for flag, value in defaults:
         if not _has(extra, flag):
             arguments += [flag] if value is None else [flag, value]
