@@ -86,11 +86,11 @@ def main() -> None:
         console.print(answer)
         tool_call = run(sys.executable, "examples/tool_call.py", url).strip()
         console.print(tool_call)
-    evaluation = json.loads(
-        run(MOE4, "eval", release, "--against", SOURCE, "--task", "k2_tiny_problems_0shot",
-            "--limit", str(options.limit), "--json")
-    )  # fmt: skip
-    scores = evaluation["tasks"]["k2_tiny_problems_0shot"]
+    proof = json.loads(
+        run(MOE4, "prove", SOURCE, release, "--quick", "--limit", str(options.limit), "--json")
+    )
+    scores = proof["evaluation"]["tasks"]["k2_tiny_problems_0shot"]
+    agreement = proof["tools"]["agreement"]["decision_agreement"]
     console.print()
     console.print(
         summary(
@@ -100,8 +100,13 @@ def main() -> None:
                 "accuracy": "{} -> {} of {} word problems".format(
                     percent(scores["baseline"]), percent(scores["release"]), scores["num_questions"]
                 ),
+                "predictions": "KL {:.5f} nats a token; the likeliest token is the same for {:.1f} %".format(
+                    proof["comparison"]["kl"]["mean"], 100 * proof["comparison"]["top1_agreement"]
+                ),
+                "tool checks": f"decisions agree on {100 * agreement['value']:.1f} % of {agreement['num']}",
                 "chat": f"{question} -> {answer}",
                 "tool call": tool_call,
+                "report, card": f"{release}/proof/report.html, {release}/README.md",
                 "time": f"{(time.monotonic() - began) / 60:.1f} minutes after the installation",
             }
         )
