@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.options import TrustRemoteCode
+
 
 class DtypeOption(enum.StrEnum):
     """What the layers compute in."""
@@ -29,9 +31,7 @@ def command(
     work: Annotated[
         Path | None, typer.Option(help="Folder for hidden states; the one for temporary files if not given.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     output: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

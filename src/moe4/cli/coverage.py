@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.options import TrustRemoteCode
+
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the source checkpoint.")],
@@ -25,9 +27,7 @@ def command(
         list[Path] | None, typer.Option(help="JSONL of questions that must not be in it; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Count the tokens that a calibration file sends to every expert; name the cold ones and what to add.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli import options
+
 
 def command(
     form: Annotated[
@@ -41,19 +43,13 @@ def command(
         str | None, typer.Option(help="l40s, a100, h100, h200, b200; the recommended one if not given.")
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(help="Memory in GiB of another GPU.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="How many; the fewest that work if not given.")] = None,
+    gpus: options.NumGpus = None,
     memory: Annotated[float | None, typer.Option(help="GiB of the CPU server, with --engine cpu.")] = None,
-    data_parallel: Annotated[
-        int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
-    ] = None,
-    expert_parallel: Annotated[
-        bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
-    ] = False,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Conversations of that length at once.")] = 1,
-    group_size: Annotated[int, typer.Option(help="Of the release that a config alone would become.")] = 128,
+    data_parallel: options.DataParallel = None,
+    expert_parallel: options.ExpertParallel = False,
+    max_model_len: options.MaxModelLen = None,
+    concurrency: options.Concurrency = 1,
+    group_size: options.ConfigGroupSize = 128,
     port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
     namespace: Annotated[str | None, typer.Option(help="Of the Kubernetes objects.")] = None,
     api_key_secret: Annotated[
@@ -109,7 +105,7 @@ def command(
         max_model_len=max_model_len,
         concurrency=concurrency,
     )
-    options = DeployOptions(
+    deployment = DeployOptions(
         form=find_form(form),
         engine=find_engine(engine),
         name=name,
@@ -125,7 +121,7 @@ def command(
         trust_remote_code=trust_remote_code,
         disk=disk * 1e9,
     )
-    text = write_deployment(options, found, pick(found, wanted))
+    text = write_deployment(deployment, found, pick(found, wanted))
     if output is None:
         typer.echo(text, nl=False)
     else:

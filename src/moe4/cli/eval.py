@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.options import TrustRemoteCode
+
 
 def command(
     model: Annotated[
@@ -35,9 +37,7 @@ def command(
     tensor_parallel_size: Annotated[
         int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs to split the model over.")
     ] = 1,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     include_path: Annotated[
         Path | None, typer.Option(help="Folder with more tasks in the harness' YAML form.")
     ] = None,

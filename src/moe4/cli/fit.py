@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli import options
+
 
 def command(
     release: Annotated[
@@ -21,20 +23,14 @@ def command(
     gpu_memory: Annotated[
         float | None, typer.Option(help="Memory in GiB of a GPU that is not in the table.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="How many; the fewest that work if not given.")] = None,
+    gpus: options.NumGpus = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Split each matrix over so many GPUs.")] = None,
     pipeline_parallel: Annotated[int | None, typer.Option(help="Split the layers over so many.")] = None,
-    data_parallel: Annotated[
-        int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
-    ] = None,
-    expert_parallel: Annotated[
-        bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
-    ] = False,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Conversations of that length at once.")] = 1,
-    group_size: Annotated[int, typer.Option(help="Of the release that a config alone would become.")] = 128,
+    data_parallel: options.DataParallel = None,
+    expert_parallel: options.ExpertParallel = False,
+    max_model_len: options.MaxModelLen = None,
+    concurrency: options.Concurrency = 1,
+    group_size: options.ConfigGroupSize = 128,
     disk: Annotated[float, typer.Option(help="Speed of the disk that is loaded from, in GB/s.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

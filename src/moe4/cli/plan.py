@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moe4.cli.quantize import MethodOption, TargetsOption
+from moe4.cli import options
 
 
 def command(
@@ -19,23 +19,16 @@ def command(
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")] = None,
-    method: Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Codes that share a scale: 32, 64 or 128.")] = None,
-    targets: Annotated[
-        TargetsOption | None,
-        typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="JSONL with one {messages, tools} or {text} a line.")
-    ] = None,
-    num_sequences: Annotated[int | None, typer.Option(help="Calibration documents to use.")] = None,
+    recipe: options.Recipe = None,
+    method: options.Method = None,
+    group_size: options.GroupSize = None,
+    targets: options.Targets = None,
+    calibration: options.Calibration = None,
+    num_sequences: options.NumSequences = None,
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     time_it: Annotated[
         bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
     ] = True,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.options import TrustRemoteCode
+
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint.")],
@@ -42,9 +44,7 @@ def command(
     tensor_parallel_size: Annotated[
         int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs to split the models over.")
     ] = 1,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure what the quantization cost: verify, eval, compare, toolcheck; write report and card.

@@ -1,6 +1,5 @@
 """`moe4 quantize`."""
 
-import enum
 import json
 import os
 import shlex
@@ -10,24 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from moe4.cli import options
 from moe4.errors import Moe4Error
 
 if TYPE_CHECKING:
     from moe4.quantize.ranks import Ranks
-
-
-class MethodOption(enum.StrEnum):
-    """How weights become codes."""
-
-    GPTQ = "gptq"
-    RTN = "rtn"
-
-
-class TargetsOption(enum.StrEnum):
-    """What is quantized."""
-
-    EXPERTS = "experts"
-    ALL = "all"
 
 
 def command(
@@ -35,25 +21,18 @@ def command(
         Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint (BF16 or block-FP8).")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")],
-    recipe: Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")] = None,
-    method: Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Codes that share a scale: 32, 64 or 128.")] = None,
-    targets: Annotated[
-        TargetsOption | None,
-        typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="JSONL with one {messages, tools} or {text} a line.")
-    ] = None,
-    num_sequences: Annotated[int | None, typer.Option(help="Calibration documents to use.")] = None,
+    recipe: options.Recipe = None,
+    method: options.Method = None,
+    group_size: options.GroupSize = None,
+    targets: options.Targets = None,
+    calibration: options.Calibration = None,
+    num_sequences: options.NumSequences = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
     memory_budget: Annotated[
         str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
-    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Quantize the checkpoint in SOURCE to an INT4 (W4A16) release in OUT, layer by layer."""

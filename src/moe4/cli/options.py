@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class MethodOption(enum.StrEnum):
+    """How weights become codes."""
+
+    GPTQ = "gptq"
+    RTN = "rtn"
+
+
+class TargetsOption(enum.StrEnum):
+    """What is quantized."""
+
+    EXPERTS = "experts"
+    ALL = "all"
+
+
+Recipe = Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")]
+Method = Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")]
+GroupSize = Annotated[int | None, typer.Option(help="Codes that share a scale: 32, 64 or 128.")]
+Targets = Annotated[
+    TargetsOption | None,
+    typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
+]
+Calibration = Annotated[Path | None, typer.Option(help="JSONL with one {messages, tools} or {text} a line.")]
+NumSequences = Annotated[int | None, typer.Option(help="Calibration documents to use.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
+]
+
+NumGpus = Annotated[int | None, typer.Option("--gpus", help="How many; the fewest that work if not given.")]
+DataParallel = Annotated[
+    int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
+]
+ExpertParallel = Annotated[
+    bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
+]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
+]
+Concurrency = Annotated[int, typer.Option(help="Conversations of that length at once.")]
+ConfigGroupSize = Annotated[int, typer.Option(help="Of the release that a config alone would become.")]
