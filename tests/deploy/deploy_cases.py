@@ -1,11 +1,8 @@
 """What the tests of sizing, manifests and lint share."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 K2_TINY = REPOSITORY / "reference" / "k2-tiny"
@@ -33,14 +30,6 @@ KIMI_SIZES: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
-
-
-def shared_folder() -> Path:
-    """Return the folder with Kimi-K2's config and KServe's CRDs, or skip the test."""
-    name = os.environ.get("MOE4_SHARED")
-    if not name or not Path(name).is_dir():
-        pytest.skip("MOE4_SHARED does not name the folder with Kimi-K2's config and KServe's CRDs")
-    return Path(name)
 
 
 def write_kimi_config(folder: Path) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy.deploy_cases import shared_folder, write_kimi_config
+from deploy.deploy_cases import write_kimi_config
+from shared_data import shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.main import app
@@ -61,7 +62,7 @@ def test_every_fault_of_the_cards_manifests_is_found(kimi: str) -> None:
 
 
 def test_the_cards_manifests_pass_the_schemas_all_the_same() -> None:
-    found = rules(RUNTIME, SERVICE, "--crds", shared_folder() / "schemas" / "kserve")
+    found = rules(RUNTIME, SERVICE, "--crds", shared_path("schemas", "kserve"))
     assert not found & {"schema", "schema-unknown-field"}
 
 

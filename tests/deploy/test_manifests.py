@@ -1,7 +1,6 @@
 """Every form that moe4 deploy writes passes schema and lint; what cannot work is refused."""
 
 import json
-import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy.deploy_cases import K2_TINY, shared_folder, write_kimi_config
+from deploy.deploy_cases import K2_TINY, write_kimi_config
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from shared_data import find_shared, shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.main import app
@@ -35,8 +35,8 @@ def kimi(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="module")
 def schemas() -> Schemas | None:
     """Return KServe's CRDs where they are; the rules are tested without them too."""
-    shared = os.environ.get("MOE4_SHARED")
-    return read_schemas(Path(shared) / "schemas" / "kserve", False) if shared else None
+    folder = find_shared("schemas", "kserve")
+    return read_schemas(folder, False) if folder else None
 
 
 SOURCES = {
@@ -122,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("form", ["kserve", "llmd"])
 def test_kserve_objects_fit_their_schemas(form: str, folder: str, tmp_path: Path) -> None:
-    crds = shared_folder() / "schemas" / "kserve"
+    crds = shared_path("schemas", "kserve")
     out = tmp_path / "out.yaml"
     result = deploy(form, folder, "--model", SOURCES["pvc"], "--trust-remote-code", "-o", str(out))
     assert result.exit_code == 0, result.exception
@@ -141,7 +141,7 @@ def test_plain_pods_fit_the_pod_that_the_crds_hold(
     source: str, folder: str, tmp_path: Path, schemas: Schemas | None
 ) -> None:
     """Kubernetes' own schema of a Deployment is not here; an LLMInferenceService's template is a pod's."""
-    shared_folder()
+    shared_path("schemas", "kserve")
     arguments = ["--trust-remote-code", "--hf-secret", "a", "--toleration", "b=c:NoSchedule"]
     arguments += ["--api-key-secret", "d", "--node-selector", "e=f"]
     result = deploy("kubernetes", folder, "--model", SOURCES[source], *arguments)

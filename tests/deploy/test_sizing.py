@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy.deploy_cases import K2_TINY, shared_folder, write_kimi_config
+from deploy.deploy_cases import K2_TINY, write_kimi_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.main import app
@@ -53,7 +54,7 @@ def test_what_every_gpu_holds_whole_is_counted_apart(kimi: Release) -> None:
 
 
 def test_the_published_config_gives_the_same(kimi: Release) -> None:
-    published = read_release(str(shared_folder() / "configs" / "kimi-k2-instruct"))
+    published = read_release(str(shared_path("configs", "kimi-k2-instruct")))
     assert published.num_bytes == kimi.num_bytes
     assert published.layers == kimi.layers
 

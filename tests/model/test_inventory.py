@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from model_fixtures import REFERENCE_MODEL
+from shared_data import shared_path
 
 from moe4.checkpoint.header import read_shard
 from moe4.errors import UnsupportedModelError
@@ -84,10 +83,7 @@ def test_every_streamed_family_is_known() -> None:
 
 
 def test_kimi_k2_holds_a_trillion_parameters() -> None:
-    shared = os.environ.get("MOE4_SHARED")
-    if not shared:
-        pytest.skip("MOE4_SHARED does not name the folder with Kimi-K2's config")
-    config = json.loads((Path(shared) / "configs/kimi-k2-instruct/config.json").read_text())
+    config = json.loads(shared_path("configs", "kimi-k2-instruct", "config.json").read_text())
     counts = {True: 0, False: 0}
     for entry in list_tensors(config):
         counts[entry.is_routed_expert] += math.prod(entry.shape) * entry.copies

@@ -1,7 +1,6 @@
 """`moe4 plan` tells beforehand what `moe4 quantize` writes and needs, and everything it would trip over."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 from release_tools import load_folder, run_cli
 from safetensors.torch import load_file, save_file
-
-SHARED = os.environ.get("MOE4_SHARED")
+from shared_data import shared_path
 
 
 def plan(
@@ -24,11 +22,10 @@ def plan(
     return code, json.loads(out)
 
 
-@pytest.mark.skipif(SHARED is None, reason="MOE4_SHARED does not name the folder with Kimi-K2's config")
 def test_kimi_k2_from_its_config_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(Path(str(SHARED)) / "configs" / "kimi-k2-instruct" / "config.json", tmp_path)
+    shutil.copy(shared_path("configs", "kimi-k2-instruct", "config.json"), tmp_path)
     _, result = plan([str(tmp_path), "--no-time"], monkeypatch, capfd)
     release = result["release"]
     # What Red Hat's card of the same release says: 146B params, BF16 · I64 · F32 · I32.
