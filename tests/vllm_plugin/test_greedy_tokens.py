@@ -30,6 +30,7 @@ from k2tiny import corpus
 
 pytestmark = pytest.mark.vllm
 
+PLUGIN_AT_WORK = "moe4: W4A16 routed experts on CPU"
 NUM_PROMPTS, NUM_LONG, NUM_TOKENS = 50, 3, 24
 WIDE_GAP = 2.0  # of log-probabilities: the second token is 7 times less likely
 
@@ -99,7 +100,7 @@ def plain_answers(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFac
     answers, log = run_engine(
         REFERENCE_MODEL, prompts, tmp_path_factory.mktemp("plain"), max_tokens=NUM_TOKENS
     )
-    assert "moe4" not in log  # the plugin is loaded and has nothing to do
+    assert PLUGIN_AT_WORK not in log  # the plugin is loaded and has nothing to do
     return answers
 
 
@@ -107,9 +108,9 @@ def test_packed_weights_give_the_tokens_of_decoded_weights(prompts: list[list[in
     release = write_rounded_release(REFERENCE_MODEL, tmp_path / "release")
     twin = write_dequantized_twin(release, tmp_path / "twin")
     packed, log = run_engine(release, prompts, tmp_path / "packed", max_tokens=NUM_TOKENS)
-    assert "moe4: W4A16 routed experts on CPU" in log
+    assert PLUGIN_AT_WORK in log
     decoded, log = run_engine(twin, prompts, tmp_path / "decoded", max_tokens=NUM_TOKENS)
-    assert "moe4" not in log
+    assert PLUGIN_AT_WORK not in log
     comparison = Comparison()
     for left, right in zip(packed, decoded, strict=True):
         for ours, theirs in zip(left["steps"], right["steps"], strict=True):

@@ -14,6 +14,7 @@ from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
 from moe4.checkpoint.source import Checkpoint, read_json_object
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
+from moe4.quantize.allocator import return_large_blocks
 from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary
@@ -68,6 +69,7 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
     With several `ranks` each of them calls this; all but rank 0 need a progress reporter that is quiet.
     """
     ranks = ranks or Ranks()
+    return_large_blocks()
     try:
         ranks.connect(gpus=request.device.startswith("cuda"))
         report = _quantize(request, progress, ranks)

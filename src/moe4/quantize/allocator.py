@@ -1,0 +1,16 @@
+"""The C library's allocator, told to give what is freed back to the system at once."""
+
+import ctypes
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BYTES = 1 << 20
+
+
+def return_large_blocks() -> bool:
+    """Map every block of a MiB or more apart from the heap; say whether the C library can.
+
+    glibc raises this bound by itself to the largest block ever freed. Tensors then come from heaps, one a
+    thread, whose holes grow with the number of experts.
+    """
+    libc = ctypes.CDLL(None)
+    return hasattr(libc, "mallopt") and bool(libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
