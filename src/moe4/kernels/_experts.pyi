@@ -28,3 +28,22 @@ def run(
     weights: int,
     ids: int,
 ) -> None: ...
+def run_scattered(
+    path: int,
+    *,
+    tokens: int,
+    hidden: int,
+    inter: int,
+    experts: int,
+    top_k: int,
+    group_size: int,
+    num_threads: int,
+    dtype: int,
+    x: int,
+    out: int,
+    table: int,
+    down_stride: int,
+    down_scale_stride: int,
+    weights: int,
+    ids: int,
+) -> None: ...

@@ -228,17 +228,17 @@ class Forward {
         const int64_t choice = item / items, first = item % items * gate_up_rows_;
         const int64_t rows = std::min(gate_up_rows_, call_.inter - first);
         const int64_t words = call_.hidden / 8, groups = call_.hidden / call_.group_size;
-        const int64_t gate_row = routing_.chosen[choice] * 2 * call_.inter + first;
+        const ExpertWeights& expert = call_.weights_of[routing_.chosen[choice]];
         const bool last = first + rows == call_.inter;
         float* gate = scratch;
         float* up = scratch + kTileTokens * kTileRows;
         for (int64_t pair = routing_.begin[choice]; pair < routing_.begin[choice + 1]; pair += kTileTokens) {
             const int64_t tokens = std::min(kTileTokens, routing_.begin[choice + 1] - pair);
-            Tile tile{call_.w13 + gate_row * words, call_.w13_scale + gate_row * groups, rows, words, groups,
+            Tile tile{expert.gate + first * words, expert.gate_scale + first * groups, rows, words, words, groups,
                       call_.group_size, &x_rows_[pair], tokens, gate, kTileRows};
             path_.multiply(tile);
-            tile.packed += call_.inter * words;
-            tile.scale += call_.inter * groups;
+            tile.packed = expert.up + first * words;
+            tile.scale = expert.up_scale + first * groups;
             tile.y = up;
             path_.multiply(tile);
             for (int64_t t = 0; t < tokens; ++t) {
@@ -262,15 +262,17 @@ class Forward {
     // in which a token's experts add up depends on its own list alone.
     void multiply_down(int64_t item, float* scratch) {
         const int64_t first = item * down_rows_, rows = std::min(down_rows_, call_.hidden - first);
-        const int64_t words = call_.inter / 8, groups = call_.inter / call_.group_size;
+        const int64_t words = call_.inter / 8;
         float* y = scratch;
         float* sums = scratch + kTileTokens * kTileRows;
         std::fill_n(sums, call_.tokens * down_rows_, 0.0f);
         for (size_t choice = 0; choice < routing_.chosen.size(); ++choice) {
-            const int64_t row = routing_.chosen[choice] * call_.hidden + first;
+            const ExpertWeights& expert = call_.weights_of[routing_.chosen[choice]];
+            const uint32_t* packed = expert.down + first * call_.down_stride;
+            const uint16_t* scale = expert.down_scale + first * call_.down_scale_stride;
             for (int64_t pair = routing_.begin[choice]; pair < routing_.begin[choice + 1]; pair += kTileTokens) {
                 const int64_t tokens = std::min(kTileTokens, routing_.begin[choice + 1] - pair);
-                path_.multiply(Tile{call_.w2 + row * words, call_.w2_scale + row * groups, rows, words, groups,
+                path_.multiply(Tile{packed, scale, rows, words, call_.down_stride, call_.down_scale_stride,
                                     call_.group_size, &act_rows_[pair], tokens, y, kTileRows});
                 for (int64_t t = 0; t < tokens; ++t) {
                     const float weight = routing_.weight[pair + t];

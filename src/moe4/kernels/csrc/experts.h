@@ -14,6 +14,13 @@ struct BadIdError : std::out_of_range {
     using std::out_of_range::out_of_range;
 };
 
+// Where one expert's matrices begin, row after row, on the boundaries of their types. Rows of gate and up lie without
+// holes; rows of down lie as far apart as Call says, so that a rank may take some columns of a larger matrix.
+struct ExpertWeights {
+    const uint32_t *gate, *up, *down;                    // [inter, hidden / 8] twice, [hidden, inter / 8]
+    const uint16_t *gate_scale, *up_scale, *down_scale;  // [inter, hidden / group_size] twice, [hidden, inter / ...]
+};
+
 // As moe4.kernels.fused_experts documents. All tensors are contiguous and have these shapes; the caller has checked.
 struct Call {
     int64_t tokens, hidden, inter, experts, top_k;
@@ -21,10 +28,9 @@ struct Call {
     Dtype dtype;               // of x and out
     const void* x;             // [tokens, hidden]
     void* out;                 // [tokens, hidden], may be x
-    const uint32_t* w13;       // [experts, 2 * inter, hidden / 8]
-    const uint16_t* w13_scale; // [experts, 2 * inter, hidden / group_size]
-    const uint32_t* w2;        // [experts, hidden, inter / 8]
-    const uint16_t* w2_scale;  // [experts, hidden, inter / group_size]
+    const ExpertWeights* weights_of;  // [experts]
+    int64_t down_stride;       // words from a row of down to the next
+    int64_t down_scale_stride; // scales from a row of down to the next
     const float* weights;      // [tokens, top_k]
     const int64_t* ids;        // [tokens, top_k]
 };

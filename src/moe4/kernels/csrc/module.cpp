@@ -56,11 +56,29 @@ T pointer(uintptr_t address) {
 void run(size_t path, int64_t tokens, int64_t hidden, int64_t inter, int64_t experts, int64_t top_k, int group_size,
          int num_threads, int dtype, uintptr_t x, uintptr_t out, uintptr_t w13, uintptr_t w13_scale, uintptr_t w2,
          uintptr_t w2_scale, uintptr_t weights, uintptr_t ids) {
+    const int64_t gate_words = inter * (hidden / 8), gate_scales = inter * (hidden / group_size);
+    const int64_t down_words = hidden * (inter / 8), down_scales = hidden * (inter / group_size);
+    std::vector<ExpertWeights> table;
+    for (int64_t e = 0; e < experts; ++e) {
+        const uint32_t* gate = pointer<const uint32_t*>(w13) + 2 * e * gate_words;
+        const uint16_t* gate_scale = pointer<const uint16_t*>(w13_scale) + 2 * e * gate_scales;
+        table.push_back({gate, gate + gate_words, pointer<const uint32_t*>(w2) + e * down_words,
+                         gate_scale, gate_scale + gate_scales, pointer<const uint16_t*>(w2_scale) + e * down_scales});
+    }
     const Call call{tokens, hidden, inter, experts, top_k, group_size, num_threads, static_cast<Dtype>(dtype),
-                    pointer<const void*>(x), pointer<void*>(out),
-                    pointer<const uint32_t*>(w13), pointer<const uint16_t*>(w13_scale),
-                    pointer<const uint32_t*>(w2), pointer<const uint16_t*>(w2_scale),
+                    pointer<const void*>(x), pointer<void*>(out), table.data(), inter / 8, inter / group_size,
                     pointer<const float*>(weights), pointer<const int64_t*>(ids)};
+    run_experts(*usable_paths().at(path), call);
+}
+
+// The same with experts anywhere in memory: `table` has six addresses an expert, in the order of ExpertWeights.
+void run_scattered(size_t path, int64_t tokens, int64_t hidden, int64_t inter, int64_t experts, int64_t top_k,
+                   int group_size, int num_threads, int dtype, uintptr_t x, uintptr_t out, uintptr_t table,
+                   int64_t down_stride, int64_t down_scale_stride, uintptr_t weights, uintptr_t ids) {
+    static_assert(sizeof(ExpertWeights) == 6 * sizeof(int64_t), "the table's rows are six 64-bit addresses");
+    const Call call{tokens, hidden, inter, experts, top_k, group_size, num_threads, static_cast<Dtype>(dtype),
+                    pointer<const void*>(x), pointer<void*>(out), pointer<const ExpertWeights*>(table),
+                    down_stride, down_scale_stride, pointer<const float*>(weights), pointer<const int64_t*>(ids)};
     run_experts(*usable_paths().at(path), call);
 }
 
@@ -79,4 +97,9 @@ NB_MODULE(_experts, module) {
                nb::arg("group_size"), nb::arg("num_threads"), nb::arg("dtype"), nb::arg("x"), nb::arg("out"),
                nb::arg("w13"), nb::arg("w13_scale"), nb::arg("w2"), nb::arg("w2_scale"), nb::arg("weights"),
                nb::arg("ids"), "Run the forward on checked pointers. Raises BadIdError.");
+    module.def("run_scattered", &moe4::run_scattered, nb::call_guard<nb::gil_scoped_release>(), nb::arg("path"),
+               nb::kw_only(), nb::arg("tokens"), nb::arg("hidden"), nb::arg("inter"), nb::arg("experts"),
+               nb::arg("top_k"), nb::arg("group_size"), nb::arg("num_threads"), nb::arg("dtype"), nb::arg("x"),
+               nb::arg("out"), nb::arg("table"), nb::arg("down_stride"), nb::arg("down_scale_stride"),
+               nb::arg("weights"), nb::arg("ids"), "The same, each expert where a table says. Raises BadIdError.");
 }

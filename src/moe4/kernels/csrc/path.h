@@ -9,10 +9,11 @@ namespace moe4 {
 // Rows of a packed matrix times tokens: y[t * y_stride + r] = sum_k weight[r][k] * x[t][k].
 struct Tile {
     const uint32_t* packed;  // [num_rows, num_words], eight codes a word
-    const uint16_t* scale;   // [num_rows, num_groups], bf16
+    const uint16_t* scale;   // [num_rows, num_words * 8 / group_size], bf16
     int64_t num_rows;
     int64_t num_words;
-    int64_t num_groups;
+    int64_t packed_stride;   // words from a row to the next
+    int64_t scale_stride;    // scales from a row to the next
     int group_size;          // 32, 64 or 128
     const void* const* x;    // one arranged row a token
     int64_t num_tokens;

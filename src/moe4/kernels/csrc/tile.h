@@ -62,8 +62,8 @@ inline void multiply_block(const Tile& tile, int64_t row, int64_t token) {
     const uint16_t* scale[R];
     const typename Ops::Elem* x[T];
     for (int r = 0; r < R; ++r) {
-        packed[r] = tile.packed + (row + r) * tile.num_words;
-        scale[r] = tile.scale + (row + r) * tile.num_groups;
+        packed[r] = tile.packed + (row + r) * tile.packed_stride;
+        scale[r] = tile.scale + (row + r) * tile.scale_stride;
     }
     for (int t = 0; t < T; ++t) x[t] = static_cast<const typename Ops::Elem*>(tile.x[token + t]);
 
@@ -75,7 +75,7 @@ inline void multiply_block(const Tile& tile, int64_t row, int64_t token) {
 
     typename Ops::Raw raw[R];
     typename Ops::Acc factor[R];
-    const int64_t block_words = R * tile.num_words;
+    const int64_t block_words = R * tile.packed_stride;
     const int64_t ahead = (kPrefetchWords + block_words - 1) / block_words * block_words;
     const int64_t num_lines = tile.num_words / Ops::kLanes;
     for (int64_t line = 0; line < num_lines; ++line) {

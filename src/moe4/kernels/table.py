@@ -1,0 +1,100 @@
+"""`table_experts`: the forward of `fused_experts` over experts that lie anywhere in memory."""
+
+import torch
+from torch import Tensor
+
+from moe4.errors import KernelError
+from moe4.kernels import _experts
+from moe4.kernels.op import GROUP_SIZES, HIDDEN_DTYPES, ID_DTYPES, PATHS, _expect, _path_index, selected_path
+
+# Columns of a table: the addresses of an expert's packed words and of their scales.
+COLUMNS = ("gate", "up", "down", "gate_scale", "up_scale", "down_scale")
+ALIGNMENTS = (4, 4, 4, 2, 2, 2)
+
+
+def table_experts(
+    hidden_states: Tensor,
+    table: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    inter: int,
+    group_size: int,
+    down_stride: int | None = None,
+    num_threads: int | None = None,
+    out: Tensor | None = None,
+    path: str | None = None,
+) -> Tensor:
+    """Return what `fused_experts` returns, to the bit, for the experts whose addresses are in `table`.
+
+    hidden_states, topk_weights, topk_ids, group_size, num_threads, out, path: as in `fused_experts`.
+    table: int64 [experts, 6], contiguous: for each expert the addresses of gate, up and down, then of their
+        scales (`COLUMNS`). Rows of an expert that no id names are not read and may hold anything.
+        gate and up: int32 [inter, hidden / 8]; their scales: bfloat16 [inter, hidden / group_size].
+        down: int32 [hidden, inter / 8], its rows `down_stride` columns apart; its scales: bfloat16
+        [hidden, inter / group_size], their rows `down_stride / group_size` apart.
+    inter: the experts' inner width.
+    down_stride: columns from a row of down to the next, for a rank that takes some columns of a wider
+        matrix; None means `inter`.
+
+    Raises KernelError if an argument is not as above. Whether the memory is mapped, and holds what it should,
+    is the caller's to know.
+    """
+    if group_size not in GROUP_SIZES:
+        raise KernelError(f"group_size: expected 32, 64 or 128, found {group_size}")
+    for name, tensor in (("hidden_states", hidden_states), ("table", table), ("topk_ids", topk_ids)):
+        if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+            raise KernelError(f"{name}: expected a tensor of 2 dimensions")
+    tokens, hidden = hidden_states.shape
+    stride = inter if down_stride is None else down_stride
+    for name, width in (("hidden_states", hidden), ("inter", inter), ("down_stride", stride)):
+        if width <= 0 or width % group_size:
+            raise KernelError(
+                f"{name}: expected a width that is a multiple of group_size {group_size}, found {width}"
+            )
+    if stride < inter:
+        raise KernelError(f"down_stride: expected at least inter, {inter}, found {stride}")
+    _expect("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
+    _expect("table", table, (table.shape[0], len(COLUMNS)), (torch.int64,), contiguous=True)
+    _expect("topk_weights", topk_weights, tuple(topk_ids.shape), (torch.float32,))
+    _expect("topk_ids", topk_ids, (tokens, topk_ids.shape[1]), ID_DTYPES)
+    if out is None:
+        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+    else:
+        _expect("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    if threads < 1:
+        raise KernelError(f"num_threads: expected at least 1, found {threads}")
+    x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
+    try:
+        _experts.run_scattered(
+            _path_index(path, "path") if path else PATHS.index(selected_path()),
+            tokens=tokens,
+            hidden=hidden,
+            inter=inter,
+            experts=table.shape[0],
+            top_k=ids.shape[1],
+            group_size=group_size,
+            num_threads=threads,
+            dtype=HIDDEN_DTYPES[x.dtype],
+            x=x.data_ptr(),
+            out=out.data_ptr(),
+            table=table.data_ptr(),
+            down_stride=stride // 8,
+            down_scale_stride=stride // group_size,
+            weights=weights.data_ptr(),
+            ids=ids.data_ptr(),
+        )
+    except _experts.BadIdError as error:
+        raise KernelError(f"topk_ids{error}") from None
+    return out
+
+
+def check_addresses(table: Tensor) -> None:
+    """Raise KernelError unless every address is on its type's boundary, which `table_experts` relies on."""
+    for column, (name, alignment) in enumerate(zip(COLUMNS, ALIGNMENTS, strict=True)):
+        wrong = (table[:, column] % alignment).nonzero()
+        if len(wrong):
+            raise KernelError(
+                f"table: expected {name} on a boundary of {alignment} bytes, expert {int(wrong[0])} is not"
+            )
