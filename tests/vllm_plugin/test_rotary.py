@@ -1,4 +1,4 @@
-"""Rotary positions through vLLM's layer on a CPU, as the plugin leaves it, against complex numbers in float64."""
+"""Rotary positions through vLLM's layer on a CPU, with the plugin, against complex numbers in float64."""
 
 import pytest
 import torch
