@@ -44,9 +44,7 @@ def search_scales(
     else:
         full = torch.maximum(high / 7, -low / 8)
     best = absmax_scales(W, group_size)
-    turned = candidates // 2 if signed else 0
-    factors = torch.linspace(1.0, shrink, candidates - turned).tolist()
-    factors += (-8 / 7 * torch.linspace(1.0, shrink, turned)).tolist()
+    factors = scale_factors(signed=signed, candidates=candidates, shrink=shrink)
     found = search_factors(W, importance, group_size, full, factors, best, SMALLEST_SCALE)
     if found is not None:
         return found
@@ -58,6 +56,14 @@ def search_scales(
         best = torch.where(better, scales, best)
         best_error = torch.where(better, error, best_error)
     return best
+
+
+def scale_factors(*, signed: bool, candidates: int, shrink: float) -> list[float]:
+    """Return the factors on the full range that are tried; half of them turn it round where it is signed."""
+    turned = candidates // 2 if signed else 0
+    factors: list[float] = torch.linspace(1.0, shrink, candidates - turned).tolist()
+    factors += (-8 / 7 * torch.linspace(1.0, shrink, turned)).tolist()
+    return factors
 
 
 def _group_error(grouped: Tensor, scales: Tensor, weight: Tensor) -> Tensor:
