@@ -10,6 +10,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 
 from moe4.vllm_plugin.experts import CpuW4A16ExpertsMethod
+from moe4.vllm_plugin.mapped_method import MappedW4A16ExpertsMethod, experts_are_mapped
 
 
 class CpuCompressedTensorsConfig(CompressedTensorsConfig):  # type: ignore[misc]  # vllm is untyped here
@@ -23,6 +24,8 @@ class CpuCompressedTensorsConfig(CompressedTensorsConfig):  # type: ignore[misc]
         if isinstance(layer, RoutedExperts):
             group_size = self._w4a16_group_size(layer, prefix)
             if group_size is not None:
+                if experts_are_mapped():
+                    return MappedW4A16ExpertsMethod(layer, group_size)
                 return CpuW4A16ExpertsMethod(layer, group_size)
         return super().get_quant_method(layer, prefix)
 

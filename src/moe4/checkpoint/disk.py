@@ -1,0 +1,119 @@
+"""What the machine offers a release: memory that is free, and how fast its disk reads."""
+
+import contextlib
+import mmap
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from moe4.checkpoint.header import Shard
+from moe4.errors import CheckpointError
+
+READ_BYTES = 4 << 20
+BLOCK_BYTES = 4096
+NUM_READERS = 8
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_memory_bytes() -> int:
+    """Return the memory this process and the page cache may still take, control groups considered."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    found += [limit for folder in _cgroup_folders() for limit in _cgroup_room(folder)]
+    return max(0, min(found))
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """Yield the folders of this process's memory control group and its parents, in either version."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = CGROUPS / "memory" if controllers else CGROUPS
+        folder = root / path.lstrip("/")
+        while True:
+            yield folder
+            if folder == root or root not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _cgroup_room(folder: Path) -> Iterator[int]:
+    """Yield the group's limit, less what it uses apart from the page cache, which gives way."""
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int((folder / limit_name).read_text())
+            used = int((folder / used_name).read_text())
+            entries = dict(line.split()[:2] for line in (folder / "memory.stat").read_text().splitlines())
+            cached = int(entries.get("total_cache", entries.get("file", 0)))
+            yield limit - max(0, used - cached)
+
+
+class DirectFile:
+    """A file that is read past the page cache, in whole blocks, by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises CheckpointError where its file system has no direct I/O."""
+        self.path = path
+        self.num_bytes = path.stat().st_size
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read with direct I/O ({error.strerror}): leave the expert cache off"
+            ) from None
+
+    def read(self, offset: int, target: memoryview) -> None:
+        """Fill `target` from `offset`, both on blocks' boundaries; what lies past the file's end is left."""
+        done = 0
+        wanted = min(len(target), self.num_bytes - offset)
+        while done < wanted:
+            count = os.preadv(self._descriptor, [target[done:]], offset + done)
+            if count <= 0:
+                raise CheckpointError(f"{self.path} ended while it was read: was it replaced? start again")
+            done += count
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def measure_disk_rate(shards: Sequence[Shard], seconds: float = 1.0) -> float | None:
+    """Return bytes a second that direct reads spread over the shards give; None where there is no direct I/O.
+
+    Takes about `seconds`. Memory: 32 MiB.
+    """
+    large = [shard for shard in shards if shard.num_bytes >= READ_BYTES]
+    if not large:
+        return None
+    with contextlib.ExitStack() as stack:
+        try:
+            files = [DirectFile(shard.path) for shard in large]
+        except CheckpointError:
+            return None
+        for file in files:
+            stack.callback(file.close)
+        end = time.monotonic() + seconds
+
+        def read_some(reader: int) -> int:
+            buffer = memoryview(mmap.mmap(-1, READ_BYTES))
+            total = 0
+            for turn in range(1 << 30):
+                file = files[(reader + turn * NUM_READERS) % len(files)]
+                # Spread over the file by an irrational step, so that no read is near the one before.
+                place = (reader * 0.7548776662 + turn * 0.6180339887) % 1
+                file.read(int(place * (file.num_bytes - READ_BYTES)) // BLOCK_BYTES * BLOCK_BYTES, buffer)
+                total += READ_BYTES
+                if time.monotonic() >= end:
+                    break
+            return total
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            total = sum(pool.map(read_some, range(NUM_READERS)))
+        return total / (time.monotonic() - began)

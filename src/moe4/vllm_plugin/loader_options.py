@@ -1,0 +1,37 @@
+"""What `--model-loader-extra-config` may say to `--load-format moe4`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from moe4.errors import ServeError
+
+LOAD_FORMAT = "moe4"
+Rest = Literal["bfloat16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderOptions:
+    """Options of the loader.
+
+    expert_cache_gb: memory for experts read with direct I/O, in 10^9 bytes; None maps them.
+    rest: the type of what is not routed experts: attention, shared experts, dense layers and the head.
+    """
+
+    expert_cache_gb: float | None = None
+    rest: Rest = "bfloat16"
+
+    def __post_init__(self) -> None:
+        budget = self.expert_cache_gb
+        if budget is not None and (
+            isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0
+        ):
+            raise ServeError(f"expert_cache_gb: expected a number above 0, found {budget!r}")
+        if self.rest not in get_args(Rest):
+            raise ServeError(f"rest: expected one of {', '.join(get_args(Rest))}, found {self.rest!r}")
+
+
+def take_options(extra: Mapping[str, Any]) -> tuple[LoaderOptions, dict[str, Any]]:
+    """Return our options and what is left for vLLM's loader. Raises ServeError."""
+    ours = {key: value for key, value in extra.items() if key in LoaderOptions.__dataclass_fields__}
+    return LoaderOptions(**ours), {key: value for key, value in extra.items() if key not in ours}
