@@ -15,6 +15,12 @@ from moe4.gptq.solver import relative_error, solve
 CPP_PATHS = [path for path in PATHS if path != "torch"]
 
 
+@pytest.fixture(autouse=True)
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops are compared here; what bf16 does to the products around them is for test_products.py."""
+    monkeypatch.setenv("MOE4_PRODUCTS", "float32")
+
+
 def problem(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Weights [rows, size] and a Hessian of correlated inputs, float64."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,35 +16,54 @@ from torch import Tensor
 
 from moe4.gptq.columns import MAX_COLUMNS, solve_block
 from moe4.gptq.grid import to_bf16_grid
+from moe4.gptq.products import product_dtype
 
 LARGEST_STEP = 2.0  # a scale may not grow or shrink by more at a time; keeps a group of zeros at zero
 
 
 def descend(
-    W: Tensor, codes: Tensor, scales: Tensor, H: Tensor, added: Tensor, sweeps: int
+    W: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    H: Tensor,
+    added: Tensor,
+    sweeps: int,
+    gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (codes int8 [out, in], scales [out, in / group]) after `sweeps` passes over the groups.
 
-    A pass costs as much as two GPTQ solves. Peak memory: three times W beside what is given.
+    `gradient` is G if it is known, float32 [in, out], and is overwritten. Peak memory: four times W and once
+    H beside what is given.
+
+    Products have the operands of `product_dtype`. In bf16 that is fine enough, because they carry what a
+    sweep *changed*, which no other term cancels.
     """
     num_columns = W.shape[1]
     group_size = num_columns // scales.shape[1]
     assert group_size <= MAX_COLUMNS
     Wt, C, S = W.T.contiguous(), codes.T.contiguous(), scales.T.contiguous()
     D = Wt - C * S.repeat_interleave(group_size, dim=0)
+    G = gradient if gradient is not None else (H @ D).addcmul_(added.unsqueeze(1), D)
+    fast = H.to(product_dtype(W), copy=True)
+    fast.diagonal().add_(added)
+    # What G has not heard of: this sweep's change of the groups before the one at hand, the last's of others.
+    change = torch.zeros_like(D, dtype=fast.dtype)
     one_group = torch.zeros(group_size, dtype=torch.int64, device=W.device)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         for group in range(scales.shape[1]):
             here = slice(group * group_size, (group + 1) * group_size)
+            heard = slice(num_columns if sweep else here.start)
+            G[here] += fast[here, heard] @ change[heard]
             square = H[here, here] + added[here].diag()
-            others = H[here, : here.start] @ D[: here.start]
-            others.addmm_(H[here, here.stop :], D[here.stop :])
+            before = D[here].clone()
+            others = torch.addmm(G[here], square, before, alpha=-1)
             _refit(Wt[here], C[here], S[group], D[here], others, square)
             # The columns of a group after j still have their old loss when j's turn comes; those before it,
             # which solve_block takes account of, have their new one.
             missed = others.addmm_(square.triu(1), D[here])
             D[here] = Wt[here]
             solve_block(D[here], missed, C[here], S[group : group + 1], one_group, square)
+            change[here] = D[here] - before
     return C.T.contiguous(), S.T.contiguous()
 
 

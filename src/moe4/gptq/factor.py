@@ -39,6 +39,18 @@ def damped_factor(H: Tensor, order: Tensor, damping: float) -> tuple[Tensor, flo
         tried = min(10 * tried, MAX_DAMPING)
 
 
+def times_factor(R: Tensor, P: Tensor, order: Tensor) -> Tensor:
+    """Return R P, float32 [in, out], its rows back in the columns' own order; P [in, out] in any float dtype.
+
+    With P = R^T D that is H D, for half the operations; no terms cancel in it, so P may be bf16.
+    """
+    result = torch.empty_like(P, dtype=R.dtype)
+    for start in range(0, R.shape[0], BLOCK_COLUMNS):
+        here = slice(start, start + BLOCK_COLUMNS)
+        result[order[here]] = (R[here, start:].to(P.dtype) @ P[start:]).to(R.dtype)
+    return result
+
+
 def weighted_square(D: Tensor, H: Tensor | None) -> float:
     """Return tr(D H D^T), D [out, in]; H is the identity if None. Takes half the product: H is symmetric."""
     if H is None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moe4.errors import CalibrationError
+from moe4.gptq.products import HAS_BF16, add_gram, product_dtype
 
 ROWS_AT_ONCE = 4096
 BLOCK_COLUMNS = 1024
@@ -15,7 +16,7 @@ BLOCK_COLUMNS = 1024
 class Hessian:
     """Accumulate H over tokens, in float32 (float64 for float64 input).
 
-    `sum` is whole on and below the diagonal's blocks of BLOCK_COLUMNS; `mean` fills in the rest.
+    `sum` is whole on and below the diagonal; `mean` fills in the rest.
     """
 
     def __init__(
@@ -38,10 +39,15 @@ class Hessian:
         Raises CalibrationError if a value is not finite.
         """
         for start in range(0, x.shape[0], ROWS_AT_ONCE):
-            rows = x[start : start + ROWS_AT_ONCE].to(self.sum.dtype)
+            rows = x[start : start + ROWS_AT_ONCE]
             if weights is None:
                 self.weight += rows.shape[0]
+                if rows.dtype == product_dtype(self.sum) == torch.bfloat16 and HAS_BF16:
+                    add_gram(self.sum, rows)
+                    continue
+                rows = rows.to(self.sum.dtype)
             else:
+                rows = rows.to(self.sum.dtype)
                 w = weights[start : start + ROWS_AT_ONCE].to(self.sum.dtype)
                 self.weight += float(w.sum())
                 rows = rows * w.sqrt().unsqueeze(1)
@@ -55,9 +61,10 @@ class Hessian:
     def mean(self) -> Tensor:
         """Return H [in, in]; zeros if no token was added."""
         H = self.sum * (2.0 / self.weight if self.weight else 0.0)
-        for first in range(BLOCK_COLUMNS, H.shape[0], BLOCK_COLUMNS):
+        for first in range(0, H.shape[0], BLOCK_COLUMNS):
             here = slice(first, first + BLOCK_COLUMNS)
             H[:first, here] = H[here, :first].T
+            H[here, here] = H[here, here].tril() + H[here, here].tril(-1).T
         return H
 
 

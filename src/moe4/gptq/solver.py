@@ -19,11 +19,13 @@ from torch import Tensor
 from moe4.checkpoint.packed import dequantize
 from moe4.gptq.columns import MAX_COLUMNS, solve_block
 from moe4.gptq.descent import descend
-from moe4.gptq.factor import damped_factor, weighted_square
+from moe4.gptq.factor import damped_factor, times_factor, weighted_square
 from moe4.gptq.grid import absmax_scales, round_to_grid, search_scales
+from moe4.gptq.products import product_dtype
 from moe4.recipe import Gptq
 
 BLOCK_COLUMNS = MAX_COLUMNS
+AUDITED_ROWS = 256  # of a matrix, whose errors stand for all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +61,7 @@ class QuantizedMatrix:
     method: str
     """`gptq`, or `rtn` where that was asked for or was not worse."""
     error: float
-    """tr((W - Q) H (W - Q)^T) / tr(W H W^T); with H the identity if there was none."""
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T) over `Audit`'s rows; with H the identity if there was none."""
     rtn_error: float
     """The same for plain round to nearest."""
     fallback: str | None = None
@@ -83,13 +85,30 @@ def factorize(H: Tensor, settings: Gptq) -> Factor:
     return Factor(H=H, order=order, R=R, damping=damping)
 
 
-def quantize_rtn(
-    W: Tensor, group_size: int, H: Tensor | None = None, whole: float | None = None
-) -> QuantizedMatrix:
-    """Round W, float32 [out, in], to nearest. `whole` as in `relative_error`."""
+class Audit:
+    """Errors of one matrix, over AUDITED_ROWS of its rows if it has more, evenly spaced, the same each time.
+
+    All rows meet the same inputs, so some hundreds tell a mean to a per cent or two, for a fraction of the
+    product with H that all of them would take.
+    """
+
+    def __init__(self, W: Tensor, H: Tensor | None = None) -> None:
+        count = min(W.shape[0], AUDITED_ROWS)
+        self._rows = torch.arange(count, device=W.device) * W.shape[0] // count
+        self._W, self._H = W[self._rows], H
+        self._whole = weighted_square(self._W, H)
+
+    def error(self, codes: Tensor, scales: Tensor) -> float:
+        """Return `relative_error` of codes [out, in] and scales [out, in / group] on the audited rows."""
+        Q = dequantize(codes[self._rows], scales[self._rows])
+        return relative_error(self._W, Q, self._H, self._whole)
+
+
+def quantize_rtn(W: Tensor, group_size: int, audit: Audit | None = None) -> QuantizedMatrix:
+    """Round W, float32 [out, in], to nearest. Without an audit, errors are of W itself."""
     scales = absmax_scales(W, group_size)
     codes = round_to_grid(W, scales)
-    error = relative_error(W, dequantize(codes, scales), H, whole)
+    error = (audit or Audit(W)).error(codes, scales)
     return QuantizedMatrix(codes=codes, scales=scales, method="rtn", error=error, rtn_error=error)
 
 
@@ -100,8 +119,8 @@ def quantize_gptq(
 
     A matrix falls back to round to nearest where GPTQ has no smaller error, and says so.
     """
-    wholes = [weighted_square(W, factor.H) for W in matrices]
-    plain = [quantize_rtn(W, group_size, factor.H, whole) for W, whole in zip(matrices, wholes, strict=True)]
+    audits = [Audit(W, factor.H) for W in matrices]
+    plain = [quantize_rtn(W, group_size, audit) for W, audit in zip(matrices, audits, strict=True)]
     if factor.R is None:
         reason = "the Hessian is zero or could not be factored"
         return [_with_fallback(result, reason) for result in plain]
@@ -114,15 +133,20 @@ def quantize_gptq(
         candidates=settings.scale_candidates,
         shrink=settings.scale_shrink,
     )
-    codes = solve(W, scales, factor.R, factor.order)
     if settings.descent_sweeps:
-        codes, scales = descend(W, codes, scales, factor.H, factor.added(), settings.descent_sweeps)
+        left = W.new_empty(W.shape[::-1], dtype=product_dtype(W))
+        codes = solve(W, scales, factor.R, factor.order, left)
+        gradient = times_factor(factor.R, left, factor.order)
+        del left
+        codes, scales = descend(W, codes, scales, factor.H, factor.added(), settings.descent_sweeps, gradient)
+    else:
+        codes = solve(W, scales, factor.R, factor.order)
     raised = factor.damping if factor.damping > settings.damping else None
     results, start = [], 0
-    for original, rtn, whole in zip(matrices, plain, wholes, strict=True):
+    for original, rtn, audit in zip(matrices, plain, audits, strict=True):
         rows = slice(start, start + original.shape[0])
         start = rows.stop
-        error = relative_error(original, dequantize(codes[rows], scales[rows]), factor.H, whole)
+        error = audit.error(codes[rows], scales[rows])
         if error < rtn.error:
             result = QuantizedMatrix(
                 codes=codes[rows],
@@ -138,21 +162,30 @@ def quantize_gptq(
     return results
 
 
-def solve(W: Tensor, scales: Tensor, R: Tensor, order: Tensor) -> Tensor:
+def solve(W: Tensor, scales: Tensor, R: Tensor, order: Tensor, left: Tensor | None = None) -> Tensor:
     """Return GPTQ's codes, int8 [out, in], on fixed scales [out, in / group].
 
+    Writes R^T D to `left` [in, out], its rows in the order of R, if that is given: the loss is its square.
+
     Works on a transposed, permuted copy of W, so that a column is contiguous. What earlier blocks of columns
-    left comes to a block in one product; within it `columns.py` takes the columns in turn.
+    left comes to a block in one product, with operands of `product_dtype`: in bf16 its error moves a column's
+    target by some hundredths of a step (docs/log.md). Within a block `columns.py` takes the columns in turn.
     """
     num_columns = W.shape[1]
     D = W.T.contiguous()[order]
     groups = torch.div(order, num_columns // scales.shape[1], rounding_mode="floor")
     S = scales.T.contiguous()
     codes = torch.empty(D.shape, dtype=torch.int8, device=W.device)
+    fast = product_dtype(W)
+    lost = D if fast == D.dtype else torch.empty_like(D, dtype=fast)
     for start in range(0, num_columns, BLOCK_COLUMNS):
         here = slice(start, min(start + BLOCK_COLUMNS, num_columns))
-        missed = R[:start, here].T @ D[:start]
+        missed = (R[:start, here].to(fast).T @ lost[:start]).to(D.dtype)
+        before = missed.clone() if left is not None else missed
         solve_block(D[here], missed, codes[here], S, groups[here], R[here, here])
+        lost[here] = D[here]
+        if left is not None:
+            left[here] = before.addmm_(R[here, here].T, D[here])
     return codes[torch.argsort(order)].T.contiguous()
 
 

@@ -10,6 +10,7 @@
 
 #include "../../kernels/csrc/threads.h"
 #include "columns.h"
+#include "gram.h"
 
 namespace nb = nanobind;
 
@@ -70,6 +71,35 @@ void run_rows(void (*function)(const Work&, int64_t, int64_t), const Work& work,
     run_on_threads(&Job<Work>::take, &job, num_threads);
 }
 
+// Blocks of the lower triangle are dealt out row of panels by row of panels, the longest first.
+struct GramJob {
+    const Gram* gram;
+    int64_t num_panels;
+    std::atomic<int64_t> next{0};
+
+    static void take(void* data) {
+#ifdef MOE4_HAVE_AVX512_BF16
+        GramJob& job = *static_cast<GramJob*>(data);
+        for (;;) {
+            const int64_t row = job.num_panels - 1 - job.next.fetch_add(1);
+            if (row < 0) return;
+            for (int64_t column = 0; column <= row; ++column) add_gram_block(*job.gram, row, column);
+        }
+#else
+        static_cast<void>(data);
+#endif
+    }
+};
+
+bool has_bf16() {
+#ifdef MOE4_HAVE_AVX512_BF16
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+#else
+    return false;
+#endif
+}
+
 template <class T>
 T pointer(uintptr_t address) {
     return reinterpret_cast<T>(address);
@@ -92,11 +122,22 @@ void search_scales(size_t path, int num_threads, int64_t num_rows, int64_t num_g
     run_rows(usable_paths().at(path)->search, search, num_threads);
 }
 
+void add_gram(int num_threads, int64_t num_pairs, int64_t size, uintptr_t panels, uintptr_t total) {
+    const Gram gram{num_pairs, size, pointer<const uint32_t*>(panels), pointer<float*>(total)};
+    GramJob job{&gram, (size + kPanelColumns - 1) / kPanelColumns};
+    run_on_threads(&GramJob::take, &job, num_threads);
+}
+
 }  // namespace
 }  // namespace moe4
 
 NB_MODULE(_columns, module) {
     module.attr("MAX_COLUMNS") = moe4::kMaxColumns;
+    module.attr("PANEL_COLUMNS") = moe4::kPanelColumns;
+    module.def("has_bf16", &moe4::has_bf16, "Whether add_gram can run here.");
+    module.def("add_gram", &moe4::add_gram, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
+               nb::arg("num_threads"), nb::arg("num_pairs"), nb::arg("size"), nb::arg("panels"), nb::arg("total"),
+               "Add x^T x on checked pointers; only where has_bf16().");
     module.def("path_names", &moe4::path_names, "Names of the paths this machine can run, fastest first.");
     module.def("solve_block", &moe4::solve_block, nb::call_guard<nb::gil_scoped_release>(), nb::arg("path"),
                nb::kw_only(), nb::arg("num_threads"), nb::arg("num_columns"), nb::arg("num_rows"), nb::arg("stride"),
