@@ -10,12 +10,10 @@ import logging
 import math
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine import run_engine
+from engine import Answers, run_engines
 from generate import NUM_BEST
 from model_fixtures import (
     REFERENCE_MODEL,
@@ -96,23 +94,26 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def plain_answers(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    answers, log = run_engine(
-        REFERENCE_MODEL, prompts, tmp_path_factory.mktemp("plain"), max_tokens=NUM_TOKENS
-    )
-    assert PLUGIN_AT_WORK not in log  # the plugin is loaded and has nothing to do
-    return answers
+def answers(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
+    """What k2-tiny, its release and the release's weights, decoded, say to the prompts."""
+    work = tmp_path_factory.mktemp("greedy")
+    release = write_rounded_release(REFERENCE_MODEL, work / "release")
+    models = {
+        "plain": REFERENCE_MODEL,
+        "packed": release,
+        "decoded": write_dequantized_twin(release, work / "decoded"),
+    }
+    requests = [{"model": model, "prompts": prompts, "max_tokens": NUM_TOKENS} for model in models.values()]
+    found = {}
+    for name, (answer, log) in zip(models, run_engines(requests, work / "engines"), strict=True):
+        assert (PLUGIN_AT_WORK in log) == (name == "packed")  # it is loaded and has nothing to do elsewhere
+        found[name] = answer
+    return found
 
 
-def test_packed_weights_give_the_tokens_of_decoded_weights(prompts: list[list[int]], tmp_path: Path) -> None:
-    release = write_rounded_release(REFERENCE_MODEL, tmp_path / "release")
-    twin = write_dequantized_twin(release, tmp_path / "twin")
-    packed, log = run_engine(release, prompts, tmp_path / "packed", max_tokens=NUM_TOKENS)
-    assert PLUGIN_AT_WORK in log
-    decoded, log = run_engine(twin, prompts, tmp_path / "decoded", max_tokens=NUM_TOKENS)
-    assert PLUGIN_AT_WORK not in log
+def test_packed_weights_give_the_tokens_of_decoded_weights(answers: dict[str, Answers]) -> None:
     comparison = Comparison()
-    for left, right in zip(packed, decoded, strict=True):
+    for left, right in zip(answers["packed"], answers["decoded"], strict=True):
         for ours, theirs in zip(left["steps"], right["steps"], strict=True):
             if not comparison.compare(best_of(ours), best_of(theirs)):
                 break
@@ -121,13 +122,11 @@ def test_packed_weights_give_the_tokens_of_decoded_weights(prompts: list[list[in
     comparison.check()
 
 
-def test_transformers_gives_the_tokens_of_vllm(
-    prompts: list[list[int]], plain_answers: list[dict[str, Any]]
-) -> None:
+def test_transformers_gives_the_tokens_of_vllm(prompts: list[list[int]], answers: dict[str, Answers]) -> None:
     """Transformers follows vLLM's tokens, so that every position has an equal prefix."""
     model = load_in_transformers(REFERENCE_MODEL, torch.bfloat16)
     comparison = Comparison()
-    for prompt, answer in zip(prompts, plain_answers, strict=True):
+    for prompt, answer in zip(prompts, answers["plain"], strict=True):
         rows = next_token_logprobs(model, prompt + answer["tokens"])[len(prompt) - 1 : -1]
         same = True
         for step, row in zip(answer["steps"], rows, strict=True):
