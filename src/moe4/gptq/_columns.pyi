@@ -1,6 +1,9 @@
 MAX_COLUMNS: int
+PANEL_COLUMNS: int
 
 def path_names() -> list[str]: ...
+def has_bf16() -> bool: ...
+def add_gram(*, num_threads: int, num_pairs: int, size: int, panels: int, total: int) -> None: ...
 def solve_block(
     path: int,
     *,
