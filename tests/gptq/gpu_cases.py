@@ -132,7 +132,7 @@ def test_cholesky_of_a_batch_names_what_does_not_factor() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16x3"])
-@pytest.mark.parametrize(("size", "group_size", "sweeps"), [(384, 128, 1), (96, 32, 2)])
+@pytest.mark.parametrize(("size", "group_size", "sweeps"), [(384, 128, 1), (64, 64, 2), (96, 32, 2)])
 def test_a_batch_is_quantized_as_the_cpu_does_it(
     precision: Precision, size: int, group_size: int, sweeps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

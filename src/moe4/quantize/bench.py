@@ -41,12 +41,14 @@ class Workbench:
         return result.dequantize().to(self.network.compute_dtype)
 
 
-def stored_tensors(weight: QuantizedWeight, result: QuantizedMatrix) -> dict[str, Tensor]:
+def stored_tensors(
+    weight: QuantizedWeight, result: QuantizedMatrix, to_host: Callable[[Tensor], Tensor] = Tensor.cpu
+) -> dict[str, Tensor]:
     """Return a matrix as `weight_packed`, `weight_scale` and `weight_shape`, by full name, on the CPU."""
     base = weight.name.removesuffix("weight")
     return {
-        base + "weight_packed": pack(result.codes).cpu(),
-        base + "weight_scale": result.scales.to(torch.bfloat16).cpu(),
+        base + "weight_packed": to_host(pack(result.codes)),
+        base + "weight_scale": to_host(result.scales.to(torch.bfloat16)),
         base + "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
     }
 

@@ -86,11 +86,20 @@ def quantize_layer_gptq(
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
         del module, runner
-        ExpertStream(bench, plan.experts, layer, routing).run(total, writer, record)
+        stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.step_done(f"layer {layer + 1}")
     return record, total
+
+
+def stream_class(device: torch.device) -> type[ExpertStream]:
+    """Return what quantizes experts on a device: one after another, or on a GPU in batches."""
+    if device.type != "cuda":
+        return ExpertStream
+    from moe4.quantize.gpu_stream import GpuExpertStream  # it needs Triton
+
+    return GpuExpertStream
 
 
 def _quantize_linears(

@@ -74,3 +74,10 @@ def cholesky_(A: Tensor) -> Tensor:
             inverse = torch.linalg.solve_triangular(L, eye, upper=False)
             A[:, stop:, start:stop] = torch.bmm(A[:, stop:, start:stop], inverse.mT)
     return fine & torch.isfinite(A.diagonal(dim1=1, dim2=2)).all(1)
+
+
+def add_gram_(total: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Add sum_i w_i x_i x_i^T of tokens x [tokens, in] to `total`, float32 [in, in]; return it."""
+    if weights is not None:
+        x = x.float() * weights.sqrt().unsqueeze(1)
+    return total.add_(gram(x))

@@ -161,7 +161,7 @@ class BatchSolver:
                     slice(first - start, last - start),
                     first // self.group_size,
                 )
-                square = H[:, here, here].contiguous()
+                square = H[:, here, here].clone(memory_format=torch.contiguous_format)  # even of all of H
                 before = D[:, here].clone()
                 others = G[:, block] - torch.bmm(square, before)
                 square.diagonal(dim1=1, dim2=2).add_(added[:, here])
