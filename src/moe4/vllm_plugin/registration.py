@@ -34,7 +34,7 @@ def register() -> None:
     try:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
-        from moe4.vllm_plugin import loader, rotary  # noqa: F401  # they register themselves
+        from moe4.vllm_plugin import loader, mla, rotary  # noqa: F401  # they register themselves
         from moe4.vllm_plugin.config import CpuCompressedTensorsConfig
     except (ImportError, AttributeError) as error:
         logger.error(
