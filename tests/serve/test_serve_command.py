@@ -1,5 +1,6 @@
 """The vLLM command that is built from a model, a machine and the user's options."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_cpu_command_in_full() -> None:
     assert build().shell_line() == (
         "VLLM_CPU_KVCACHE_SPACE=1 vllm serve out/tiny --host 127.0.0.1 --port 8000 --served-model-name tiny "
         "--max-model-len 4096 --enable-auto-tool-choice --tool-call-parser kimi_k2 --dtype bfloat16 "
-        "--enforce-eager"
+        "--enforce-eager --load-format moe4"
     )
 
 
@@ -145,3 +146,28 @@ def test_shell_line_can_be_pasted() -> None:
     model = {**TINY, "folder": Path("a folder/x'y"), "name": "x'y"}
     words = shlex.split(build(model).shell_line())
     assert words[1:4] == ["vllm", "serve", "a folder/x'y"]
+
+
+def test_only_w4a16_experts_on_a_cpu_are_mapped() -> None:
+    assert "--load-format moe4" in build().shell_line()
+    assert "--load-format" not in build(device="gpu").shell_line()
+    assert "--load-format" not in build({**TINY, "group_size": None}).shell_line()
+    assert "--load-format" not in build({**TINY, "expert_width": None}).shell_line()
+    assert build(TINY, "--load-format=auto").shell_line().count("load-format") == 1
+
+
+def test_the_loaders_options_reach_it() -> None:
+    built = build(rest="int8", expert_cache_gb=1.5)
+    extra = built.arguments[built.arguments.index("--model-loader-extra-config") + 1]
+    assert json.loads(extra) == {"expert_cache_gb": 1.5, "rest": "int8"}
+    assert "--model-loader-extra-config" not in build().arguments
+    for options, reason in (
+        ({"rest": "int4"}, "--rest int4 is not one of bfloat16, int8"),
+        ({"expert_cache_gb": 0.0}, "--expert-cache 0 is not above 0"),
+        ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
+        ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),
+    ):
+        with pytest.raises(ServeError, match=reason):
+            build(**options)
+    with pytest.raises(ServeError, match="belong to --load-format moe4"):
+        build(TINY, "--load-format", "auto", rest="int8")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from moe4.checkpoint.header import Shard
 from moe4.errors import CheckpointError
 
 READ_BYTES = 4 << 20
@@ -83,17 +82,17 @@ class DirectFile:
         os.close(self._descriptor)
 
 
-def measure_disk_rate(shards: Sequence[Shard], seconds: float = 1.0) -> float | None:
-    """Return bytes a second that direct reads spread over the shards give; None where there is no direct I/O.
+def measure_disk_rate(paths: Sequence[Path], seconds: float = 1.0) -> float | None:
+    """Return bytes a second that direct reads spread over the files give; None where there is no direct I/O.
 
     Takes about `seconds`. Memory: 32 MiB.
     """
-    large = [shard for shard in shards if shard.num_bytes >= READ_BYTES]
+    large = [path for path in paths if path.stat().st_size >= READ_BYTES]
     if not large:
         return None
     with contextlib.ExitStack() as stack:
         try:
-            files = [DirectFile(shard.path) for shard in large]
+            files = [DirectFile(path) for path in large]
         except CheckpointError:
             return None
         for file in files:

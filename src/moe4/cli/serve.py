@@ -30,6 +30,21 @@ def command(
         int,
         typer.Option("--tensor-parallel-size", "-tp", help="GPUs (or CPU ranks) to split the model over."),
     ] = 1,
+    rest: Annotated[
+        str,
+        typer.Option(
+            help="On a CPU, the type of all that is not routed experts: bfloat16, or int8 at a small loss.",
+            metavar="TYPE",
+        ),
+    ] = "bfloat16",
+    expert_cache: Annotated[
+        float | None,
+        typer.Option(
+            help="On a CPU, for a release larger than memory: GB of memory for experts, which are then read "
+            "past the system's cache.",
+            metavar="GB",
+        ),
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help="File for vLLM's log; a temporary one if not given.")
     ] = None,
@@ -58,6 +73,8 @@ def command(
         port=port if print_command else free_port(host, port),
         max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
+        expert_cache_gb=expert_cache,
+        rest=rest,
         extra=tuple(context.args),
     )
     built = build_command(model, machine, options, dict(os.environ))

@@ -1,5 +1,6 @@
 """The vLLM command that serves a model: pure functions of the model, the machine and the user's options."""
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -15,16 +16,22 @@ if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can 
 GIB = 1 << 30
 # Whole conversations the CPU's cache has room for, where memory allows: vLLM's unit is the GiB.
 CACHED_CONVERSATIONS = 8
+LOAD_FORMAT = "moe4"  # as moe4.vllm_plugin registers it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeOptions:
-    """What the user asked for. `extra` goes to vLLM as it is and wins over what moe4 would choose."""
+    """What the user asked for. `extra` goes to vLLM as it is and wins over what moe4 would choose.
+
+    expert_cache_gb, rest: options of `--load-format moe4` (docs/loading.md).
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
+    expert_cache_gb: float | None = None
+    rest: str = "bfloat16"
     extra: tuple[str, ...] = ()
 
 
@@ -79,7 +86,17 @@ def build_command(
         stages = _whole(_value(extra, "--pipeline-parallel-size") or _value(extra, "-pp") or "1")
         if stages == 1:  # vLLM 0.32 makes a later stage's input buffers only while it compiles
             defaults.append(("--enforce-eager", None))
+        if model.group_size is not None and model.expert_width is not None:
+            defaults.append(("--load-format", LOAD_FORMAT))
         variables = _cpu_variables(model, host, ranks * max(1, stages), max_model_len)
+    loader = _loader_options(options)
+    if loader:
+        if (_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
+            raise ServeError(
+                f"--rest and --expert-cache belong to --load-format {LOAD_FORMAT}, which is for W4A16 "
+                f"experts on CPUs; {model.name} is to be loaded in another way"
+            )
+        defaults.append(("--model-loader-extra-config", json.dumps(loader)))
     for flag, value in defaults:
         if not _has(extra, flag):
             arguments += [flag] if value is None else [flag, value]
@@ -90,6 +107,20 @@ def build_command(
         model_name=name,
         url=f"http://{address}:{options.port}/v1",
     )
+
+
+def _loader_options(options: ServeOptions) -> dict[str, object]:
+    """Return what the user asked of `--load-format moe4`."""
+    wanted: dict[str, object] = {}
+    if options.expert_cache_gb is not None:
+        if options.expert_cache_gb <= 0:
+            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is not above 0")
+        wanted["expert_cache_gb"] = options.expert_cache_gb
+    if options.rest != "bfloat16":
+        if options.rest != "int8":
+            raise ServeError(f"--rest {options.rest} is not one of bfloat16, int8")
+        wanted["rest"] = options.rest
+    return wanted
 
 
 def _check_ranks(model: "ServedModel", ranks: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
 from moe4.errors import CheckpointError, MissingFileError
-from moe4.model.inventory import kv_bytes_per_token, w4a16_group_size
+from moe4.model.inventory import expert_width, kv_bytes_per_token, num_routed_experts, w4a16_group_size
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
 JOURNAL = Path(".moe4") / "journal.jsonl"
@@ -56,7 +56,7 @@ def read_served_model(folder: Path) -> ServedModel:
         folder=folder,
         name=folder.resolve().name,
         max_position_embeddings=int(config.get("max_position_embeddings") or 4096),
-        expert_width=config.get("moe_intermediate_size"),
+        expert_width=expert_width(config) if num_routed_experts(config) else None,
         group_size=w4a16_group_size(config),
         kv_bytes_per_token=kv_bytes_per_token(config),
         uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Container, Generator
+from collections.abc import Container, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from moe4.checkpoint.disk import available_memory_bytes, measure_disk_rate
 from moe4.checkpoint.header import Shard, StoredTensor, read_shard
-from moe4.checkpoint.mapping import PAGE_BYTES, MappedShard
+from moe4.checkpoint.mapping import MappedShard
 from moe4.errors import ServeError
+from moe4.vllm_plugin.int8 import convert_rest
 from moe4.vllm_plugin.loader_log import say_what_was_mapped, warn_of_speed
 from moe4.vllm_plugin.loader_options import LOAD_FORMAT, take_options
-from moe4.vllm_plugin.mapped_layer import map_layer
+from moe4.vllm_plugin.mapped_cache import ExpertCache, LayerOfCache
+from moe4.vllm_plugin.mapped_layer import ExpertLayout, MappedLayer, map_layer
 from moe4.vllm_plugin.mapped_method import MappedW4A16ExpertsMethod
 from moe4.vllm_plugin.mapped_ops import add_supply
-from moe4.vllm_plugin.mapped_supply import ReadAhead
+from moe4.vllm_plugin.mapped_supply import ReadAhead, Supply
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -37,9 +39,11 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
         self._mapped_names: set[str] = set()
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Map the routed experts, then load what is left."""
+        """Map the routed experts, then load what is left, and convert it if that was asked for."""
         self._map_experts(model, model_config)
         super().load_weights(model, model_config)
+        if self.options.rest == "int8":
+            convert_rest(model)
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source
@@ -85,20 +89,42 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
                     shards[file] = shard
                     self._mapped_names.add(name)
         maps = {path: MappedShard(shard) for path, shard in shards.items()}
-        mapped = [map_layer(layer.quant_method.layout(layer), stored, maps) for layer in layers.values()]
-        free = available_memory_bytes()
-        fits = sum(layer.num_bytes for layer in mapped) <= free
-        step = min((shard.readahead_bytes for shard in maps.values()), default=PAGE_BYTES)
-        for module, layer in zip(layers.values(), mapped, strict=True):
-            supply = add_supply(ReadAhead(layer.table, layer.ranges, step, once=fits))
-            module.quant_method.attach(module, layer, supply)
+        modules = list(layers.values())
+        layouts = [module.quant_method.layout(module) for module in modules]
+        mapped = [map_layer(layout, stored, maps) for layout in layouts]
         say_what_was_mapped(mapped, time.perf_counter() - began)
+        supplies = self._supplies(modules, layouts, mapped, maps)
+        for module, layer, supply in zip(modules, mapped, supplies, strict=True):
+            module.quant_method.attach(module, layer, add_supply(supply))
+
+    def _supplies(
+        self,
+        modules: Sequence[Any],
+        layouts: Sequence[ExpertLayout],
+        mapped: Sequence[MappedLayer],
+        maps: Mapping[Path, MappedShard],
+    ) -> Sequence[Supply]:
+        """Return what brings each layer's experts into memory; warn where a disk will set the speed."""
+        total, free = sum(layer.num_bytes for layer in mapped), available_memory_bytes()
+        budget = self.options.expert_cache_gb
+        kept = free if budget is None else int(budget * 1e9)
+        fits = total <= kept
         if not fits:
-            shares = [
+            experts_per_token = [
                 module.top_k * len(layer.stored) / module.global_num_experts
-                for module, layer in zip(layers.values(), mapped, strict=True)
+                for module, layer in zip(modules, mapped, strict=True)
             ]
-            warn_of_speed(mapped, shares, free, measure_disk_rate(list(shards.values())))
+            warn_of_speed(mapped, experts_per_token, kept, measure_disk_rate(list(maps)))
+        if budget is not None:
+            cache = ExpertCache(
+                list(zip(layouts, mapped, strict=True)), kept, max(module.top_k for module in modules)
+            )
+            return [LayerOfCache(cache, number) for number in range(len(mapped))]
+        if not fits:
+            for shard in maps.values():
+                shard.advise_random()
+        step = min(shard.readahead_bytes for shard in maps.values())
+        return [ReadAhead(layer.table, layer.ranges, step, once=fits) for layer in mapped]
 
 
 def _is_expert_of(name: str, layers: Container[str]) -> bool:

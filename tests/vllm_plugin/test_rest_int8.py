@@ -1,0 +1,77 @@
+"""`rest: int8`: 8-bit weights beside the routed experts, against float64."""
+
+import pytest
+import torch
+
+from moe4.vllm_plugin.loader_options import LoaderOptions
+
+pytestmark = pytest.mark.vllm
+
+
+def random_weight(rows: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator)
+    return weight.to(torch.bfloat16)
+
+
+def test_codes_are_the_nearest() -> None:
+    from moe4.vllm_plugin.int8 import quantize_rows
+
+    weight = random_weight(1500, 64)
+    weight[3] = 0
+    codes, scales = quantize_rows(weight)
+    decoded = codes.double() * scales.double().unsqueeze(1)
+    # Half a step, and for the row's largest what rounding the scale to bfloat16 (2^-9 of it) takes away.
+    bound = scales.double() / 2 + 127 * scales.double() * 2.0**-8
+    assert bool(((decoded - weight.double()).abs() <= bound.unsqueeze(1)).all())
+    typical = (decoded - weight.double()).abs() / scales.double().unsqueeze(1)
+    assert typical[weight[:, 0] != 0].mean() < 0.26  # of a step: a quarter on the average
+    assert codes[3].eq(0).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (96, 256), (2560, 256), (576, 512)])
+def test_product_agrees_with_float64(tokens: int, rows: int, columns: int) -> None:
+    from moe4.vllm_plugin.int8 import int8_linear, quantize_rows
+
+    codes, scales = quantize_rows(random_weight(rows, columns))
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    result = int8_linear(x, codes, scales)
+    assert result.dtype == torch.bfloat16
+    weight = codes.double() * scales.double().unsqueeze(1)
+    expected = x.double() @ weight.T
+    # Products are exact in float32, sums of up to 512 of them are within 512 * 2^-24 of their magnitudes; the
+    # result is rounded to bfloat16 once, or twice where the scale comes after the product.
+    magnitude = x.double().abs() @ weight.abs().T
+    bound = columns * 2.0**-24 * magnitude + 2.1 * 2.0**-8 * expected.abs()
+    assert bool(((result.double() - expected).abs() <= bound).all())
+
+
+def test_what_is_converted_and_what_is_kept() -> None:
+    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+    from moe4.errors import ServeError
+    from moe4.vllm_plugin.int8 import Int8LinearMethod, convert_rest
+
+    class Linear(LinearBase):  # type: ignore[misc]
+        """A layer as vLLM's, made without its configuration."""
+
+        def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+            torch.nn.Module.__init__(self)
+            self.weight = torch.nn.Parameter(torch.ones(4, 32, dtype=dtype), requires_grad=False)
+            self.quant_method = UnquantizedLinearMethod()
+
+    names = ["o_proj", "kv_b_proj", "gate", "gate_up_proj"]
+    model = torch.nn.Module()
+    for name in names:
+        model.add_module(name, Linear())
+    convert_rest(model)
+    for name in names:
+        module = model.get_submodule(name)
+        converted = name in ("o_proj", "gate_up_proj")
+        assert isinstance(module.quant_method, Int8LinearMethod) == converted
+        assert module.weight.dtype == (torch.int8 if converted else torch.bfloat16)
+    model.add_module("other", Linear(torch.float32))
+    with pytest.raises(ServeError, match=r"rest: int8 needs --dtype bfloat16, and other is torch.float32"):
+        convert_rest(model)
+    assert LoaderOptions(rest="int8").rest == "int8"
