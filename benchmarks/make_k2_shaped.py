@@ -1,10 +1,10 @@
 """Write a random checkpoint with Kimi-K2's routed experts, in block-FP8, and little else.
 
-    python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--width 2048] [--bf16]
+    python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--width 2048] [--bf16] [--full]
 
-Names, shapes and dtypes of the experts are the real model's; attention, shared expert and vocabulary are
-small. The tokenizer is k2-tiny's. An expert of the real shape takes 44 MB. `FOLDER/calibration.jsonl` has
-text for GPTQ.
+Names, shapes and dtypes of the experts are the real model's; attention, dense MLP and vocabulary are small.
+With --full only the vocabulary is. The tokenizer is k2-tiny's. An expert of the real shape takes 44 MB.
+`FOLDER/calibration.jsonl` has text for GPTQ.
 """
 
 import argparse
@@ -35,13 +35,24 @@ SMALL = {
     "n_group": 1,
     "topk_group": 1,
 }
+# Kimi-K2's own.
+FULL = {
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "intermediate_size": 18432,
+}
 
 
-def shaped_config(**sizes: int) -> dict[str, Any]:
+def shaped_config(full: bool = False, **sizes: int) -> dict[str, Any]:
     """Return the config of a BF16 checkpoint; `sizes` are the command line's."""
     config: dict[str, Any] = json.loads((REFERENCE / "config.json").read_text())
     config.update(
-        SMALL,
+        {**SMALL, **(FULL if full else {})},
         num_hidden_layers=sizes["dense"] + sizes["layers"],
         first_k_dense_replace=sizes["dense"],
         n_routed_experts=sizes["experts"],
@@ -52,9 +63,9 @@ def shaped_config(**sizes: int) -> dict[str, Any]:
     return config
 
 
-def make(folder: Path, *, bf16: bool, seed: int, **sizes: int) -> None:
+def make(folder: Path, *, bf16: bool, seed: int, full: bool = False, **sizes: int) -> None:
     """Write the checkpoint, a shard a layer. Memory: one tensor. With `bf16` nothing is FP8."""
-    config = shaped_config(**sizes)
+    config = shaped_config(full, **sizes)
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     if not bf16:
         quantization = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
@@ -90,7 +101,9 @@ def make(folder: Path, *, bf16: bool, seed: int, **sizes: int) -> None:
                 writer.write(stored, tensor)
         writer.finish()
         weight_map.update(dict.fromkeys((spec.name for spec in specs), name))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     words = ["the", "model", "reads", "some", "words", "and", "answers", "with", "numbers", "of", "towns"]
     picker = random.Random(seed)
     with (folder / "calibration.jsonl").open("w") as file:
@@ -146,6 +159,7 @@ def main() -> None:
     for name, value in settings.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--bf16", action="store_true", help="no FP8, for tools that cannot read it")
+    parser.add_argument("--full", action="store_true", help="the real attention and dense MLP, too")
     arguments = vars(parser.parse_args())
     make(arguments.pop("folder"), **arguments)
 
