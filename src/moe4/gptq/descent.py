@@ -56,29 +56,29 @@ def descend(
             G[here] += fast[here, heard] @ change[heard]
             square = H[here, here] + added[here].diag()
             before = D[here].clone()
-            others = torch.addmm(G[here], square, before, alpha=-1)
-            _refit(Wt[here], C[here], S[group], D[here], others, square)
+            missed = torch.addmm(G[here], square, before, alpha=-1)  # what the other groups put into G
+            _refit(Wt[here], C[here], S[group], D[here], G[here], square)
             # The columns of a group after j still have their old loss when j's turn comes; those before it,
             # which solve_block takes account of, have their new one.
-            missed = others.addmm_(square.triu(1), D[here])
+            missed.addmm_(square.triu(1), D[here])
             D[here] = Wt[here]
             solve_block(D[here], missed, C[here], S[group : group + 1], one_group, square)
-            change[here] = D[here] - before
+            torch.sub(D[here], before, out=before)
+            change[here] = before
     return C.T.contiguous(), S.T.contiguous()
 
 
-def _refit(W: Tensor, C: Tensor, s: Tensor, D: Tensor, others: Tensor, square: Tensor) -> None:
+def _refit(W: Tensor, C: Tensor, s: Tensor, D: Tensor, G: Tensor, square: Tensor) -> None:
     """Move one group's scales s [out] to the least loss, where bf16 holds a better one; updates s and D.
 
-    W, C, D [group, out]; others [group, out] is what the other groups put into G; square [group, group]. A
-    scale keeps its sign.
+    W, C, D, G [group, out]; square [group, group]. A scale keeps its sign.
     """
     c = C.to(D.dtype)
-    slope = (c * (others + square @ D)).sum(0)
-    curvature = (c * (square @ c)).sum(0)
+    slope = (c * G).sum(0)
+    curvature = (square @ c).mul_(c).sum(0)
     new = to_bf16_grid(s + slope / curvature.clamp_min(torch.finfo(D.dtype).tiny))
     step = new - s
     near = (new / s > 1 / LARGEST_STEP) & (new / s < LARGEST_STEP)
     better = near & (step * (step * curvature - 2 * slope) < 0)
     s.copy_(torch.where(better, new, s))
-    D.copy_(W - c * s)
+    torch.sub(W, c.mul_(s), out=D)

@@ -3,11 +3,11 @@
 import ctypes
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-LARGE_BYTES = 1 << 20
+LARGE_BYTES = 16 << 20
 
 
 def return_large_blocks() -> bool:
-    """Map every block of a MiB or more apart from the heap; say whether the C library can.
+    """Map every block of 16 MiB or more apart from the heap; say whether the C library can.
 
     glibc raises this bound by itself to the largest block ever freed. Tensors then come from heaps, one a
     thread, whose holes grow with the number of experts.
