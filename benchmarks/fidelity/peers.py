@@ -113,7 +113,7 @@ def run_peer(peer: Peer, work: Path, sequences: Sequences, limit_seconds: float)
     tokens = json.dumps(sequences)
     facts = json.loads(facts_path.read_text()) if facts_path.is_file() else {}
     if facts.get("tokens") != hash_of(tokens):
-        python = _environment(peer, work)
+        python = make_environment(peer, work)
         model, tokens_path = _model_folder(work), work / "tokens.json"
         tokens_path.write_text(tokens)
         script = Path(__file__).with_name(peer.script)
@@ -141,7 +141,7 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _environment(peer: Peer, work: Path) -> Path:
+def make_environment(peer: Peer, work: Path) -> Path:
     """Return the Python of the peer's environment; make it first if it is not there."""
     folder = work / f"env-{peer.name}"
     python = folder / "bin" / "python"
