@@ -72,13 +72,16 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     The worst case of standard rounding analysis, carried through the forward. A float32 dot product in which
     no term passes more than d roundings is within d * U32 * sum |w| |x|. Here a term passes at most nine
     within a line, the product with its scale, one addition a line (of at least 32 codes) and four over the
-    lanes. |silu'| < 1.1. The path avx512_bf16 rounds x (unless it is bfloat16 already) and silu(gate) * up to
+    lanes. In avx512_bf16 a line is a group: one rounding a code, then the scale and one addition a group.
+    |silu'| < 1.1. The path avx512_bf16 rounds x (unless it is bfloat16 already) and silu(gate) * up to
     bfloat16. Last, the result is rounded to the dtype of the output.
     """
     rounds_to_bf16 = path == "avx512_bf16"
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8
-    dot13, dot2 = ((16 + columns / 32) * U32 for columns in (x.shape[1], inter))
+    group_size = case.group_size
+    chain = (group_size, group_size) if rounds_to_bf16 else (16, 32)
+    dot13, dot2 = ((chain[0] + 2 + columns / chain[1]) * U32 for columns in (x.shape[1], inter))
     if rounds_to_bf16 and case.hidden_states.dtype != torch.bfloat16:
         dot13 += U16
     bound = torch.zeros_like(x)

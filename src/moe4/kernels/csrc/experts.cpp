@@ -14,8 +14,8 @@
 namespace moe4 {
 namespace {
 
-constexpr int64_t kTileTokens = 96;  // tokens multiplied before the next rows are taken; bounds a thread's scratch
-constexpr int64_t kTileRows = 64;    // rows of one work item at most: 64 rows of 7168 columns are 224 KiB
+constexpr int64_t kTileRows = 64;  // rows of one work item at most: 64 rows of 7168 columns are 224 KiB
+constexpr int64_t kMinRows = 32;   // and at least: the number of rows of any matrix is a multiple of this
 constexpr int64_t kThreadWork = 1 << 20;  // multiplications (15 to 70 us) for which it pays to wake a thread
 constexpr int64_t kMaxThreads = 512;      // a limit on mistakes: OpenMP ends the process if it gets no more threads
 constexpr int64_t kArrangeWork = 32;      // arranging an element takes the time of so many
@@ -155,11 +155,12 @@ class Forward {
           call_(call),
           routing_(routing),
           threads_(useful_threads(call, static_cast<int64_t>(routing.token.size()))),
-          x_row_bytes_(round_up(call.hidden, kLineCodes) * path.x_bytes),
-          act_row_bytes_(round_up(call.inter, kLineCodes) * path.x_bytes),
+          x_row_bytes_(row_bytes(call.hidden, path)),
+          act_row_bytes_(row_bytes(call.inter, path)),
           gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()))),
           down_rows_(item_rows(call.hidden, 1)),
-          scratch_floats_(round_up(2 * kTileTokens * kTileRows + call.tokens * down_rows_ + call.hidden, 16)),
+          tile_tokens_(std::min(kTileTokens, static_cast<int64_t>(routing.token.size()))),
+          scratch_floats_(round_up(2 * tile_tokens_ * kTileRows + call.tokens * down_rows_ + call.hidden, 16)),
           x_(call.tokens * x_row_bytes_),
           act_(static_cast<int64_t>(routing.token.size()) * act_row_bytes_),
           scratch_(threads_ * scratch_floats_ * static_cast<int64_t>(sizeof(float))) {
@@ -177,7 +178,14 @@ class Forward {
     }
 
   private:
-    using Step = void (Forward::*)(int64_t item, float* scratch);
+    // What to do, what this thread will do after it (-1: nothing), and memory for it.
+    using Step = void (Forward::*)(int64_t item, int64_t next, float* scratch);
+
+    // Rows of whole lines, and not a multiple of 512 bytes apart: those would compete for few places in a cache.
+    static int64_t row_bytes(int64_t columns, const Path& path) {
+        const int64_t bytes = round_up(round_up(columns, kLineCodes) * path.x_bytes, 256);
+        return bytes % 512 ? bytes : bytes + 256;
+    }
 
     static int64_t useful_threads(const Call& call, int64_t pairs) {
         const int64_t work = call.hidden * (3 * pairs * call.inter + call.tokens * kArrangeWork);
@@ -191,7 +199,7 @@ class Forward {
     // Rows of one item: fewer than kTileRows where there would be too few items to keep all threads busy to the end.
     int64_t item_rows(int64_t rows, int64_t matrices) const {
         int64_t per_item = kTileRows;
-        while (per_item > 8 && matrices * num_items(rows, per_item) < 8 * threads_) per_item /= 2;
+        while (per_item > kMinRows && matrices * num_items(rows, per_item) < 8 * threads_) per_item /= 2;
         return per_item;
     }
 
@@ -211,10 +219,13 @@ class Forward {
         const int64_t slot = self.next_scratch_++;
         if (slot >= self.threads_) return;
         float* scratch = self.scratch_.floats() + slot * self.scratch_floats_;
-        for (int64_t item; (item = self.next_item_++) < self.count_;) (self.*self.step_)(item, scratch);
+        for (int64_t item = self.next_item_++, next; item < self.count_; item = next) {
+            next = self.next_item_++;
+            (self.*self.step_)(item, next < self.count_ ? next : -1, scratch);
+        }
     }
 
-    void arrange_token(int64_t token, float* scratch) {
+    void arrange_token(int64_t token, int64_t, float* scratch) {
         float* row = scratch;
         char* arranged = x_.bytes() + token * x_row_bytes_;
         read_row(call_.dtype, call_.x, token * call_.hidden, call_.hidden, row);
@@ -222,24 +233,33 @@ class Forward {
         path_.arrange(row, 0, call_.hidden, arranged);
     }
 
+    const ExpertWeights& expert(int64_t choice) const { return call_.weights_of[routing_.chosen[choice]]; }
+
+    static const char* bytes_of(const uint32_t* words) { return reinterpret_cast<const char*>(words); }
+
     // Some rows of gate and the same of up, for all tokens of an expert: their part of silu(gate) * up.
-    void multiply_gate_up(int64_t item, float* scratch) {
+    void multiply_gate_up(int64_t item, int64_t next, float* scratch) {
         const int64_t items = num_items(call_.inter, gate_up_rows_);
         const int64_t choice = item / items, first = item % items * gate_up_rows_;
         const int64_t rows = std::min(gate_up_rows_, call_.inter - first);
         const int64_t words = call_.hidden / 8, groups = call_.hidden / call_.group_size;
-        const ExpertWeights& expert = call_.weights_of[routing_.chosen[choice]];
+        const ExpertWeights& weights = expert(choice);
+        const uint32_t* gate_rows = weights.gate + first * words;
+        const uint32_t* up_rows = weights.up + first * words;
+        const uint32_t* after = next < 0 ? gate_rows : expert(next / items).gate + next % items * gate_up_rows_ * words;
         const bool last = first + rows == call_.inter;
         float* gate = scratch;
-        float* up = scratch + kTileTokens * kTileRows;
-        for (int64_t pair = routing_.begin[choice]; pair < routing_.begin[choice + 1]; pair += kTileTokens) {
-            const int64_t tokens = std::min(kTileTokens, routing_.begin[choice + 1] - pair);
-            Tile tile{expert.gate + first * words, expert.gate_scale + first * groups, rows, words, words, groups,
-                      call_.group_size, &x_rows_[pair], tokens, gate, kTileRows};
+        float* up = gate + tile_tokens_ * kTileRows;
+        const int64_t end = routing_.begin[choice + 1];
+        for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
+            const int64_t tokens = std::min(kTileTokens, end - pair);
+            Tile tile{gate_rows, weights.gate_scale + first * groups, rows, words, words, groups, call_.group_size,
+                      &x_rows_[pair], tokens, gate, kTileRows, bytes_of(up_rows)};
             path_.multiply(tile);
-            tile.packed = expert.up + first * words;
-            tile.scale = expert.up_scale + first * groups;
+            tile.packed = up_rows;
+            tile.scale = weights.up_scale + first * groups;
             tile.y = up;
+            tile.next = bytes_of(pair + tokens < end ? gate_rows : after);
             path_.multiply(tile);
             for (int64_t t = 0; t < tokens; ++t) {
                 float* g = gate + t * kTileRows;
@@ -260,20 +280,24 @@ class Forward {
 
     // Some rows of down for all experts: these columns of the output. Experts come in ascending order, so the order
     // in which a token's experts add up depends on its own list alone.
-    void multiply_down(int64_t item, float* scratch) {
+    void multiply_down(int64_t item, int64_t next, float* scratch) {
         const int64_t first = item * down_rows_, rows = std::min(down_rows_, call_.hidden - first);
-        const int64_t words = call_.inter / 8;
+        const int64_t words = call_.inter / 8, choices = static_cast<int64_t>(routing_.chosen.size());
         float* y = scratch;
-        float* sums = scratch + kTileTokens * kTileRows;
+        float* sums = y + tile_tokens_ * kTileRows;
         std::fill_n(sums, call_.tokens * down_rows_, 0.0f);
-        for (size_t choice = 0; choice < routing_.chosen.size(); ++choice) {
-            const ExpertWeights& expert = call_.weights_of[routing_.chosen[choice]];
-            const uint32_t* packed = expert.down + first * call_.down_stride;
-            const uint16_t* scale = expert.down_scale + first * call_.down_scale_stride;
-            for (int64_t pair = routing_.begin[choice]; pair < routing_.begin[choice + 1]; pair += kTileTokens) {
-                const int64_t tokens = std::min(kTileTokens, routing_.begin[choice + 1] - pair);
+        for (int64_t choice = 0; choice < choices; ++choice) {
+            const uint32_t* packed = expert(choice).down + first * call_.down_stride;
+            const uint16_t* scale = expert(choice).down_scale + first * call_.down_scale_stride;
+            const uint32_t* after = choice + 1 < choices ? expert(choice + 1).down + first * call_.down_stride
+                                    : next < 0           ? packed
+                                                         : expert(0).down + next * down_rows_ * call_.down_stride;
+            const int64_t end = routing_.begin[choice + 1];
+            for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
+                const int64_t tokens = std::min(kTileTokens, end - pair);
                 path_.multiply(Tile{packed, scale, rows, words, call_.down_stride, call_.down_scale_stride,
-                                    call_.group_size, &act_rows_[pair], tokens, y, kTileRows});
+                                    call_.group_size, &act_rows_[pair], tokens, y, kTileRows,
+                                    bytes_of(pair + tokens < end ? packed : after)});
                 for (int64_t t = 0; t < tokens; ++t) {
                     const float weight = routing_.weight[pair + t];
                     float* sum = sums + routing_.token[pair + t] * down_rows_;
@@ -291,7 +315,7 @@ class Forward {
     const int64_t threads_;
     const int64_t x_row_bytes_, act_row_bytes_;
     const int64_t gate_up_rows_, down_rows_;
-    const int64_t scratch_floats_;
+    const int64_t tile_tokens_, scratch_floats_;
     Buffer x_, act_, scratch_;
     std::vector<const void*> x_rows_, act_rows_;  // one a pair
     Step step_ = nullptr;

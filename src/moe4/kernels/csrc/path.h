@@ -10,16 +10,20 @@ namespace moe4 {
 struct Tile {
     const uint32_t* packed;  // [num_rows, num_words], eight codes a word
     const uint16_t* scale;   // [num_rows, num_words * 8 / group_size], bf16
-    int64_t num_rows;
+    int64_t num_rows;        // a multiple of 32
     int64_t num_words;
     int64_t packed_stride;   // words from a row to the next
     int64_t scale_stride;    // scales from a row to the next
     int group_size;          // 32, 64 or 128
     const void* const* x;    // one arranged row a token
-    int64_t num_tokens;
+    int64_t num_tokens;      // at most kTileTokens
     float* y;
     int64_t y_stride;
+    const char* next;        // where the weights to be read after these begin
 };
+
+// Tokens multiplied before the next rows are taken; bounds a thread's scratch.
+constexpr int64_t kTileTokens = 240;
 
 struct Path {
     const char* name;
