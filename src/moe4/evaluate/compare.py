@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.calibration.corpus import Corpus, is_reference_model, load_corpus, load_tokenizer
+from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
-from moe4.evaluate.forward import HEAD_ROWS, LayerPass, Stream, run_expert
+from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
+from moe4.evaluate.forward import LayerPass, Stream, run_expert
 from moe4.evaluate.request import find_data
-from moe4.evaluate.statistics import Interval, mean_interval
 from moe4.evaluate.weights import open_weights
 from moe4.model.architecture import ExpertShape, Network
 from moe4.recipe import Calibration
 
-WORST_TOKENS = 20
-CONTEXT_TOKENS = 16
-EARLY_TOKENS = 1024
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 REFERENCE_TEXT = "heldout-chats.jsonl"
 
@@ -72,13 +69,13 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
             Stream(weights, network, corpus.sequences, work, device)
             for weights, network, work in zip((source, release), networks, works, strict=True)
         )
-        predicts = _predicting_rows(corpus)
+        predicts = predicting_rows(corpus)
         layers = []
         for layer in range(before.network.num_layers):
             layers.append(_run_layer(before, after, layer))
-            layers[-1]["kl"] = _early_kl(before, after, predicts)
+            layers[-1]["kl"] = early_kl(before, after, predicts)
             say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
-        tokens = _compare_tokens(before, after, corpus)
+        tokens = compare_tokens(before, after, corpus)
     return {
         "source": str(options.source),
         "release": str(options.release),
@@ -162,128 +159,6 @@ def _run_experts(
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(f"{float(part) / max(float(whole), 1e-30):.6g}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenResults:
-    """Per predicted token, in the order of the text; `rows` tells which token each prediction follows."""
-
-    rows: Tensor
-    kl: Tensor
-    nll: Tensor
-    """[predictions, 2]: source, release."""
-    best: Tensor
-    """int64 [predictions, 2]: the likeliest token of each."""
-    shared_top5: Tensor
-    sequence: Tensor
-
-    def summary(self, corpus: Corpus) -> dict[str, Any]:
-        kl = self.kl.double()
-        quantiles = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
-        interval = self._interval(kl)
-        perplexities = self.nll.double().mean(0).exp().tolist()
-        return {
-            "num_tokens": len(self.kl),
-            "kl": {
-                "mean": float(kl.mean()),
-                "interval": interval.as_list(),
-                "median": quantiles[0],
-                "p99": quantiles[1],
-                "max": float(kl.max()),
-            },
-            "top1_agreement": float((self.best[:, 0] == self.best[:, 1]).double().mean()),
-            "top5_agreement": float(self.shared_top5.double().mean() / 5),
-            "perplexity": {"source": perplexities[0], "release": perplexities[1]},
-        }
-
-    def _interval(self, values: Tensor) -> Interval:
-        """Resample sequences, not tokens, which within a sequence are alike."""
-        num = int(self.sequence.max()) + 1
-        sums = torch.zeros(num, dtype=torch.float64).index_add_(0, self.sequence, values)
-        counts = torch.bincount(self.sequence, minlength=num).double()
-        return mean_interval(sums.numpy(), counts.numpy())
-
-    def worst(self, corpus: Corpus, tokenizer: Any) -> list[dict[str, Any]]:
-        """Return the tokens where the two models differ most, with what stands before them."""
-        flat = [token for sequence in corpus.sequences for token in sequence]
-        starts = torch.tensor([0, *torch.tensor([len(s) for s in corpus.sequences]).cumsum(0).tolist()])
-        found = []
-        for place in self.kl.argsort(descending=True)[:WORST_TOKENS].tolist():
-            row, sequence = int(self.rows[place]), int(self.sequence[place])
-            begin = max(int(starts[sequence]), row + 1 - CONTEXT_TOKENS)
-            words = [[flat[row + 1]], [int(self.best[place, 0])], [int(self.best[place, 1])]]
-            token, ours, theirs = (tokenizer.decode(word) for word in words)
-            found.append(
-                {
-                    "sequence": sequence,
-                    "kl": float(self.kl[place]),
-                    "context": tokenizer.decode(flat[begin : row + 1]),
-                    "token": token,
-                    "source_best": ours,
-                    "release_best": theirs,
-                    "source_probability": float((-self.nll[place, 0]).exp()),
-                    "release_probability": float((-self.nll[place, 1]).exp()),
-                }
-            )
-        return found
-
-
-def _owner(corpus: Corpus) -> Tensor:
-    """Return the number of each token's sequence."""
-    lengths = torch.tensor([len(sequence) for sequence in corpus.sequences])
-    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-
-
-def _predicting_rows(corpus: Corpus) -> Tensor:
-    """Return the numbers of the tokens that another follows. Raises EvaluationError if there are none."""
-    owner = _owner(corpus)
-    rows = (owner[1:] == owner[:-1]).nonzero().flatten()
-    if not len(rows):
-        raise EvaluationError("the text has no token that follows another")
-    return rows
-
-
-def _early_kl(before: Stream, after: Stream, predicts: Tensor) -> float:
-    """Return the mean KL of what the final norm and the head make of this layer's output.
-
-    Of evenly spaced tokens, at most EARLY_TOKENS; after the last layer it is the models' own KL.
-    """
-    chosen = predicts[:: -(-len(predicts) // EARLY_TOKENS)]
-    heads = before.head(), after.head()
-    pieces = [kl_divergence(*(head(rows).cpu() for head in heads)) for rows in torch.split(chosen, HEAD_ROWS)]
-    return float(torch.cat(pieces).mean())
-
-
-def _compare_tokens(before: Stream, after: Stream, corpus: Corpus) -> TokenResults:
-    """Compare the predictions of all tokens but each sequence's first, a few hundred at a time."""
-    heads = before.head(), after.head()
-    flat = torch.tensor([token for sequence in corpus.sequences for token in sequence])
-    owner = _owner(corpus)
-    predicts = torch.zeros(len(flat), dtype=torch.bool)
-    predicts[_predicting_rows(corpus)] = True
-    pieces: dict[str, list[Tensor]] = {name: [] for name in ("kl", "nll", "best", "shared_top5")}
-    for start in range(0, len(flat), HEAD_ROWS):
-        rows = slice(start, min(start + HEAD_ROWS, len(flat)))
-        keep = predicts[rows]
-        if not keep.any():
-            continue
-        p, q = (head(rows)[keep.to(before.hidden.device)].cpu() for head in heads)
-        targets = flat[start + 1 : start + 1 + HEAD_ROWS][keep[: len(flat) - start - 1]]
-        pieces["kl"].append(kl_divergence(p, q))
-        pieces["nll"].append(
-            -torch.stack([p, q], 1).gather(2, targets.view(-1, 1, 1).expand(-1, 2, 1))[..., 0]
-        )
-        pieces["best"].append(torch.stack([p.argmax(-1), q.argmax(-1)], 1))
-        top = [logs.topk(5, dim=-1).indices for logs in (p, q)]
-        pieces["shared_top5"].append((top[0].unsqueeze(2) == top[1].unsqueeze(1)).sum((1, 2)))
-    joined = {name: torch.cat(parts) for name, parts in pieces.items()}
-    return TokenResults(rows=predicts.nonzero().flatten(), sequence=owner[predicts], **joined)
-
-
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(p || q) in nats, float64 [rows], of log-probabilities [rows, vocabulary]."""
-    p, q = p.double(), q.double()
-    return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
 def describe_layer(record: dict[str, Any]) -> str:
