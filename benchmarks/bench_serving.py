@@ -2,23 +2,29 @@
 
     python benchmarks/bench_serving.py SOURCE RELEASE [--batches 1 8 64] [--new-tokens 16] [--json FILE]
 
-Each model is served by vLLM's offline engine, eager, in a process of its own, one after the other. For each
-batch, all prompts are read in one step of the engine (prefill) and then a token for each is computed at a
-step (decode). Where time goes is measured by the clock around the parts of the model and of vLLM.
+Each model is served by vLLM's offline engine, eager, in a process of its own; they run in turn, again and
+again, since machines grow faster and slower. All prompts are read in one step of the engine (prefill) and
+then a token for each is computed at a step (decode). Where time goes is measured by the clock around the
+parts of the model and of vLLM. A step's floor is the time to read its weights once, at the rate at which
+torch's sum reads memory, measured before each run. The models' memory adds up.
+"W4A16, vLLM's MLA" is the release without the plugin's layout of MLA's folded matrices.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+MODELS = ("W4A16", "W4A16, vLLM's MLA", "W4A16, huge pages", "BF16, huge pages", "BF16")
 
 # vLLM's core in this process, so that its parts can be timed.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -90,11 +96,47 @@ def attach(clock: Clock, llm: Any) -> None:
     runner.sampler.forward = clock.around("sampling", runner.sampler.forward)
 
 
-def serve(folder: str, options: argparse.Namespace, answers: Any) -> None:
-    """Measure one model; put its figures into `answers`."""
+def step_bytes(config: dict[str, Any], batch: int) -> float:
+    """Return the bytes of weights that a step over `batch` tokens reads, if they choose experts evenly."""
+    from moe4.model.inventory import list_tensors
+
+    quantization = config.get("quantization_config")
+    total = 0.0
+    for tensors in list_tensors(config):
+        if "embed_tokens" in tensors.name:
+            continue
+        size, copies = 4.0 if tensors.float32 else 2.0, 1.0
+        if tensors.is_routed_expert:
+            share = config["num_experts_per_tok"] / tensors.copies
+            copies = tensors.copies * (1 - (1 - share) ** batch)
+            if quantization:
+                size = 0.5 + 2 / quantization["config_groups"]["group_0"]["weights"]["group_size"]
+        total += copies * size * math.prod(tensors.shape)
+    return total
+
+
+def measure_read_rate() -> float:
+    """Return the bytes a second at which torch's sum reads memory, with this process's threads."""
+    import torch
+
+    data = torch.ones(2**27)
+    seconds = []
+    for _ in range(12):
+        began = time.perf_counter()
+        data.sum()
+        seconds.append(time.perf_counter() - began)
+    return float(data.nbytes / min(seconds))
+
+
+def serve(name: str, folder: str, options: argparse.Namespace, pipe: Any) -> None:
+    """Run the model at each batch that comes through `pipe`, and send what it took."""
     import torch
     from vllm import LLM, SamplingParams
 
+    if "vLLM's MLA" in name:
+        import moe4.vllm_plugin.mla
+
+        moe4.vllm_plugin.mla.lay_out_for_products = lambda layer: None
     began = time.perf_counter()
     llm = LLM(
         model=folder,
@@ -107,52 +149,35 @@ def serve(folder: str, options: argparse.Namespace, answers: Any) -> None:
         max_num_seqs=max(options.batches),
         seed=0,
     )
-    start_seconds = time.perf_counter() - began
+    pipe.send({"start_seconds": time.perf_counter() - began, "threads": torch.get_num_threads()})
     clock = Clock()
     if not options.compiled:
         attach(clock, llm)
     rng = random.Random(0)
-
-    def run(batch: int) -> tuple[float, list[float]]:
-        """Return the seconds of reading the prompts, and of each step after; the clock sees the latter."""
-        sampling = SamplingParams(
-            temperature=0.0, max_tokens=options.new_tokens, ignore_eos=True, detokenize=False
-        )
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=options.new_tokens, ignore_eos=True, detokenize=False
+    )
+    for batch in iter(pipe.recv, None):
+        rate = measure_read_rate()
         for number in range(batch):
             prompt = [rng.randrange(20, 2560) for _ in range(options.prompt_tokens)]
             llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, sampling)
+        clock.seconds.clear()
         steps = []
         while llm.llm_engine.has_unfinished_requests():
-            clock.running = bool(steps)
+            clock.running = bool(steps)  # it sees decoding only
             began = time.perf_counter()
             llm.llm_engine.step()
             steps.append(time.perf_counter() - began)
         clock.running = False
         assert len(steps) == options.new_tokens, "the prompts were not read in one step"
-        return steps[0], steps[1:]
-
-    rows = []
-    for batch in options.batches:
-        run(batch)
-        clock.seconds.clear()
-        runs = [run(batch) for _ in range(options.repeats)]
-        decodes = [seconds for _, steps in runs for seconds in steps]
-        prefill = statistics.median(seconds for seconds, _ in runs)
-        row: dict[str, Any] = {
-            "batch": batch,
-            "prefill_tokens_per_second": batch * options.prompt_tokens / prefill,
-            "decode_tokens_per_second": batch / statistics.median(decodes),
-            "decode_step_seconds": [min(decodes), statistics.median(decodes), max(decodes)],
-        }
-        if not options.compiled:
-            row["decode_shares"] = shares(clock, sum(decodes))
-        rows.append(row)
-    answers.put({"threads": torch.get_num_threads(), "start_seconds": start_seconds, "rows": rows})
+        pipe.send({"prefill": steps[0], "steps": steps[1:], "spent": dict(clock.seconds), "read_rate": rate})
 
 
-def shares(clock: Clock, total: float) -> dict[str, float]:
-    """Return the share of each part in the time of decoding, `total` seconds."""
-    spent = dict(clock.seconds)
+def shares(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the share of each part in the time of decoding."""
+    spent = {name: sum(run["spent"].get(name, 0.0) for run in runs) for name in runs[0]["spent"]}
+    total = sum(sum(run["steps"]) for run in runs)
     inner = sum(spent.get(name, 0.0) for name in ("attention", "dense MLP", "MoE", "norms"))
     model = spent.pop("model")
     spent["rest of the model"] = model - inner
@@ -160,30 +185,77 @@ def shares(clock: Clock, total: float) -> dict[str, float]:
     return {name: seconds / total for name, seconds in sorted(spent.items())}
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of one model, from a process of its own."""
+def summarize(
+    batch: int, runs: list[dict[str, Any]], others: list[dict[str, Any]], config: dict[str, Any], prompt: int
+) -> dict[str, Any]:
+    """Return one model's figures at a batch; `others` are the runs of the last model, each beside its own."""
+    decodes = [seconds for run in runs for seconds in run["steps"]]
+    ratios = [
+        statistics.median(other["steps"]) / statistics.median(run["steps"])
+        for run, other in zip(runs, others, strict=True)
+    ]
+    rates = [run["read_rate"] for run in runs]
+    row: dict[str, Any] = {
+        "batch": batch,
+        "prefill_tokens_per_second": batch * prompt / statistics.median(run["prefill"] for run in runs),
+        "decode_tokens_per_second": batch / statistics.median(decodes),
+        "decode_step_seconds": [min(decodes), statistics.median(decodes), max(decodes)],
+        "times_last_model": [min(ratios), statistics.median(ratios), max(ratios)],
+        "read_bytes_per_second": [min(rates), statistics.median(rates), max(rates)],
+        "reading_seconds": step_bytes(config, batch) / statistics.median(rates),
+    }
+    if runs[0]["spent"]:
+        row["decode_shares"] = shares(runs)
+    return row
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Start the models, run them in turn at each batch, and return the figures of each."""
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=serve, args=(str(folder), options, answers))
-    process.start()
-    while process.is_alive() and answers.empty():
-        process.join(0.2)
-    if answers.empty():
-        sys.exit(f"vLLM did not serve {folder}")
-    figures: dict[str, Any] = answers.get()
-    process.join()
-    return figures
+    pipes, processes, results, configs = {}, [], {}, {}
+    for name in options.models:
+        folder = options.source if name.startswith("BF16") else options.release
+        pipes[name], inner = context.Pipe()
+        process = context.Process(target=serve, args=(name, str(folder), options, inner), daemon=True)
+        os.environ.pop("GLIBC_TUNABLES", None)
+        if "huge pages" in name:
+            os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        process.start()
+        processes.append(process)
+        inner.close()
+        configs[name] = json.loads((folder / "config.json").read_text())
+        results[name] = {**pipes[name].recv(), "rows": []}
+    for batch in options.batches:
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pipes}
+        for _ in range(1 + options.repeats):
+            for name, pipe in pipes.items():
+                pipe.send(batch)
+                runs[name].append(pipe.recv())
+        for name, found in runs.items():
+            others = runs[options.models[-1]]
+            row = summarize(batch, found[1:], others[1:], configs[name], options.prompt_tokens)
+            results[name]["rows"].append(row)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(None)
+        process.join()
+    return results
 
 
-def show(name: str, figures: dict[str, Any]) -> None:
+def show(name: str, last: str, figures: dict[str, Any]) -> None:
     """Print one model's figures."""
     print(f"\n{name}: {figures['threads']} threads, engine made in {figures['start_seconds']:.1f} s")
     for row in figures["rows"]:
-        steps = row["decode_step_seconds"]
+        steps, ratios, rates = (
+            row[key] for key in ("decode_step_seconds", "times_last_model", "read_bytes_per_second")
+        )
         print(
             f"  batch {row['batch']:3d}: prefill {row['prefill_tokens_per_second']:8.1f} tokens/s, "
             f"decode {row['decode_tokens_per_second']:8.2f} tokens/s "
-            f"(a step: {steps[1] * 1e3:.1f} ms, {steps[0] * 1e3:.1f} to {steps[2] * 1e3:.1f})"
+            f"(a step: {steps[1] * 1e3:.1f} ms, {steps[0] * 1e3:.1f} to {steps[2] * 1e3:.1f}; "
+            f"reading the weights at {rates[1] / 1e9:.1f} GB/s: {row['reading_seconds'] * 1e3:.1f})"
+        )
+        print(
+            f"      decodes at {ratios[1]:.2f} ({ratios[0]:.2f} to {ratios[2]:.2f}) times the rate of {last}"
         )
         for part, share in row.get("decode_shares", {}).items():
             print(f"      {share:6.1%}  {part}" + (f" (in {INSIDE[part]})" if part in INSIDE else ""))
@@ -197,19 +269,16 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="the checkpoint in BF16")
     parser.add_argument("release", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--models", nargs="+", default=["W4A16", "BF16"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["W4A16", "BF16"])
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compiled", action="store_true", help="torch.compile; no shares then")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args()
-    results = {}
-    for name, folder in (("W4A16", options.release), ("BF16", options.source)):
-        if name not in options.models:
-            continue
-        results[name] = measure(folder, options)
-        show(name, results[name])
+    results = measure(options)
+    for name, figures in results.items():
+        show(name, options.models[-1], figures)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
