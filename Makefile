@@ -9,8 +9,9 @@ setup:
 demo: setup
 	@$(PYTHON) scripts/demo.py
 
+# A worker for each processor, 4 at most; tests/conftest.py says what goes together.
 test: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	$(PYTHON) -m ruff check .
