@@ -177,6 +177,7 @@ def _run(command: list[str], log: Path, limit_seconds: float, environment: dict[
                 stderr=subprocess.STDOUT,
                 timeout=limit_seconds,
                 env={**os.environ, **environment},
+                cwd=log.parent,  # GPTQModel leaves a folder of logs where it runs
                 check=False,
             )
         except subprocess.TimeoutExpired:

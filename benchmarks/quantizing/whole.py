@@ -25,7 +25,11 @@ def run_measured(command: list[str], environment: dict[str, str], log: Path) -> 
     with log.open("w") as file:
         started, peak = time.monotonic(), 0
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=log.parent,  # GPTQModel leaves a folder of logs where it runs
         )
         while process.poll() is None:
             peak = max(peak, peak_memory_bytes(process.pid))
