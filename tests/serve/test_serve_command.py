@@ -114,6 +114,8 @@ def test_cpu_ranks_get_equal_runs_of_processors() -> None:
     assert built.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
     staged = build(model, "--pipeline-parallel-size", "2", tensor_parallel_size=2, processors=4)
     assert staged.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0|1|2|3"
+    twice = build(model, "--data-parallel-size=2", processors=4)
+    assert twice.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
     assert "--enforce-eager" in built.arguments
     assert "--enforce-eager" not in staged.arguments
     with pytest.raises(ServeError, match="2 ranks need 2 processors, found 1"):
@@ -163,7 +165,7 @@ def test_the_loaders_options_reach_it() -> None:
     assert "--model-loader-extra-config" not in build().arguments
     for options, reason in (
         ({"rest": "int4"}, "--rest int4 is not one of bfloat16, int8"),
-        ({"expert_cache_gb": 0.0}, "--expert-cache 0 is not above 0"),
+        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is below 0"),
         ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
         ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),
     ):

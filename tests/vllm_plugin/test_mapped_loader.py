@@ -220,10 +220,19 @@ def test_options_are_ours_or_vllms() -> None:
     assert rest == {"num_threads": 4}
     for extra, reason in (
         ({"rest": "int4"}, "rest: expected one of bfloat16, int8"),
-        ({"expert_cache_gb": 0}, "above 0"),
+        ({"expert_cache_gb": -1}, "at least 0"),
+        ({"expert_cache_gb": True}, "at least 0, found True"),
     ):
         with pytest.raises(ServeError, match=reason):
             take_options(extra)
+
+
+def test_a_cache_is_for_experts_that_do_not_fit() -> None:
+    assert LoaderOptions().cache_bytes(100, 100, 1) is None
+    assert LoaderOptions().cache_bytes(101, 100, 1) == 80
+    assert LoaderOptions().cache_bytes(101, 100, 4) == 20
+    assert LoaderOptions(expert_cache_gb=0).cache_bytes(101, 100, 1) is None
+    assert LoaderOptions(expert_cache_gb=3).cache_bytes(101, 100, 2) == 3_000_000_000
 
 
 @pytest.mark.vllm
@@ -249,7 +258,7 @@ def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
     assert "mapped from the release" in mapped_log
     assert re.search(r"moe4: mapped 96 experts of 4 layers, .* copied 0 B", mapped_log)
     assert cached == default
-    assert re.search(r"there is memory for 2.0 MB of them", cached_log)
+    assert re.search(r"there is memory for 2.0 MB of them, in a cache", cached_log)
     assert "beside the routed experts to int8" in rounded_log
     differences = [
         abs(left - right)

@@ -40,9 +40,10 @@ def command(
     expert_cache: Annotated[
         float | None,
         typer.Option(
-            help="On a CPU, for a release larger than memory: GB of memory for experts, which are then read "
-            "past the system's cache.",
+            help="On a CPU, GB of memory for experts read past the system's cache; 0 leaves them to the "
+            "system.",
             metavar="GB",
+            show_default="most of what is free, if they do not fit into it",
         ),
     ] = None,
     log: Annotated[

@@ -88,7 +88,8 @@ def build_command(
             defaults.append(("--enforce-eager", None))
         if model.group_size is not None and model.expert_width is not None:
             defaults.append(("--load-format", LOAD_FORMAT))
-        variables = _cpu_variables(model, host, ranks * max(1, stages), max_model_len)
+        replicas = _whole(_value(extra, "--data-parallel-size") or _value(extra, "-dp") or "1")
+        variables = _cpu_variables(model, host, ranks * max(1, stages) * max(1, replicas), max_model_len)
     loader = _loader_options(options)
     if loader:
         if (_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
@@ -113,8 +114,8 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     """Return what the user asked of `--load-format moe4`."""
     wanted: dict[str, object] = {}
     if options.expert_cache_gb is not None:
-        if options.expert_cache_gb <= 0:
-            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is not above 0")
+        if options.expert_cache_gb < 0:
+            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is below 0")
         wanted["expert_cache_gb"] = options.expert_cache_gb
     if options.rest != "bfloat16":
         if options.rest != "int8":

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, get_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -16,9 +16,9 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from moe4.checkpoint.disk import available_memory_bytes, measure_disk_rate
 from moe4.checkpoint.header import Shard, StoredTensor, read_shard
 from moe4.checkpoint.mapping import MappedShard
-from moe4.errors import ServeError
+from moe4.errors import Moe4Error, ServeError
 from moe4.vllm_plugin.int8 import convert_rest
-from moe4.vllm_plugin.loader_log import say_what_was_mapped, warn_of_speed
+from moe4.vllm_plugin.loader_log import logger, say_what_was_mapped, warn_of_speed
 from moe4.vllm_plugin.loader_options import LOAD_FORMAT, take_options
 from moe4.vllm_plugin.mapped_cache import ExpertCache, LayerOfCache
 from moe4.vllm_plugin.mapped_layer import ExpertLayout, MappedLayer, map_layer
@@ -39,11 +39,14 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
         self._mapped_names: set[str] = set()
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Map the routed experts, then load what is left, and convert it if that was asked for."""
-        self._map_experts(model, model_config)
+        """Map the routed experts, load what is left, convert it if asked to, and see what memory is left."""
+        experts = self._map_experts(model, model_config)
         super().load_weights(model, model_config)
         if self.options.rest == "int8":
             convert_rest(model)
+        supplies = self._supplies(experts)
+        for module, layer, supply in zip(experts.modules, experts.layers, supplies, strict=True):
+            module.quant_method.attach(module, layer, add_supply(supply))
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source
@@ -63,8 +66,8 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
                     if name not in self._mapped_names:
                         yield source.prefix + name, shard.get_tensor(name)
 
-    def _map_experts(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Give every layer of ours its experts' addresses."""
+    def _map_experts(self, model: nn.Module, model_config: ModelConfig) -> "_Experts":
+        """Find the experts of every layer of ours. Raises ServeError if there are none."""
         began = time.perf_counter()
         layers: dict[str, Any] = {
             str(module.layer_name): module
@@ -93,38 +96,71 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
         layouts = [module.quant_method.layout(module) for module in modules]
         mapped = [map_layer(layout, stored, maps) for layout in layouts]
         say_what_was_mapped(mapped, time.perf_counter() - began)
-        supplies = self._supplies(modules, layouts, mapped, maps)
-        for module, layer, supply in zip(modules, mapped, supplies, strict=True):
-            module.quant_method.attach(module, layer, add_supply(supply))
+        return _Experts(modules=modules, layouts=layouts, layers=mapped, maps=maps)
 
-    def _supplies(
-        self,
-        modules: Sequence[Any],
-        layouts: Sequence[ExpertLayout],
-        mapped: Sequence[MappedLayer],
-        maps: Mapping[Path, MappedShard],
-    ) -> Sequence[Supply]:
+    def _supplies(self, experts: "_Experts") -> Sequence[Supply]:
         """Return what brings each layer's experts into memory; warn where a disk will set the speed."""
-        total, free = sum(layer.num_bytes for layer in mapped), available_memory_bytes()
-        budget = self.options.expert_cache_gb
-        kept = free if budget is None else int(budget * 1e9)
-        fits = total <= kept
-        if not fits:
-            experts_per_token = [
-                module.top_k * len(layer.stored) / module.global_num_experts
-                for module, layer in zip(modules, mapped, strict=True)
-            ]
-            warn_of_speed(mapped, experts_per_token, kept, measure_disk_rate(list(maps)))
+        config = get_current_vllm_config()
+        room = max(0, available_memory_bytes() - (config.cache_config.kv_cache_memory_bytes or 0))
+        budget = self.options.cache_bytes(experts.all_bytes, room, config.parallel_config.local_world_size)
+        fits = experts.all_bytes <= room if budget is None else experts.num_bytes <= budget
+        disk_rate = None if fits else measure_disk_rate(list(experts.maps))
+        cache = None
         if budget is not None:
-            cache = ExpertCache(
-                list(zip(layouts, mapped, strict=True)), kept, max(module.top_k for module in modules)
-            )
-            return [LayerOfCache(cache, number) for number in range(len(mapped))]
+            try:
+                cache = ExpertCache(
+                    list(zip(experts.layouts, experts.layers, strict=True)), budget, experts.top_k
+                )
+            except Moe4Error as error:
+                if self.options.expert_cache_gb is not None:
+                    raise
+                logger.warning("moe4: no expert cache, the experts are mapped: %s", error)
         if not fits:
-            for shard in maps.values():
+            kept = room if cache is None else cache.num_bytes
+            warn_of_speed(experts.layers, experts.per_token, kept, disk_rate, cached=cache is not None)
+        if cache is not None:
+            return [LayerOfCache(cache, number) for number in range(len(experts.layers))]
+        if not fits:
+            for shard in experts.maps.values():
                 shard.advise_random()
-        step = min(shard.readahead_bytes for shard in maps.values())
-        return [ReadAhead(layer.table, layer.ranges, step, once=fits) for layer in mapped]
+        step = min(shard.readahead_bytes for shard in experts.maps.values())
+        return [ReadAhead(layer.table, layer.ranges, step, once=fits) for layer in experts.layers]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Experts:
+    """The model's layers of routed experts, and where the release has them."""
+
+    modules: Sequence[Any]
+    layouts: Sequence[ExpertLayout]
+    layers: Sequence[MappedLayer]
+    maps: Mapping[Path, MappedShard]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of this rank's experts on disk."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    @property
+    def all_bytes(self) -> int:
+        """Size of all ranks' experts of these layers."""
+        return sum(
+            layer.num_bytes * int(module.global_num_experts) // len(layer.stored)
+            for module, layer in zip(self.modules, self.layers, strict=True)
+        )
+
+    @property
+    def top_k(self) -> int:
+        """How many experts a token needs at once."""
+        return max(int(module.top_k) for module in self.modules)
+
+    @property
+    def per_token(self) -> Sequence[float]:
+        """How many of each layer's experts here a token needs on average."""
+        return [
+            module.top_k * len(layer.stored) / module.global_num_experts
+            for module, layer in zip(self.modules, self.layers, strict=True)
+        ]
 
 
 def _is_expert_of(name: str, layers: Container[str]) -> bool:

@@ -33,10 +33,13 @@ def warn_of_speed(
     experts_per_token: Sequence[float],
     kept_bytes: int,
     disk_rate: float | None,
+    *,
+    cached: bool,
 ) -> None:
     """Warn that experts come from the disk, and how long that takes.
 
     experts_per_token: of each layer, on this rank. kept_bytes: memory for experts. disk_rate: bytes a second.
+    cached: whether an expert cache keeps them, rather than the system.
     """
     total = sum(layer.num_bytes for layer in layers)
     token = sum(
@@ -49,10 +52,11 @@ def warn_of_speed(
         seconds = missed / disk_rate
         speed = f"it gave {format_bytes(disk_rate)}/s just now: expect about {seconds:.2g} seconds a token"
     logger.warning(
-        "moe4: the experts take %s and there is memory for %s of them: of the %s that a token needs, some %s "
-        "come from the disk; %s",
+        "moe4: the experts take %s and there is memory for %s of them, %s: of the %s that a token needs, "
+        "some %s come from the disk; %s",
         format_bytes(total),
         format_bytes(kept_bytes),
+        "in a cache of the most used" if cached else "which the system manages",
         format_bytes(token),
         format_bytes(missed),
         speed,

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 from moe4.errors import ServeError
 
 LOAD_FORMAT = "moe4"
+# Of the memory that is left: vLLM's activations need some, and so do other programs.
+CACHE_SHARE = 0.8
 Rest = Literal["bfloat16", "int8"]
 
 
@@ -14,7 +16,8 @@ Rest = Literal["bfloat16", "int8"]
 class LoaderOptions:
     """Options of the loader.
 
-    expert_cache_gb: memory for experts read with direct I/O, in 10^9 bytes; None maps them.
+    expert_cache_gb: memory for experts read with direct I/O, in 10^9 bytes; 0 maps them, and None maps them
+        if they fit into memory and otherwise takes most of what is free.
     rest: the type of what is not routed experts: attention, shared experts, dense layers and the head.
     """
 
@@ -24,11 +27,22 @@ class LoaderOptions:
     def __post_init__(self) -> None:
         budget = self.expert_cache_gb
         if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0
+            isinstance(budget, bool) or not isinstance(budget, int | float) or budget < 0
         ):
-            raise ServeError(f"expert_cache_gb: expected a number above 0, found {budget!r}")
+            raise ServeError(f"expert_cache_gb: expected a number of at least 0, found {budget!r}")
         if self.rest not in get_args(Rest):
             raise ServeError(f"rest: expected one of {', '.join(get_args(Rest))}, found {self.rest!r}")
+
+    def cache_bytes(self, expert_bytes: int, room_bytes: int, num_ranks: int) -> int | None:
+        """Return one rank's memory for an expert cache, None where the experts are to be mapped.
+
+        expert_bytes, room_bytes: of all ranks' experts on disk; of the memory that the machine has for them.
+        """
+        if self.expert_cache_gb is not None:
+            return int(self.expert_cache_gb * 1e9) or None
+        if expert_bytes <= room_bytes:
+            return None
+        return int(room_bytes * CACHE_SHARE) // num_ranks
 
 
 def take_options(extra: Mapping[str, Any]) -> tuple[LoaderOptions, dict[str, Any]]:

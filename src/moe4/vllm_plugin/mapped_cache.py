@@ -103,7 +103,10 @@ class ExpertCache:
                 f"{format_bytes(self.slot_bytes)}, and a token needs {top_k} at once: give it at least "
                 f"{format_bytes(top_k * self.slot_bytes)}"
             )
-        self._memory = mmap.mmap(-1, self.num_slots * self.slot_bytes)
+        # Private, which Python's own default is not: only then does the system give it huge pages.
+        self._memory = mmap.mmap(
+            -1, self.num_slots * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = memoryview(self._memory)
         self._address = int(np.frombuffer(self._memory, dtype=np.uint8).ctypes.data)
@@ -119,6 +122,11 @@ class ExpertCache:
         self.num_hits = 0
         self.num_misses = 0
         self.bytes_read = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that it takes when it is full."""
+        return int(self.num_slots * self.slot_bytes)
 
     def split(self, layer: int, topk_ids: Tensor) -> list[Tensor]:
         """Return the ids in parts of at most as many experts as there are slots."""
