@@ -35,7 +35,10 @@ def register() -> None:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
         from moe4.vllm_plugin import loader, mla, rotary  # noqa: F401  # they register themselves
+        from moe4.vllm_plugin.collectives import attach
         from moe4.vllm_plugin.config import CpuCompressedTensorsConfig
+
+        attach()
     except (ImportError, AttributeError) as error:
         logger.error(
             "moe4 cannot attach to vLLM %s (tested with %s), so W4A16 experts will not load on this CPU: %s",
