@@ -23,8 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-MODELS = ("W4A16", "W4A16, vLLM's MLA", "W4A16, huge pages", "BF16, huge pages", "BF16")
+MODELS = ("W4A16", "W4A16, vLLM's MLA", "BF16")
 
 # vLLM's core in this process, so that its parts can be timed.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -214,12 +213,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     pipes, processes, results, configs = {}, [], {}, {}
     for name in options.models:
-        folder = options.source if name.startswith("BF16") else options.release
+        folder = options.source if name == "BF16" else options.release
         pipes[name], inner = context.Pipe()
         process = context.Process(target=serve, args=(name, str(folder), options, inner), daemon=True)
-        os.environ.pop("GLIBC_TUNABLES", None)
-        if "huge pages" in name:
-            os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         process.start()
         processes.append(process)
         inner.close()
