@@ -11,7 +11,7 @@ demo: setup
 
 # A worker for each processor, 4 at most; tests/conftest.py says what goes together.
 test: setup
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
 
 check: setup
 	$(PYTHON) -m ruff check .

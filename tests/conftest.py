@@ -2,6 +2,9 @@
 
 import os
 import signal
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,11 +25,26 @@ if IS_WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def starts_vllm(file: str) -> bool:
+    """Say whether a test file, relative to the project's folder, has tests that are marked so."""
+    return "mark.vllm" in (Path(__file__).parents[1] / file).read_text()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a module's tests on one worker, and all that starts vLLM on one, first."""
+    """Have a worker begin with the files that start vLLM, which take the longest."""
     if IS_WORKER:
-        items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
-        for item in items:
-            group = "vllm" if item.get_closest_marker("vllm") else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: not starts_vllm(item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests on one worker, and all files that start vLLM on one: one vLLM at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "vllm" if starts_vllm(file) else file
+
+    return ByFile(config, log)
