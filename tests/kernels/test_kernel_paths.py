@@ -25,7 +25,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_the_portable_path_is_always_there() -> None:
     assert available_paths()[-1] == "portable"
-    assert set(available_paths()) <= {"avx512_bf16", "avx512", "avx2", "portable"}
+    assert set(available_paths()) <= {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}
 
 
 def test_the_paths_are_those_the_processor_reports() -> None:

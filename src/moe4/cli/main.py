@@ -29,6 +29,7 @@ COMMANDS = (
     "deploy",
     "lint",
     "smoke",
+    "doctor",
 )
 
 app = typer.Typer(

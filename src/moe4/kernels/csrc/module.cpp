@@ -8,39 +8,13 @@
 #include <vector>
 
 #include "experts.h"
+#include "paths.h"
 #include "threads.h"
 
 namespace nb = nanobind;
 
 namespace moe4 {
 namespace {
-
-// The paths this machine can run, fastest first.
-const std::vector<const Path*>& usable_paths() {
-    static const std::vector<const Path*> paths = [] {
-        std::vector<const Path*> found;
-#if defined(MOE4_HAVE_AVX2) || defined(MOE4_HAVE_AVX512) || defined(MOE4_HAVE_AVX512_BF16)
-        __builtin_cpu_init();
-#endif
-#if defined(MOE4_HAVE_AVX512_BF16) || defined(MOE4_HAVE_AVX512)
-        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-#ifdef MOE4_HAVE_AVX512_BF16
-        if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kAvx512Bf16Path);
-#endif
-#ifdef MOE4_HAVE_AVX512
-        if (avx512) found.push_back(&kAvx512Path);
-#endif
-#ifdef MOE4_HAVE_AVX2
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Path);
-#endif
-        found.push_back(&kPortablePath);
-        return found;
-    }();
-    return paths;
-}
 
 std::vector<std::string> path_names() {
     std::vector<std::string> names;

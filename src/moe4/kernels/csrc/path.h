@@ -48,5 +48,11 @@ extern const Path kAvx512Path;
 #ifdef MOE4_HAVE_AVX512_BF16
 extern const Path kAvx512Bf16Path;
 #endif
+#ifdef MOE4_HAVE_NEON
+extern const Path kNeonPath;
+#endif
+#ifdef MOE4_HAVE_NEON_BF16
+extern const Path kNeonBf16Path;
+#endif
 
 }  // namespace moe4

@@ -144,5 +144,12 @@ inline float bf16_to_float(uint16_t bits) {
     return value;
 }
 
+inline uint16_t float_to_bf16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays NaN
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);                 // ties to even
+}
+
 }  // namespace
 }  // namespace moe4

@@ -1,0 +1,47 @@
+#include "paths.h"
+
+#if defined(MOE4_HAVE_NEON_BF16) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace moe4 {
+namespace {
+
+std::vector<const Path*> find_paths() {
+    std::vector<const Path*> found;
+#if defined(MOE4_HAVE_AVX2) || defined(MOE4_HAVE_AVX512) || defined(MOE4_HAVE_AVX512_BF16)
+    __builtin_cpu_init();
+#endif
+#if defined(MOE4_HAVE_AVX512_BF16) || defined(MOE4_HAVE_AVX512)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#ifdef MOE4_HAVE_AVX512_BF16
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kAvx512Bf16Path);
+#endif
+#ifdef MOE4_HAVE_AVX512
+    if (avx512) found.push_back(&kAvx512Path);
+#endif
+#ifdef MOE4_HAVE_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Path);
+#endif
+#if defined(MOE4_HAVE_NEON_BF16) && defined(__linux__)
+    constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16
+    if (getauxval(AT_HWCAP2) & bf16) found.push_back(&kNeonBf16Path);
+#endif
+#ifdef MOE4_HAVE_NEON
+    found.push_back(&kNeonPath);  // every 64-bit Arm has it
+#endif
+    found.push_back(&kPortablePath);
+    return found;
+}
+
+}  // namespace
+
+const std::vector<const Path*>& usable_paths() {
+    static const std::vector<const Path*> paths = find_paths();
+    return paths;
+}
+
+}  // namespace moe4

@@ -1,0 +1,13 @@
+// Which paths this machine can run.
+#pragma once
+
+#include <vector>
+
+#include "path.h"
+
+namespace moe4 {
+
+// The paths this machine can run, fastest first.
+const std::vector<const Path*>& usable_paths();
+
+}  // namespace moe4

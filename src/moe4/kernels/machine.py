@@ -1,0 +1,96 @@
+"""What this machine offers the kernels: instructions, threads, memory; and the path that is taken."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moe4.kernels import _experts
+from moe4.kernels.op import PATHS, selected_path
+
+# What each path needs, fastest first, in the words of /proc/cpuinfo.
+X86_NEEDS = {
+    "avx512_bf16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+    "avx512": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx2": ("avx2", "fma"),
+    "portable": (),
+}
+ARM_NEEDS: dict[str, tuple[str, ...]] = {"neon_bf16": ("bf16",), "neon": (), "portable": ()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathState:
+    """A kernel path, and why this machine cannot run it (None: it can)."""
+
+    name: str
+    obstacle: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What `moe4 doctor` prints. Sizes in bytes; cpus are those this process may use."""
+
+    architecture: str
+    processor: str
+    cpus: int
+    numa_nodes: int
+    memory_bytes: int
+    threads: int
+    thread_runtime: str
+    paths: tuple[PathState, ...]
+    selected: str
+    reason: str
+
+
+def inspect_machine() -> Machine:
+    """Look at this machine. Raises KernelError if MOE4_KERNEL names a path it cannot run."""
+    fields = _read_cpuinfo()
+    forced = os.environ.get("MOE4_KERNEL")
+    return Machine(
+        architecture=platform.machine(),
+        processor=fields.get("model name") or platform.processor() or "unknown",
+        cpus=len(os.sched_getaffinity(0)),
+        numa_nodes=max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        threads=torch.get_num_threads(),
+        thread_runtime=_experts.thread_runtime(),
+        paths=_path_states(set((fields.get("flags") or fields.get("Features") or "").split())),
+        selected=selected_path(),
+        reason="MOE4_KERNEL names it" if forced else "the fastest that this processor can run",
+    )
+
+
+def measure_read_rate() -> float:
+    """Return the best rate, in bytes a second, of reading 512 MiB with torch's threads. Takes a second."""
+    data = torch.ones(2**27)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        data.sum()
+        seconds.append(time.perf_counter() - start)
+    return data.nbytes / min(seconds)
+
+
+def _path_states(features: set[str]) -> tuple[PathState, ...]:
+    needs = ARM_NEEDS if platform.machine() in ("aarch64", "arm64") else X86_NEEDS
+    states = []
+    for name in (*needs, *(path for path in PATHS if path not in needs)):
+        obstacle = None
+        if name not in PATHS:
+            missing = [feature for feature in needs[name] if feature not in features]
+            obstacle = f"the processor lacks {', '.join(missing)}" if missing else "not compiled in"
+        states.append(PathState(name=name, obstacle=obstacle))
+    return tuple(states)
+
+
+def _read_cpuinfo() -> dict[str, str]:
+    """Return the fields of the first processor, of those that Linux describes."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return {}
+    first = file.read_text().split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}

@@ -1,0 +1,53 @@
+"""`moe4 doctor`: this machine, the paths it can run, the one that is taken."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from moe4.cli.main import app
+from moe4.errors import KernelError
+from moe4.kernels import available_paths, machine, selected_path
+
+RUNNER = CliRunner()
+
+
+def doctor(*arguments: str) -> str:
+    result = RUNNER.invoke(app, ["doctor", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_json_agrees_with_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOE4_KERNEL", raising=False)
+    found = json.loads(doctor("--json"))
+    assert found["selected"] == selected_path() == available_paths()[0]
+    assert [p["name"] for p in found["paths"] if p["obstacle"] is None] == list(available_paths())
+    assert found["threads"] >= 1 and found["cpus"] >= 1 and found["memory_bytes"] > 2**28
+    assert found["read_bytes_per_second"] is None
+
+
+def test_a_forced_path_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE4_KERNEL", "portable")
+    (line,) = [line for line in doctor().splitlines() if "taken" in line]
+    assert "portable" in line and "MOE4_KERNEL names it" in line
+
+
+def test_a_path_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE4_KERNEL", "avx1024")
+    with pytest.raises(KernelError, match="MOE4_KERNEL: expected one of"):
+        RUNNER.invoke(app, ["doctor"], catch_exceptions=False)
+
+
+def test_obstacles_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor with AVX2 only, and on one whose path was left out when the extension was built."""
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "PATHS", ("portable",))
+    states = {state.name: state.obstacle for state in machine._path_states({"avx2", "fma", "avx512f"})}
+    assert states["portable"] is None
+    assert states["avx2"] == "not compiled in"
+    assert states["avx512"] == "the processor lacks avx512bw, avx512dq, avx512vl"
+
+
+def test_the_read_rate_is_a_rate() -> None:
+    assert json.loads(doctor("--json", "--measure"))["read_bytes_per_second"] > 1e8
