@@ -26,7 +26,7 @@ def read_prompts(num_tokens: int) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
-    lines = (CHATS / "heldout_chats.jsonl").read_text().splitlines()
+    lines = (CHATS / "heldout-chats.jsonl").read_text().splitlines()
     prompts: list[list[int]] = []
     left = num_tokens
     for line in lines:
