@@ -1,0 +1,1 @@
+"""What `bench_experts.py` is made of."""
