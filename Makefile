@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the only commands a fresh machine needs.
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test check reference-model
+.PHONY: setup demo test check sanitize reference-model
 
 setup:
 	@bash scripts/setup.sh
@@ -18,6 +18,9 @@ check: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) scripts/generate_cli_docs.py --check
+
+sanitize: setup
+	$(PYTHON) -m pytest tests/kernels/test_native_checks.py
 
 reference-model: setup
 	$(PYTHON) -m k2tiny.train --publish

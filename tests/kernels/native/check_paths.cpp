@@ -1,0 +1,305 @@
+#include "check_paths.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "experts.h"
+#include "paths.h"
+
+namespace {
+
+using moe4::Dtype;
+
+constexpr double kU32 = 0x1p-24, kU16 = 0x1p-8, kU11 = 0x1p-11;  // unit roundoff of float32, bfloat16, float16
+constexpr int64_t kWork = 1 << 20;  // products of a case, at most: float64 and sanitizers are slow
+
+// Bytes first, then zeros.
+class Choices {
+  public:
+    Choices(const uint8_t* data, size_t size) : data_(data), size_(size) {}
+    uint64_t next(uint64_t count) {
+        uint64_t value = 0;
+        for (uint64_t range = count - 1; range; range >>= 8) {
+            value = value << 8 | (place_ < size_ ? data_[place_] : 0);
+            ++place_;
+        }
+        return value % count;
+    }
+
+  private:
+    const uint8_t* data_;
+    size_t size_, place_ = 0;
+};
+
+class Random {
+  public:
+    explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+    uint64_t bits() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        uint64_t x = state_;
+        x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+        return x ^ x >> 32;
+    }
+    double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-52 - 1; }  // -1..1
+
+  private:
+    uint64_t state_;
+};
+
+// Memory of exactly `count` elements that begins `offset` bytes after a 64-byte boundary: a byte more is a fault.
+template <class T>
+class Block {
+  public:
+    Block(int64_t count, int64_t offset)
+        : memory_(static_cast<char*>(::operator new(count * sizeof(T) + offset, std::align_val_t(64)))),
+          first_(reinterpret_cast<T*>(memory_.get() + offset)),
+          count_(count) {}
+    T* data() const { return first_; }
+    T& operator[](int64_t i) const { return first_[i]; }
+    int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
+
+  private:
+    struct Free {
+        void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    T* first_;
+    int64_t count_;
+};
+
+double bf16_value(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+double f16_value(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const double size = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+    return bits & 0x8000 ? -size : size;
+}
+
+int64_t element_bytes(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+
+double element(Dtype dtype, const char* data, int64_t i) {
+    if (dtype == Dtype::kF32) return reinterpret_cast<const float*>(data)[i];
+    const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
+    return dtype == Dtype::kBf16 ? bf16_value(bits) : f16_value(bits);
+}
+
+void set_element(Dtype dtype, char* data, int64_t i, double value) {
+    if (dtype == Dtype::kF32) {
+        reinterpret_cast<float*>(data)[i] = static_cast<float>(value);
+        return;
+    }
+    // bfloat16: cut off. float16: sixteenths from -4 to 4, of which each has its own.
+    uint16_t bits;
+    if (dtype == Dtype::kBf16) {
+        const float single = static_cast<float>(value);
+        uint32_t wide;
+        std::memcpy(&wide, &single, sizeof wide);
+        bits = static_cast<uint16_t>(wide >> 16);
+    } else {
+        const double size = std::round(std::fabs(value) * 64) / 64;
+        int exponent;
+        std::frexp(size, &exponent);
+        const int mantissa = size ? static_cast<int>(std::ldexp(size, 11 - exponent)) - 1024 : 0;
+        bits = static_cast<uint16_t>((value < 0) << 15 | (size ? exponent + 14 : 0) << 10 | mantissa);
+    }
+    reinterpret_cast<uint16_t*>(data)[i] = bits;
+}
+
+// A matrix [rows, columns], its rows `stride` columns apart, as the kernel reads it.
+struct Matrix {
+    int64_t rows, columns, stride, group;
+    Block<uint32_t> packed;
+    Block<uint16_t> scale;
+
+    Matrix(int64_t rows, int64_t columns, int64_t stride, int64_t group, int64_t offset, Random& random)
+        : rows(rows), columns(columns), stride(stride), group(group),
+          packed(((rows - 1) * stride + columns) / 8, offset * 4),
+          scale(((rows - 1) * stride + columns) / group, offset * 2) {
+        for (int64_t i = 0; i < packed.bytes() / 4; ++i) packed[i] = static_cast<uint32_t>(random.bits() >> 32);
+        for (int64_t i = 0; i < scale.bytes() / 2; ++i) {
+            const double value = random.bits() % 16 ? random.uniform() / (2.7 * std::sqrt(double(columns))) : 0;
+            set_element(Dtype::kBf16, reinterpret_cast<char*>(scale.data()), i, value);
+        }
+    }
+
+    double weight(int64_t row, int64_t column) const {
+        const uint32_t word = packed[(row * stride + column) / 8];
+        const int code = static_cast<int>(word >> (column % 8 * 4) & 15) - 8;
+        return code * bf16_value(scale[(row * stride + column) / group]);
+    }
+};
+
+struct Expert {
+    Matrix gate, up, down;
+};
+
+// A sum and the sum of its terms' magnitudes.
+struct Sum {
+    double value = 0, size = 0;
+};
+
+Sum product(const Matrix& matrix, int64_t row, const std::vector<double>& x, const std::vector<double>& size) {
+    Sum sum;
+    for (int64_t k = 0; k < matrix.columns; ++k) {
+        const double weight = matrix.weight(row, k);
+        sum.value += weight * x[k];
+        sum.size += std::fabs(weight) * size[k];
+    }
+    return sum;
+}
+
+struct Bound {
+    std::vector<double> value, error;
+};
+
+struct Case {
+    int64_t tokens, hidden, inter, group, down_stride, top_k;
+    Dtype dtype;
+    std::vector<Expert> experts;
+    std::vector<float> weights;
+    std::vector<int64_t> ids;
+    std::vector<double> x;
+
+    // What float64 gives, and how far off arithmetic in float32 (and in bfloat16, if the path rounds to it) may lie:
+    // the analysis of tests/kernels/expert_cases.py. Arm's bfdot rounds with up to twice the unit.
+    Bound expected(bool bf16) const {
+        Bound bound{std::vector<double>(tokens * hidden, 0.0), std::vector<double>(tokens * hidden, 0.0)};
+        const double chain = 2 * (group + 18), dot2 = (chain + inter / 32.0) * kU32;
+        double dot13 = (chain + hidden / 32.0) * kU32;
+        if (bf16 && dtype != Dtype::kBf16) dot13 += kU16;
+        for (int64_t i = 0; i < tokens * top_k; ++i) {
+            if (ids[i] < 0) continue;
+            const Expert& expert = experts[ids[i]];
+            const auto first = x.begin() + i / top_k * hidden;
+            const std::vector<double> row(first, first + hidden);
+            std::vector<double> size(row), act(inter), error(inter), reach(inter);
+            for (double& value : size) value = std::fabs(value);
+            for (int64_t r = 0; r < inter; ++r) {
+                const Sum gate = product(expert.gate, r, row, size), up = product(expert.up, r, row, size);
+                const double s = gate.value / (1 + std::exp(-gate.value));
+                const double s_error = 1.1 * dot13 * gate.size + 8 * kU32 * std::fabs(s), up_error = dot13 * up.size;
+                act[r] = s * up.value;
+                error[r] = std::fabs(up.value) * s_error + std::fabs(s) * up_error + s_error * up_error +
+                           kU32 * std::fabs(act[r]);
+                if (bf16) error[r] += kU16 * (std::fabs(act[r]) + error[r]);
+                reach[r] = error[r] + dot2 * (std::fabs(act[r]) + error[r]);
+            }
+            std::vector<double> act_size(act);
+            for (double& value : act_size) value = std::fabs(value);
+            for (int64_t r = 0; r < hidden; ++r) {
+                const Sum y = product(expert.down, r, act, act_size), e = product(expert.down, r, act, reach);
+                const int64_t place = i / top_k * hidden + r;
+                bound.value[place] += weights[i] * y.value;
+                bound.error[place] += std::fabs(weights[i]) * (e.size + (top_k + 1) * kU32 * y.size);
+            }
+        }
+        const double unit = dtype == Dtype::kBf16 ? kU16 : dtype == Dtype::kF16 ? kU11 : kU32;
+        for (size_t i = 0; i < bound.error.size(); ++i)
+            bound.error[i] += unit * (std::fabs(bound.value[i]) + bound.error[i]) + 0x1p-25;
+        return bound;
+    }
+};
+
+[[noreturn]] void fail(const Case& c, const char* path, const char* what) {
+    std::fprintf(stderr, "%s: %s: %ld tokens, hidden %ld, inter %ld, stride %ld, group %ld, top_k %ld, dtype %d\n", path,
+                 what, long(c.tokens), long(c.hidden), long(c.inter), long(c.down_stride), long(c.group), long(c.top_k),
+                 int(c.dtype));
+    std::abort();
+}
+
+}  // namespace
+
+int64_t check_case(const uint8_t* data, size_t size) {
+    uint64_t seed = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < size; ++i) seed = (seed ^ data[i]) * 0x100000001b3u;
+    Random random(seed);
+    Choices choose(data, size);
+
+    Case c;
+    c.group = 32 << choose.next(3);
+    c.hidden = c.group * static_cast<int64_t>(1 + choose.next(5));
+    c.inter = c.group * static_cast<int64_t>(1 + choose.next(5));
+    c.down_stride = c.inter + c.group * static_cast<int64_t>(choose.next(3));
+    c.top_k = static_cast<int64_t>(1 + choose.next(4));
+    c.dtype = static_cast<Dtype>(choose.next(3));
+    const int64_t num_experts = static_cast<int64_t>(1 + choose.next(4));
+    const int64_t most = std::max<int64_t>(1, kWork / (3 * c.hidden * c.inter * c.top_k));
+    c.tokens = static_cast<int64_t>(choose.next(static_cast<uint64_t>(std::min<int64_t>(most, 300) + 1)));
+    const int threads = static_cast<int>(1 + choose.next(3));
+    const int64_t offset = static_cast<int64_t>(choose.next(16));
+    const bool bad_id = choose.next(16) == 15 && c.tokens;
+    for (int64_t e = 0; e < num_experts; ++e) {
+        c.experts.push_back({Matrix(c.inter, c.hidden, c.hidden, c.group, offset, random),
+                             Matrix(c.inter, c.hidden, c.hidden, c.group, offset + 1, random),
+                             Matrix(c.hidden, c.inter, c.down_stride, c.group, offset + 2, random)});
+    }
+    Block<float> weights(c.tokens * c.top_k, offset * 4);
+    Block<int64_t> ids(c.tokens * c.top_k, offset * 8);
+    for (int64_t i = 0; i < c.tokens * c.top_k; ++i) {
+        weights[i] = static_cast<float>(random.uniform());
+        ids[i] = static_cast<int64_t>(choose.next(256) ^ random.bits() >> 56) % (num_experts + 1) - 1;
+        c.weights.push_back(weights[i]);
+        c.ids.push_back(ids[i]);
+    }
+    const int64_t width = element_bytes(c.dtype);
+    Block<char> x(c.tokens * c.hidden * width, offset * width), out(c.tokens * c.hidden * width, offset * width);
+    for (int64_t i = 0; i < c.tokens * c.hidden; ++i) {
+        set_element(c.dtype, x.data(), i, 4 * random.uniform());
+        c.x.push_back(element(c.dtype, x.data(), i));
+    }
+    std::vector<moe4::ExpertWeights> table;
+    for (const Expert& e : c.experts)
+        table.push_back({e.gate.packed.data(), e.up.packed.data(), e.down.packed.data(), e.gate.scale.data(),
+                         e.up.scale.data(), e.down.scale.data()});
+    moe4::Call call{c.tokens, c.hidden, c.inter, num_experts, c.top_k, static_cast<int>(c.group), threads, c.dtype,
+                    x.data(), out.data(), table.data(), c.down_stride / 8, c.down_stride / c.group, weights.data(),
+                    ids.data()};
+
+    int64_t compared = 0;
+    for (const moe4::Path* path : moe4::usable_paths()) {
+        if (bad_id) {
+            const int64_t at = static_cast<int64_t>(random.bits() % static_cast<uint64_t>(c.tokens * c.top_k));
+            const int64_t kept = ids[at];
+            ids[at] = random.bits() % 2 ? num_experts : -2 - static_cast<int64_t>(random.bits() >> 2);
+            try {
+                moe4::run_experts(*path, call);
+                fail(c, path->name, "took an id that is no expert's");
+            } catch (const moe4::BadIdError&) {
+                ++compared;
+            }
+            ids[at] = kept;
+        }
+        const Bound bound = c.expected(path->x_bytes == 2);
+        std::memset(out.data(), 0xff, static_cast<size_t>(out.bytes()));
+        moe4::run_experts(*path, call);
+        for (int64_t i = 0; i < c.tokens * c.hidden; ++i) {
+            if (!(std::fabs(element(c.dtype, out.data(), i) - bound.value[i]) <= bound.error[i]))
+                fail(c, path->name, "is too far from float64");
+            ++compared;
+        }
+        if (!c.tokens) continue;
+        // One token alone, on one thread: the same bits.
+        const int64_t token = static_cast<int64_t>(random.bits() % static_cast<uint64_t>(c.tokens));
+        Block<char> alone(c.hidden * width, offset * width);
+        moe4::Call one = call;
+        one.tokens = one.num_threads = 1;
+        one.x = x.data() + token * c.hidden * width;
+        one.out = alone.data();
+        one.weights = weights.data() + token * c.top_k;
+        one.ids = ids.data() + token * c.top_k;
+        moe4::run_experts(*path, one);
+        if (std::memcmp(alone.data(), out.data() + token * c.hidden * width, static_cast<size_t>(alone.bytes())))
+            fail(c, path->name, "gives a token other bits in another batch");
+    }
+    return compared;
+}
