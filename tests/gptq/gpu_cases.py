@@ -21,7 +21,7 @@ from moe4.gptq.gpu.products import Precision, cholesky_, gram, product
 from moe4.gptq.gpu.solver import BatchSolver
 from moe4.gptq.grid import absmax_scales, scale_factors
 from moe4.gptq.grid import search_scales as search_one
-from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq, relative_error
+from moe4.gptq.solver import QuantizedMatrix, audited_rows, factorize, quantize_gptq, relative_error
 from moe4.recipe import Gptq
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
@@ -43,7 +43,7 @@ def batch_of(problems: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return W, torch.stack([H for _, H in problems]).float().to(DEVICE)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(128, 33), (64, 40), (32, 5), (96, 70)])
+@pytest.mark.parametrize(("columns", "rows"), [(128, 33), (32, 5), (96, 70)])
 def test_a_block_is_solved_as_in_float64(columns: int, rows: int) -> None:
     """Targets within float32 rounding of the middle of two codes may go either way, and then their row."""
     generator = torch.Generator().manual_seed(columns)
@@ -131,8 +131,10 @@ def test_cholesky_of_a_batch_names_what_does_not_factor() -> None:
         assert float((lower @ lower.T - exact).norm() / exact.norm()) < 1e-6
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16x3"])
-@pytest.mark.parametrize(("size", "group_size", "sweeps"), [(384, 128, 1), (64, 64, 2), (96, 32, 2)])
+@pytest.mark.parametrize(
+    ("precision", "size", "group_size", "sweeps"),
+    [("bf16x3", 256, 128, 1), ("bf16x3", 64, 64, 2), ("bf16x3", 96, 32, 2), ("float32", 96, 32, 2)],
+)
 def test_a_batch_is_quantized_as_the_cpu_does_it(
     precision: Precision, size: int, group_size: int, sweeps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,8 +143,8 @@ def test_a_batch_is_quantized_as_the_cpu_does_it(
     The two solve one problem by sums in another order; of a row with a tie, all later codes may change, by
     which its error becomes as likely less as more.
     """
-    monkeypatch.setattr("moe4.gptq.gpu.solver.OUTER_COLUMNS", 256)
-    monkeypatch.setattr("moe4.gptq.gpu.solver.ERROR_COLUMNS", 256)
+    monkeypatch.setattr("moe4.gptq.gpu.solver.OUTER_COLUMNS", 64)
+    monkeypatch.setattr("moe4.gptq.solver.AUDITED_ROWS", 16)  # fewer than the first part's
     settings = Gptq(scale_candidates=6, descent_sweeps=sweeps)
     problems = [problem(32, size, seed) for seed in (5, 6)]
     W, H = batch_of(problems)
@@ -164,11 +166,12 @@ def test_a_batch_is_quantized_as_the_cpu_does_it(
 
 
 def check_figures(W: Tensor, H: Tensor, result: QuantizedMatrix) -> None:
-    """Hold the recorded errors to float64 ones of the codes and scales that were returned."""
+    """Hold the recorded errors to float64 ones, of the audited rows of what was returned."""
     codes, scales = result.codes.cpu(), result.scales.cpu()
     assert torch.equal(scales, scales.bfloat16().float())
-    exact = relative_error(W.double(), dequantize(codes, scales).double(), H.double())
-    assert result.error == pytest.approx(exact, rel=1e-3)
+    rows = audited_rows(len(W), W.device)
+    exact = relative_error(W.double()[rows], dequantize(codes, scales).double()[rows], H.double())
+    assert result.error == pytest.approx(exact, rel=1e-4)
 
 
 def test_what_does_not_factor_or_gain_falls_back_by_name() -> None:

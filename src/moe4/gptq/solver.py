@@ -85,6 +85,12 @@ def factorize(H: Tensor, settings: Gptq) -> Factor:
     return Factor(H=H, order=order, R=R, damping=damping)
 
 
+def audited_rows(num_rows: int, device: torch.device) -> Tensor:
+    """Return which rows of a matrix `Audit` takes."""
+    count = min(num_rows, AUDITED_ROWS)
+    return torch.arange(count, device=device) * num_rows // count
+
+
 class Audit:
     """Errors of one matrix, over AUDITED_ROWS of its rows if it has more, evenly spaced, the same each time.
 
@@ -93,8 +99,7 @@ class Audit:
     """
 
     def __init__(self, W: Tensor, H: Tensor | None = None) -> None:
-        count = min(W.shape[0], AUDITED_ROWS)
-        self._rows = torch.arange(count, device=W.device) * W.shape[0] // count
+        self._rows = audited_rows(W.shape[0], W.device)
         self._W, self._H = W[self._rows], H
         self._whole = weighted_square(self._W, H)
 

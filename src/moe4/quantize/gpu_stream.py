@@ -46,6 +46,7 @@ class GpuExpertStream(ExpertStream):
     ) -> None:
         self._rows = DeviceRows(routing.inputs, bench.device)
         super().__init__(bench, experts, layer, routing)
+        self._stage = stage
         self._quantizer = ExpertQuantizer(
             solver=BatchSolver(settings=bench.recipe.gptq, group_size=bench.recipe.group_size, stage=stage),
             shape=experts,
@@ -64,7 +65,8 @@ class GpuExpertStream(ExpertStream):
                 assert writer is not None
                 output = parcel.tensors.pop("output")
                 rows, gates = self._routing.of_expert(expert)
-                sums.add(rows, output.to(bench.device), gates.to(bench.device))
+                with self._stage("add outputs"):
+                    sums.add(rows, output.to(bench.device), gates.to(bench.device))
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
                 bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
@@ -88,9 +90,10 @@ class GpuExpertStream(ExpertStream):
         parcels = []
         for expert, (results, output) in zip(experts, found, strict=True):
             tensors = {}
-            for part in PARTS:
-                weight = expert_weight(self._experts, expert, part)
-                tensors.update(stored_tensors(weight, results[part], to_host))
+            with self._stage("pack and copy out"):
+                for part in PARTS:
+                    weight = expert_weight(self._experts, expert, part)
+                    tensors.update(stored_tensors(weight, results[part], to_host))
             matrices = {str(part): matrix_record(results[part]) for part in PARTS}
             num_tokens = len(self._routing.of_expert(expert)[0])
             parcels.append(

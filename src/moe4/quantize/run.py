@@ -1,6 +1,7 @@
 """`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
 import errno
+import importlib.util
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,8 @@ def _check_device(name: str, ranks: Ranks) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", ranks.local_rank)
+        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            raise RecipeError(f"device {name} needs Triton, which is not installed: pip install triton")
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -23,20 +23,42 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def product(A: Tensor, B: Tensor, precision: Precision) -> Tensor:
     """Return A @ B, float32, of batches [n, p, k] and [n, k, q] in float32."""
-    if precision == "bf16x3":
-        (a, a_low), (b, b_low) = split(A), split(B)
-        result = _bf16_product(a, b)
-        result += _bf16_product(a, b_low)
-        result += _bf16_product(a_low, b)
-        return result
-    if precision == "tf32" and A.is_cuda:
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            return torch.bmm(A, B)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
-    return torch.bmm(A, B)
+    return Operand(B, precision).after(A)
+
+
+class Operand:
+    """A batch B [n, k, q] in float32 that products A @ B meet again and again, while parts of it change.
+
+    Its halves in bf16 are kept: to split all of it anew costs more than a product with few rows of A does.
+    """
+
+    def __init__(self, B: Tensor, precision: Precision) -> None:
+        self._B, self._precision = B, precision
+        self._halves = split(B) if precision == "bf16x3" else None
+
+    def changed(self, rows: slice) -> None:
+        """Take notice that rows of B have changed."""
+        if self._halves is not None:
+            for half, part in zip(self._halves, split(self._B[:, rows]), strict=True):
+                half[:, rows] = part
+
+    def after(self, A: Tensor) -> Tensor:
+        """Return A @ B[:, :p], float32, of A [n, m, p]."""
+        rows = slice(A.shape[2])
+        if self._halves is not None:
+            (a, a_low), (b, b_low) = split(A), (half[:, rows] for half in self._halves)
+            result = _bf16_product(a, b)
+            result += _bf16_product(a, b_low)
+            result += _bf16_product(a_low, b)
+            return result
+        if self._precision == "tf32" and A.is_cuda:
+            before = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                return torch.bmm(A, self._B[:, rows])
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = before
+        return torch.bmm(A, self._B[:, rows])
 
 
 def _bf16_product(a: Tensor, b: Tensor) -> Tensor:

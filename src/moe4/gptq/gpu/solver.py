@@ -21,13 +21,12 @@ from torch import Tensor
 from moe4.gptq.descent import LARGEST_STEP
 from moe4.gptq.factor import damped_factor
 from moe4.gptq.gpu.kernels import MAX_COLUMNS, search_scales, solve_block
-from moe4.gptq.gpu.products import Precision, cholesky_, product
+from moe4.gptq.gpu.products import Operand, Precision, cholesky_
 from moe4.gptq.grid import round_to_grid, scale_factors, to_bf16_grid
-from moe4.gptq.solver import QuantizedMatrix
+from moe4.gptq.solver import QuantizedMatrix, audited_rows
 from moe4.recipe import Gptq
 
 OUTER_COLUMNS = 512
-ERROR_COLUMNS = 1024
 
 Stage = Callable[[str], AbstractContextManager[None]]
 
@@ -44,14 +43,14 @@ class BatchSolver:
     settings: Gptq
     group_size: int
     precision: Precision = "bf16x3"
-    """Of the products in which codes and errors are computed; Hessians are factored in float32."""
+    """Of the long products in which codes are computed; factors and errors are in float32."""
     stage: Stage = no_stage
     """Enters a context around each named stage; for benchmarks."""
 
     def quantize(self, W: Tensor, H: Tensor, part_rows: list[int]) -> list[list[QuantizedMatrix]]:
         """Quantize a batch; `part_rows` says how many rows of `out` each stacked matrix has.
 
-        Returns each batch member's matrices. Peak memory: twice H and three times W beside the two.
+        Returns each batch member's matrices. Peak memory: twice H and four times W beside the two.
         """
         stage, settings = self.stage, self.settings
         with stage("factor"):
@@ -59,8 +58,11 @@ class BatchSolver:
         with stage("scales"):
             S, plain = self._search(W, factors)
         with stage("errors"):
-            whole = self._weighted_square(W, H)
-            rtn = self._weighted_square(_lost_to_nearest(W, plain, self.group_size), H)
+            rows = audited_columns(part_rows, W.device)
+            audited = W.index_select(2, rows)
+            lost = _lost_to_nearest(audited, plain.index_select(2, rows), self.group_size)
+            whole, rtn = weighted_square(audited, H), weighted_square(lost, H)
+            del audited, lost
         with stage("solve"):
             C = self._solve(W, S, factors)
         added, damping, factored = factors.added(H), factors.damping, factors.factored
@@ -71,7 +73,7 @@ class BatchSolver:
             for _ in range(settings.descent_sweeps):
                 self._descend(W, C, S, D, H, added)
         with stage("errors"):
-            error = self._weighted_square(D, H)
+            error = weighted_square(D.index_select(2, rows), H)
         del D
         with stage("collect"):
             return self._collect(W, C, S, plain, (whole, rtn, error), damping, factored, part_rows)
@@ -129,12 +131,11 @@ class BatchSolver:
         D, codes = torch.empty_like(W), torch.empty(W.shape, dtype=torch.int8, device=W.device)
         for number in range(batch):
             torch.index_select(W[number], 0, order[number], out=D[number])
+        lost = Operand(D, self.precision)
         groups = torch.div(order, self.group_size, rounding_mode="floor").to(torch.int32)
         for start, stop in _spans(0, size, OUTER_COLUMNS):
-            if start:
-                missed = product(R[:, :start, start:stop].mT, D[:, :start], self.precision)
-            else:
-                missed = torch.zeros_like(D[:, :stop])
+            before = R[:, :start, start:stop].mT
+            missed = lost.after(before) if start else torch.zeros_like(D[:, :stop])
             for first, last in _spans(start, stop, MAX_COLUMNS):
                 here, block = slice(first, last), slice(first - start, last - start)
                 solve_block(
@@ -142,6 +143,7 @@ class BatchSolver:
                 )
                 if last < stop:
                     missed[:, block.stop :].baddbmm_(R[:, here, last:stop].mT, D[:, here])
+            lost.changed(slice(start, stop))
         for number in range(batch):
             D_codes = torch.empty_like(codes[number])
             D_codes[order[number]] = codes[number]
@@ -153,8 +155,9 @@ class BatchSolver:
         batch, size, _ = W.shape
         one_group = torch.zeros(batch, self.group_size, dtype=torch.int32, device=W.device)
         outer = max(OUTER_COLUMNS, self.group_size)
+        lost = Operand(D, self.precision)
         for start, stop in _spans(0, size, outer):
-            G = product(H[:, start:stop], D, self.precision)
+            G = lost.after(H[:, start:stop]).addcmul_(added[:, start:stop, None], D[:, start:stop])
             for first, last in _spans(start, stop, self.group_size):
                 here, block, group = (
                     slice(first, last),
@@ -162,28 +165,18 @@ class BatchSolver:
                     first // self.group_size,
                 )
                 square = H[:, here, here].clone(memory_format=torch.contiguous_format)  # even of all of H
-                before = D[:, here].clone()
-                others = G[:, block] - torch.bmm(square, before)
                 square.diagonal(dim1=1, dim2=2).add_(added[:, here])
-                _refit(W[:, here], C[:, here], S[:, group], D[:, here], others, square)
+                before = D[:, here].clone()
+                missed = torch.baddbmm(G[:, block], square, before, alpha=-1)  # what the other groups put in
+                _refit(W[:, here], C[:, here], S[:, group], D[:, here], G[:, block], square)
                 # Columns after j still have their old loss when j's turn comes; solve_block takes account of
                 # those before it.
-                missed = torch.baddbmm(others, square.triu(1), D[:, here])
+                missed.baddbmm_(square.triu(1), D[:, here])
                 D[:, here] = W[:, here]
                 solve_block(D[:, here], missed, C[:, here], S[:, group : group + 1], one_group, square)
                 if last < stop:
                     G[:, block.stop :].baddbmm_(H[:, last:stop, here], D[:, here] - before)
-
-    def _weighted_square(self, D: Tensor, H: Tensor) -> Tensor:
-        """Return each row's part of tr(D^T H D), float64 [batch, out]. Half the product: H is symmetric."""
-        total = torch.zeros(D.shape[0], D.shape[2], dtype=torch.float64, device=D.device)
-        for start, stop in _spans(0, D.shape[1], ERROR_COLUMNS):
-            here = slice(start, stop)
-            result = product(H[:, here, here], D[:, here], self.precision)
-            if start:
-                result.add_(product(H[:, here, :start], D[:, :start], self.precision), alpha=2.0)
-            total += result.mul_(D[:, here]).sum(1, dtype=torch.float64)
-        return total
+            lost.changed(slice(start, stop))
 
     def _collect(
         self,
@@ -196,7 +189,8 @@ class BatchSolver:
         factored: list[bool],
         part_rows: list[int],
     ) -> list[list[QuantizedMatrix]]:
-        sums = [[part.sum(1) for part in torch.split(square, part_rows, dim=1)] for square in squares]
+        audited = [len(audited_rows(num_rows, W.device)) for num_rows in part_rows]
+        sums = [[part.sum(1) for part in torch.split(square, audited, dim=1)] for square in squares]
         figures = torch.stack([torch.stack(parts) for parts in sums]).tolist()  # [3][parts][batch]
         results = []
         for number in range(W.shape[0]):
@@ -256,17 +250,31 @@ class _Factors:
         return torch.where(diagonal == 0, mean, torch.zeros_like(mean)) + share * mean + unusable
 
 
-def _refit(W: Tensor, C: Tensor, s: Tensor, D: Tensor, others: Tensor, square: Tensor) -> None:
+def _refit(W: Tensor, C: Tensor, s: Tensor, D: Tensor, G: Tensor, square: Tensor) -> None:
     """Move one group's scales s [batch, out] to the least loss, where bf16 holds a better one."""
     c = C.to(D.dtype)
-    slope = (c * torch.baddbmm(others, square, D)).sum(1)
-    curvature = (c * torch.bmm(square, c)).sum(1)
+    slope = (c * G).sum(1)
+    curvature = torch.bmm(square, c).mul_(c).sum(1)
     new = to_bf16_grid(s + slope / curvature.clamp_min(torch.finfo(D.dtype).tiny))
     step = new - s
     near = (new / s > 1 / LARGEST_STEP) & (new / s < LARGEST_STEP)
     better = near & (step * (step * curvature - 2 * slope) < 0)
     s.copy_(torch.where(better, new, s))
-    D.copy_(W - c * s.unsqueeze(1))
+    torch.sub(W, c.mul_(s.unsqueeze(1)), out=D)
+
+
+def audited_columns(part_rows: list[int], device: torch.device) -> Tensor:
+    """Return the rows of `out` whose errors are recorded, those of each stacked matrix after another."""
+    found, start = [], 0
+    for num_rows in part_rows:
+        found.append(start + audited_rows(num_rows, device))
+        start += num_rows
+    return torch.cat(found)
+
+
+def weighted_square(D: Tensor, H: Tensor) -> Tensor:
+    """Return each row's part of tr(D^T H D), float64 [batch, out]."""
+    return torch.bmm(H, D).mul_(D).sum(1, dtype=torch.float64)
 
 
 def _lose(W: Tensor, C: Tensor, S: Tensor, D: Tensor) -> None:
