@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from bench_experts import describe_machine
+from fidelity.accuracy import Problems
 from fidelity.algorithms import ALGORITHMS
 from fidelity.measure import Divergence, HeldOut
 from fidelity.network import Network, Weights
@@ -31,6 +32,7 @@ from fidelity.stream import quantize_experts
 from fidelity.synthetic import by_algorithm, compare, moe4_with, on_all_tokens
 from fidelity.texts import MODEL, calibration_sequences, heldout_sequences
 
+from moe4.evaluate.statistics import paired_test
 from moe4.recipe import Calibration, Gptq
 
 OURS = "moe4"
@@ -58,16 +60,23 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     heldout = HeldOut(network, heldout_sequences(args.problems, args.tool_turns, args.chats))
     rows: dict[str, dict[str, Any]] = {}
     divergences: dict[str, Divergence] = {}
+    problems = Problems(args.answered)
+    network.set_experts(network.original)
+    correct = {"bf16": problems.correct(network)}
+    say(f"BF16: {statistics.fmean(correct['bf16']):.2%} of {args.answered} problems")
 
     def add(name: str, title: str, weights: Weights, seconds: float, **facts: Any) -> None:
         divergence = heldout.measure(weights)
         errors = heldout.matrix_errors(weights)
         kl, agreement = divergence.mean_kl(), divergence.agreement()
         divergences[name] = divergence
+        correct[name] = problems.correct(network)  # with the weights just measured
         rows[name] = {
             "title": title,
             "kl": [kl.mean, kl.standard_error],
             "agreement": [agreement.mean, agreement.standard_error],
+            "accuracy": statistics.fmean(correct[name]),
+            "accuracy_change": paired_test(correct["bf16"], correct[name]).as_dict(),
             "matrix_error": {
                 part: statistics.fmean(error for name, error in errors.items() if f".{part}_proj" in name)
                 for part in ("gate", "up", "down")
@@ -75,7 +84,10 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             "seconds": round(seconds, 1),
             **facts,
         }
-        say(f"{title}: KL {kl.mean:.3e} ± {kl.standard_error:.1e}, agreement {agreement.mean:.4f}")
+        say(
+            f"{title}: KL {kl.mean:.3e} ± {kl.standard_error:.1e}, agreement {agreement.mean:.4f}, "
+            f"{rows[name]['accuracy']:.2%} of the problems"
+        )
 
     started = time.monotonic()
     weights = run_moe4(args.num_sequences, work)
@@ -96,9 +108,11 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     for name, row in rows.items():
         ratio = divergences[OURS].kl_ratio(divergences[name])
         row["moe4_kl_ratio"] = [ratio.mean, ratio.standard_error]
+        row["moe4_accuracy_change"] = paired_test(correct[name], correct[OURS]).as_dict()
     return {
         "calibration": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
         "heldout": {"documents": len(divergences[OURS].kl), "tokens": heldout.num_tokens},
+        "answered": {"problems": args.answered, "bf16": statistics.fmean(correct["bf16"])},
         "methods": rows,
         "failed": failed,
     }
@@ -123,6 +137,9 @@ def main() -> None:
     parser.add_argument("--num-sequences", type=int, default=256, help="calibration documents")
     parser.add_argument(
         "--problems", type=int, default=400, help="held-out word problems, four to a document"
+    )
+    parser.add_argument(
+        "--answered", type=int, default=400, help="held-out word problems to answer, at most 2,000"
     )
     parser.add_argument("--tool-turns", type=int, default=150, help="held-out tool turns")
     parser.add_argument("--chats", type=int, default=100, help="held-out chats")

@@ -55,6 +55,7 @@ def _model(model: dict[str, Any]) -> list[str]:
             f"{agreement[0]:.2%} ± {agreement[1]:.2%} | {(error['gate'] + error['up']) / 2:.5f} | "
             f"{error['down']:.5f} | {ratio[0]:.3f} ± {ratio[1]:.3f} |"
         )
+    lines += ["", *_accuracy(model)]
     for row in model["methods"].values():
         if "versions" in row:
             versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
@@ -62,6 +63,30 @@ def _model(model: dict[str, Any]) -> list[str]:
     for title, reason in model["failed"].items():
         lines += ["", f"{title} did not finish: `{reason}`"]
     return lines
+
+
+def _accuracy(model: dict[str, Any]) -> list[str]:
+    answered = model["answered"]
+    lines = [
+        f"Exact answers to {answered['problems']:,} held-out word problems, 0-shot, greedy; BF16 "
+        f"{answered['bf16']:.2%}. Differences are in percentage points, paired by problem, with 95 % "
+        "intervals.",
+        "",
+        "| method | exact answers | change from BF16 | gained, lost | moe4 is ahead by |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in model["methods"].values():
+        change, ahead = row["accuracy_change"], row["moe4_accuracy_change"]
+        lines.append(
+            f"| {row['title']} | {row['accuracy']:.2%} | {_points(change)} | "
+            f"{change['gained']}, {change['lost']} | {_points(ahead)} |"
+        )
+    return lines
+
+
+def _points(test: dict[str, Any]) -> str:
+    low, high = test["difference_interval"]
+    return f"{100 * test['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _layers(layers: dict[str, Any]) -> list[str]:

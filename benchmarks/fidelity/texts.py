@@ -43,12 +43,17 @@ def heldout_sequences(num_problems: int, num_tool_turns: int, num_chats: int) ->
     return [sequence[:MAX_TOKENS] for sequence in sequences]
 
 
+def problem_rows(num: int) -> list[dict[str, Any]]:
+    """Return the first held-out word problems."""
+    return _rows("heldout-problems.jsonl", num)
+
+
 def _rows(name: str, num: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()[:num]]
 
 
 def _problem_texts(num: int) -> Iterator[str]:
-    rows = _rows("heldout-problems.jsonl", num)
+    rows = problem_rows(num)
     for start in range(0, len(rows), PROBLEMS_A_DOCUMENT):
         chosen = rows[start : start + PROBLEMS_A_DOCUMENT]
         yield "\n\n".join(f"Question: {row['question']}\nAnswer: {row['answer']}" for row in chosen)
