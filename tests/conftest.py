@@ -13,9 +13,10 @@ from hypothesis import settings
 settings.register_profile("moe4", deadline=None)
 settings.load_profile("moe4")
 
-# A shell's background job ignores SIGINT, and so would every program that a test starts and stops with it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores SIGINT, nohup's SIGHUP, and so would all that a test stops with them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # With pytest-xdist workers share the processors; torch and what tests start would each take all of them.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
