@@ -14,3 +14,13 @@ def return_large_blocks() -> bool:
     """
     libc = ctypes.CDLL(None)
     return hasattr(libc, "mallopt") and bool(libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+
+
+def trim_heaps() -> None:
+    """Give the holes in the heaps back to the system, where the C library can; takes milliseconds.
+
+    Smaller blocks than LARGE_BYTES leave them, more with every expert.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))

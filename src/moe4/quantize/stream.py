@@ -10,6 +10,7 @@ from moe4.checkpoint.shard import ShardWriter
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq
 from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.quantize.allocator import trim_heaps
 from moe4.quantize.attend import Routing, pack_hessian, sum_hessians
 from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, stored_tensors, write_all
@@ -20,6 +21,7 @@ from moe4.quantize.reader import ExpertReader, Stored
 
 POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
 POOL_PART = 32768  # tokens whose Hessian one rank adds up
+TRIM_ELEMENTS = 1 << 24  # of weights: every expert of a large model; a small one would lose time
 GATE_UP: tuple[Part, Part] = ("gate", "up")
 
 Results = dict[Part, QuantizedMatrix]
@@ -30,6 +32,7 @@ class ExpertStream:
 
     def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
         self._bench, self._experts, self._routing = bench, experts, routing
+        self._solved_elements = 0  # of weights, since the heaps were trimmed
         self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
         num_tokens = routing.inputs.shape[0]
         num_parts = -(-num_tokens // POOL_PART)
@@ -75,6 +78,10 @@ class ExpertStream:
 
         Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].
         """
+        self._solved_elements += 3 * self._experts.hidden_size * self._experts.width
+        if self._solved_elements >= TRIM_ELEMENTS:
+            self._solved_elements = 0
+            trim_heaps()
         rows, gates = self._routing.of_expert(expert)
         results, inner = self._quantize(expert, stored, gates.to(self._bench.device))
         down, pieces = self._bench.served(results["down"]), []
