@@ -71,13 +71,7 @@ def fused_experts(
     Raises KernelError, before any weight is read, if an argument is not as above.
     """
     _check(hidden_states, w13_packed, w13_scale, w2_packed, w2_scale, topk_weights, topk_ids, group_size)
-    if out is None:
-        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-    else:
-        _expect("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
-    threads = torch.get_num_threads() if num_threads is None else num_threads
-    if threads < 1:
-        raise KernelError(f"num_threads: expected at least 1, found {threads}")
+    out, threads = _out_and_threads(hidden_states, out, num_threads)
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
         _experts.run(
@@ -142,6 +136,20 @@ def _check(
     _expect("w2_scale", w2_scale, (experts, hidden, inter // group_size), (torch.bfloat16,), contiguous=True)
     _expect("topk_weights", topk_weights, (tokens, top_k), (torch.float32,))
     _expect("topk_ids", topk_ids, (tokens, top_k), ID_DTYPES)
+
+
+def _out_and_threads(
+    hidden_states: Tensor, out: Tensor | None, num_threads: int | None
+) -> tuple[Tensor, int]:
+    """Return where the result goes and the number of threads, checked, or their defaults."""
+    if out is None:
+        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+    else:
+        _expect("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    if threads < 1:
+        raise KernelError(f"num_threads: expected at least 1, found {threads}")
+    return out, threads
 
 
 def _expect(

@@ -5,7 +5,16 @@ from torch import Tensor
 
 from moe4.errors import KernelError
 from moe4.kernels import _experts
-from moe4.kernels.op import GROUP_SIZES, HIDDEN_DTYPES, ID_DTYPES, PATHS, _expect, _path_index, selected_path
+from moe4.kernels.op import (
+    GROUP_SIZES,
+    HIDDEN_DTYPES,
+    ID_DTYPES,
+    PATHS,
+    _expect,
+    _out_and_threads,
+    _path_index,
+    selected_path,
+)
 
 # Columns of a table: the addresses of an expert's packed words and of their scales.
 COLUMNS = ("gate", "up", "down", "gate_scale", "up_scale", "down_scale")
@@ -58,13 +67,7 @@ def table_experts(
     _expect("table", table, (table.shape[0], len(COLUMNS)), (torch.int64,), contiguous=True)
     _expect("topk_weights", topk_weights, tuple(topk_ids.shape), (torch.float32,))
     _expect("topk_ids", topk_ids, (tokens, topk_ids.shape[1]), ID_DTYPES)
-    if out is None:
-        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-    else:
-        _expect("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
-    threads = torch.get_num_threads() if num_threads is None else num_threads
-    if threads < 1:
-        raise KernelError(f"num_threads: expected at least 1, found {threads}")
+    out, threads = _out_and_threads(hidden_states, out, num_threads)
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
         _experts.run_scattered(
