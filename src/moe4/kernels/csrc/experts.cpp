@@ -14,7 +14,7 @@
 namespace moe4 {
 namespace {
 
-constexpr int64_t kTileRows = 64;  // rows of one work item at most: 64 rows of 7168 columns are 224 KiB
+constexpr int64_t kTileRows = 64;  // rows of one work item at most, or a group: 64 rows of 7168 columns are 224 KiB
 constexpr int64_t kMinRows = 32;   // and at least: the number of rows of any matrix is a multiple of this
 constexpr int64_t kThreadWork = 1 << 20;  // multiplications (15 to 70 us) for which it pays to wake a thread
 constexpr int64_t kMaxThreads = 512;      // a limit on mistakes: OpenMP ends the process if it gets no more threads
@@ -155,12 +155,14 @@ class Forward {
           call_(call),
           routing_(routing),
           threads_(useful_threads(call, static_cast<int64_t>(routing.token.size()))),
-          x_row_bytes_(row_bytes(call.hidden, path)),
-          act_row_bytes_(row_bytes(call.inter, path)),
-          gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()))),
-          down_rows_(item_rows(call.hidden, 1)),
+          x_row_bytes_(row_bytes(call.hidden)),
+          act_row_bytes_(row_bytes(call.inter)),
+          gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()),
+                                  path.arrange_groups ? call.group_size : kMinRows)),
+          down_rows_(item_rows(call.hidden, 1, kMinRows)),
+          tile_rows_(std::max(kTileRows, gate_up_rows_)),
           tile_tokens_(std::min(kTileTokens, static_cast<int64_t>(routing.token.size()))),
-          scratch_floats_(round_up(2 * tile_tokens_ * kTileRows + call.tokens * down_rows_ + call.hidden, 16)),
+          scratch_floats_(round_up(2 * tile_tokens_ * tile_rows_ + call.tokens * down_rows_ + call.hidden, 16)),
           x_(call.tokens * x_row_bytes_),
           act_(static_cast<int64_t>(routing.token.size()) * act_row_bytes_),
           scratch_(threads_ * scratch_floats_ * static_cast<int64_t>(sizeof(float))) {
@@ -182,8 +184,9 @@ class Forward {
     using Step = void (Forward::*)(int64_t item, int64_t next, float* scratch);
 
     // Rows of whole lines, and not a multiple of 512 bytes apart: those would compete for few places in a cache.
-    static int64_t row_bytes(int64_t columns, const Path& path) {
-        const int64_t bytes = round_up(round_up(columns, kLineCodes) * path.x_bytes, 256);
+    int64_t row_bytes(int64_t columns) const {
+        const int64_t extra = columns / call_.group_size * path_.group_bytes;
+        const int64_t bytes = round_up(round_up(columns, kLineCodes) * path_.x_bytes + extra, 256);
         return bytes % 512 ? bytes : bytes + 256;
     }
 
@@ -197,9 +200,9 @@ class Forward {
     }
 
     // Rows of one item: fewer than kTileRows where there would be too few items to keep all threads busy to the end.
-    int64_t item_rows(int64_t rows, int64_t matrices) const {
-        int64_t per_item = kTileRows;
-        while (per_item > kMinRows && matrices * num_items(rows, per_item) < 8 * threads_) per_item /= 2;
+    int64_t item_rows(int64_t rows, int64_t matrices, int64_t least) const {
+        int64_t per_item = std::max(kTileRows, least);
+        while (per_item > least && matrices * num_items(rows, per_item) < 8 * threads_) per_item /= 2;
         return per_item;
     }
 
@@ -230,7 +233,12 @@ class Forward {
         char* arranged = x_.bytes() + token * x_row_bytes_;
         read_row(call_.dtype, call_.x, token * call_.hidden, call_.hidden, row);
         if (call_.hidden % kLineCodes) std::memset(arranged, 0, x_row_bytes_);
-        path_.arrange(row, 0, call_.hidden, arranged);
+        arrange(row, 0, call_.hidden, arranged);
+    }
+
+    void arrange(const float* src, int64_t first, int64_t count, char* row) const {
+        if (path_.arrange_groups) path_.arrange_groups(src, first, count, call_.group_size, row);
+        else path_.arrange(src, first, count, row);
     }
 
     const ExpertWeights& expert(int64_t choice) const { return call_.weights_of[routing_.chosen[choice]]; }
@@ -249,12 +257,12 @@ class Forward {
         const uint32_t* after = next < 0 ? gate_rows : expert(next / items).gate + next % items * gate_up_rows_ * words;
         const bool last = first + rows == call_.inter;
         float* gate = scratch;
-        float* up = gate + tile_tokens_ * kTileRows;
+        float* up = gate + tile_tokens_ * tile_rows_;
         const int64_t end = routing_.begin[choice + 1];
         for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
             const int64_t tokens = std::min(kTileTokens, end - pair);
             Tile tile{gate_rows, weights.gate_scale + first * groups, rows, words, words, groups, call_.group_size,
-                      &x_rows_[pair], tokens, gate, kTileRows, bytes_of(up_rows)};
+                      &x_rows_[pair], tokens, gate, tile_rows_, bytes_of(up_rows)};
             path_.multiply(tile);
             tile.packed = up_rows;
             tile.scale = weights.up_scale + first * groups;
@@ -262,12 +270,12 @@ class Forward {
             tile.next = bytes_of(pair + tokens < end ? gate_rows : after);
             path_.multiply(tile);
             for (int64_t t = 0; t < tokens; ++t) {
-                float* g = gate + t * kTileRows;
-                const float* u = up + t * kTileRows;
+                float* g = gate + t * tile_rows_;
+                const float* u = up + t * tile_rows_;
                 for (int64_t r = 0; r < rows; ++r) g[r] = g[r] / (1.0f + std::exp(-g[r])) * u[r];
                 char* row = act_.bytes() + (pair + t) * act_row_bytes_;
-                if (last && call_.inter % kLineCodes) clear_tail(row);
-                path_.arrange(g, first, rows, row);
+                if (last && path_.arrange && call_.inter % kLineCodes) clear_tail(row);
+                arrange(g, first, rows, row);
             }
         }
     }
@@ -284,7 +292,7 @@ class Forward {
         const int64_t first = item * down_rows_, rows = std::min(down_rows_, call_.hidden - first);
         const int64_t words = call_.inter / 8, choices = static_cast<int64_t>(routing_.chosen.size());
         float* y = scratch;
-        float* sums = y + tile_tokens_ * kTileRows;
+        float* sums = y + tile_tokens_ * tile_rows_;
         std::fill_n(sums, call_.tokens * down_rows_, 0.0f);
         for (int64_t choice = 0; choice < choices; ++choice) {
             const uint32_t* packed = expert(choice).down + first * call_.down_stride;
@@ -296,12 +304,12 @@ class Forward {
             for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
                 const int64_t tokens = std::min(kTileTokens, end - pair);
                 path_.multiply(Tile{packed, scale, rows, words, call_.down_stride, call_.down_scale_stride,
-                                    call_.group_size, &act_rows_[pair], tokens, y, kTileRows,
+                                    call_.group_size, &act_rows_[pair], tokens, y, tile_rows_,
                                     bytes_of(pair + tokens < end ? packed : after)});
                 for (int64_t t = 0; t < tokens; ++t) {
                     const float weight = routing_.weight[pair + t];
                     float* sum = sums + routing_.token[pair + t] * down_rows_;
-                    for (int64_t r = 0; r < rows; ++r) sum[r] += weight * y[t * kTileRows + r];
+                    for (int64_t r = 0; r < rows; ++r) sum[r] += weight * y[t * tile_rows_ + r];
                 }
             }
         }
@@ -314,7 +322,7 @@ class Forward {
     const Routing& routing_;
     const int64_t threads_;
     const int64_t x_row_bytes_, act_row_bytes_;
-    const int64_t gate_up_rows_, down_rows_;
+    const int64_t gate_up_rows_, down_rows_, tile_rows_;
     const int64_t tile_tokens_, scratch_floats_;
     Buffer x_, act_, scratch_;
     std::vector<const void*> x_rows_, act_rows_;  // one a pair
