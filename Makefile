@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the only commands a fresh machine needs.
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test check sanitize reference-model
+.PHONY: setup demo test check sanitize fuzz reference-model
 
 setup:
 	@bash scripts/setup.sh
@@ -21,6 +21,11 @@ check: setup
 
 sanitize: setup
 	$(PYTHON) -m pytest tests/kernels/test_native_checks.py
+
+# For a longer time: make fuzz SECONDS=3600. Needs clang++ with its fuzzing runtime.
+SECONDS := 60
+fuzz: setup
+	$(PYTHON) tests/kernels/fuzz_kernels.py --seconds $(SECONDS)
 
 reference-model: setup
 	$(PYTHON) -m k2tiny.train --publish

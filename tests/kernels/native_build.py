@@ -1,12 +1,16 @@
 """Compile the kernels without Python, with a program that checks all of a machine's paths (native/)."""
 
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from moe4.kernels import available_paths
+
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).resolve().parents[2] / "src" / "moe4" / "kernels" / "csrc"
 COMMON = ("experts", "paths", "threads", "path_portable")
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # The flags of each path, as in CMakeLists.txt.
 X86 = {
@@ -15,20 +19,35 @@ X86 = {
     "path_avx512_bf16": (*AVX512, "-mavx512bf16"),
 }
 ARM = {"path_neon": ("-march=armv8-a",), "path_neon_bf16": ("-march=armv8.2-a+bf16",)}
+PATHS = {**X86, **ARM}
+
+
+class NoFuzzerError(Exception):
+    """This machine has no clang++, or one without libFuzzer."""
+
+
+def paths_here() -> dict[str, tuple[str, ...]]:
+    """Return the files and flags of the paths that this machine can run, but the portable one."""
+    return {name: flags for name, flags in PATHS.items() if name.removeprefix("path_") in available_paths()}
 
 
 def build(
-    folder: Path, compiler: str, flags: list[str], paths: dict[str, tuple[str, ...]], main: str
+    folder: Path,
+    compiler: str,
+    flags: tuple[str, ...],
+    paths: dict[str, tuple[str, ...]],
+    main: str,
+    csrc: Path = CSRC,
 ) -> Path:
     """Compile `main` with every path in `paths`; return the program. Raises with the compiler's words."""
     macros = [f"-DMOE4_HAVE_{name.removeprefix('path_').upper()}" for name in paths]
-    sources = [(CSRC / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
+    sources = [(csrc / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
     sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_paths", main)]
 
     def compile_one(source: tuple[Path, tuple[str, ...]]) -> str:
         file, extra = source
         target = str(folder / f"{file.stem}.o")
-        run(compiler, "-std=c++17", "-w", f"-I{CSRC}", *macros, *flags, *extra, "-c", str(file), "-o", target)
+        run(compiler, "-std=c++17", "-w", f"-I{csrc}", *macros, *flags, *extra, "-c", str(file), "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:
@@ -36,6 +55,24 @@ def build(
     program = folder / main
     run(compiler, *flags, *objects, "-o", str(program), "-pthread", "-ldl")
     return program
+
+
+def build_fuzzer(folder: Path, paths: dict[str, tuple[str, ...]], csrc: Path = CSRC) -> Path:
+    """Compile native/fuzz_paths.cpp with libFuzzer; return the program. Raises NoFuzzerError."""
+    clang = shutil.which("clang++")
+    if not clang:
+        raise NoFuzzerError(
+            "no clang++ on this machine: install it (Debian and Ubuntu: apt-get install clang)"
+        )
+    runtime = run(clang, "-print-resource-dir").strip()
+    if not list(Path(runtime).glob("lib/**/libclang_rt.fuzzer*")):
+        raise NoFuzzerError(
+            f"clang++ is here without its fuzzing runtime in {runtime}: "
+            "install it (Debian and Ubuntu: apt-get install libclang-rt-dev)"
+        )
+    # The sanitizers watch all; each new branch taken in any of it makes an input worth keeping.
+    flags = (*SANITIZE[:2], "-fsanitize=address,undefined,fuzzer", *SANITIZE[3:])
+    return build(folder, clang, flags, paths, "fuzz_paths", csrc)
 
 
 def run(*command: str, timeout: float = 300) -> str:

@@ -1,4 +1,4 @@
-"""The kernels alone, without Python: under sanitizers, and as an Arm processor would run them.
+"""The kernels alone, without Python: under sanitizers, fuzzed, and as an Arm processor would run them.
 
 pytest tests/kernels/test_native_checks.py     (`make sanitize`)
 """
@@ -8,16 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_build import ARM, COMMON, CSRC, X86, build, run
+from native_build import ARM, CSRC, PATHS, SANITIZE, NoFuzzerError, build, build_fuzzer, paths_here, run
 
 from moe4.kernels import available_paths
-
-PATHS = {**X86, **ARM}
-SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-
-
-def paths_here() -> dict[str, tuple[str, ...]]:
-    return {name: flags for name, flags in PATHS.items() if name.removeprefix("path_") in available_paths()}
 
 
 def compiler(*names: str) -> str:
@@ -25,6 +18,15 @@ def compiler(*names: str) -> str:
         if shutil.which(name):
             return name
     pytest.skip(f"no {' or '.join(names)} on this machine")
+
+
+def broken_sources(folder: Path, file: str, line: str, wrong: str) -> Path:
+    """Return a copy of the kernels' sources in which one line is wrong."""
+    copy = shutil.copytree(CSRC, folder / "csrc")
+    text = (copy / file).read_text()
+    assert text.count(line) == 1
+    (copy / file).write_text(text.replace(line, wrong))
+    return copy
 
 
 def test_every_path_is_built_here() -> None:
@@ -37,43 +39,58 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     *paths, compared = run(str(program), "300").split()
     assert tuple(paths) == available_paths()
     assert int(compared) > 100_000
+    # Inputs that a fuzzer kept are checked the same way.
+    (tmp_path / "kept").write_bytes(bytes(range(40)))
+    *paths, compared = run(str(program), str(tmp_path / "kept")).split()
+    assert tuple(paths) == available_paths()
+    assert int(compared) > 0
 
 
-def test_the_sanitizers_see_a_read_outside(tmp_path: Path) -> None:
-    """A row of scales more than there is: the program must not end well."""
-    text = (CSRC / "experts.cpp").read_text()
-    line = "const int64_t words = call_.hidden / 8, groups = call_.hidden / call_.group_size;"
-    assert text.count(line) == 1
-    (tmp_path / "experts.cpp").write_text(
-        text.replace("groups = call_.hidden /", "groups = 1 + call_.hidden /")
-    )
-    common = [str(CSRC / f"{name}.cpp") for name in COMMON if name != "experts"]
-    native = Path(__file__).parent / "native"
-    program = str(tmp_path / "broken")
-    run(
-        compiler("g++", "c++"),
-        *SANITIZE,
-        "-std=c++17",
-        "-w",
-        f"-I{CSRC}",
-        str(tmp_path / "experts.cpp"),
-        *common,
-        str(native / "check_paths.cpp"),
-        str(native / "run_paths.cpp"),
-        "-o",
-        program,
-        "-pthread",
-        "-ldl",
-    )
-    result = subprocess.run([program, "50"], capture_output=True, text=True, timeout=120, check=False)
+# A row of scales more than there is; and an expert's last token left out where their number is odd.
+READ_OUTSIDE = (
+    "experts.cpp",
+    "const int64_t words = call_.hidden / 8, groups = call_.hidden / call_.group_size;",
+    "const int64_t words = call_.hidden / 8, groups = 1 + call_.hidden / call_.group_size;",
+)
+OFF_BY_ONE = ("tile.h", "if (token < tile.num_tokens)", "if (token + 1 < tile.num_tokens)")
+
+
+@pytest.mark.parametrize("wrong", [READ_OUTSIDE, OFF_BY_ONE], ids=["read outside", "off by one"])
+def test_what_is_wrong_is_seen(tmp_path: Path, wrong: tuple[str, str, str]) -> None:
+    csrc = broken_sources(tmp_path, *wrong)
+    program = build(tmp_path, compiler("g++", "c++"), SANITIZE, {}, "run_paths", csrc)
+    result = subprocess.run([str(program), "50"], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode != 0
     assert "heap-buffer-overflow" in result.stderr or "too far from float64" in result.stderr
+
+
+def fuzzer(folder: Path, csrc: Path = CSRC) -> Path:
+    try:
+        return build_fuzzer(folder, {}, csrc)
+    except NoFuzzerError as error:
+        pytest.skip(str(error))
+
+
+def test_the_fuzzer_finds_nothing_in_its_first_inputs(tmp_path: Path) -> None:
+    """libFuzzer's entry, on the portable path; `make fuzz` runs it on all, for as long as one likes."""
+    run(str(fuzzer(tmp_path)), "-runs=200", "-seed=1", "-max_len=64", "-rss_limit_mb=4096")
+
+
+def test_the_fuzzer_finds_what_is_wrong(tmp_path: Path) -> None:
+    options = ["-runs=2000", "-seed=1", "-max_len=64", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"]
+    program = fuzzer(tmp_path, broken_sources(tmp_path, *OFF_BY_ONE))
+    result = subprocess.run(
+        [str(program), *options], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode != 0
+    assert "too far from float64" in result.stderr
+    assert list(tmp_path.glob("crash-*"))
 
 
 def test_arm_paths(tmp_path: Path) -> None:
     """Cross-compiled, run by an emulator."""
     gxx, qemu = compiler("aarch64-linux-gnu-g++"), compiler("qemu-aarch64", "qemu-aarch64-static")
-    program = build(tmp_path, gxx, ["-O2", "-static"], ARM, "run_paths")
+    program = build(tmp_path, gxx, ("-O2", "-static"), ARM, "run_paths")
     *paths, compared = run(qemu, "-cpu", "max", str(program), "60").split()
     assert paths == ["neon_bf16", "neon", "portable"]
     assert int(compared) > 20_000
