@@ -1,15 +1,16 @@
-"""A layer of routed experts with random weights, and calls of it."""
+"""A layer of routed experts with random weights, and calls of it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Imports torch alone: engines in environments of their own read the same layer, see `peers`.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe4.kernels import fused_experts_reference
-from moe4.kernels.reference import dequantize
-
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_states, topk_weights, topk_ids
+Call = tuple[Tensor, Tensor, Tensor]  # hidden_states, topk_weights, topk_ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,17 @@ class Layer:
             top_k=top_k,
         )
 
+    @classmethod
+    def load(cls, file: Path) -> "Layer":
+        """Read what `save` wrote, into memory of the process's own."""
+        values = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        sizes = {name: int(values.pop(name)) for name in ("group_size", "top_k")}
+        return cls(**values, **sizes)
+
+    def save(self, file: Path) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        save_file({name: torch.as_tensor(value) for name, value in values.items()}, file)
+
     @property
     def experts(self) -> int:
         return self.w13_packed.shape[0]
@@ -60,31 +72,6 @@ class Layer:
     def flop(self, tokens: int) -> int:
         return 6 * tokens * self.top_k * self.hidden * self.inter
 
-    def draw_call(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw_call(self, tokens: int) -> Call:
         ids = torch.rand(tokens, self.experts).topk(self.top_k, dim=1).indices
         return torch.randn(tokens, self.hidden).bfloat16(), torch.rand(tokens, self.top_k), ids
-
-    def bf16(self) -> tuple[Tensor, Tensor]:
-        """Return w13 and w2 in bfloat16: [experts, 2 * inter, hidden] and [experts, hidden, inter]."""
-        pairs = ((self.w13_packed, self.w13_scale), (self.w2_packed, self.w2_scale))
-        w13, w2 = (
-            torch.stack(
-                [dequantize(p, s, self.group_size).bfloat16() for p, s in zip(packed, scale, strict=True)]
-            )
-            for packed, scale in pairs
-        )
-        return w13, w2
-
-    def reference(self, call: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return the result in float64."""
-        x, topk_weights, topk_ids = call
-        return fused_experts_reference(
-            x,
-            self.w13_packed,
-            self.w13_scale,
-            self.w2_packed,
-            self.w2_scale,
-            topk_weights,
-            topk_ids,
-            group_size=self.group_size,
-        )

@@ -1,4 +1,4 @@
-"""Correctness first, then times, each beside the two ceilings of its own minute.
+"""Times, each beside the two ceilings of its own minute.
 
 The machine may be shared, and its memory with it. So the ceilings are measured again in every round, between
 the contestants, on the same threads: reading as many bytes as the chosen experts have, and torch's bfloat16
@@ -8,6 +8,7 @@ products of the same shapes, on weights that are dequantized already.
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from experts.layer import Forward, Layer
+from experts.layer import Layer
+from experts.peers.engine import AbsentError
+from experts.roster import Roster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,21 +79,8 @@ class Ceilings:
         return timed(products)
 
 
-def check(forwards: dict[str, Forward], layer: Layer) -> dict[str, float]:
-    """Return each contestant's error relative to float64's norm; stop if one is wrong."""
-    call = layer.draw_call(3)
-    expected = layer.reference(call)
-    errors = {}
-    for name, forward in forwards.items():
-        error = (forward(*call).double() - expected).norm() / expected.norm()
-        errors[name] = error.item()
-        if not error < 0.02:  # several roundings to bfloat16; a wrong weight gives about 1
-            sys.exit(f"bench_experts: {name} is wrong: relative error {error:.3g}")
-    return errors
-
-
 def measure(
-    forwards: dict[str, Forward],
+    roster: Roster,
     layer: Layer,
     ceilings: Ceilings,
     *,
@@ -101,22 +91,30 @@ def measure(
     """Time every contestant at every number of tokens, in turn; the first round is a warm-up."""
     rows = []
     for num_tokens in tokens:
-        names = [name for name in forwards if num_tokens <= most_tokens(name)]
-        seconds: dict[str, list[float]] = {name: [] for name in names}
+        seconds: dict[str, list[float]] = defaultdict(list)
         read, multiply, num_bytes = [], [], []
         for repeat in range(rounds(num_tokens) + 1):
             call = layer.draw_call(num_tokens)
             size = len(call[2].unique()) * layer.bytes_per_expert
-            times = {name: timed(lambda name=name, call=call: forwards[name](*call)) for name in names}
+            times = {}
+            for contestant in roster.contestants:
+                if num_tokens > most_tokens(contestant.name):
+                    continue
+                try:
+                    times[contestant.name] = contestant.run(call)[0]
+                except AbsentError as error:
+                    roster.lose(contestant.name, f"{error}, with {num_tokens} tokens")
             ceiling = (ceilings.read(size), ceilings.multiply(call[2]))
             if repeat:
-                for name in names:
-                    seconds[name].append(times[name])
+                for name, value in times.items():
+                    seconds[name].append(value)
                 read.append(ceiling[0])
                 multiply.append(ceiling[1])
                 num_bytes.append(size)
         for name, values in seconds.items():
-            low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+            low, _, high = (
+                statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+            )
             rows.append(
                 Row(
                     name=name,

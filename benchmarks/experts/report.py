@@ -45,7 +45,10 @@ def as_json(rows: list[Row]) -> list[dict[str, Any]]:
 def markdown(report: dict[str, Any], rows: list[Row]) -> str:
     lines = [f"Command: `{report['command']}`", ""]
     lines += [f"- {key}: {value}" for key, value in report["machine"].items()]
+    lines += ["", "Contestants:", ""]
+    lines += [f"- {name}: {note}" for name, note in report["contestants"].items()]
     lines += [f"- not here: {name}, {reason}" for name, reason in report["absent"].items()]
+    lines += [f"- wrong, not timed: {name}, {reason}" for name, reason in report["wrong"].items()]
     lines += [
         "",
         "| tokens | contestant | ms | quartiles | reading, ms | of it | products, ms | of it | error |",

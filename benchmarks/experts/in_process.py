@@ -1,18 +1,31 @@
-"""The forwards that are compared, each on weights laid out as it wants them."""
+"""The engines that share the benchmark's process, each on weights laid out as it wants them."""
 
 import importlib.util
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from experts.layer import Forward, Layer
+from experts.contestant import EXACT_ACTIVATIONS, Contestant
+from experts.layer import Call, Layer
 from moe4.kernels import fused_experts
 from moe4.kernels.reference import unpack_codes
 
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_states, topk_weights, topk_ids
 
-def moe4(layer: Layer, path: str) -> Forward:
+
+def timed(forward: Forward) -> Callable[[Call], tuple[float, Tensor]]:
+    def run(call: Call) -> tuple[float, Tensor]:
+        start = time.perf_counter()
+        out = forward(*call)
+        return time.perf_counter() - start, out
+
+    return run
+
+
+def moe4(layer: Layer, path: str) -> Contestant:
     def forward(x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
         return fused_experts(
             x,
@@ -26,7 +39,12 @@ def moe4(layer: Layer, path: str) -> Forward:
             path=path,
         )
 
-    return forward
+    return Contestant(
+        name=f"moe4 {path}",
+        run=timed(forward),
+        note="INT4 as in the checkpoint, not repacked; activations not quantized",
+        max_error=EXACT_ACTIVATIONS,
+    )
 
 
 def by_expert(gate_up: Callable[[int, Tensor], Tensor], down: Callable[[int, Tensor], Tensor]) -> Forward:
@@ -44,13 +62,16 @@ def by_expert(gate_up: Callable[[int, Tensor], Tensor], down: Callable[[int, Ten
     return forward
 
 
-def torch_bf16(w13: Tensor, w2: Tensor) -> Forward:
-    """Matrix products with the weights dequantized to bfloat16: four times the bytes."""
-    return by_expert(lambda e, x: linear(x, w13[e]), lambda e, x: linear(x, w2[e]))
+def torch_bf16(w13: Tensor, w2: Tensor) -> Contestant:
+    return Contestant(
+        name="torch bf16",
+        run=timed(by_expert(lambda e, x: linear(x, w13[e]), lambda e, x: linear(x, w2[e]))),
+        note="matrix products with the weights dequantized to bfloat16: four times the bytes",
+        max_error=EXACT_ACTIVATIONS,
+    )
 
 
-def torch_int4(layer: Layer) -> Forward:
-    """torch's own INT4 product, on weights repacked for it."""
+def torch_int4(layer: Layer) -> Contestant:
     ops, group_size = torch.ops.aten, layer.group_size
 
     def repack(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,14 +81,22 @@ def torch_int4(layer: Layer) -> Forward:
 
     w13 = [repack(*pair) for pair in zip(layer.w13_packed, layer.w13_scale, strict=True)]
     w2 = [repack(*pair) for pair in zip(layer.w2_packed, layer.w2_scale, strict=True)]
-    return by_expert(
+    forward = by_expert(
         lambda e, x: ops._weight_int4pack_mm_for_cpu(x, w13[e][0], group_size, w13[e][1]),
         lambda e, x: ops._weight_int4pack_mm_for_cpu(x, w2[e][0], group_size, w2[e][1]),
     )
+    return Contestant(
+        name="torch int4pack_mm",
+        run=timed(forward),
+        note="torch's own INT4 product, on weights repacked for it",
+        max_error=EXACT_ACTIVATIONS,
+    )
 
 
-def vllm_bf16(w13: Tensor, w2: Tensor) -> Forward:
-    """vLLM's fused MoE for CPUs without AMX, on bfloat16 weights packed for it."""
+def vllm_bf16(w13: Tensor, w2: Tensor) -> Contestant:
+    """vLLM's fused MoE for CPUs without AMX. Raises ModuleNotFoundError."""
+    if not importlib.util.find_spec("vllm"):
+        raise ModuleNotFoundError("vllm is not installed")
     from vllm import _custom_ops as ops
 
     packed13, packed2 = ops.cpu_prepack_moe_weight(w13, "vec"), ops.cpu_prepack_moe_weight(w2, "vec")
@@ -78,17 +107,9 @@ def vllm_bf16(w13: Tensor, w2: Tensor) -> Forward:
         ops.cpu_fused_moe(out, x, packed13, packed2, None, None, topk_weights, ids, "silu", "vec")
         return out
 
-    return forward
-
-
-def peers(layer: Layer) -> tuple[dict[str, Forward], dict[str, str]]:
-    """Return the peers that are here, by name, and why the others are not."""
-    forwards: dict[str, Forward] = {"torch int4pack_mm": torch_int4(layer)}
-    absent = {}
-    w13, w2 = layer.bf16()
-    forwards["torch bf16"] = torch_bf16(w13, w2)
-    if importlib.util.find_spec("vllm"):
-        forwards["vLLM bf16"] = vllm_bf16(w13, w2)
-    else:
-        absent["vLLM bf16"] = "vllm is not installed"
-    return forwards, absent
+    return Contestant(
+        name="vLLM bf16",
+        run=timed(forward),
+        note="cpu_fused_moe on bfloat16 weights packed for it: four times the bytes",
+        max_error=EXACT_ACTIVATIONS,
+    )
