@@ -10,6 +10,9 @@ from moe4.kernels.reference import dequantize
 
 U32 = 2.0**-24  # unit roundoff of float32
 U16 = 2.0**-8  # unit roundoff of bfloat16
+INT8 = (
+    1 / 253
+)  # of a group's largest magnitude: 1 / 254, and what float32 makes of the scale and the quotient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +69,39 @@ def make_case(
     )
 
 
+def rounding(values: Tensor, path: str, group_size: int) -> Tensor:
+    """Return how far `path` may move each of the activations [tokens, columns] when it rounds them."""
+    if path == "avx512_bf16":
+        return U16 * values.abs()
+    if path == "avx512_vnni":
+        largest = values.abs().unflatten(1, (-1, group_size)).amax(2)
+        return INT8 * largest.repeat_interleave(group_size, 1) + 2.0**-100
+    return torch.zeros_like(values)
+
+
 def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     """Return how far each element of `path`'s result may lie from the float64 reference `out`.
 
     The worst case of standard rounding analysis, carried through the forward. A float32 dot product in which
     no term passes more than d roundings is within d * U32 * sum |w| |x|. Here a term passes at most nine
     within a line, the product with its scale, one addition a line (of at least 32 codes) and four over the
-    lanes. In avx512_bf16 a line is a group: one rounding a code, then the scale and one addition a group.
-    |silu'| < 1.1. The path avx512_bf16 rounds x (unless it is bfloat16 already) and silu(gate) * up to
-    bfloat16. Last, the result is rounded to the dtype of the output.
+    lanes. In avx512_bf16 a line is a group: one rounding a code, then the scale and one addition a group. In
+    avx512_vnni the sum of a group is exact, and its scale is itself a rounded product.
+    |silu'| < 1.1. Some paths round x (avx512_bf16: unless it is bfloat16 already) and silu(gate) * up. Last,
+    the result is rounded to the dtype of the output.
     """
-    rounds_to_bf16 = path == "avx512_bf16"
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8
     group_size = case.group_size
-    chain = (group_size, group_size) if rounds_to_bf16 else (16, 32)
-    dot13, dot2 = ((chain[0] + 2 + columns / chain[1]) * U32 for columns in (x.shape[1], inter))
-    if rounds_to_bf16 and case.hidden_states.dtype != torch.bfloat16:
-        dot13 += U16
+    terms, line = {"avx512_bf16": (group_size, group_size), "avx512_vnni": (1, group_size)}.get(
+        path, (16, 32)
+    )
+    dot13, dot2 = ((terms + 2 + columns / line) * U32 for columns in (x.shape[1], inter))
+    x_error = rounding(x, path, group_size)
+    if path == "avx512_bf16" and case.hidden_states.dtype == torch.bfloat16:
+        x_error = torch.zeros_like(x)
+    # How far a product with a weight of 1 may be off: what x is off, and what the products and sums add.
+    x_reach = x_error + dot13 * (x.abs() + x_error)
     bound = torch.zeros_like(x)
     magnitude = torch.zeros_like(x)
     for expert in range(case.w13_packed.shape[0]):
@@ -93,13 +111,12 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
         w13 = dequantize(case.w13_packed[expert], case.w13_scale[expert], case.group_size)
         w2 = dequantize(case.w2_packed[expert], case.w2_scale[expert], case.group_size).abs()
         gate, up = (x[token] @ w13.T).split(inter, dim=1)
-        gate_error, up_error = (dot13 * (x[token].abs() @ w13.abs().T)).split(inter, dim=1)
+        gate_error, up_error = (x_reach[token] @ w13.abs().T).split(inter, dim=1)
         s = silu(gate).abs()
         s_error = 1.1 * gate_error + 8 * U32 * s
         act = s * up.abs()
         act_error = up.abs() * s_error + s * up_error + s_error * up_error + U32 * act
-        if rounds_to_bf16:
-            act_error = act_error + U16 * (act + act_error)
+        act_error = act_error + rounding(act + act_error, path, group_size)
         weight = case.topk_weights[token, slot].double().abs().unsqueeze(-1)
         y = act @ w2.T
         bound.index_add_(0, token, weight * (act_error @ w2.T + dot2 * ((act + act_error) @ w2.T)))

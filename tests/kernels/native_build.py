@@ -17,6 +17,7 @@ X86 = {
     "path_avx2": ("-mavx2", "-mfma"),
     "path_avx512": AVX512,
     "path_avx512_bf16": (*AVX512, "-mavx512bf16"),
+    "path_avx512_vnni": (*AVX512, "-mavx512vnni"),
 }
 ARM = {"path_neon": ("-march=armv8-a",), "path_neon_bf16": ("-march=armv8.2-a+bf16",)}
 PATHS = {**X86, **ARM}

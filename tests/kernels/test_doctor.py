@@ -33,6 +33,17 @@ def test_a_forced_path_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
     assert "portable" in line and "MOE4_KERNEL names it" in line
 
 
+def test_a_path_on_request_says_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "avx512_vnni" not in available_paths():
+        pytest.skip("this machine has no path on request")
+    monkeypatch.delenv("MOE4_KERNEL", raising=False)
+    (line,) = [line for line in doctor().splitlines() if "avx512_vnni" in line]
+    assert "on request only: activations are rounded to int8" in line and "taken" not in line
+    found = {path["name"]: path["on_request"] for path in json.loads(doctor("--json"))["paths"]}
+    assert found.pop("avx512_vnni") == "activations are rounded to int8"
+    assert not any(found.values())
+
+
 def test_a_path_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE4_KERNEL", "avx1024")
     with pytest.raises(KernelError, match="MOE4_KERNEL: expected one of"):

@@ -42,6 +42,11 @@ def check(case: Case, path: str, expected: Tensor) -> None:
     if path == "avx512_bf16":
         squares += U16**2  # silu(gate) * up
         squares += U16**2 if dtype != torch.bfloat16 else 0  # the hidden states
+    if path == "avx512_vnni":
+        # Both again; and as gate and up multiply, the hidden states' errors count twice. A group's largest
+        # magnitude is about four times the root of its squares' mean in x, which is normal, in act six
+        # times.
+        squares += 2 * (4 / 254) ** 2 + (6 / 254) ** 2
     assert error.norm() <= squares**0.5 * expected.norm()
 
 
@@ -232,7 +237,7 @@ def pass_on(columns: dict[int, Tensor], path: str) -> Tensor:
     )[:, 0]
 
 
-FLOAT_PATHS = [path for path in PATHS if path != "avx512_bf16"]
+FLOAT_PATHS = [path for path in PATHS if path not in ("avx512_bf16", "avx512_vnni")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

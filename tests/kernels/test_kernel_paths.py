@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moe4.kernels import available_paths, selected_path
+from moe4.kernels import available_paths, op, selected_path
+from moe4.kernels.op import ON_REQUEST
 
 SHOW = "from moe4.kernels import selected_path; print(selected_path())"
 
@@ -24,8 +25,9 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_the_portable_path_is_always_there() -> None:
-    assert available_paths()[-1] == "portable"
-    assert set(available_paths()) <= {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}
+    chosen = [path for path in available_paths() if path not in ON_REQUEST]
+    assert chosen[-1] == "portable"
+    assert set(chosen) <= {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}
 
 
 def test_the_paths_are_those_the_processor_reports() -> None:
@@ -44,6 +46,7 @@ def test_the_paths_are_those_the_processor_reports() -> None:
             ("avx512", avx512),
             ("avx2", avx2),
             ("portable", True),
+            ("avx512_vnni", avx512 and "avx512_vnni" in flags),
         )
         if there
     ]
@@ -53,6 +56,19 @@ def test_the_paths_are_those_the_processor_reports() -> None:
 def test_the_fastest_path_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOE4_KERNEL", raising=False)
     assert selected_path() == available_paths()[0]
+
+
+@pytest.mark.parametrize("only", [("avx512_vnni", "portable"), ("portable", "avx512_vnni")])
+def test_a_path_on_request_is_never_the_default(
+    monkeypatch: pytest.MonkeyPatch, only: tuple[str, ...]
+) -> None:
+    """Not even where nothing else is fast, whatever the order."""
+    assert ON_REQUEST.keys() == {"avx512_vnni"}
+    monkeypatch.setattr(op, "PATHS", only)
+    monkeypatch.delenv("MOE4_KERNEL", raising=False)
+    assert selected_path() == "portable"
+    monkeypatch.setenv("MOE4_KERNEL", "avx512_vnni")
+    assert selected_path() == "avx512_vnni"
 
 
 @pytest.mark.parametrize("path", available_paths())
@@ -116,8 +132,9 @@ ids = (ctypes.c_int64 * tokens)()
 w13 = (ctypes.c_uint32 * (2 * inter * hidden // 8))(*[0x99999999] * (2 * inter * hidden // 8))
 w2 = (ctypes.c_uint32 * (hidden * inter // 8))(*[0x99999999] * (hidden * inter // 8))
 scale = (ctypes.c_uint16 * 256)(*[0x3C00] * 256)
-experts.run(len(experts.path_names()) - 1, tokens=tokens, hidden=hidden, inter=inter, experts=1, top_k=1,
-            group_size=64, num_threads=3, dtype=experts.F32, x=ctypes.addressof(x), out=ctypes.addressof(out),
+portable = experts.path_names().index("portable")
+experts.run(portable, tokens=tokens, hidden=hidden, inter=inter, experts=1, top_k=1, group_size=64,
+            num_threads=3, dtype=experts.F32, x=ctypes.addressof(x), out=ctypes.addressof(out),
             w13=ctypes.addressof(w13), w13_scale=ctypes.addressof(scale), w2=ctypes.addressof(w2),
             w2_scale=ctypes.addressof(scale), weights=ctypes.addressof(weights), ids=ctypes.addressof(ids))
 import math

@@ -33,6 +33,8 @@ def command(
         lines.append(f"reading    {rate / 1e9:.1f} GB/s")
     for path in machine.paths:
         state = "no: " + path.obstacle if path.obstacle else "yes"
+        if path.on_request and not path.obstacle:
+            state += f", on request only: {path.on_request}"
         taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
         lines.append(f"path       {path.name:12} {state}{taken}")
     typer.echo("\n".join(lines))

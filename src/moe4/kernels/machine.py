@@ -9,24 +9,30 @@ from pathlib import Path
 import torch
 
 from moe4.kernels import _experts
-from moe4.kernels.op import PATHS, selected_path
+from moe4.kernels.op import ON_REQUEST, PATHS, selected_path
 
-# What each path needs, fastest first, in the words of /proc/cpuinfo.
+# What each path needs, in the order of available_paths(), in the words of /proc/cpuinfo.
 X86_NEEDS = {
     "avx512_bf16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
     "avx512": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx2": ("avx2", "fma"),
     "portable": (),
+    "avx512_vnni": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
 }
 ARM_NEEDS: dict[str, tuple[str, ...]] = {"neon_bf16": ("bf16",), "neon": (), "portable": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathState:
-    """A kernel path, and why this machine cannot run it (None: it can)."""
+    """A kernel path.
+
+    obstacle: why this machine cannot run it; None if it can.
+    on_request: why it is never taken unless it is named; None if it is.
+    """
 
     name: str
     obstacle: str | None
+    on_request: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +88,7 @@ def _path_states(features: set[str]) -> tuple[PathState, ...]:
         if name not in PATHS:
             missing = [feature for feature in needs[name] if feature not in features]
             obstacle = f"the processor lacks {', '.join(missing)}" if missing else "not compiled in"
-        states.append(PathState(name=name, obstacle=obstacle))
+        states.append(PathState(name=name, obstacle=obstacle, on_request=ON_REQUEST.get(name)))
     return tuple(states)
 
 

@@ -12,17 +12,24 @@ GROUP_SIZES = (32, 64, 128)
 HIDDEN_DTYPES = {torch.bfloat16: _experts.BF16, torch.float16: _experts.F16, torch.float32: _experts.F32}
 ID_DTYPES = (torch.int32, torch.int64)
 PATHS: tuple[str, ...] = tuple(_experts.path_names())
+# Never taken unless they are named, and why.
+ON_REQUEST = {"avx512_vnni": "activations are rounded to int8"}
 
 
 def available_paths() -> tuple[str, ...]:
-    """Return the kernel paths this machine can run, fastest first."""
+    """Return the kernel paths this machine can run, fastest first, then those that run on request only."""
     return PATHS
 
 
 def selected_path() -> str:
-    """Return the path `fused_experts` takes: the one MOE4_KERNEL names, else the fastest available."""
+    """Return the path `fused_experts` takes: the one MOE4_KERNEL names, else the fastest available.
+
+    Paths in ON_REQUEST must be named.
+    """
     name = os.environ.get("MOE4_KERNEL")
-    return PATHS[0] if not name else PATHS[_path_index(name, "MOE4_KERNEL")]
+    if name:
+        return PATHS[_path_index(name, "MOE4_KERNEL")]
+    return next(path for path in PATHS if path not in ON_REQUEST)
 
 
 def _path_index(name: str, origin: str) -> int:
@@ -65,8 +72,8 @@ def fused_experts(
     path: one of available_paths(); None means selected_path().
 
     A token's row depends on that token alone, bit for bit: not on the batch it is in, nor on num_threads.
-    Accumulation is float32. The path avx512_bf16 rounds hidden_states and silu(gate) * up to bfloat16; the
-    others keep them in float32.
+    Accumulation is float32. The path avx512_bf16 rounds hidden_states and silu(gate) * up to bfloat16, and
+    avx512_vnni to int8, each group of a token by itself; the others keep them in float32.
 
     Raises KernelError, before any weight is read, if an argument is not as above.
     """

@@ -9,10 +9,10 @@ namespace {
 
 std::vector<const Path*> find_paths() {
     std::vector<const Path*> found;
-#if defined(MOE4_HAVE_AVX2) || defined(MOE4_HAVE_AVX512) || defined(MOE4_HAVE_AVX512_BF16)
+#if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#if defined(MOE4_HAVE_AVX512_BF16) || defined(MOE4_HAVE_AVX512)
+#if defined(MOE4_HAVE_AVX512_BF16) || defined(MOE4_HAVE_AVX512) || defined(MOE4_HAVE_AVX512_VNNI)
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -34,6 +34,10 @@ std::vector<const Path*> find_paths() {
     found.push_back(&kNeonPath);  // every 64-bit Arm has it
 #endif
     found.push_back(&kPortablePath);
+    // On request only: always after the portable path, so never the first.
+#ifdef MOE4_HAVE_AVX512_VNNI
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kAvx512VnniPath);
+#endif
     return found;
 }
 

@@ -7,7 +7,7 @@
 
 namespace moe4 {
 
-// The paths this machine can run, fastest first.
+// The paths this machine can run, fastest first; after the portable one those that are taken on request only.
 const std::vector<const Path*>& usable_paths();
 
 }  // namespace moe4

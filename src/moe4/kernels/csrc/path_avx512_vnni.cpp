@@ -1,0 +1,294 @@
+// AVX-512 VNNI, W4A8, never taken unless it is asked for: activations are rounded to int8, each token's by themselves
+// and in the groups of the weights.
+//
+// As in path_avx512_bf16.cpp, sixteen rows of a matrix are the sixteen lanes of a vector. A word's codes stay unsigned,
+// code + 8: its even codes are the four bytes of one vector, its odd ones, after a shift, those of another, and
+// `vpdpbusd` multiplies either by four int8 elements of a token, broadcast. Sums over a group are exact integers, and
+// begin at -8 times the sum of the group's elements, which takes the 8 out again.
+//
+//   few tokens:  decode into registers, multiply at once. Memory is the limit.
+//   many tokens: decode a *panel*, 32 rows of one group (4 KiB at most), into the first cache; multiply it by twelve
+//                tokens at a time. The multipliers are the limit.
+//
+// Each element, whatever is computed beside it: total = (scale of the weights * scale of the token) * group's sum +
+// total, group by group, from zero; the product in parentheses is rounded to float, the rest once more.
+//
+// An arranged row is its groups one after the other: a Head, then the elements, in each eight the even ones first.
+//
+// As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
+#include "rows_avx512.h"
+
+namespace moe4 {
+namespace {
+
+using Sums = __m512i;   // an int32 of each of sixteen rows
+using Bytes = __m512i;  // four codes + 8 of each of sixteen rows
+
+struct Head {
+    float scale;     // of the group's elements
+    int32_t offset;  // -8 times their sum
+};
+
+constexpr int kPanelRows = 32;    // rows of a panel
+constexpr int kUnitCodes = 32;    // codes of four words, the smallest group
+constexpr int kPanelTokens = 12;  // tokens multiplied at once by a panel: 24 of 32 registers hold sums
+constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used again and again, to stay in the second cache
+
+// Bytes of a group of U units in an arranged row.
+template <int U>
+constexpr int64_t kGroupBytes = U * kUnitCodes + static_cast<int64_t>(sizeof(Head));
+
+static_assert(kChunkBytes >= kTileTokens * 4 * kGroupBytes<1>, "a chunk has a line of every token at least");
+
+MOE4_INLINE Bytes even_codes(__m512i word) { return _mm512_and_si512(word, _mm512_set1_epi8(15)); }
+MOE4_INLINE Bytes odd_codes(__m512i word) { return even_codes(_mm512_srli_epi16(word, 4)); }
+
+// Add the products of four codes with the same four elements for all rows. Written out, because GCC 12 copies each sum
+// before its own function for this instruction, and stores it.
+MOE4_INLINE Sums dot(Sums sum, Bytes codes, __m512i elements) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(elements));
+    return sum;
+}
+
+MOE4_INLINE __m512i load_four(const char* x) {
+    int four;
+    __builtin_memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+MOE4_INLINE Sums first_sum(const char* x) {
+    int offset;
+    __builtin_memcpy(&offset, x + __builtin_offsetof(Head, offset), sizeof offset);
+    return _mm512_set1_epi32(offset);
+}
+
+MOE4_INLINE Floats add_scaled(Sums sum, Floats scale, const char* x, Floats total) {
+    float x_scale;
+    __builtin_memcpy(&x_scale, x + __builtin_offsetof(Head, scale), sizeof x_scale);
+    return _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(x_scale)), _mm512_cvtepi32_ps(sum), total);
+}
+
+// --- few tokens -----------------------------------------------------------------------------------------------------
+
+// Q groups from `group`, of U units each, for sixteen rows and T tokens: add them to the totals. Several groups at a
+// time, as each one's sum is a chain of dependent instructions.
+template <int U, int T, int Q>
+MOE4_INLINE void add_groups(const char* rows, int64_t row_bytes, const char* ahead, int64_t group,
+                            const Floats* scale, const char* const (&x)[T], Floats (&total)[T]) {
+    const int64_t first = group * kGroupBytes<U>;
+    Sums part[Q][T];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) part[q][t] = first_sum(x[t] + first + q * kGroupBytes<U>);
+    for (int u = 0; u < U; ++u) {
+        Words words[Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            const int64_t unit = (group + q) * U + u;
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                const int line = (u * Q + q) * 4 + i;  // of those that hold the next Q groups of these rows
+                _mm_prefetch(rows + line % kLanes * row_bytes + (group + Q) * U * 16 + line / kLanes * 64, _MM_HINT_T0);
+                _mm_prefetch(ahead + unit * 256 + i * 64, _MM_HINT_T1);
+            }
+            words[q] = load_words(rows + unit * 16, row_bytes);
+        }
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; ++w)
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q) {
+                const Bytes even = even_codes(words[q].word[w]), odd = odd_codes(words[q].word[w]);
+                const int64_t place = first + q * kGroupBytes<U> + sizeof(Head) + u * kUnitCodes + w * 8;
+#pragma GCC unroll 8
+                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], even, load_four(x[t] + place));
+#pragma GCC unroll 8
+                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], odd, load_four(x[t] + place + 4));
+            }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t)
+            total[t] = add_scaled(part[q][t], scale[q], x[t] + first + q * kGroupBytes<U>, total[t]);
+}
+
+template <int U, int T>
+void multiply_few(const Tile& tile) {
+    constexpr int Q = T <= 2 ? 4 : T <= 4 ? 2 : 1;
+    const int64_t row_bytes = tile.packed_stride * 4, num_groups = tile.num_words / (4 * U);
+    const char* x[T];
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tile.x[t]);
+    for (int64_t row = 0; row < tile.num_rows; row += kLanes) {
+        const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
+        const uint16_t* scales = tile.scale + row * tile.scale_stride;
+        const char* ahead = prefetched(tile, rows, row + kLanes, kLanes);
+        Floats total[T];
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
+        for (int64_t first = 0; first < num_groups; first += 8) {
+            const int count = static_cast<int>(num_groups - first < 8 ? num_groups - first : 8);
+            Floats scale[8];
+            load_scales(scales + first, tile.scale_stride, count, scale);
+            int group = 0;
+            for (; group + Q <= count; group += Q)
+                add_groups<U, T, Q>(rows, row_bytes, ahead, first + group, scale + group, x, total);
+            for (; group < count; ++group)
+                add_groups<U, T, 1>(rows, row_bytes, ahead, first + group, scale + group, x, total);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) _mm512_storeu_ps(tile.y + t * tile.y_stride + row, total[t]);
+    }
+}
+
+// --- many tokens ----------------------------------------------------------------------------------------------------
+
+// Decode one group of 32 rows: four codes by four, each a vector of rows 0..15 and one of rows 16..31.
+template <int U>
+MOE4_INLINE void decode_panel(const char* rows, int64_t row_bytes, const char* ahead, int64_t group, Bytes* panel) {
+    for (int u = 0; u < U; ++u) {
+        const int64_t unit = group * U + u;
+#pragma GCC unroll 8
+        for (int line = 0; line < 8; ++line) _mm_prefetch(ahead + unit * 512 + line * 64, _MM_HINT_T1);
+        for (int row = u * kPanelRows / U; row < (u + 1) * kPanelRows / U; ++row)
+            _mm_prefetch(rows + row * row_bytes + (group + 1) * U * 16, _MM_HINT_T0);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            const Words words = load_words(rows + half * kLanes * row_bytes + unit * 16, row_bytes);
+#pragma GCC unroll 4
+            for (int w = 0; w < 4; ++w) {
+                panel[(u * 8 + w * 2) * 2 + half] = even_codes(words.word[w]);
+                panel[(u * 8 + w * 2 + 1) * 2 + half] = odd_codes(words.word[w]);
+            }
+        }
+    }
+}
+
+// y += scale * (panel times the group at `place` of T tokens' rows).
+template <int U, int T>
+void multiply_panel(const Bytes* panel, const Floats (&scale)[2], const void* const* tokens, int64_t place, float* y,
+                    int64_t y_stride, bool first) {
+    const char* x[T];
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]) + place;
+    Sums part[2][T];
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) part[0][t] = part[1][t] = first_sum(x[t]);
+#pragma GCC unroll 4
+    for (int four = 0; four < 8 * U; ++four) {
+        const Bytes low = panel[2 * four], high = panel[2 * four + 1];
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+            const __m512i elements = load_four(x[t] + sizeof(Head) + 4 * four);
+            part[0][t] = dot(part[0][t], low, elements);
+            part[1][t] = dot(part[1][t], high, elements);
+        }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) {
+        float* sum = y + t * y_stride;
+        const Floats zero = _mm512_setzero_ps();
+        _mm512_storeu_ps(sum, add_scaled(part[0][t], scale[0], x[t], first ? zero : _mm512_loadu_ps(sum)));
+        _mm512_storeu_ps(sum + kLanes,
+                         add_scaled(part[1][t], scale[1], x[t], first ? zero : _mm512_loadu_ps(sum + kLanes)));
+    }
+}
+
+using MultiplyPanel = void (*)(const Bytes*, const Floats (&)[2], const void* const*, int64_t, float*, int64_t, bool);
+
+template <int U>
+constexpr MultiplyPanel kMultiplyPanel[kPanelTokens + 1] = {
+    nullptr,
+    multiply_panel<U, 1>, multiply_panel<U, 2>, multiply_panel<U, 3>, multiply_panel<U, 4>,
+    multiply_panel<U, 5>, multiply_panel<U, 6>, multiply_panel<U, 7>, multiply_panel<U, 8>,
+    multiply_panel<U, 9>, multiply_panel<U, 10>, multiply_panel<U, 11>, multiply_panel<U, 12>};
+
+template <int U>
+void multiply_many(const Tile& tile) {
+    const int64_t row_bytes = tile.packed_stride * 4, groups = tile.num_words / (4 * U), tokens = tile.num_tokens;
+    const int64_t chunk = kChunkBytes / (tokens * kGroupBytes<U>);
+    const int64_t steps = (tokens + kPanelTokens - 1) / kPanelTokens;
+    alignas(64) Bytes panel[8 * U * 2];
+    for (int64_t begin = 0; begin < groups; begin += chunk) {
+        const int64_t end = groups - begin < chunk ? groups : begin + chunk;
+        for (int64_t row = 0; row < tile.num_rows; row += kPanelRows) {
+            const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
+            const uint16_t* scales = tile.scale + row * tile.scale_stride;
+            const char* ahead = prefetched(tile, rows, row + kPanelRows, kPanelRows);
+            Floats scale[2][8];
+            for (int64_t group = begin; group < end; ++group) {
+                const int64_t place = (group - begin) % 8;
+                if (!place) {
+                    const int num = static_cast<int>(end - group < 8 ? end - group : 8);
+                    load_scales(scales + group, tile.scale_stride, num, scale[0]);
+                    load_scales(scales + kLanes * tile.scale_stride + group, tile.scale_stride, num, scale[1]);
+                }
+                decode_panel<U>(rows, row_bytes, ahead, group, panel);
+                const Floats factor[2] = {scale[0][place], scale[1][place]};
+                // As equal steps as can be: twelve and one would take longer than seven and six.
+                for (int64_t step = 0; step < steps; ++step) {
+                    const int64_t from = step * tokens / steps, to = (step + 1) * tokens / steps;
+                    kMultiplyPanel<U>[to - from](panel, factor, tile.x + from, group * kGroupBytes<U>,
+                                                 tile.y + from * tile.y_stride + row, tile.y_stride, group == 0);
+                }
+            }
+        }
+    }
+}
+
+template <int U>
+void multiply_groups(const Tile& tile) {
+    switch (tile.num_tokens) {
+        case 0: return;
+        case 1: return multiply_few<U, 1>(tile);
+        case 2: return multiply_few<U, 2>(tile);
+        case 3: return multiply_few<U, 3>(tile);
+        case 4: return multiply_few<U, 4>(tile);
+        case 5: return multiply_few<U, 5>(tile);
+        case 6: return multiply_few<U, 6>(tile);
+        case 7: return multiply_few<U, 7>(tile);
+        case 8: return multiply_few<U, 8>(tile);
+        default: return multiply_many<U>(tile);
+    }
+}
+
+void multiply(const Tile& tile) {
+    if (tile.group_size == 128) multiply_groups<4>(tile);
+    if (tile.group_size == 64) multiply_groups<2>(tile);
+    if (tile.group_size == 32) multiply_groups<1>(tile);
+}
+
+// The scale is the group's largest magnitude / 127; an element is rounded to the nearest multiple, of two to the even
+// one. A group in which nothing reaches 2^-100 counts as zero. What is not finite leaves a scale that is not either.
+void arrange(const float* src, int64_t first, int64_t count, int group_size, void* row) {
+    const __m128i evens_first = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    const int64_t group_bytes = group_size + static_cast<int64_t>(sizeof(Head));
+    char* dst = static_cast<char*>(row) + first / group_size * group_bytes;
+    for (int64_t done = 0; done < count; done += group_size, dst += group_bytes) {
+        const float* x = src + done;
+        __m512i largest = _mm512_setzero_si512();
+        for (int i = 0; i < group_size; i += 16) {
+            const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + i));
+            largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+        }
+        const uint32_t largest_bits = _mm512_reduce_max_epu32(largest);
+        float magnitude;
+        __builtin_memcpy(&magnitude, &largest_bits, sizeof magnitude);
+        const __m512 inverse = _mm512_set1_ps(magnitude >= 0x1p-100f ? 127.0f / magnitude : 0.0f);
+        __m512i sum = _mm512_setzero_si512();
+        for (int i = 0; i < group_size; i += 16) {
+            const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+            const __m128i elements = _mm512_cvtepi32_epi8(rounded);
+            sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(elements));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + sizeof(Head) + i),
+                             _mm_shuffle_epi8(elements, evens_first));
+        }
+        const Head head = {magnitude / 127.0f, -8 * _mm512_reduce_add_epi32(sum)};
+        __builtin_memcpy(dst, &head, sizeof head);
+    }
+}
+
+}  // namespace
+
+const Path kAvx512VnniPath = {"avx512_vnni", 1, nullptr, multiply, arrange, sizeof(Head)};
+
+}  // namespace moe4
