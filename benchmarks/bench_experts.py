@@ -102,7 +102,7 @@ def main() -> None:
         "shape": shape,
         "command": "python " + " ".join(sys.argv),
         "machine": machine,
-        "contestants": {contestant.name: notes[contestant.name] for contestant in roster.contestants},
+        "contestants": {name: note for name, note in notes.items() if name not in roster.wrong},
         "absent": roster.absent,
         "wrong": roster.wrong,
         "relative_errors": roster.errors,

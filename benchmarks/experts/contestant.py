@@ -1,7 +1,9 @@
 """What the benchmark needs to know of an engine."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,3 +24,14 @@ class Contestant:
     note: str  # what it holds and what it rounds
     max_error: float  # relative to float64's norm; above it, the engine is wrong
     scale_dtype: torch.dtype = torch.bfloat16  # of its weights, for the float64 result it is held to
+
+
+@cache
+def other_data() -> Tensor:
+    return torch.ones(2**23, dtype=torch.int64)  # 64 MB
+
+
+def settle() -> None:
+    """Give every contestant the same start: no other's threads spin, caches are full of something else."""
+    time.sleep(0.02)
+    other_data().sum()

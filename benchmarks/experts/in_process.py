@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from experts.contestant import EXACT_ACTIVATIONS, Contestant
+from experts.contestant import EXACT_ACTIVATIONS, Contestant, settle
 from experts.layer import Call, Layer
 from moe4.kernels import fused_experts
 from moe4.kernels.reference import unpack_codes
@@ -18,6 +18,7 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_states, topk_weig
 
 def timed(forward: Forward) -> Callable[[Call], tuple[float, Tensor]]:
     def run(call: Call) -> tuple[float, Tensor]:
+        settle()
         start = time.perf_counter()
         out = forward(*call)
         return time.perf_counter() - start, out

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from experts.layer import Layer
-from experts.peers.engine import AbsentError
+from experts.peers.engine import BrokenError
 from experts.roster import Roster
 
 
@@ -97,13 +97,13 @@ def measure(
             call = layer.draw_call(num_tokens)
             size = len(call[2].unique()) * layer.bytes_per_expert
             times = {}
-            for contestant in roster.contestants:
+            for contestant in list(roster.contestants):
                 if num_tokens > most_tokens(contestant.name):
                     continue
                 try:
                     times[contestant.name] = contestant.run(call)[0]
-                except AbsentError as error:
-                    roster.lose(contestant.name, f"{error}, with {num_tokens} tokens")
+                except BrokenError as error:
+                    roster.lose(contestant, f"{error}, with {num_tokens} tokens")
             ceiling = (ceilings.read(size), ceilings.multiply(call[2]))
             if repeat:
                 for name, value in times.items():

@@ -48,7 +48,7 @@ def markdown(report: dict[str, Any], rows: list[Row]) -> str:
     lines += ["", "Contestants:", ""]
     lines += [f"- {name}: {note}" for name, note in report["contestants"].items()]
     lines += [f"- not here: {name}, {reason}" for name, reason in report["absent"].items()]
-    lines += [f"- wrong, not timed: {name}, {reason}" for name, reason in report["wrong"].items()]
+    lines += [f"- wrong: {name}, {reason}" for name, reason in report["wrong"].items()]
     lines += [
         "",
         "| tokens | contestant | ms | quartiles | reading, ms | of it | products, ms | of it | error |",

@@ -13,7 +13,7 @@ from experts.in_process import torch_bf16, torch_int4, vllm_bf16
 from experts.layer import Layer
 from experts.oracle import reference
 from experts.peers.catalog import ENGINES
-from experts.peers.engine import AbsentError, Setting
+from experts.peers.engine import AbsentError, BrokenError, Setting
 from experts.peers.remote import Worker
 
 IN_PROCESS = ("torch-int4", "torch-bf16", "vllm")
@@ -58,6 +58,9 @@ class Roster:
                 except AbsentError as error:
                     self.absent[name] = str(error)
                     continue
+                except BrokenError as error:
+                    self.wrong[name] = f"{error}: {variant.note}"
+                    continue
                 stack.callback(worker.close)
                 self.contestants.append(
                     Contestant(
@@ -86,20 +89,17 @@ class Roster:
                         expected[key] = reference(layer, call, contestant.scale_dtype)
                     out = contestant.run(call)[1].double()
                     errors.append(((out - expected[key]).norm() / expected[key].norm()).item())
-            except AbsentError as error:
-                self.lose(contestant.name, str(error))
+            except BrokenError as error:
+                self.lose(contestant, str(error))
                 continue
             if all(error < contestant.max_error for error in errors):
                 self.errors[contestant.name] = max(errors)
             else:  # NaN is wrong, too
                 shown = " and ".join(f"{error:.3g}" for error in errors)
-                self.wrong[contestant.name] = (
-                    f"relative error {shown} with 3 and 40 tokens: {contestant.note}"
-                )
-                self.contestants.remove(contestant)
+                self.lose(contestant, f"relative error {shown} with 3 and 40 tokens")
                 if contestant.name.startswith("moe4"):
-                    sys.exit(f"bench_experts: {contestant.name} is wrong: relative error {shown}")
+                    sys.exit(f"bench_experts: {contestant.name} is wrong: {self.wrong[contestant.name]}")
 
-    def lose(self, name: str, reason: str) -> None:
-        self.contestants = [contestant for contestant in self.contestants if contestant.name != name]
-        self.absent[name] = reason
+    def lose(self, contestant: Contestant, reason: str) -> None:
+        self.contestants.remove(contestant)
+        self.wrong[contestant.name] = f"{reason}: {contestant.note}"

@@ -17,6 +17,10 @@ class AbsentError(Exception):
     """The engine, or a variant of it, is not to be had here; says why."""
 
 
+class BrokenError(Exception):
+    """The engine is here and did not come to a result; says how it ended."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What an engine is to be built for."""

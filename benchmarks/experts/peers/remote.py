@@ -17,14 +17,14 @@ from torch import Tensor
 
 from experts.layer import Call
 from experts.peers.catalog import ENGINES
-from experts.peers.engine import AbsentError, Setting
+from experts.peers.engine import AbsentError, BrokenError, Setting
 
 PATIENCE_SECONDS = 600
 BENCHMARKS = Path(__file__).parents[2]
 
 
 class Worker:
-    """A process that holds one variant of an engine. Raises AbsentError when it cannot be had, or ends."""
+    """A process that holds one variant of an engine. Raises AbsentError, or BrokenError when it ends."""
 
     def __init__(self, engine: str, variant: str, layer_file: Path, folder: Path, setting: Setting) -> None:
         folder.mkdir()
@@ -61,7 +61,7 @@ class Worker:
             self.process.stdin.write(b"call\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise AbsentError(self.ending()) from None
+            raise BrokenError(self.ending()) from None
         seconds = self.receive()["seconds"]
         return seconds, load_file(self.folder / "out")["out"]
 
@@ -70,10 +70,10 @@ class Worker:
         assert self.process.stdout
         if not select.select([self.process.stdout], [], [], PATIENCE_SECONDS)[0]:
             self.close()
-            raise AbsentError(f"gave no answer in {PATIENCE_SECONDS} seconds")
+            raise BrokenError(f"gave no answer in {PATIENCE_SECONDS} seconds")
         line = self.process.stdout.readline()
         if not line:
-            raise AbsentError(self.ending())
+            raise BrokenError(self.ending())
         answer = json.loads(line)
         if "absent" in answer:
             self.close()

@@ -1,7 +1,6 @@
 """AMD's zentorch: `zentorch_fused_moe` on INT4 weights, with activations rounded to INT8 (DA8W4)."""
 
 import time
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from experts.peers.engine import AbsentError, Run, Setting, Variant
 SIGNS = 0x88888888 - 2**32  # turns codes + 8 into two's complement
 
 
-def build(layer: Layer, setting: Setting, *, scale_dtype: torch.dtype) -> Run:
+def build(layer: Layer, setting: Setting) -> Run:
     try:
         import zentorch  # noqa: F401
     except ImportError as error:
         raise AbsentError(f"zentorch cannot be imported: {error}") from error
 
     def groups_first(scale: Tensor) -> Tensor:
-        return scale.transpose(1, 2).to(scale_dtype).contiguous()
+        return scale.transpose(1, 2).float().contiguous()
 
     w13, w2 = layer.w13_packed ^ SIGNS, layer.w2_packed ^ SIGNS
     w13_scale, w2_scale = groups_first(layer.w13_scale), groups_first(layer.w2_scale)
@@ -36,12 +35,9 @@ def build(layer: Layer, setting: Setting, *, scale_dtype: torch.dtype) -> Run:
     return run
 
 
-NOTE = "INT4 repacked by it, scales in {}; activations rounded to INT8, a scale a token"
 VARIANTS = {
     "zentorch": Variant(
-        build=partial(build, scale_dtype=torch.bfloat16), note=NOTE.format("bfloat16, as in the checkpoint")
-    ),
-    "zentorch f32 scales": Variant(
-        build=partial(build, scale_dtype=torch.float32), note=NOTE.format("float32")
+        build=build,
+        note="INT4 repacked by it, scales in float32; activations rounded to INT8, a scale a token",
     ),
 }
