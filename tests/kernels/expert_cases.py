@@ -69,6 +69,11 @@ def make_case(
     )
 
 
+def weight_dtype(path: str) -> torch.dtype:
+    """Return what `path` rounds the decoded weights to, scale * code."""
+    return torch.bfloat16 if path == "avx512_bf16" else torch.float64
+
+
 def rounding(values: Tensor, path: str, group_size: int) -> Tensor:
     """Return how far `path` may move each of the activations [tokens, columns] when it rounds them."""
     if path == "avx512_bf16":
@@ -85,17 +90,16 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     The worst case of standard rounding analysis, carried through the forward. A float32 dot product in which
     no term passes more than d roundings is within d * U32 * sum |w| |x|. Here a term passes at most nine
     within a line, the product with its scale, one addition a line (of at least 32 codes) and four over the
-    lanes. In avx512_bf16 a line is a group: one rounding a code, then the scale and one addition a group. In
-    avx512_vnni the sum of a group is exact, and its scale is itself a rounded product.
+    lanes. In avx512_bf16 a "line" is a chunk of 1024 columns: 32 products of two terms in a lane, with two
+    roundings each, and four additions over the lanes. In avx512_vnni the sum of a group is exact, and its
+    scale is itself a rounded product. `out` has the weights that the path computes with (`weight_dtype`).
     |silu'| < 1.1. Some paths round x (avx512_bf16: unless it is bfloat16 already) and silu(gate) * up. Last,
     the result is rounded to the dtype of the output.
     """
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8
     group_size = case.group_size
-    terms, line = {"avx512_bf16": (group_size, group_size), "avx512_vnni": (1, group_size)}.get(
-        path, (16, 32)
-    )
+    terms, line = {"avx512_bf16": (68, 1024), "avx512_vnni": (1, group_size)}.get(path, (16, 32))
     dot13, dot2 = ((terms + 2 + columns / line) * U32 for columns in (x.shape[1], inter))
     x_error = rounding(x, path, group_size)
     if path == "avx512_bf16" and case.hidden_states.dtype == torch.bfloat16:
@@ -108,8 +112,11 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
         token, slot = (case.topk_ids == expert).nonzero(as_tuple=True)
         if len(token) == 0:
             continue
-        w13 = dequantize(case.w13_packed[expert], case.w13_scale[expert], case.group_size)
-        w2 = dequantize(case.w2_packed[expert], case.w2_scale[expert], case.group_size).abs()
+        w13, w2 = (
+            dequantize(packed[expert], scale[expert], group_size).to(weight_dtype(path)).double()
+            for packed, scale in ((case.w13_packed, case.w13_scale), (case.w2_packed, case.w2_scale))
+        )
+        w2 = w2.abs()
         gate, up = (x[token] @ w13.T).split(inter, dim=1)
         gate_error, up_error = (x_reach[token] @ w13.abs().T).split(inter, dim=1)
         s = silu(gate).abs()

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from expert_cases import U16, Case, error_bound, make_case
+from expert_cases import U16, Case, error_bound, make_case, weight_dtype
 from torch import Tensor
 
 from moe4.kernels import available_paths, fused_experts, fused_experts_reference
@@ -23,12 +23,19 @@ def vars_of(case: Case) -> dict[str, object]:
     return {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
 
 
-def reference(case: Case) -> Tensor:
-    return fused_experts_reference(**vars_of(case))  # type: ignore[arg-type]
+References = dict[torch.dtype, Tensor]  # by what the decoded weights are rounded to
 
 
-def check(case: Case, path: str, expected: Tensor) -> None:
+def references(case: Case) -> References:
+    return {
+        dtype: fused_experts_reference(**vars_of(case), weight_dtype=dtype)  # type: ignore[arg-type]
+        for dtype in {weight_dtype(path) for path in PATHS}
+    }
+
+
+def check(case: Case, path: str, all_expected: References) -> None:
     """Hold each element to the worst case, and the whole to what rounding does on the average."""
+    expected = all_expected[weight_dtype(path)]
     result = run(case, path=path)
     assert result.dtype == case.hidden_states.dtype
     assert result.shape == case.hidden_states.shape
@@ -51,10 +58,10 @@ def check(case: Case, path: str, expected: Tensor) -> None:
 
 
 @cache
-def tiny_case(tokens: int, group_size: int, dtype: torch.dtype) -> tuple[Case, Tensor]:
+def tiny_case(tokens: int, group_size: int, dtype: torch.dtype) -> tuple[Case, References]:
     """k2-tiny's experts: 256 x 128, 24 of them, top 4."""
     case = make_case(tokens=tokens, group_size=group_size, dtype=dtype, seed=tokens)
-    return case, reference(case)
+    return case, references(case)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -74,7 +81,7 @@ def test_other_dtypes_agree_with_float64(path: str, group_size: int, dtype: torc
 
 
 @cache
-def odd_case(group_size: int) -> tuple[Case, Tensor]:
+def odd_case(group_size: int) -> tuple[Case, References]:
     """Widths that end within a line on every path, with more rows than one work item."""
     case = make_case(
         tokens=13,
@@ -84,7 +91,7 @@ def odd_case(group_size: int) -> tuple[Case, Tensor]:
         group_size=group_size,
         dtype=torch.float32,
     )
-    return case, reference(case)
+    return case, references(case)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
@@ -95,10 +102,10 @@ def test_widths_that_are_no_whole_lines(path: str, group_size: int) -> None:
 
 
 @cache
-def wide_case(group_size: int) -> tuple[Case, Tensor]:
+def wide_case(group_size: int) -> tuple[Case, References]:
     """A slice of Kimi-K2's experts, whole rows of 7168 columns."""
     case = make_case(tokens=5, hidden=7168, inter=256, experts=3, top_k=2, group_size=group_size)
-    return case, reference(case)
+    return case, references(case)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
@@ -112,7 +119,7 @@ def test_wide_rows(path: str, group_size: int) -> None:
 def test_all_tokens_on_one_expert(path: str) -> None:
     case = make_case(tokens=130, experts=3, dtype=torch.float32)
     case = dataclasses.replace(case, topk_ids=torch.full_like(case.topk_ids, 2))
-    check(case, path, reference(case))
+    check(case, path, references(case))
 
 
 @pytest.mark.parametrize("path", PATHS)

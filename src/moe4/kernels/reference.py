@@ -37,10 +37,13 @@ def fused_experts_reference(
     topk_ids: Tensor,
     *,
     group_size: int,
+    weight_dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Compute what `moe4.kernels.fused_experts` approximates, in float64.
 
-    Arguments as there; they are not checked. Returns float64 [tokens, hidden]. Memory: one expert in float64.
+    Arguments as there; they are not checked. The decoded weights are rounded to `weight_dtype` first: with
+    torch.bfloat16 they are those of the decoded checkpoint. Returns float64 [tokens, hidden]. Memory: one
+    expert in float64.
     """
     x = hidden_states.double()
     out = torch.zeros_like(x)
@@ -49,8 +52,8 @@ def fused_experts_reference(
         token, slot = (topk_ids == expert).nonzero(as_tuple=True)
         if len(token) == 0:
             continue
-        w13 = dequantize(w13_packed[expert], w13_scale[expert], group_size)
-        w2 = dequantize(w2_packed[expert], w2_scale[expert], group_size)
+        w13 = dequantize(w13_packed[expert], w13_scale[expert], group_size).to(weight_dtype).double()
+        w2 = dequantize(w2_packed[expert], w2_scale[expert], group_size).to(weight_dtype).double()
         gate_up = x[token] @ w13.T
         y = (silu(gate_up[:, :inter]) * gate_up[:, inter:]) @ w2.T
         out.index_add_(0, token, y * topk_weights[token, slot].double().unsqueeze(-1))

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -84,6 +83,32 @@ void write_row(Dtype dtype, const float* src, int64_t first, int64_t count, void
     } else {
         for (int64_t i = 0; i < count; ++i) half[i] = float_to_half(src[i]);
     }
+}
+
+// --- activation -----------------------------------------------------------------------------------------------------
+
+// exp(x), within 2 units of its last place; written so that the compiler makes vectors of it.
+inline float exponential(float x) {
+    const float shifter = 0x1.8p23f;  // adding it rounds to an integer, which is then in the low bits
+    // Beyond these the result is zero or infinite. A NaN stays one.
+    const float limited = x > 89.0f ? 89.0f : x < -88.0f ? -88.0f : x;
+    const float shifted = limited * 0x1.715476p+0f + shifter, n = shifted - shifter;
+    const float r = limited - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first exact times n
+    // Taylor's series: |r| <= 0.35, so the first term left out is below 2^-26.
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * bits_to_float((float_to_bits(shifted) + 127) << 23);  // 2^n; infinity for 128
+}
+
+// gate = silu(gate) * up.
+void activate(float* __restrict gate, const float* __restrict up, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
 // --- memory ---------------------------------------------------------------------------------------------------------
@@ -241,6 +266,13 @@ class Forward {
         else path_.arrange(src, first, count, row);
     }
 
+    // Tokens to multiply before the next rows are taken: equal parts of what is left, as a small one would spend its
+    // time on decoding.
+    static int64_t tile_tokens(int64_t left) {
+        const int64_t tiles = (left + kTileTokens - 1) / kTileTokens;
+        return (left + tiles - 1) / tiles;
+    }
+
     const ExpertWeights& expert(int64_t choice) const { return call_.weights_of[routing_.chosen[choice]]; }
 
     static const char* bytes_of(const uint32_t* words) { return reinterpret_cast<const char*>(words); }
@@ -259,8 +291,8 @@ class Forward {
         float* gate = scratch;
         float* up = gate + tile_tokens_ * tile_rows_;
         const int64_t end = routing_.begin[choice + 1];
-        for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
-            const int64_t tokens = std::min(kTileTokens, end - pair);
+        for (int64_t pair = routing_.begin[choice], tokens; pair < end; pair += tokens) {
+            tokens = tile_tokens(end - pair);
             Tile tile{gate_rows, weights.gate_scale + first * groups, rows, words, words, groups, call_.group_size,
                       &x_rows_[pair], tokens, gate, tile_rows_, bytes_of(up_rows)};
             path_.multiply(tile);
@@ -271,8 +303,7 @@ class Forward {
             path_.multiply(tile);
             for (int64_t t = 0; t < tokens; ++t) {
                 float* g = gate + t * tile_rows_;
-                const float* u = up + t * tile_rows_;
-                for (int64_t r = 0; r < rows; ++r) g[r] = g[r] / (1.0f + std::exp(-g[r])) * u[r];
+                activate(g, up + t * tile_rows_, rows);
                 char* row = act_.bytes() + (pair + t) * act_row_bytes_;
                 if (last && path_.arrange && call_.inter % kLineCodes) clear_tail(row);
                 arrange(g, first, rows, row);
@@ -301,8 +332,8 @@ class Forward {
                                     : next < 0           ? packed
                                                          : expert(0).down + next * down_rows_ * call_.down_stride;
             const int64_t end = routing_.begin[choice + 1];
-            for (int64_t pair = routing_.begin[choice]; pair < end; pair += kTileTokens) {
-                const int64_t tokens = std::min(kTileTokens, end - pair);
+            for (int64_t pair = routing_.begin[choice], tokens; pair < end; pair += tokens) {
+                tokens = tile_tokens(end - pair);
                 path_.multiply(Tile{packed, scale, rows, words, call_.down_stride, call_.down_scale_stride,
                                     call_.group_size, &act_rows_[pair], tokens, y, tile_rows_,
                                     bytes_of(pair + tokens < end ? packed : after)});

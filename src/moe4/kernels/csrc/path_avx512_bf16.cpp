@@ -1,13 +1,14 @@
-// AVX512-BF16. Sixteen rows of a matrix are the sixteen lanes of a vector, so that a row's sum stays in its lane: a
-// product of 32 pairs is one `vdpbf16ps` with one pair of a token's elements, broadcast, and the group's scales take
-// part once a group. Two ways do this, with the same sums in the same order:
+// AVX512-BF16. Weights are what a decoded checkpoint holds, scale * code rounded to bf16, and a product is one
+// `vdpbf16ps` of 32 of them with 32 elements of a token. Two ways do this, with the same sums in the same order:
 //
-//   few tokens:  decode into registers, multiply at once. Memory is the limit.
-//   many tokens: decode a *panel*, 32 rows of one group (8 KiB at most), into the first cache; multiply it by twelve
-//                tokens at a time. The multipliers are the limit.
+//   few tokens:  decode a line into registers and multiply at once, rows in the order in which they lie. Memory is the
+//                limit.
+//   many tokens: decode a *panel*, some rows of one chunk of columns, into the second cache; multiply it by the tokens,
+//                four rows and six tokens at a time. The multipliers are the limit.
 //
-// Order of summation of each element, whatever is computed beside it: within a group word by word, in a word the pairs
-// (0, 4), (1, 5), (2, 6), (3, 7), from zero; then total = scale * group's sum + total, group by group, from zero.
+// Order of summation of each element, whatever is computed beside it: a chunk of 1024 columns line by line (64 bytes,
+// 128 codes), in a line step by step, in the sixteen lanes of a vector, from zero; then the lanes (add_lanes), then
+// chunk by chunk. Lane l of step s holds codes s and s + 4 of word l.
 //
 // As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
 #include <immintrin.h>
@@ -19,299 +20,321 @@ namespace {
 
 #define MOE4_INLINE inline __attribute__((always_inline))
 
-using Floats = __m512;   // a float of each of sixteen rows
-using Weights = __m512i;  // a pair of bf16 of each of sixteen rows
+using Floats = __m512;
+using Weights = __m512i;  // 32 in bf16
 
-constexpr int kLanes = 16;       // rows of a vector
-constexpr int kPanelRows = 32;   // rows of a panel
-constexpr int kUnitCodes = 32;   // codes of four words, the smallest group
-constexpr int kPanelTokens = 12; // tokens multiplied at once by a panel: 24 of 32 registers hold sums
-constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used again and again: they stay in the second cache
-static_assert(kChunkBytes >= kTileTokens * kLineCodes * 2, "a chunk has a line of every token at least");
+constexpr int kSteps = 4;               // products of a line
+constexpr int kChunkLines = 8;          // lines of a chunk
+constexpr int kChunkCodes = kChunkLines * kLineCodes;
+constexpr int kFewTokens = 6;           // at most these are multiplied while decoding
+constexpr int kPartTokens = 6;          // tokens multiplied at once by rows of a panel,
+constexpr int kPartRows = 4;            // and rows: 24 of 32 registers hold sums
+constexpr int kPanelRows = 64;          // rows of a panel at most: 128 KiB
 
-struct Words {
-    __m512i word[4];
+// --- decoding -------------------------------------------------------------------------------------------------------
+
+// The sixteen values of each of a line's G groups, in bf16.
+template <int G>
+struct Table {
+    __m512i values[G == 4 ? 2 : 1];
 };
 
-// Four 32-bit words of each of sixteen rows: row r in lane r.
-MOE4_INLINE Words transpose(const __m512i (&v)[4]) {
-    const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-    return {{_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
-             _mm512_unpackhi_epi64(b, d)}};
-}
+MOE4_INLINE __m512i round_to_bf16(Floats low, Floats high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// Sixteen bytes of memory to a quarter of a vector. Written out, because GCC loads them into a register first, and an
-// insertion from a register takes one of the two units that the decoding needs.
-template <int Quarter>
-MOE4_INLINE __m512i insert(__m512i v, const char* bytes) {
-    __asm__("vinserti32x4 %2, %1, %0, %0" : "+v"(v) : "m"(*reinterpret_cast<const __m128i_u*>(bytes)), "i"(Quarter));
-    return v;
-}
-
-// The four words at `first` and at the same place of the next fifteen rows.
-MOE4_INLINE Words load_words(const char* first, int64_t row_bytes) {
-    __m512i v[4];
+template <int G>
+MOE4_INLINE Table<G> make_table(const float* scale) {
+    const Floats codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    Floats values[G];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        const char* p = first + i * row_bytes;
-        v[i] = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        v[i] = insert<1>(v[i], p + 4 * row_bytes);
-        v[i] = insert<2>(v[i], p + 8 * row_bytes);
-        v[i] = insert<3>(v[i], p + 12 * row_bytes);
+    for (int g = 0; g < G; ++g) values[g] = _mm512_mul_ps(codes, _mm512_set1_ps(scale[g]));
+    Table<G> table;
+    table.values[0] = round_to_bf16(values[0], values[G > 1 ? 1 : 0]);
+    if constexpr (G == 4) table.values[1] = round_to_bf16(values[2], values[3]);
+    return table;
+}
+
+// Codes s and s + 4 of each word. A permutation reads five bits of each index (six from two tables), of which the
+// fifth belongs to the next code. With one group, both halves of the table are alike; with more, the group goes there.
+template <int G>
+MOE4_INLINE Weights decode(__m512i words, int step, const Table<G>& table) {
+    __m512i index = step ? _mm512_srli_epi16(words, 4 * step) : words;
+    if constexpr (G > 1) {
+        const int64_t one = 0x0010001000100010;
+        const __m512i group = G == 2 ? _mm512_setr_epi64(0, 0, 0, 0, one, one, one, one)
+                                     : _mm512_setr_epi64(0, 0, one, one, 2 * one, 2 * one, 3 * one, 3 * one);
+        index = _mm512_ternarylogic_epi32(index, _mm512_set1_epi16(15), group, 0xea);  // (index & 15) | group
     }
-    return transpose(v);
+    if constexpr (G == 4) return _mm512_permutex2var_epi16(table.values[0], index, table.values[1]);
+    return _mm512_permutexvar_epi16(index, table.values[0]);
 }
 
-// While a block of rows is decoded, the next one is asked for, line by line, into the second cache, in the order in
-// which it lies in memory; and a few lines of the block itself into the first. Where rows have gaps, the former is left
-// to the processor.
-MOE4_INLINE const char* prefetched(const Tile& tile, const char* rows, int64_t next_row, int64_t num_rows) {
-    if (tile.packed_stride != tile.num_words) return rows;
-    return next_row < tile.num_rows ? rows + num_rows * tile.num_words * 4 : tile.next;
-}
-
-// The scales of `count` groups, at most eight, of sixteen rows.
-MOE4_INLINE void load_scales(const uint16_t* first, int64_t row_groups, int count, Floats (&scale)[8]) {
-    const __mmask8 mask = static_cast<__mmask8>((1u << count) - 1);
-    __m512i v[4];
+// `count` scales, of whole or partial lines of a chunk, in float; beyond them zeros, as x is zero there.
+template <int G>
+MOE4_INLINE void load_scales(const uint16_t* scale, int count, float* out) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        const uint16_t* p = first + i * row_groups;
-        v[i] = _mm512_castsi128_si512(_mm_maskz_loadu_epi16(mask, p));
-        v[i] = _mm512_inserti32x4(v[i], _mm_maskz_loadu_epi16(mask, p + 4 * row_groups), 1);
-        v[i] = _mm512_inserti32x4(v[i], _mm_maskz_loadu_epi16(mask, p + 8 * row_groups), 2);
-        v[i] = _mm512_inserti32x4(v[i], _mm_maskz_loadu_epi16(mask, p + 12 * row_groups), 3);
-    }
-    const Words pairs = transpose(v);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        scale[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs.word[i], 16));
-        scale[2 * i + 1] =
-            _mm512_castsi512_ps(_mm512_and_si512(pairs.word[i], _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    for (int i = 0; i < G * kChunkLines; i += 8) {
+        const int left = count - i < 0 ? 0 : count - i < 8 ? count - i : 8;
+        const __m128i half = _mm_maskz_loadu_epi16(static_cast<__mmask8>((1u << left) - 1), scale + i);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
     }
 }
 
-// Codes `step` and `step + 4` of each lane's word.
-MOE4_INLINE Weights decode(__m512i word, int step) {
-    // -8..7 in bf16, twice: vpermw reads five bits of each index, and the fifth belongs to the next code.
-    constexpr uint64_t a = 0xc0a0c0c0c0e0c100, b = 0xbf80c000c040c080, c = 0x404040003f800000, d = 0x40e040c040a04080;
-    const __m512i table = _mm512_setr_epi64(a, b, c, d, a, b, c, d);
-    return _mm512_permutexvar_epi16(_mm512_srli_epi16(word, 4 * step), table);
+MOE4_INLINE Floats dot(Floats sum, Weights w, const uint16_t* x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_loadu_si512(x));
 }
 
-MOE4_INLINE Floats dot(Floats sum, Weights w, __m512i x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+// The sum of the lanes of each of four vectors.
+MOE4_INLINE __m128 add_lanes(Floats a, Floats b, Floats c, Floats d) {
+    const Floats ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const Floats cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const Floats abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// The same pair of elements for all rows.
-MOE4_INLINE __m512i load_pair(const uint16_t* x) {
-    int pair;
-    __builtin_memcpy(&pair, x, sizeof pair);
-    return _mm512_set1_epi32(pair);
+// A chunk's sums of four rows, to those of the chunks before.
+MOE4_INLINE void add_chunk(__m128 sums, bool first, float* y) {
+    _mm_storeu_ps(y, first ? sums : _mm_add_ps(_mm_loadu_ps(y), sums));
 }
+
+struct Shape {
+    int64_t row_bytes, lines;  // lines of a row, the last of which may be partial
+    __mmask16 last_words;      // those of the last line
+    int groups;                // scales of a row
+
+    MOE4_INLINE explicit Shape(const Tile& tile)
+        : row_bytes(tile.packed_stride * 4),
+          lines((tile.num_words + 15) / 16),
+          last_words(static_cast<__mmask16>(0xffffu >> (lines * 16 - tile.num_words))),
+          groups(static_cast<int>(tile.num_words * 8 / tile.group_size)) {}
+    MOE4_INLINE __mmask16 words(int64_t line) const {
+        return line + 1 == lines ? last_words : static_cast<__mmask16>(0xffff);
+    }
+};
 
 // --- few tokens -----------------------------------------------------------------------------------------------------
 
-// Q groups from `group`, of U units each, for sixteen rows and T tokens: add them to the totals. Several groups at a
-// time, as each one's sum is a chain of dependent instructions.
-template <int U, int T, int Q>
-MOE4_INLINE void add_groups(const char* rows, int64_t row_bytes, const char* ahead, int64_t group,
-                            const Floats* scale, const uint16_t* const (&x)[T], Floats (&total)[T]) {
-    Floats part[Q][T];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) part[q][t] = _mm512_setzero_ps();
-    for (int u = 0; u < U; ++u) {
-        Words words[Q];
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-            const int64_t unit = (group + q) * U + u;
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                const int line = (u * Q + q) * 4 + i;  // of those that hold the next Q groups of these rows
-                _mm_prefetch(rows + line % kLanes * row_bytes + (group + Q) * U * 16 + line / kLanes * 64, _MM_HINT_T0);
-                _mm_prefetch(ahead + unit * 256 + i * 64, _MM_HINT_T1);
-            }
-            words[q] = load_words(rows + unit * 16, row_bytes);
-        }
-#pragma GCC unroll 4
-        for (int w = 0; w < 4; ++w)
-#pragma GCC unroll 4
-            for (int step = 0; step < 4; ++step)
-#pragma GCC unroll 4
-                for (int q = 0; q < Q; ++q) {
-                    const Weights weights = decode(words[q].word[w], step);
-                    const int64_t column = ((group + q) * U + u) * kUnitCodes + w * 8 + step * 2;
-#pragma GCC unroll 8
-                    for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], weights, load_pair(x[t] + column));
-                }
-    }
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) total[t] = _mm512_fmadd_ps(part[q][t], scale[q], total[t]);
-}
-
-template <int U, int T>
-void multiply_few(const Tile& tile, int64_t token) {
-    constexpr int Q = T <= 2 ? 4 : T <= 4 ? 2 : 1;
-    const int64_t row_bytes = tile.packed_stride * 4, num_groups = tile.num_words / (4 * U);
+// While R rows are decoded, the next R are asked for, line by line in the order in which they lie in memory, into the
+// second cache. Rows that have gaps are asked for in the order in which they will be decoded.
+template <int G, int R, int T>
+void multiply_few(const Tile& tile) {
+    const Shape shape(tile);
+    const bool gaps = tile.packed_stride != tile.num_words;
+    const int64_t ahead_row = gaps ? shape.row_bytes : 64, ahead_line = gaps ? 64 : 64 * R;
     const uint16_t* x[T];
-    for (int t = 0; t < T; ++t) x[t] = static_cast<const uint16_t*>(tile.x[token + t]);
-    for (int64_t row = 0; row < tile.num_rows; row += kLanes) {
-        const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const uint16_t*>(tile.x[t]);
+    for (int64_t row = 0; row < tile.num_rows; row += R) {
+        const char* rows = reinterpret_cast<const char*>(tile.packed) + row * shape.row_bytes;
+        const char* ahead = row + R < tile.num_rows ? rows + R * shape.row_bytes : tile.next;
         const uint16_t* scales = tile.scale + row * tile.scale_stride;
-        const char* ahead = prefetched(tile, rows, row + kLanes, kLanes);
-        Floats total[T];
+        for (int64_t chunk = 0; chunk < shape.lines; chunk += kChunkLines) {
+            const int64_t end = chunk + kChunkLines < shape.lines ? chunk + kChunkLines : shape.lines;
+            float scale[R][G * kChunkLines];
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
-        for (int64_t first = 0; first < num_groups; first += 8) {
-            const int count = static_cast<int>(num_groups - first < 8 ? num_groups - first : 8);
-            Floats scale[8];
-            load_scales(scales + first, tile.scale_stride, count, scale);
-            int group = 0;
-            for (; group + Q <= count; group += Q)
-                add_groups<U, T, Q>(rows, row_bytes, ahead, first + group, scale + group, x, total);
-            for (; group < count; ++group)
-                add_groups<U, T, 1>(rows, row_bytes, ahead, first + group, scale + group, x, total);
+            for (int r = 0; r < R; ++r)
+                load_scales<G>(scales + r * tile.scale_stride + chunk * G, shape.groups - static_cast<int>(chunk) * G,
+                               scale[r]);
+            Floats sum[T][R];
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) sum[t][r] = _mm512_setzero_ps();
+            for (int64_t line = chunk; line < end; ++line) {
+                const __mmask16 present = shape.words(line);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r += 2) {  // two rows for every element that is loaded
+                    __m512i words[2];
+                    Table<G> table[2];
+#pragma GCC unroll 2
+                    for (int i = 0; i < 2; ++i) {
+                        _mm_prefetch(ahead + line * ahead_line + (r + i) * ahead_row, _MM_HINT_T1);
+                        words[i] = _mm512_maskz_loadu_epi32(present, rows + (r + i) * shape.row_bytes + line * 64);
+                        table[i] = make_table<G>(&scale[r + i][(line - chunk) * G]);
+                    }
+#pragma GCC unroll 4
+                    for (int step = 0; step < kSteps; ++step) {
+                        Weights weights[2];
+#pragma GCC unroll 2
+                        for (int i = 0; i < 2; ++i) weights[i] = decode<G>(words[i], step, table[i]);
+#pragma GCC unroll 8
+                        for (int t = 0; t < T; ++t) {
+                            const __m512bh v = (__m512bh)_mm512_loadu_si512(x[t] + line * kLineCodes + step * 32);
+#pragma GCC unroll 2
+                            for (int i = 0; i < 2; ++i)
+                                sum[t][r + i] = _mm512_dpbf16_ps(sum[t][r + i], (__m512bh)weights[i], v);
+                        }
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+                for (int r = 0; r < R; r += 4)
+                    add_chunk(add_lanes(sum[t][r], sum[t][r + 1], sum[t][r + 2], sum[t][r + 3]), chunk == 0,
+                              tile.y + t * tile.y_stride + row + r);
         }
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) _mm512_storeu_ps(tile.y + (token + t) * tile.y_stride + row, total[t]);
     }
 }
 
 // --- many tokens ----------------------------------------------------------------------------------------------------
 
-// Decode one group of 32 rows: pair by pair, each a vector of rows 0..15 and one of rows 16..31.
-template <int U>
-MOE4_INLINE void decode_panel(const char* rows, int64_t row_bytes, const char* ahead, int64_t group, Weights* panel) {
-    for (int u = 0; u < U; ++u) {
-        const int64_t unit = group * U + u;
-#pragma GCC unroll 8
-        for (int line = 0; line < 8; ++line) _mm_prefetch(ahead + unit * 512 + line * 64, _MM_HINT_T1);
-        for (int row = u * kPanelRows / U; row < (u + 1) * kPanelRows / U; ++row)
-            _mm_prefetch(rows + row * row_bytes + (group + 1) * U * 16, _MM_HINT_T0);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            const Words words = load_words(rows + half * kLanes * row_bytes + unit * 16, row_bytes);
+// Four rows of a chunk, step by step.
+template <int G>
+MOE4_INLINE void decode_rows(const Tile& tile, const Shape& shape, int64_t row, int64_t chunk, int64_t end,
+                             Weights* panel) {
+    const char* rows = reinterpret_cast<const char*>(tile.packed) + row * shape.row_bytes;
+    for (int r = 0; r < kPartRows; ++r) {
+        float scale[G * kChunkLines];
+        load_scales<G>(tile.scale + (row + r) * tile.scale_stride + chunk * G,
+                       shape.groups - static_cast<int>(chunk) * G, scale);
+        for (int64_t line = chunk; line < end; ++line) {
+            const __m512i words = _mm512_maskz_loadu_epi32(shape.words(line), rows + r * shape.row_bytes + line * 64);
+            const Table<G> table = make_table<G>(scale + (line - chunk) * G);
 #pragma GCC unroll 4
-            for (int w = 0; w < 4; ++w)
-#pragma GCC unroll 4
-                for (int step = 0; step < 4; ++step)
-                    panel[(u * 16 + w * 4 + step) * 2 + half] = decode(words.word[w], step);
+            for (int step = 0; step < kSteps; ++step)
+                panel[((line - chunk) * kSteps + step) * kPartRows + r] = decode<G>(words, step, table);
         }
     }
 }
 
-// y += scale * (panel times T tokens' elements from `column`).
-template <int U, int T>
-void multiply_panel(const Weights* panel, const Floats (&scale)[2], const void* const* tokens, int64_t column, float* y,
-                    int64_t y_stride, bool first) {
-    const uint16_t* x[T];
-    for (int t = 0; t < T; ++t) x[t] = static_cast<const uint16_t*>(tokens[t]) + column;
-    Floats part[2][T];
-#pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) part[0][t] = part[1][t] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (int pair = 0; pair < 16 * U; ++pair) {
-        const Weights low = panel[2 * pair], high = panel[2 * pair + 1];
-#pragma GCC unroll 12
-        for (int t = 0; t < T; ++t) {
-            const __m512i v = load_pair(x[t] + 2 * pair);
-            part[0][t] = dot(part[0][t], low, v);
-            part[1][t] = dot(part[1][t], high, v);
+// One chunk of a panel and some tokens, and what to ask for while they are multiplied: the elements of the tokens that
+// come next, then the weights of the next panel.
+struct Part {
+    const Weights* panel;
+    int64_t rows, steps;
+    const void* const* x;
+    int64_t column;  // in bytes
+    bool first;      // chunk of the row
+    float* y;
+    int64_t y_stride;
+    const void* const* next_x;
+    int64_t next_tokens, next_column;
+    const char* next_weights;  // of `next_rows` rows
+    int64_t next_rows, row_bytes;
+};
+
+// y (+)= the panel's rows times T tokens' elements; four rows at a time.
+template <int T>
+void multiply_part(Part& part) {
+    const char* x[T];
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(part.x[t]) + part.column;
+    const Weights* panel = part.panel;
+    for (int64_t row = 0; row < part.rows; row += kPartRows) {
+        const char* ahead = part.next_weights;  // of 32 lines: eight of each of four rows
+        int64_t ahead_stride = part.row_bytes;
+        if (row / kPartRows < part.next_tokens) {
+            ahead = static_cast<const char*>(part.next_x[row / kPartRows]) + part.next_column;
+            ahead_stride = kChunkLines * 64;
+        } else if (part.next_rows > 0) {
+            part.next_rows -= kPartRows;
+            part.next_weights += kPartRows * part.row_bytes;
+        } else {
+            ahead_stride = 0;
         }
-    }
-#pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) {
-        float* sum = y + t * y_stride;
-        const Floats zero = _mm512_setzero_ps();
-        _mm512_storeu_ps(sum, _mm512_fmadd_ps(part[0][t], scale[0], first ? zero : _mm512_loadu_ps(sum)));
-        _mm512_storeu_ps(sum + kLanes, _mm512_fmadd_ps(part[1][t], scale[1], first ? zero : _mm512_loadu_ps(sum + kLanes)));
+        Floats sum[T][kPartRows];
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+            for (int r = 0; r < kPartRows; ++r) sum[t][r] = _mm512_setzero_ps();
+        for (int64_t step = 0; step < part.steps; ++step) {
+            _mm_prefetch(ahead + step / 8 * ahead_stride + step % 8 * 64, _MM_HINT_T1);
+            Weights weights[kPartRows];
+#pragma GCC unroll 4
+            for (int r = 0; r < kPartRows; ++r) weights[r] = panel[step * kPartRows + r];
+#pragma GCC unroll 6
+            for (int t = 0; t < T; ++t) {
+                const __m512bh v = (__m512bh)_mm512_loadu_si512(x[t] + step * 64);
+#pragma GCC unroll 4
+                for (int r = 0; r < kPartRows; ++r) sum[t][r] = _mm512_dpbf16_ps(sum[t][r], (__m512bh)weights[r], v);
+            }
+        }
+        panel += kChunkLines * kSteps * kPartRows;
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t)
+            add_chunk(add_lanes(sum[t][0], sum[t][1], sum[t][2], sum[t][3]), part.first, part.y + t * part.y_stride + row);
     }
 }
 
-using MultiplyPanel = void (*)(const Weights*, const Floats (&)[2], const void* const*, int64_t, float*, int64_t, bool);
+using MultiplyPart = void (*)(Part&);
 
-template <int U>
-constexpr MultiplyPanel kMultiplyPanel[kPanelTokens + 1] = {
-    nullptr,
-    multiply_panel<U, 1>, multiply_panel<U, 2>, multiply_panel<U, 3>, multiply_panel<U, 4>,
-    multiply_panel<U, 5>, multiply_panel<U, 6>, multiply_panel<U, 7>, multiply_panel<U, 8>,
-    multiply_panel<U, 9>, multiply_panel<U, 10>, multiply_panel<U, 11>, multiply_panel<U, 12>};
+constexpr MultiplyPart kMultiplyPart[kPartTokens + 1] = {nullptr,          multiply_part<1>, multiply_part<2>, multiply_part<3>,
+                                                          multiply_part<4>, multiply_part<5>, multiply_part<6>};
 
-template <int U>
+template <int G>
 void multiply_many(const Tile& tile) {
-    constexpr int group_codes = U * kUnitCodes;
-    const int64_t row_bytes = tile.packed_stride * 4, columns = tile.num_words * 8, tokens = tile.num_tokens;
-    const int64_t chunk = kChunkBytes / (tokens * kLineCodes * 2) * kLineCodes;
-    const int64_t steps = (tokens + kPanelTokens - 1) / kPanelTokens;
-    alignas(64) Weights panel[16 * U * 2];
-    for (int64_t column = 0; column < columns; column += chunk) {
-        const int64_t count = columns - column < chunk ? columns - column : chunk;
-        for (int64_t row = 0; row < tile.num_rows; row += kPanelRows) {
-            const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
-            const uint16_t* scales = tile.scale + row * tile.scale_stride;
-            const char* ahead = prefetched(tile, rows, row + kPanelRows, kPanelRows);
-            Floats scale[2][8];
-            for (int64_t at = 0; at < count; at += group_codes) {
-                const int64_t group = (column + at) / group_codes, place = at / group_codes % 8;
-                if (!place) {
-                    const int64_t left = (count - at) / group_codes;
-                    const int num = static_cast<int>(left < 8 ? left : 8);
-                    load_scales(scales + group, tile.scale_stride, num, scale[0]);
-                    load_scales(scales + kLanes * tile.scale_stride + group, tile.scale_stride, num, scale[1]);
-                }
-                decode_panel<U>(rows, row_bytes, ahead, group, panel);
-                const Floats factor[2] = {scale[0][place], scale[1][place]};
-                // As equal steps as can be: twelve and one would take longer than seven and six.
-                for (int64_t step = 0; step < steps; ++step) {
-                    const int64_t begin = step * tokens / steps, end = (step + 1) * tokens / steps;
-                    kMultiplyPanel<U>[end - begin](panel, factor, tile.x + begin, column + at,
-                                                   tile.y + begin * tile.y_stride + row, tile.y_stride, group == 0);
-                }
+    const Shape shape(tile);
+    const int64_t tokens = tile.num_tokens, parts = (tokens + kPartTokens - 1) / kPartTokens;
+    alignas(64) Weights panel[kPanelRows / kPartRows][kChunkLines * kSteps * kPartRows];
+    for (int64_t first_row = 0; first_row < tile.num_rows; first_row += kPanelRows) {
+        const int64_t rows = tile.num_rows - first_row < kPanelRows ? tile.num_rows - first_row : kPanelRows;
+        for (int64_t chunk = 0; chunk < shape.lines; chunk += kChunkLines) {
+            const int64_t end = chunk + kChunkLines < shape.lines ? chunk + kChunkLines : shape.lines;
+            for (int64_t r = 0; r < rows; r += kPartRows)
+                decode_rows<G>(tile, shape, first_row + r, chunk, end, panel[r / kPartRows]);
+            Part part{};
+            part.panel = panel[0];
+            part.rows = rows;
+            part.steps = (end - chunk) * kSteps;
+            part.column = chunk * kLineCodes * 2;
+            part.first = chunk == 0;
+            part.y_stride = tile.y_stride;
+            part.row_bytes = shape.row_bytes;
+            part.next_rows = rows;
+            const char* const weights = reinterpret_cast<const char*>(tile.packed);
+            part.next_weights = end < shape.lines                  ? weights + first_row * shape.row_bytes + end * 64
+                                : first_row + rows < tile.num_rows ? weights + (first_row + rows) * shape.row_bytes
+                                                                   : tile.next;
+            // As equal parts as can be: six and one would take longer than four and three.
+            for (int64_t i = 0; i < parts; ++i) {
+                const int64_t begin = i * tokens / parts, stop = (i + 1) * tokens / parts;
+                const bool last = stop == tokens;
+                part.x = tile.x + begin;
+                part.y = tile.y + begin * tile.y_stride + first_row;
+                part.next_x = last ? tile.x : tile.x + stop;
+                part.next_tokens = last ? tokens / parts : (i + 2) * tokens / parts - stop;
+                part.next_column = !last ? part.column : end < shape.lines ? end * kLineCodes * 2 : 0;
+                kMultiplyPart[stop - begin](part);
             }
         }
     }
 }
 
-template <int U>
+template <int G>
 void multiply_groups(const Tile& tile) {
+    static_assert(kFewTokens == 6, "the cases");
     switch (tile.num_tokens) {
         case 0: return;
-        case 1: return multiply_few<U, 1>(tile, 0);
-        case 2: return multiply_few<U, 2>(tile, 0);
-        case 3: return multiply_few<U, 3>(tile, 0);
-        case 4: return multiply_few<U, 4>(tile, 0);
-        case 5: return multiply_few<U, 5>(tile, 0);
-        case 6: return multiply_few<U, 6>(tile, 0);
-        case 7: return multiply_few<U, 7>(tile, 0);
-        case 8: return multiply_few<U, 8>(tile, 0);
-        default: return multiply_many<U>(tile);
+        case 1: return multiply_few<G, 8, 1>(tile);
+        case 2: return multiply_few<G, 8, 2>(tile);
+        case 3: return multiply_few<G, 4, 3>(tile);
+        case 4: return multiply_few<G, 4, 4>(tile);
+        case 5: return multiply_few<G, 4, 5>(tile);
+        case 6: return multiply_few<G, 4, 6>(tile);
+        default: return multiply_many<G>(tile);
     }
 }
 
 void multiply(const Tile& tile) {
-    if (tile.group_size == 128) multiply_groups<4>(tile);
+    if (tile.group_size == 128) multiply_groups<1>(tile);
     if (tile.group_size == 64) multiply_groups<2>(tile);
-    if (tile.group_size == 32) multiply_groups<1>(tile);
+    if (tile.group_size == 32) multiply_groups<4>(tile);
 }
 
-uint16_t float_to_bf16(float value) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays NaN
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);                 // ties to even
-}
-
-// Codes j and j + 4 of a word are multiplied together, so their elements lie side by side.
+// Step by step, and in a step codes s and s + 4 of a word side by side. Columns come in groups, so by four words.
 void arrange(const float* src, int64_t first, int64_t count, void* row) {
-    uint16_t* dst = static_cast<uint16_t*>(row);
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t column = first + i, place = column % 8;
-        dst[column - place + place % 4 * 2 + place / 4] = float_to_bf16(src[i]);
+    alignas(64) uint16_t places[32];
+    for (int i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(i % 8 / 2 * 8 + i / 8 + i % 2 * 4);
+    const __m512i order = _mm512_load_si512(places);
+    for (int64_t i = 0; i < count; i += 32) {
+        const int64_t column = first + i;
+        const __m512i bf16 = round_to_bf16(_mm512_loadu_ps(src + i), _mm512_loadu_ps(src + i + 16));
+        const __m512i steps = _mm512_permutexvar_epi16(order, bf16);
+        uint16_t* dst = static_cast<uint16_t*>(row) + column / kLineCodes * kLineCodes + column % kLineCodes / 4;
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm512_castsi512_si128(steps));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 32), _mm512_extracti32x4_epi32(steps, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 64), _mm512_extracti32x4_epi32(steps, 2));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 96), _mm512_extracti32x4_epi32(steps, 3));
     }
 }
 

@@ -1,13 +1,14 @@
 // AVX-512 VNNI, W4A8, never taken unless it is asked for: activations are rounded to int8, each token's by themselves
 // and in the groups of the weights.
 //
-// As in path_avx512_bf16.cpp, sixteen rows of a matrix are the sixteen lanes of a vector. A word's codes stay unsigned,
-// code + 8: its even codes are the four bytes of one vector, its odd ones, after a shift, those of another, and
-// `vpdpbusd` multiplies either by four int8 elements of a token, broadcast. Sums over a group are exact integers, and
-// begin at -8 times the sum of the group's elements, which takes the 8 out again.
+// Sixteen rows of a matrix are the sixteen lanes of a vector, so that a row's sum stays in its lane and the group's
+// scales take part once a group. A word's codes stay unsigned, code + 8: its even codes are the four bytes of a lane of
+// one vector, its odd ones, after a shift, those of another, and `vpdpbusd` multiplies either by four int8 elements of
+// a token, broadcast. Sums over a group are exact integers, and begin at -8 times the sum of the group's elements,
+// which takes the 8 out again.
 //
 //   few tokens:  decode into registers, multiply at once. Memory is the limit.
-//   many tokens: decode a *panel*, 32 rows of one group (4 KiB at most), into the first cache; multiply it by twelve
+//   many tokens: decode a *panel*, 32 rows of some groups (16 KiB at most), into the first cache; multiply it by twelve
 //                tokens at a time. The multipliers are the limit.
 //
 // Each element, whatever is computed beside it: total = (scale of the weights * scale of the token) * group's sum +
@@ -37,6 +38,14 @@ constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used agai
 // Bytes of a group of U units in an arranged row.
 template <int U>
 constexpr int64_t kGroupBytes = U * kUnitCodes + static_cast<int64_t>(sizeof(Head));
+
+// Groups of a panel.
+template <int U>
+constexpr int64_t kPanelGroups = U == 4 ? 4 : 8;
+
+// Vectors of a group of a panel: for every four codes, one of rows 0..15 and one of rows 16..31.
+template <int U>
+constexpr int64_t kGroupVectors = 2 * U * kUnitCodes / 4;
 
 static_assert(kChunkBytes >= kTileTokens * 4 * kGroupBytes<1>, "a chunk has a line of every token at least");
 
@@ -143,9 +152,9 @@ void multiply_few(const Tile& tile) {
 
 // --- many tokens ----------------------------------------------------------------------------------------------------
 
-// Decode one group of 32 rows: four codes by four, each a vector of rows 0..15 and one of rows 16..31.
+// Decode one group of 32 rows.
 template <int U>
-MOE4_INLINE void decode_panel(const char* rows, int64_t row_bytes, const char* ahead, int64_t group, Bytes* panel) {
+MOE4_INLINE void decode_group(const char* rows, int64_t row_bytes, const char* ahead, int64_t group, Bytes* codes) {
     for (int u = 0; u < U; ++u) {
         const int64_t unit = group * U + u;
 #pragma GCC unroll 8
@@ -157,43 +166,56 @@ MOE4_INLINE void decode_panel(const char* rows, int64_t row_bytes, const char* a
             const Words words = load_words(rows + half * kLanes * row_bytes + unit * 16, row_bytes);
 #pragma GCC unroll 4
             for (int w = 0; w < 4; ++w) {
-                panel[(u * 8 + w * 2) * 2 + half] = even_codes(words.word[w]);
-                panel[(u * 8 + w * 2 + 1) * 2 + half] = odd_codes(words.word[w]);
+                codes[(u * 8 + w * 2) * 2 + half] = even_codes(words.word[w]);
+                codes[(u * 8 + w * 2 + 1) * 2 + half] = odd_codes(words.word[w]);
             }
         }
     }
 }
 
-// y += scale * (panel times the group at `place` of T tokens' rows).
+// Some groups of 32 rows, decoded, and their places.
+struct Panel {
+    const Bytes* codes;
+    Floats scale[2][8];  // of rows 0..15, of rows 16..31, for each group
+    int64_t first, count;
+};
+
+// y += scale * (panel times its groups of T tokens' rows), group by group.
 template <int U, int T>
-void multiply_panel(const Bytes* panel, const Floats (&scale)[2], const void* const* tokens, int64_t place, float* y,
-                    int64_t y_stride, bool first) {
+void multiply_panel(const Panel& panel, const void* const* tokens, float* y, int64_t y_stride) {
     const char* x[T];
-    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]) + place;
-    Sums part[2][T];
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]) + panel.first * kGroupBytes<U>;
+    const Bytes* codes = panel.codes;
+    for (int64_t group = 0; group < panel.count; ++group) {
+        Sums part[2][T];
 #pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) part[0][t] = part[1][t] = first_sum(x[t]);
+        for (int t = 0; t < T; ++t) part[0][t] = part[1][t] = first_sum(x[t]);
 #pragma GCC unroll 4
-    for (int four = 0; four < 8 * U; ++four) {
-        const Bytes low = panel[2 * four], high = panel[2 * four + 1];
+        for (int four = 0; four < 8 * U; ++four) {
+            const Bytes low = codes[2 * four], high = codes[2 * four + 1];
+#pragma GCC unroll 12
+            for (int t = 0; t < T; ++t) {
+                const __m512i elements = load_four(x[t] + sizeof(Head) + 4 * four);
+                part[0][t] = dot(part[0][t], low, elements);
+                part[1][t] = dot(part[1][t], high, elements);
+            }
+        }
+        const bool none = panel.first + group == 0;
 #pragma GCC unroll 12
         for (int t = 0; t < T; ++t) {
-            const __m512i elements = load_four(x[t] + sizeof(Head) + 4 * four);
-            part[0][t] = dot(part[0][t], low, elements);
-            part[1][t] = dot(part[1][t], high, elements);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+                float* sum = y + t * y_stride + half * kLanes;
+                const Floats total = none ? _mm512_setzero_ps() : _mm512_loadu_ps(sum);
+                _mm512_storeu_ps(sum, add_scaled(part[half][t], panel.scale[half][group], x[t], total));
+            }
+            x[t] += kGroupBytes<U>;
         }
-    }
-#pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) {
-        float* sum = y + t * y_stride;
-        const Floats zero = _mm512_setzero_ps();
-        _mm512_storeu_ps(sum, add_scaled(part[0][t], scale[0], x[t], first ? zero : _mm512_loadu_ps(sum)));
-        _mm512_storeu_ps(sum + kLanes,
-                         add_scaled(part[1][t], scale[1], x[t], first ? zero : _mm512_loadu_ps(sum + kLanes)));
+        codes += kGroupVectors<U>;
     }
 }
 
-using MultiplyPanel = void (*)(const Bytes*, const Floats (&)[2], const void* const*, int64_t, float*, int64_t, bool);
+using MultiplyPanel = void (*)(const Panel&, const void* const*, float*, int64_t);
 
 template <int U>
 constexpr MultiplyPanel kMultiplyPanel[kPanelTokens + 1] = {
@@ -207,28 +229,29 @@ void multiply_many(const Tile& tile) {
     const int64_t row_bytes = tile.packed_stride * 4, groups = tile.num_words / (4 * U), tokens = tile.num_tokens;
     const int64_t chunk = kChunkBytes / (tokens * kGroupBytes<U>);
     const int64_t steps = (tokens + kPanelTokens - 1) / kPanelTokens;
-    alignas(64) Bytes panel[8 * U * 2];
+    Bytes codes[kPanelGroups<U> * kGroupVectors<U>];
+    Panel panel;
+    panel.codes = codes;
     for (int64_t begin = 0; begin < groups; begin += chunk) {
         const int64_t end = groups - begin < chunk ? groups : begin + chunk;
         for (int64_t row = 0; row < tile.num_rows; row += kPanelRows) {
             const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
             const uint16_t* scales = tile.scale + row * tile.scale_stride;
             const char* ahead = prefetched(tile, rows, row + kPanelRows, kPanelRows);
-            Floats scale[2][8];
-            for (int64_t group = begin; group < end; ++group) {
-                const int64_t place = (group - begin) % 8;
-                if (!place) {
-                    const int num = static_cast<int>(end - group < 8 ? end - group : 8);
-                    load_scales(scales + group, tile.scale_stride, num, scale[0]);
-                    load_scales(scales + kLanes * tile.scale_stride + group, tile.scale_stride, num, scale[1]);
-                }
-                decode_panel<U>(rows, row_bytes, ahead, group, panel);
-                const Floats factor[2] = {scale[0][place], scale[1][place]};
+            for (int64_t group = begin; group < end; group += kPanelGroups<U>) {
+                const int64_t count = end - group < kPanelGroups<U> ? end - group : kPanelGroups<U>;
+                panel.first = group;
+                panel.count = count;
+                for (int half = 0; half < 2; ++half)
+                    load_scales(scales + half * kLanes * tile.scale_stride + group, tile.scale_stride,
+                                static_cast<int>(count), panel.scale[half]);
+                for (int64_t i = 0; i < count; ++i)
+                    decode_group<U>(rows, row_bytes, ahead, group + i, codes + i * kGroupVectors<U>);
                 // As equal steps as can be: twelve and one would take longer than seven and six.
                 for (int64_t step = 0; step < steps; ++step) {
                     const int64_t from = step * tokens / steps, to = (step + 1) * tokens / steps;
-                    kMultiplyPanel<U>[to - from](panel, factor, tile.x + from, group * kGroupBytes<U>,
-                                                 tile.y + from * tile.y_stride + row, tile.y_stride, group == 0);
+                    kMultiplyPanel<U>[to - from](panel, tile.x + from, tile.y + from * tile.y_stride + row,
+                                                 tile.y_stride);
                 }
             }
         }
