@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from experts.contestant import EXACT_ACTIVATIONS, Contestant, settle
+from experts.contestant import EXACT_ACTIVATIONS, INT8_ACTIVATIONS, Contestant, settle
 from experts.layer import Call, Layer
 from moe4.kernels import fused_experts
+from moe4.kernels.op import ON_REQUEST
 from moe4.kernels.reference import unpack_codes
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_states, topk_weights, topk_ids
@@ -43,8 +44,8 @@ def moe4(layer: Layer, path: str) -> Contestant:
     return Contestant(
         name=f"moe4 {path}",
         run=timed(forward),
-        note="INT4 as in the checkpoint, not repacked; activations not quantized",
-        max_error=EXACT_ACTIVATIONS,
+        note=f"INT4 as in the checkpoint, not repacked; {ON_REQUEST.get(path, 'activations not quantized')}",
+        max_error=INT8_ACTIVATIONS if path in ON_REQUEST else EXACT_ACTIVATIONS,
     )
 
 

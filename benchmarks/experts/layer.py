@@ -72,6 +72,7 @@ class Layer:
     def flop(self, tokens: int) -> int:
         return 6 * tokens * self.top_k * self.hidden * self.inter
 
-    def draw_call(self, tokens: int) -> Call:
-        ids = torch.rand(tokens, self.experts).topk(self.top_k, dim=1).indices
+    def draw_call(self, tokens: int, experts: int | None = None) -> Call:
+        """Draw activations, weights and choices, from the first `experts` of the layer or from all."""
+        ids = torch.rand(tokens, experts or self.experts).topk(self.top_k, dim=1).indices
         return torch.randn(tokens, self.hidden).bfloat16(), torch.rand(tokens, self.top_k), ids

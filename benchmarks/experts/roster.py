@@ -78,7 +78,7 @@ class Roster:
 
         With few tokens, and with enough that most engines take their other path; the greater error counts.
         """
-        calls = [layer.draw_call(tokens) for tokens in (3, 40)]
+        calls = [layer.draw_call(3), layer.draw_call(40, experts=layer.top_k)]
         expected: dict[tuple[torch.dtype, int], Tensor] = {}
         for contestant in list(self.contestants):
             errors = []
