@@ -38,6 +38,8 @@ def test_release(release: Path, written: Path) -> None:
     model = read_served_model(release)
     assert (model.name, model.group_size, model.expert_width) == ("release", 64, 128)
     assert model.kv_bytes_per_token == 2 * 2 * (512 + 64)
+    assert (model.num_heads, model.num_kv_heads) == (4, None)
+    assert (model.dense_widths, model.shared_widths) == ((128,), (128,))
     assert model.uses_kimi_calls
     assert not model.needs_own_code
     assert read_served_model(written / "source").group_size is None
@@ -45,7 +47,9 @@ def test_release(release: Path, written: Path) -> None:
 
 def test_dense_models_cache_keys_and_values(release: Path) -> None:
     edit(release / "config.json", kv_lora_rank=None, num_key_value_heads=2, head_dim=32, num_hidden_layers=3)
-    assert read_served_model(release).kv_bytes_per_token == 2 * 3 * 2 * 2 * 32
+    model = read_served_model(release)
+    assert model.kv_bytes_per_token == 2 * 3 * 2 * 2 * 32
+    assert model.num_kv_heads == 2
 
 
 def test_a_tokenizer_that_is_code(release: Path) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
+from moe4.serve.extra import find_value, is_given
 from moe4.serve.host import Host
+from moe4.serve.ranks import check_ranks, read_ranks
 
 if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can do without
     from moe4.serve.model import ServedModel
@@ -58,48 +60,46 @@ def build_command(
     Raises ServeError where the options cannot work.
     """
     extra = options.extra
-    ranks = options.tensor_parallel_size
-    if model.needs_own_code and not _has(extra, "--trust-remote-code"):
+    ranks = read_ranks(options.tensor_parallel_size, extra)
+    if model.needs_own_code and not is_given(extra, "--trust-remote-code"):
         raise ServeError(
             f"the tokenizer in {model.folder} is code: read it, and add --trust-remote-code if you trust it"
         )
-    _check_ranks(model, ranks)
+    check_ranks(model, ranks)
     max_model_len = options.max_model_len or model.max_position_embeddings
     if options.max_model_len is not None and not 1 <= options.max_model_len <= model.max_position_embeddings:
         raise ServeError(
             f"--max-model-len {options.max_model_len} is not in 1..{model.max_position_embeddings}, "
             f"the lengths {model.name} was made for"
         )
-    name = _value(extra, "--served-model-name") or model.name
+    name = find_value(extra, "--served-model-name") or model.name
     arguments = [*host.vllm, "serve", str(model.folder), "--host", options.host, "--port", str(options.port)]
     defaults: list[tuple[str, str | None]] = [
         ("--served-model-name", name),
         ("--max-model-len", str(max_model_len)),
     ]
-    if ranks > 1:
-        defaults.append(("--tensor-parallel-size", str(ranks)))
+    if options.tensor_parallel_size > 1:
+        defaults.append(("--tensor-parallel-size", str(options.tensor_parallel_size)))
     if model.uses_kimi_calls:
         defaults += [("--enable-auto-tool-choice", None), ("--tool-call-parser", "kimi_k2")]
     variables: dict[str, str] = {}
     if host.device == "cpu":
         defaults.append(("--dtype", "bfloat16"))
-        stages = _whole(_value(extra, "--pipeline-parallel-size") or _value(extra, "-pp") or "1")
-        if stages == 1:  # vLLM 0.32 makes a later stage's input buffers only while it compiles
+        if ranks.stages == 1:  # vLLM 0.32 makes a later stage's input buffers only while it compiles
             defaults.append(("--enforce-eager", None))
         if model.group_size is not None and model.expert_width is not None:
             defaults.append(("--load-format", LOAD_FORMAT))
-        replicas = _whole(_value(extra, "--data-parallel-size") or _value(extra, "-dp") or "1")
-        variables = _cpu_variables(model, host, ranks * max(1, stages) * max(1, replicas), max_model_len)
+        variables = _cpu_variables(model, host, ranks.processes, max_model_len)
     loader = _loader_options(options)
     if loader:
-        if (_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
+        if (find_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
             raise ServeError(
                 f"--rest and --expert-cache belong to --load-format {LOAD_FORMAT}, which is for W4A16 "
                 f"experts on CPUs; {model.name} is to be loaded in another way"
             )
         defaults.append(("--model-loader-extra-config", json.dumps(loader)))
     for flag, value in defaults:
-        if not _has(extra, flag):
+        if not is_given(extra, flag):
             arguments += [flag] if value is None else [flag, value]
     address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
     return ServeCommand(
@@ -124,21 +124,6 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     return wanted
 
 
-def _check_ranks(model: "ServedModel", ranks: int) -> None:
-    """Refuse a number of ranks over which the experts' inner width does not split into whole groups."""
-    if ranks < 1:
-        raise ServeError(f"--tensor-parallel-size {ranks} is not at least 1")
-    if model.expert_width is None or model.group_size is None or ranks == 1:
-        return
-    if model.expert_width % (ranks * model.group_size):
-        groups = model.expert_width // model.group_size
-        allowed = [n for n in range(1, groups + 1) if groups % n == 0]
-        raise ServeError(
-            f"--tensor-parallel-size {ranks}: the experts' inner width, {model.expert_width}, is {groups} "
-            f"groups of {model.group_size} codes, which must split evenly: use one of {allowed}"
-        )
-
-
 def _cpu_variables(model: "ServedModel", host: Host, ranks: int, max_model_len: int) -> dict[str, str]:
     """Return vLLM's settings for a CPU: room for the cache, and which processors each rank's threads take."""
     wanted = CACHED_CONVERSATIONS * max_model_len * model.kv_bytes_per_token / GIB
@@ -158,25 +143,3 @@ def _split_processors(processors: Sequence[int], ranks: int) -> str:
         raise ServeError(f"{ranks} ranks need {ranks} processors, found {len(processors)}")
     runs = [processors[rank * share : (rank + 1) * share] for rank in range(ranks)]
     return "|".join(",".join(map(str, run)) for run in runs)
-
-
-def _whole(text: str) -> int:
-    """Return a whole number the user gave vLLM; vLLM itself refuses what is none."""
-    return int(text) if text.isdigit() else 1
-
-
-def _has(extra: Sequence[str], flag: str) -> bool:
-    """Say whether the user gave `flag`, or its opposite `--no-...`, with hyphens or underscores."""
-    wanted = {flag, f"--no-{flag.removeprefix('--')}"}
-    return any(argument.partition("=")[0].replace("_", "-") in wanted for argument in extra)
-
-
-def _value(extra: Sequence[str], flag: str) -> str | None:
-    """Return the first value the user gave `flag`, as `--flag value` or `--flag=value`."""
-    for position, argument in enumerate(extra):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:
-            if equals:
-                return value
-            return extra[position + 1] if position + 1 < len(extra) else None
-    return None

@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
-from moe4.errors import CheckpointError, MissingFileError
-from moe4.model.inventory import expert_width, kv_bytes_per_token, num_routed_experts, w4a16_group_size
+from moe4.errors import CheckpointError, MissingFileError, UnsupportedModelError
+from moe4.model.inventory import (
+    expert_width,
+    kv_bytes_per_token,
+    list_tensors,
+    num_routed_experts,
+    w4a16_group_size,
+)
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
 JOURNAL = Path(".moe4") / "journal.jsonl"
@@ -18,6 +24,8 @@ class ServedModel:
 
     expert_width: the routed experts' inner width; None for a dense model.
     group_size: that of a W4A16 release; None for other weights.
+    num_heads: of attention. num_kv_heads: those of keys and values; None for MLA, whose cache is not split.
+    dense_widths, shared_widths: the different inner widths of dense layers and of shared experts.
     kv_bytes_per_token: of all layers, in BF16.
     uses_kimi_calls: the chat template writes tool calls in Kimi's form.
     needs_own_code: the tokenizer comes as Python code.
@@ -28,6 +36,10 @@ class ServedModel:
     max_position_embeddings: int
     expert_width: int | None
     group_size: int | None
+    num_heads: int
+    num_kv_heads: int | None
+    dense_widths: tuple[int, ...]
+    shared_widths: tuple[int, ...]
     kv_bytes_per_token: int
     uses_kimi_calls: bool
     needs_own_code: bool
@@ -52,16 +64,34 @@ def read_served_model(folder: Path) -> ServedModel:
     _check_shards(folder)
     tokenizer = folder / "tokenizer_config.json"
     tokenizer_config = read_json_object(tokenizer) if tokenizer.is_file() else {}
+    heads = int(config.get("num_attention_heads") or 1)
+    dense, shared = _other_widths(config)
     return ServedModel(
         folder=folder,
         name=folder.resolve().name,
         max_position_embeddings=int(config.get("max_position_embeddings") or 4096),
         expert_width=expert_width(config) if num_routed_experts(config) else None,
         group_size=w4a16_group_size(config),
+        num_heads=heads,
+        num_kv_heads=None if config.get("kv_lora_rank") else int(config.get("num_key_value_heads") or heads),
+        dense_widths=dense,
+        shared_widths=shared,
         kv_bytes_per_token=kv_bytes_per_token(config),
         uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
         needs_own_code=tokenizer_needs_own_code(folder, tokenizer_config),
     )
+
+
+def _other_widths(config: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the inner widths of dense layers and of shared experts; none for a family moe4 does not know."""
+    try:
+        tensors = [t for t in list_tensors(config) if t.name.endswith(".down_proj.weight")]
+    except UnsupportedModelError:
+        return (), ()
+    others = [t for t in tensors if not t.is_routed_expert]
+    shared = {t.shape[1] for t in others if ".shared_expert" in t.name}
+    dense = {t.shape[1] for t in others if ".shared_expert" not in t.name}
+    return tuple(sorted(dense)), tuple(sorted(shared))
 
 
 def _check_shards(folder: Path) -> None:
