@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Call = tuple[Tensor, Tensor, Tensor]  # hidden_states, topk_weights, topk_ids
+Call = tuple[Tensor, Tensor, Tensor]
+CALL_NAMES = ("hidden_states", "topk_weights", "topk_ids")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

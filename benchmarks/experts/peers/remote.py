@@ -1,7 +1,6 @@
-"""The benchmark's end of a worker: send a call, get seconds and the result; between calls the worker is
-stopped.
+"""The benchmark's end of a worker: send a call, get the seconds it took and the result.
 
-Stopped by a signal, not merely idle: some engines' threads spin for long after a call.
+Between calls a worker is stopped by a signal, not merely idle: some engines' threads spin long after a call.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experts.layer import Call
+from experts.layer import CALL_NAMES, Call
 from experts.peers.catalog import ENGINES
 from experts.peers.engine import AbsentError, BrokenError, Setting
 
@@ -53,8 +52,7 @@ class Worker:
         self.receive()
 
     def run(self, call: Call) -> tuple[float, Tensor]:
-        names = ("hidden_states", "topk_weights", "topk_ids")
-        save_file(dict(zip(names, call, strict=True)), self.folder / "call")
+        save_file(dict(zip(CALL_NAMES, call, strict=True)), self.folder / "call")
         self.process.send_signal(signal.SIGCONT)
         assert self.process.stdin
         try:
@@ -63,7 +61,7 @@ class Worker:
         except BrokenPipeError:
             raise BrokenError(self.ending()) from None
         seconds = self.receive()["seconds"]
-        return seconds, load_file(self.folder / "out")["out"]
+        return seconds, load_file(self.folder / "out")["out"].clone()  # the file is written anew
 
     def receive(self) -> dict[str, Any]:
         """Return the worker's answer and stop it."""

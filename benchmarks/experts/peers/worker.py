@@ -1,5 +1,6 @@
-"""The process of one engine: `python -m experts.peers.worker ENGINE VARIANT LAYER FOLDER THREADS MAX_TOKENS
-DIR`.
+"""The process of one engine.
+
+    python -m experts.peers.worker ENGINE VARIANT LAYER FOLDER NUM_THREADS MAX_TOKENS ENVIRONMENT
 
 It builds the variant from the layer's file and says that it is ready. Then every line on its standard input
 names a file in FOLDER that holds a call; it times the call, writes the result to the file `out` and answers
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experts.contestant import settle
-from experts.layer import Layer
+from experts.layer import CALL_NAMES, Layer
 from experts.peers.catalog import ENGINES
 from experts.peers.engine import AbsentError, Setting
 
@@ -43,10 +44,10 @@ def main() -> None:
         return
     answer(ready=True)
     for line in sys.stdin:
-        tensors = load_file(Path(folder) / line.strip())
-        call = tensors["hidden_states"], tensors["topk_weights"], tensors["topk_ids"]
+        tensors = load_file(Path(folder) / line.strip())  # mapped: reading it would count
+        x, topk_weights, topk_ids = (tensors[name].clone() for name in CALL_NAMES)
         settle()
-        seconds, out = run(call)
+        seconds, out = run((x, topk_weights, topk_ids))
         save_file({"out": out}, Path(folder) / "out")
         answer(seconds=seconds)
 
