@@ -72,7 +72,8 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, axes = plt.subplots(figsize=(8, 6))
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name in dict.fromkeys(row.name for row in rows):
         points = [(row.tokens, row.seconds / row.tokens * 1e3) for row in rows if row.name == name]
         width = 2.5 if name.startswith("moe4") else 1.2
@@ -87,6 +88,6 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds a token", title=title)
     axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=2)
     figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
