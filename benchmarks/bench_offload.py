@@ -94,7 +94,7 @@ class Experts:
 def measure(release: Path, way: str, skew: float, num_tokens: int) -> dict[str, Any]:
     """Return the figures of one way, in this process."""
     experts = Experts(release)
-    disk_rate = measure_disk_rate(list(experts.maps)) or 0.0
+    disk_rate = measure_disk_rate(list(experts.maps), huge_pages=way.startswith("cache")) or 0.0
     supplies, cache = experts.supplies(way)
     rng = np.random.default_rng(0)
     popularity = 1 / np.arange(1, experts.num_experts + 1) ** skew

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe4.checkpoint.disk import available_memory_bytes, measure_disk_rate
+from moe4.checkpoint.disk import READ_BYTES, allocate_for_reads, available_memory_bytes, measure_disk_rate
 from moe4.checkpoint.header import read_shard
 from moe4.checkpoint.mapping import MappedShard
 from moe4.errors import CheckpointError, ServeError
@@ -70,7 +71,7 @@ def run(table: torch.Tensor, ids: torch.Tensor, layout: ExpertLayout) -> torch.T
 
 
 def need_direct_io(folder: Path) -> None:
-    if measure_disk_rate([folder], seconds=0.01) is None and not can_read_directly(folder):
+    if measure_disk_rate([folder], huge_pages=True, seconds=0.01) is None and not can_read_directly(folder):
         pytest.skip("this file system has no direct I/O")
 
 
@@ -147,4 +148,25 @@ def test_what_the_cache_refuses(shards: list[Path], tmp_path: Path) -> None:
 def test_the_machine_is_measured(shards: list[Path]) -> None:
     free = available_memory_bytes()
     assert 0 < free < 1 << 50
-    assert measure_disk_rate(shards) is None  # too small to tell
+    assert measure_disk_rate(shards, huge_pages=True) is None  # too small to tell
+
+
+@pytest.mark.parametrize("huge_pages", [False, True])
+def test_the_disk_is_measured_into_the_pages_that_will_be_read_into(huge_pages: bool, tmp_path: Path) -> None:
+    """Requests into huge pages are larger, and two to three times as fast on some disks."""
+    large = tmp_path / "large"
+    large.write_bytes(bytes(READ_BYTES + 1))
+    if can_read_directly(large):
+        assert (measure_disk_rate([large], huge_pages=huge_pages, seconds=0.01) or 0) > 0
+    memory = allocate_for_reads(READ_BYTES, huge_pages=huge_pages)
+    address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
+    flags: list[str] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *values = line.split()
+        if "-" in key:
+            first, end = (int(part, 16) for part in key.split("-"))
+            inside = first <= address < end
+        elif key == "VmFlags:" and inside:
+            flags = values
+    if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        assert ("hg" in flags, "nh" in flags) == (huge_pages, not huge_pages)

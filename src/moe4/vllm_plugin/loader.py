@@ -104,7 +104,6 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
         room = max(0, available_memory_bytes() - (config.cache_config.kv_cache_memory_bytes or 0))
         budget = self.options.cache_bytes(experts.all_bytes, room, config.parallel_config.local_world_size)
         fits = experts.all_bytes <= room if budget is None else experts.num_bytes <= budget
-        disk_rate = None if fits else measure_disk_rate(list(experts.maps))
         cache = None
         if budget is not None:
             try:
@@ -117,7 +116,8 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
                 logger.warning("moe4: no expert cache, the experts are mapped: %s", error)
         if not fits:
             kept = room if cache is None else cache.num_bytes
-            warn_of_speed(experts.layers, experts.per_token, kept, disk_rate, cached=cache is not None)
+            rate = measure_disk_rate(list(experts.maps), huge_pages=cache is not None)
+            warn_of_speed(experts.layers, experts.per_token, kept, rate, cached=cache is not None)
         if cache is not None:
             return [LayerOfCache(cache, number) for number in range(len(experts.layers))]
         if not fits:

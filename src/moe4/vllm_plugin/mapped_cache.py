@@ -1,6 +1,5 @@
 """A cache of experts in memory of its own, filled with direct reads; the least frequently used make room."""
 
-import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.disk import BLOCK_BYTES, NUM_READERS, READ_BYTES, DirectFile
+from moe4.checkpoint.disk import BLOCK_BYTES, NUM_READERS, READ_BYTES, DirectFile, allocate_for_reads
 from moe4.checkpoint.release import format_bytes
 from moe4.errors import CheckpointError, ServeError
 from moe4.kernels.table import ALIGNMENTS
@@ -103,11 +102,7 @@ class ExpertCache:
                 f"{format_bytes(self.slot_bytes)}, and a token needs {top_k} at once: give it at least "
                 f"{format_bytes(top_k * self.slot_bytes)}"
             )
-        # Private, which Python's own default is not: only then does the system give it huge pages.
-        self._memory = mmap.mmap(
-            -1, self.num_slots * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = allocate_for_reads(self.num_slots * self.slot_bytes, huge_pages=True)
         self._bytes = memoryview(self._memory)
         self._address = int(np.frombuffer(self._memory, dtype=np.uint8).ctypes.data)
         paths = {window.path for plans in self._plans for plan in plans for window in plan.windows}
