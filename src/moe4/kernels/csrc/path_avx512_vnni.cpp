@@ -35,19 +35,25 @@ constexpr int kUnitCodes = 32;    // codes of four words, the smallest group
 constexpr int kPanelTokens = 12;  // tokens multiplied at once by a panel: 24 of 32 registers hold sums
 constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used again and again, to stay in the second cache
 
-// Bytes of a group of U units in an arranged row.
-template <int U>
-constexpr int64_t kGroupBytes = U * kUnitCodes + static_cast<int64_t>(sizeof(Head));
+constexpr int64_t kPanelVectors = 256;      // of a panel, at most: 16 KiB
 
-// Groups of a panel.
-template <int U>
-constexpr int64_t kPanelGroups = U == 4 ? 4 : 8;
+constexpr int64_t bytes_of_group(int64_t codes) { return codes + static_cast<int64_t>(sizeof(Head)); }
 
-// Vectors of a group of a panel: for every four codes, one of rows 0..15 and one of rows 16..31.
-template <int U>
-constexpr int64_t kGroupVectors = 2 * U * kUnitCodes / 4;
+static_assert(kChunkBytes >= kTileTokens * bytes_of_group(128), "a chunk has a group of every token at least");
 
-static_assert(kChunkBytes >= kTileTokens * 4 * kGroupBytes<1>, "a chunk has a line of every token at least");
+// Groups as they lie in memory.
+struct Groups {
+    int64_t row_bytes;  // from a row of weights to the next
+    int64_t units;      // of a group: 1, 2 or 4
+    int64_t x_bytes;    // of a group in an arranged row
+    int64_t count;      // in a row
+
+    MOE4_INLINE explicit Groups(const Tile& tile)
+        : row_bytes(tile.packed_stride * 4),
+          units(tile.group_size / kUnitCodes),
+          x_bytes(bytes_of_group(tile.group_size)),
+          count(tile.num_words * 8 / tile.group_size) {}
+};
 
 MOE4_INLINE Bytes even_codes(__m512i word) { return _mm512_and_si512(word, _mm512_set1_epi8(15)); }
 MOE4_INLINE Bytes odd_codes(__m512i word) { return even_codes(_mm512_srli_epi16(word, 4)); }
@@ -79,71 +85,73 @@ MOE4_INLINE Floats add_scaled(Sums sum, Floats scale, const char* x, Floats tota
 
 // --- few tokens -----------------------------------------------------------------------------------------------------
 
-// Q groups from `group`, of U units each, for sixteen rows and T tokens: add them to the totals. Several groups at a
-// time, as each one's sum is a chain of dependent instructions.
-template <int U, int T, int Q>
-MOE4_INLINE void add_groups(const char* rows, int64_t row_bytes, const char* ahead, int64_t group,
+// Q groups from `group`, for sixteen rows and T tokens: add them to the totals. Several groups at a time, as each one's
+// sum is a chain of dependent instructions.
+template <int T, int Q>
+MOE4_INLINE void add_groups(const Groups& groups, const char* rows, const char* ahead, int64_t group,
                             const Floats* scale, const char* const (&x)[T], Floats (&total)[T]) {
-    const int64_t first = group * kGroupBytes<U>;
+    const int64_t units = groups.units, x_bytes = groups.x_bytes, first = group * x_bytes;
     Sums part[Q][T];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) part[q][t] = first_sum(x[t] + first + q * kGroupBytes<U>);
-    for (int u = 0; u < U; ++u) {
+        for (int t = 0; t < T; ++t) part[q][t] = first_sum(x[t] + first + q * x_bytes);
+    for (int64_t u = 0; u < units; ++u) {
         Words words[Q];
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
-            const int64_t unit = (group + q) * U + u;
+            const int64_t unit = (group + q) * units + u;
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
-                const int line = (u * Q + q) * 4 + i;  // of those that hold the next Q groups of these rows
-                _mm_prefetch(rows + line % kLanes * row_bytes + (group + Q) * U * 16 + line / kLanes * 64, _MM_HINT_T0);
+                const int64_t line = (u * Q + q) * 4 + i;  // of those that hold the next Q groups of these rows
+                _mm_prefetch(rows + line % kLanes * groups.row_bytes + (group + Q) * units * 16 + line / kLanes * 64,
+                             _MM_HINT_T0);
                 _mm_prefetch(ahead + unit * 256 + i * 64, _MM_HINT_T1);
             }
-            words[q] = load_words(rows + unit * 16, row_bytes);
+            words[q] = load_words(rows + unit * 16, groups.row_bytes);
         }
+        const int64_t place = first + static_cast<int64_t>(sizeof(Head)) + u * kUnitCodes;
 #pragma GCC unroll 4
         for (int w = 0; w < 4; ++w)
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q) {
                 const Bytes even = even_codes(words[q].word[w]), odd = odd_codes(words[q].word[w]);
-                const int64_t place = first + q * kGroupBytes<U> + sizeof(Head) + u * kUnitCodes + w * 8;
+                const int64_t at = place + q * x_bytes + w * 8;
 #pragma GCC unroll 8
-                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], even, load_four(x[t] + place));
+                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], even, load_four(x[t] + at));
 #pragma GCC unroll 8
-                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], odd, load_four(x[t] + place + 4));
+                for (int t = 0; t < T; ++t) part[q][t] = dot(part[q][t], odd, load_four(x[t] + at + 4));
             }
     }
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t)
-            total[t] = add_scaled(part[q][t], scale[q], x[t] + first + q * kGroupBytes<U>, total[t]);
+            total[t] = add_scaled(part[q][t], scale[q], x[t] + first + q * x_bytes, total[t]);
 }
 
-template <int U, int T>
+template <int T>
 void multiply_few(const Tile& tile) {
     constexpr int Q = T <= 2 ? 4 : T <= 4 ? 2 : 1;
-    const int64_t row_bytes = tile.packed_stride * 4, num_groups = tile.num_words / (4 * U);
+    const Groups groups(tile);
     const char* x[T];
     for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tile.x[t]);
     for (int64_t row = 0; row < tile.num_rows; row += kLanes) {
-        const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
+        const char* rows = reinterpret_cast<const char*>(tile.packed) + row * groups.row_bytes;
         const uint16_t* scales = tile.scale + row * tile.scale_stride;
         const char* ahead = prefetched(tile, rows, row + kLanes, kLanes);
         Floats total[T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
-        for (int64_t first = 0; first < num_groups; first += 8) {
-            const int count = static_cast<int>(num_groups - first < 8 ? num_groups - first : 8);
+        for (int64_t first = 0; first < groups.count; first += 8) {
+            const int count = static_cast<int>(groups.count - first < 8 ? groups.count - first : 8);
             Floats scale[8];
             load_scales(scales + first, tile.scale_stride, count, scale);
             int group = 0;
             for (; group + Q <= count; group += Q)
-                add_groups<U, T, Q>(rows, row_bytes, ahead, first + group, scale + group, x, total);
+                add_groups<T, Q>(groups, rows, ahead, first + group, scale + group, x, total);
             for (; group < count; ++group)
-                add_groups<U, T, 1>(rows, row_bytes, ahead, first + group, scale + group, x, total);
+                add_groups<T, 1>(groups, rows, ahead, first + group, scale + group, x, total);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) _mm512_storeu_ps(tile.y + t * tile.y_stride + row, total[t]);
@@ -152,18 +160,18 @@ void multiply_few(const Tile& tile) {
 
 // --- many tokens ----------------------------------------------------------------------------------------------------
 
-// Decode one group of 32 rows.
-template <int U>
-MOE4_INLINE void decode_group(const char* rows, int64_t row_bytes, const char* ahead, int64_t group, Bytes* codes) {
-    for (int u = 0; u < U; ++u) {
-        const int64_t unit = group * U + u;
+// Decode one group of 32 rows: for every four codes a vector of rows 0..15 and one of rows 16..31.
+MOE4_INLINE void decode_group(const Groups& groups, const char* rows, const char* ahead, int64_t group, Bytes* codes) {
+    const int64_t units = groups.units, rows_asked = kPanelRows / units;
+    for (int64_t u = 0; u < units; ++u) {
+        const int64_t unit = group * units + u;
 #pragma GCC unroll 8
         for (int line = 0; line < 8; ++line) _mm_prefetch(ahead + unit * 512 + line * 64, _MM_HINT_T1);
-        for (int row = u * kPanelRows / U; row < (u + 1) * kPanelRows / U; ++row)
-            _mm_prefetch(rows + row * row_bytes + (group + 1) * U * 16, _MM_HINT_T0);
+        for (int64_t row = u * rows_asked; row < (u + 1) * rows_asked; ++row)
+            _mm_prefetch(rows + row * groups.row_bytes + (group + 1) * units * 16, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            const Words words = load_words(rows + half * kLanes * row_bytes + unit * 16, row_bytes);
+            const Words words = load_words(rows + half * kLanes * groups.row_bytes + unit * 16, groups.row_bytes);
 #pragma GCC unroll 4
             for (int w = 0; w < 4; ++w) {
                 codes[(u * 8 + w * 2) * 2 + half] = even_codes(words.word[w]);
@@ -173,25 +181,24 @@ MOE4_INLINE void decode_group(const char* rows, int64_t row_bytes, const char* a
     }
 }
 
-// Some groups of 32 rows, decoded, and their places.
+// Some groups of 32 rows, decoded.
 struct Panel {
-    const Bytes* codes;
+    Bytes codes[kPanelVectors];
     Floats scale[2][8];  // of rows 0..15, of rows 16..31, for each group
-    int64_t first, count;
+    int64_t first, count, units, x_bytes;
 };
 
 // y += scale * (panel times its groups of T tokens' rows), group by group.
-template <int U, int T>
+template <int T>
 void multiply_panel(const Panel& panel, const void* const* tokens, float* y, int64_t y_stride) {
     const char* x[T];
-    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]) + panel.first * kGroupBytes<U>;
+    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]) + panel.first * panel.x_bytes;
     const Bytes* codes = panel.codes;
     for (int64_t group = 0; group < panel.count; ++group) {
         Sums part[2][T];
 #pragma GCC unroll 12
         for (int t = 0; t < T; ++t) part[0][t] = part[1][t] = first_sum(x[t]);
-#pragma GCC unroll 4
-        for (int four = 0; four < 8 * U; ++four) {
+        for (int64_t four = 0; four < 8 * panel.units; ++four) {
             const Bytes low = codes[2 * four], high = codes[2 * four + 1];
 #pragma GCC unroll 12
             for (int t = 0; t < T; ++t) {
@@ -209,82 +216,71 @@ void multiply_panel(const Panel& panel, const void* const* tokens, float* y, int
                 const Floats total = none ? _mm512_setzero_ps() : _mm512_loadu_ps(sum);
                 _mm512_storeu_ps(sum, add_scaled(part[half][t], panel.scale[half][group], x[t], total));
             }
-            x[t] += kGroupBytes<U>;
+            x[t] += panel.x_bytes;
         }
-        codes += kGroupVectors<U>;
+        codes += 16 * panel.units;
     }
 }
 
 using MultiplyPanel = void (*)(const Panel&, const void* const*, float*, int64_t);
 
-template <int U>
 constexpr MultiplyPanel kMultiplyPanel[kPanelTokens + 1] = {
     nullptr,
-    multiply_panel<U, 1>, multiply_panel<U, 2>, multiply_panel<U, 3>, multiply_panel<U, 4>,
-    multiply_panel<U, 5>, multiply_panel<U, 6>, multiply_panel<U, 7>, multiply_panel<U, 8>,
-    multiply_panel<U, 9>, multiply_panel<U, 10>, multiply_panel<U, 11>, multiply_panel<U, 12>};
+    multiply_panel<1>, multiply_panel<2>,  multiply_panel<3>,  multiply_panel<4>,
+    multiply_panel<5>, multiply_panel<6>,  multiply_panel<7>,  multiply_panel<8>,
+    multiply_panel<9>, multiply_panel<10>, multiply_panel<11>, multiply_panel<12>};
 
-template <int U>
 void multiply_many(const Tile& tile) {
-    const int64_t row_bytes = tile.packed_stride * 4, groups = tile.num_words / (4 * U), tokens = tile.num_tokens;
-    const int64_t chunk = kChunkBytes / (tokens * kGroupBytes<U>);
-    const int64_t steps = (tokens + kPanelTokens - 1) / kPanelTokens;
-    Bytes codes[kPanelGroups<U> * kGroupVectors<U>];
+    const Groups groups(tile);
+    const int64_t tokens = tile.num_tokens, steps = (tokens + kPanelTokens - 1) / kPanelTokens;
+    const int64_t chunk = kChunkBytes / (tokens * groups.x_bytes), most = groups.units == 4 ? 4 : 8;
     Panel panel;
-    panel.codes = codes;
-    for (int64_t begin = 0; begin < groups; begin += chunk) {
-        const int64_t end = groups - begin < chunk ? groups : begin + chunk;
+    panel.units = groups.units;
+    panel.x_bytes = groups.x_bytes;
+    for (int64_t begin = 0; begin < groups.count; begin += chunk) {
+        const int64_t end = groups.count - begin < chunk ? groups.count : begin + chunk;
         for (int64_t row = 0; row < tile.num_rows; row += kPanelRows) {
-            const char* rows = reinterpret_cast<const char*>(tile.packed) + row * row_bytes;
+            const char* rows = reinterpret_cast<const char*>(tile.packed) + row * groups.row_bytes;
             const uint16_t* scales = tile.scale + row * tile.scale_stride;
             const char* ahead = prefetched(tile, rows, row + kPanelRows, kPanelRows);
-            for (int64_t group = begin; group < end; group += kPanelGroups<U>) {
-                const int64_t count = end - group < kPanelGroups<U> ? end - group : kPanelGroups<U>;
+            for (int64_t group = begin; group < end; group += most) {
                 panel.first = group;
-                panel.count = count;
+                panel.count = end - group < most ? end - group : most;
                 for (int half = 0; half < 2; ++half)
                     load_scales(scales + half * kLanes * tile.scale_stride + group, tile.scale_stride,
-                                static_cast<int>(count), panel.scale[half]);
-                for (int64_t i = 0; i < count; ++i)
-                    decode_group<U>(rows, row_bytes, ahead, group + i, codes + i * kGroupVectors<U>);
+                                static_cast<int>(panel.count), panel.scale[half]);
+                for (int64_t i = 0; i < panel.count; ++i)
+                    decode_group(groups, rows, ahead, group + i, panel.codes + i * 16 * groups.units);
                 // As equal steps as can be: twelve and one would take longer than seven and six.
                 for (int64_t step = 0; step < steps; ++step) {
                     const int64_t from = step * tokens / steps, to = (step + 1) * tokens / steps;
-                    kMultiplyPanel<U>[to - from](panel, tile.x + from, tile.y + from * tile.y_stride + row,
-                                                 tile.y_stride);
+                    kMultiplyPanel[to - from](panel, tile.x + from, tile.y + from * tile.y_stride + row, tile.y_stride);
                 }
             }
         }
     }
 }
 
-template <int U>
-void multiply_groups(const Tile& tile) {
+void multiply(const Tile& tile) {
     switch (tile.num_tokens) {
         case 0: return;
-        case 1: return multiply_few<U, 1>(tile);
-        case 2: return multiply_few<U, 2>(tile);
-        case 3: return multiply_few<U, 3>(tile);
-        case 4: return multiply_few<U, 4>(tile);
-        case 5: return multiply_few<U, 5>(tile);
-        case 6: return multiply_few<U, 6>(tile);
-        case 7: return multiply_few<U, 7>(tile);
-        case 8: return multiply_few<U, 8>(tile);
-        default: return multiply_many<U>(tile);
+        case 1: return multiply_few<1>(tile);
+        case 2: return multiply_few<2>(tile);
+        case 3: return multiply_few<3>(tile);
+        case 4: return multiply_few<4>(tile);
+        case 5: return multiply_few<5>(tile);
+        case 6: return multiply_few<6>(tile);
+        case 7: return multiply_few<7>(tile);
+        case 8: return multiply_few<8>(tile);
+        default: return multiply_many(tile);
     }
-}
-
-void multiply(const Tile& tile) {
-    if (tile.group_size == 128) multiply_groups<4>(tile);
-    if (tile.group_size == 64) multiply_groups<2>(tile);
-    if (tile.group_size == 32) multiply_groups<1>(tile);
 }
 
 // The scale is the group's largest magnitude / 127; an element is rounded to the nearest multiple, of two to the even
 // one. A group in which nothing reaches 2^-100 counts as zero. What is not finite leaves a scale that is not either.
 void arrange(const float* src, int64_t first, int64_t count, int group_size, void* row) {
     const __m128i evens_first = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    const int64_t group_bytes = group_size + static_cast<int64_t>(sizeof(Head));
+    const int64_t group_bytes = bytes_of_group(group_size);
     char* dst = static_cast<char*>(row) + first / group_size * group_bytes;
     for (int64_t done = 0; done < count; done += group_size, dst += group_bytes) {
         const float* x = src + done;
