@@ -70,7 +70,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     layer = Layer.make(args.experts, args.hidden, args.inter, args.group_size, args.top_k)
-    w13, w2 = bf16_weights(layer)
+    w13, w2 = bf16_weights(layer, args.experts if args.peers else min(args.experts, 16))
     roster = Roster(moe4(layer, path) for path in args.paths)
     roster.add_in_process([name for name in args.peers if name in IN_PROCESS], layer, w13, w2)
     setting = None

@@ -1,48 +1,62 @@
 """Times, each beside the two ceilings of its own minute.
 
-The machine may be shared, and its memory with it. So the ceilings are measured again in every round, between
-the contestants, on the same threads: reading as many bytes as the chosen experts have, and torch's bfloat16
-products of the same shapes, on weights that are dequantized already.
+The machine may be shared, and its memory with it. So the ceilings are measured again and again, on the same
+threads: before and after each contestant's turn, reading as many bytes as the chosen experts have; in each
+round, torch's bfloat16 products of the same shapes, on weights that are dequantized already. A share is a
+median of shares, each of one turn.
 """
 
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from experts.contestant import settle
 from experts.layer import Layer
 from experts.peers.engine import BrokenError
 from experts.roster import Roster
 
+Quartiles = tuple[float, float, float]  # the first, the median, the third
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One contestant at one number of tokens. Seconds are medians over the rounds."""
+    """One contestant at one number of tokens, over the rounds."""
 
     name: str
     tokens: int
-    seconds: float
-    quartiles: tuple[float, float]
-    read_seconds: float  # of reading the chosen experts' INT4 bytes
-    multiply_seconds: float  # of torch's bfloat16 products of these shapes
+    seconds: Quartiles
+    read_seconds: Quartiles  # of reading the chosen experts' INT4 bytes
+    multiply_seconds: Quartiles  # of torch's bfloat16 products of these shapes
+    of_reading: Quartiles  # the share of the memory's rate, for few tokens
+    of_products: (
+        Quartiles  # the share of torch's rate, for many tokens; with few, its products wait for memory
+    )
     int4_bytes: float
     flop: int
 
-    @property
-    def of_reading(self) -> float:
-        """Return the share of the memory's rate, for few tokens."""
-        return self.read_seconds / self.seconds
 
-    @property
-    def of_products(self) -> float:
-        """Return the share of torch's rate, for many tokens; with few, its products wait for memory."""
-        return self.multiply_seconds / self.seconds
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One contestant in one round."""
+
+    seconds: float
+    read_seconds: float
+    multiply_seconds: float
+
+
+def quartiles(values: Iterable[float]) -> Quartiles:
+    ordered = list(values)
+    if len(ordered) == 1:
+        return (ordered[0],) * 3
+    low, middle, high = statistics.quantiles(ordered, n=4, method="inclusive")
+    return low, middle, high
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -52,16 +66,21 @@ def timed(function: Callable[[], object]) -> float:
 
 
 class Ceilings:
-    """Memory to read and matrices to multiply."""
+    """Memory to read and matrices to multiply; w13 and w2 may be some experts' only, and stand for all."""
 
     def __init__(self, layer: Layer, w13: Tensor, w2: Tensor) -> None:
         # As int64, which torch reads at the machine's rate; beyond any cache.
-        self.words = torch.ones(max(2**25, layer.experts * layer.bytes_per_expert // 8), dtype=torch.int64)
+        self.words = torch.ones(2**27, dtype=torch.int64)
         self.layer, self.w13, self.w2 = layer, w13, w2
 
     def read(self, num_bytes: int) -> float:
-        part = self.words[: num_bytes // 8]
-        return timed(part.sum)
+        settle()
+        left, seconds = num_bytes // 8, 0.0
+        while left > 0:
+            part = self.words[:left]
+            seconds += timed(part.sum)
+            left -= len(part)
+        return seconds
 
     def multiply(self, ids: Tensor) -> float:
         counts = torch.bincount(ids.flatten(), minlength=self.layer.experts).tolist()
@@ -73,8 +92,8 @@ class Ceilings:
 
         def products() -> None:
             for expert, x, act in inputs:
-                linear(x, self.w13[expert])
-                linear(act, self.w2[expert])
+                linear(x, self.w13[expert % len(self.w13)])
+                linear(act, self.w2[expert % len(self.w2)])
 
         return timed(products)
 
@@ -91,38 +110,38 @@ def measure(
     """Time every contestant at every number of tokens, in turn; the first round is a warm-up."""
     rows = []
     for num_tokens in tokens:
-        seconds: dict[str, list[float]] = defaultdict(list)
-        read, multiply, num_bytes = [], [], []
+        turns: dict[str, list[Turn]] = defaultdict(list)
+        num_bytes = []
         for repeat in range(rounds(num_tokens) + 1):
             call = layer.draw_call(num_tokens)
             size = len(call[2].unique()) * layer.bytes_per_expert
-            times = {}
+            multiply = ceilings.multiply(call[2])
+            before = ceilings.read(size)
             for contestant in list(roster.contestants):
                 if num_tokens > most_tokens(contestant.name):
                     continue
                 try:
-                    times[contestant.name] = contestant.run(call)[0]
+                    seconds = contestant.run(call)[0]
                 except BrokenError as error:
                     roster.lose(contestant, f"{error}, with {num_tokens} tokens")
-            ceiling = (ceilings.read(size), ceilings.multiply(call[2]))
+                    continue
+                after = ceilings.read(size)
+                if repeat:
+                    turn = Turn(seconds=seconds, read_seconds=(before + after) / 2, multiply_seconds=multiply)
+                    turns[contestant.name].append(turn)
+                before = after
             if repeat:
-                for name, value in times.items():
-                    seconds[name].append(value)
-                read.append(ceiling[0])
-                multiply.append(ceiling[1])
                 num_bytes.append(size)
-        for name, values in seconds.items():
-            low, _, high = (
-                statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-            )
+        for name, values in turns.items():
             rows.append(
                 Row(
                     name=name,
                     tokens=num_tokens,
-                    seconds=statistics.median(values),
-                    quartiles=(low, high),
-                    read_seconds=statistics.median(read),
-                    multiply_seconds=statistics.median(multiply),
+                    seconds=quartiles(turn.seconds for turn in values),
+                    read_seconds=quartiles(turn.read_seconds for turn in values),
+                    multiply_seconds=quartiles(turn.multiply_seconds for turn in values),
+                    of_reading=quartiles(turn.read_seconds / turn.seconds for turn in values),
+                    of_products=quartiles(turn.multiply_seconds / turn.seconds for turn in values),
                     int4_bytes=statistics.mean(num_bytes),
                     flop=layer.flop(num_tokens),
                 )

@@ -8,9 +8,15 @@ from moe4.kernels import fused_experts_reference
 from moe4.kernels.reference import dequantize
 
 
-def bf16_weights(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Return w13 and w2 in bfloat16: [experts, 2 * inter, hidden] and [experts, hidden, inter]."""
-    pairs = ((layer.w13_packed, layer.w13_scale), (layer.w2_packed, layer.w2_scale))
+def bf16_weights(layer: Layer, experts: int) -> tuple[Tensor, Tensor]:
+    """Return the first experts' weights in bfloat16.
+
+    w13 is [experts, 2 * inter, hidden], w2 [experts, hidden, inter].
+    """
+    pairs = (
+        (layer.w13_packed[:experts], layer.w13_scale[:experts]),
+        (layer.w2_packed[:experts], layer.w2_scale[:experts]),
+    )
     w13, w2 = (
         torch.stack([dequantize(p, s, layer.group_size).bfloat16() for p, s in zip(*pair, strict=True)])
         for pair in pairs

@@ -38,8 +38,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:
-    shares = ("of_reading", "of_products")
-    return [{**asdict(row), **{name: getattr(row, name) for name in shares}} for row in rows]
+    return [asdict(row) for row in rows]
 
 
 def markdown(report: dict[str, Any], rows: list[Row]) -> str:
@@ -51,18 +50,24 @@ def markdown(report: dict[str, Any], rows: list[Row]) -> str:
     lines += [f"- wrong: {name}, {reason}" for name, reason in report["wrong"].items()]
     lines += [
         "",
-        "| tokens | contestant | ms | quartiles | reading, ms | of it | products, ms | of it | error |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "Times are medians; shares are medians and quartiles of the turns' shares.",
+        "",
+        "| tokens | contestant | ms | quartiles | GB/s read | of reading | of torch's products | error |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        low, high = row.quartiles
+        low, middle, high = (1e3 * seconds for seconds in row.seconds)
         lines.append(
-            f"| {row.tokens} | {row.name} | {row.seconds * 1e3:.2f} | {low * 1e3:.2f} to {high * 1e3:.2f} "
-            f"| {row.read_seconds * 1e3:.2f} | {row.of_reading:.0%} "
-            f"| {row.multiply_seconds * 1e3:.2f} | {row.of_products:.0%} "
-            f"| {report['relative_errors'][row.name]:.1e} |"
+            f"| {row.tokens} | {row.name} | {middle:.2f} | {low:.2f} to {high:.2f} "
+            f"| {row.int4_bytes / row.read_seconds[1] / 1e9:.0f} | {share(row.of_reading)} "
+            f"| {share(row.of_products)} | {report['relative_errors'][row.name]:.1e} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def share(quartiles: tuple[float, float, float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.0%} ({low:.0%} to {high:.0%})" if middle < 10 else f"{middle:.0f} times"
 
 
 def plot(rows: list[Row], title: str, file: Path) -> None:
@@ -75,7 +80,7 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 6))
     axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name in dict.fromkeys(row.name for row in rows):
-        points = [(row.tokens, row.seconds / row.tokens * 1e3) for row in rows if row.name == name]
+        points = [(row.tokens, row.seconds[1] / row.tokens * 1e3) for row in rows if row.name == name]
         width = 2.5 if name.startswith("moe4") else 1.2
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, label=name)
     first = {row.tokens: row for row in rows}
@@ -83,7 +88,7 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
         ("reading the experts' bytes", "read_seconds", ":"),
         ("torch's bf16 products, no dequantization", "multiply_seconds", "--"),
     ):
-        points = [(tokens, getattr(row, field) / tokens * 1e3) for tokens, row in first.items()]
+        points = [(tokens, getattr(row, field)[1] / tokens * 1e3) for tokens, row in first.items()]
         axes.plot(*zip(*points, strict=True), style, color="black", linewidth=1.2, label=label)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds a token", title=title)
     axes.set_xscale("log", base=2)
