@@ -1,9 +1,9 @@
 """Times, each beside the two ceilings of its own minute.
 
 The machine may be shared, and its memory with it. So the ceilings are measured again and again, on the same
-threads: before and after each contestant's turn, reading as many bytes as the chosen experts have; in each
-round, torch's bfloat16 products of the same shapes, on weights that are dequantized already. A share is a
-median of shares, each of one turn.
+threads: before and after each contestant's turn, reading the bytes of the chosen experts; in each round,
+torch's bfloat16 products of the same shapes, on weights that are dequantized already. A share is a median of
+shares, each of one turn.
 """
 
 import statistics
@@ -69,18 +69,20 @@ class Ceilings:
     """Memory to read and matrices to multiply; w13 and w2 may be some experts' only, and stand for all."""
 
     def __init__(self, layer: Layer, w13: Tensor, w2: Tensor) -> None:
-        # As int64, which torch reads at the machine's rate; beyond any cache.
-        self.words = torch.ones(2**27, dtype=torch.int64)
         self.layer, self.w13, self.w2 = layer, w13, w2
 
-    def read(self, num_bytes: int) -> float:
+    def read(self, experts: list[int]) -> float:
+        """Return the seconds of reading these experts' own bytes, as integers that torch adds up."""
+        layer = self.layer
+        tensors = (layer.w13_packed, layer.w13_scale, layer.w2_packed, layer.w2_scale)
+        parts = [tensor[expert].view(-1).view(torch.int64) for expert in experts for tensor in tensors]
         settle()
-        left, seconds = num_bytes // 8, 0.0
-        while left > 0:
-            part = self.words[:left]
-            seconds += timed(part.sum)
-            left -= len(part)
-        return seconds
+
+        def add() -> None:
+            for part in parts:
+                part.sum()
+
+        return timed(add)
 
     def multiply(self, ids: Tensor) -> float:
         counts = torch.bincount(ids.flatten(), minlength=self.layer.experts).tolist()
@@ -114,9 +116,9 @@ def measure(
         num_bytes = []
         for repeat in range(rounds(num_tokens) + 1):
             call = layer.draw_call(num_tokens)
-            size = len(call[2].unique()) * layer.bytes_per_expert
+            chosen = call[2].unique().tolist()
             multiply = ceilings.multiply(call[2])
-            before = ceilings.read(size)
+            before = ceilings.read(chosen)
             for contestant in list(roster.contestants):
                 if num_tokens > most_tokens(contestant.name):
                     continue
@@ -125,13 +127,13 @@ def measure(
                 except BrokenError as error:
                     roster.lose(contestant, f"{error}, with {num_tokens} tokens")
                     continue
-                after = ceilings.read(size)
+                after = ceilings.read(chosen)
                 if repeat:
                     turn = Turn(seconds=seconds, read_seconds=(before + after) / 2, multiply_seconds=multiply)
                     turns[contestant.name].append(turn)
                 before = after
             if repeat:
-                num_bytes.append(size)
+                num_bytes.append(len(chosen) * layer.bytes_per_expert)
         for name, values in turns.items():
             rows.append(
                 Row(
