@@ -123,6 +123,22 @@ def test_all_tokens_on_one_expert(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_many_tokens_are_taken_in_blocks(path: str) -> None:
+    """With more than 240 tokens an expert, on the average, the rest waits."""
+    case = make_case(tokens=700, hidden=128, experts=2, top_k=1)
+    result = run(case, path=path)
+    check(case, path, references(case))
+    part = slice(300, 700)
+    alone = dataclasses.replace(
+        case,
+        hidden_states=case.hidden_states[part],
+        topk_ids=case.topk_ids[part],
+        topk_weights=case.topk_weights[part],
+    )
+    assert torch.equal(run(alone, path=path), result[part])
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_ids_may_be_int32(path: str) -> None:
     case = make_case(tokens=8)
     narrow = dataclasses.replace(case, topk_ids=case.topk_ids.int())

@@ -366,7 +366,23 @@ class Forward {
 
 void run_experts(const Path& path, const Call& call) {
     const Routing routing(call);
-    Forward(path, call, routing).run();
+    const int64_t pairs = static_cast<int64_t>(routing.token.size());
+    const int64_t chosen = static_cast<int64_t>(routing.chosen.size());
+    // Every 64 rows of weights go through all of an expert's tokens. With more than kTileTokens of them nothing is
+    // gained by taking more, and their elements no longer stay in the last cache: so take fewer tokens at a time.
+    const int64_t blocks = chosen ? std::min(call.tokens, (pairs + chosen * kTileTokens - 1) / (chosen * kTileTokens)) : 1;
+    if (blocks <= 1) return Forward(path, call, routing).run();
+    const int64_t row_bytes = call.hidden * (call.dtype == Dtype::kF32 ? 4 : 2);
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * call.tokens / blocks;
+        Call part = call;
+        part.tokens = (block + 1) * call.tokens / blocks - first;
+        part.x = static_cast<const char*>(call.x) + first * row_bytes;
+        part.out = static_cast<char*>(call.out) + first * row_bytes;
+        part.weights += first * call.top_k;
+        part.ids += first * call.top_k;
+        Forward(path, part, Routing(part)).run();
+    }
 }
 
 }  // namespace moe4
