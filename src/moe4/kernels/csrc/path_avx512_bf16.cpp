@@ -23,13 +23,12 @@ namespace {
 using Floats = __m512;
 using Weights = __m512i;  // 32 in bf16
 
-constexpr int kSteps = 4;               // products of a line
-constexpr int kChunkLines = 8;          // lines of a chunk
-constexpr int kChunkCodes = kChunkLines * kLineCodes;
-constexpr int kFewTokens = 6;           // at most these are multiplied while decoding
-constexpr int kPartTokens = 6;          // tokens multiplied at once by rows of a panel,
-constexpr int kPartRows = 4;            // and rows: 24 of 32 registers hold sums
-constexpr int kPanelRows = 64;          // rows of a panel at most: 128 KiB
+constexpr int kSteps = 4;       // products of a line
+constexpr int kChunkLines = 8;  // lines of a chunk
+constexpr int kFewTokens = 6;   // at most these are multiplied while decoding
+constexpr int kPartTokens = 6;  // tokens multiplied at once by rows of a panel,
+constexpr int kPartRows = 4;    // and rows: 24 of 32 registers hold sums
+constexpr int kPanelRows = 64;  // rows of a panel at most: 128 KiB
 
 // --- decoding -------------------------------------------------------------------------------------------------------
 
@@ -77,10 +76,6 @@ MOE4_INLINE void load_scales(const uint16_t* scale, int count, float* out) {
         const __m128i half = _mm_maskz_loadu_epi16(static_cast<__mmask8>((1u << left) - 1), scale + i);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
     }
-}
-
-MOE4_INLINE Floats dot(Floats sum, Weights w, const uint16_t* x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_loadu_si512(x));
 }
 
 // The sum of the lanes of each of four vectors.
@@ -252,14 +247,16 @@ void multiply_part(Part& part) {
         panel += kChunkLines * kSteps * kPartRows;
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t)
-            add_chunk(add_lanes(sum[t][0], sum[t][1], sum[t][2], sum[t][3]), part.first, part.y + t * part.y_stride + row);
+            add_chunk(add_lanes(sum[t][0], sum[t][1], sum[t][2], sum[t][3]), part.first,
+                      part.y + t * part.y_stride + row);
     }
 }
 
 using MultiplyPart = void (*)(Part&);
 
-constexpr MultiplyPart kMultiplyPart[kPartTokens + 1] = {nullptr,          multiply_part<1>, multiply_part<2>, multiply_part<3>,
-                                                          multiply_part<4>, multiply_part<5>, multiply_part<6>};
+constexpr MultiplyPart kMultiplyPart[kPartTokens + 1] = {
+    nullptr,          multiply_part<1>, multiply_part<2>, multiply_part<3>,
+    multiply_part<4>, multiply_part<5>, multiply_part<6>};
 
 template <int G>
 void multiply_many(const Tile& tile) {
