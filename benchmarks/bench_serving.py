@@ -231,6 +231,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             others = runs[options.models[-1]]
             row = summarize(batch, found[1:], others[1:], configs[name], options.prompt_tokens)
             results[name]["rows"].append(row)
+        if options.json:  # a run that is cut short keeps what it has measured
+            options.json.write_text(json.dumps(results, indent=1))
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(None)
         process.join()
@@ -275,8 +277,6 @@ def main() -> None:
     results = measure(options)
     for name, figures in results.items():
         show(name, options.models[-1], figures)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
