@@ -13,12 +13,13 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 NAMES = {"moe4": "moe4", "auto": "vLLM's loader"}
 COLOURS = {"moe4": "#1f77b4", "auto": "#ff7f0e"}
 
 
-def draw_start(axes: plt.Axes, runs: list[dict[str, Any]]) -> None:
+def draw_start(axes: Axes, runs: list[dict[str, Any]]) -> None:
     for place, run in enumerate(runs):
         seconds = run["first"]["first_token_seconds"]
         axes.barh(place, seconds, color=COLOURS[run["format"]])
@@ -28,7 +29,7 @@ def draw_start(axes: plt.Axes, runs: list[dict[str, Any]]) -> None:
     axes.set_xlabel("seconds from the command to the first token")
 
 
-def draw_memory(axes: plt.Axes, runs: list[dict[str, Any]]) -> None:
+def draw_memory(axes: Axes, runs: list[dict[str, Any]]) -> None:
     bars = []
     for run in runs:
         for number in range(1, 9):
