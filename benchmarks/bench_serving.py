@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODELS = ("W4A16", "W4A16, vLLM's MLA", "BF16")
+MODELS = ("W4A16", "W4A16, rest int8", "W4A16, vLLM's MLA", "BF16")
 
 # vLLM's core in this process, so that its parts can be timed.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -95,8 +95,11 @@ def attach(clock: Clock, llm: Any) -> None:
     runner.sampler.forward = clock.around("sampling", runner.sampler.forward)
 
 
-def step_bytes(config: dict[str, Any], batch: int) -> float:
-    """Return the bytes of weights that a step over `batch` tokens reads, if they choose experts evenly."""
+def step_bytes(config: dict[str, Any], batch: int, rest: float) -> float:
+    """Return the bytes of weights that a step over `batch` tokens reads, if they choose experts evenly.
+
+    `rest` is the bytes of a weight that is neither a routed expert's nor float32.
+    """
     from moe4.model.inventory import list_tensors
 
     quantization = config.get("quantization_config")
@@ -104,10 +107,11 @@ def step_bytes(config: dict[str, Any], batch: int) -> float:
     for tensors in list_tensors(config):
         if "embed_tokens" in tensors.name:
             continue
-        size, copies = 4.0 if tensors.float32 else 2.0, 1.0
+        size, copies = 4.0 if tensors.float32 else rest, 1.0
         if tensors.is_routed_expert:
             share = config["num_experts_per_tok"] / tensors.copies
             copies = tensors.copies * (1 - (1 - share) ** batch)
+            size = 2.0
             if quantization:
                 size = 0.5 + 2 / quantization["config_groups"]["group_0"]["weights"]["group_size"]
         total += copies * size * math.prod(tensors.shape)
@@ -136,9 +140,13 @@ def serve(name: str, folder: str, options: argparse.Namespace, pipe: Any) -> Non
         import moe4.vllm_plugin.mla
 
         moe4.vllm_plugin.mla.lay_out_for_products = lambda layer: None
+    loading: dict[str, Any] = {}
+    if "rest int8" in name:
+        loading = {"load_format": "moe4", "model_loader_extra_config": {"rest": "int8"}}
     began = time.perf_counter()
     llm = LLM(
         model=folder,
+        **loading,
         dtype="bfloat16",
         skip_tokenizer_init=True,
         max_model_len=1024,
@@ -185,9 +193,12 @@ def shares(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def summarize(
-    batch: int, runs: list[dict[str, Any]], others: list[dict[str, Any]], config: dict[str, Any], prompt: int
+    batch: int, runs: list[dict[str, Any]], others: list[dict[str, Any]], read_bytes: float, prompt: int
 ) -> dict[str, Any]:
-    """Return one model's figures at a batch; `others` are the runs of the last model, each beside its own."""
+    """Return one model's figures at a batch; `others` are the runs of the last model, each beside its own.
+
+    `read_bytes` is what a step of decoding reads of the weights.
+    """
     decodes = [seconds for run in runs for seconds in run["steps"]]
     ratios = [
         statistics.median(other["steps"]) / statistics.median(run["steps"])
@@ -201,7 +212,7 @@ def summarize(
         "decode_step_seconds": [min(decodes), statistics.median(decodes), max(decodes)],
         "times_last_model": [min(ratios), statistics.median(ratios), max(ratios)],
         "read_bytes_per_second": [min(rates), statistics.median(rates), max(rates)],
-        "reading_seconds": step_bytes(config, batch) / statistics.median(rates),
+        "reading_seconds": read_bytes / statistics.median(rates),
     }
     if runs[0]["spent"]:
         row["decode_shares"] = shares(runs)
@@ -229,7 +240,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 runs[name].append(pipe.recv())
         for name, found in runs.items():
             others = runs[options.models[-1]]
-            row = summarize(batch, found[1:], others[1:], configs[name], options.prompt_tokens)
+            read_bytes = step_bytes(configs[name], batch, 1.0 if "int8" in name else 2.0)
+            row = summarize(batch, found[1:], others[1:], read_bytes, options.prompt_tokens)
             results[name]["rows"].append(row)
         if options.json:  # a run that is cut short keeps what it has measured
             options.json.write_text(json.dumps(results, indent=1))
