@@ -1,9 +1,10 @@
 """Run the kernel on buffers between unreadable pages; a read or write outside one kills the process.
 
     python guard_pages.py PATH          exit 0 if the path stays inside
+    python guard_pages.py int8_linear   the same for int8_linear, but its result's memory
     python guard_pages.py PATH --touch  read one byte past a buffer first, to show that the guard works
 
-Run by test_guard_pages.py.
+Run by test_guard_pages.py and test_int8_linear.py.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ import torch
 from expert_cases import make_case
 from torch import Tensor
 
-from moe4.kernels import fused_experts
+from moe4.kernels import fused_experts, int8_linear
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -73,5 +74,17 @@ def main(path: str, touch: bool) -> None:
                 fused_experts(**arguments, group_size=group_size, out=out, path=path, num_threads=2)
 
 
+def check_int8_linear() -> None:
+    for rows, columns in ((4, 32), (12, 96), (68, 1056), (132, 2048)):
+        for tokens in (1, 3, 9):
+            for at_end in (True, False):
+                x = guarded(torch.ones(tokens, columns, dtype=torch.bfloat16), at_end=at_end)
+                codes = guarded(torch.ones(rows, columns, dtype=torch.int8), at_end=at_end)
+                scales = guarded(torch.ones(rows, dtype=torch.bfloat16), at_end=at_end)
+                int8_linear(x, codes, scales, num_threads=2)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "int8_linear":
+        sys.exit(check_int8_linear())
     main(sys.argv[1], "--touch" in sys.argv)

@@ -9,7 +9,7 @@ from moe4.kernels import available_paths
 
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).resolve().parents[2] / "src" / "moe4" / "kernels" / "csrc"
-COMMON = ("experts", "paths", "threads", "path_portable")
+COMMON = ("experts", "int8_linear", "paths", "threads", "path_portable")
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # The flags of each path, as in CMakeLists.txt.
@@ -43,7 +43,9 @@ def build(
     """Compile `main` with every path in `paths`; return the program. Raises with the compiler's words."""
     macros = [f"-DMOE4_HAVE_{name.removeprefix('path_').upper()}" for name in paths]
     sources = [(csrc / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
-    sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_paths", main)]
+    if "path_avx512_bf16" in paths:
+        sources.append((csrc / "int8_avx512_bf16.cpp", paths["path_avx512_bf16"]))
+    sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_int8", "check_paths", main)]
 
     def compile_one(source: tuple[Path, tuple[str, ...]]) -> str:
         file, extra = source

@@ -29,11 +29,18 @@ def test_codes_are_the_nearest() -> None:
     assert codes[3].eq(0).all()
 
 
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 40])
-@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (96, 256), (2560, 256), (576, 512)])
-def test_product_agrees_with_float64(tokens: int, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (96, 256), (2560, 256), (576, 512), (30, 100)])
+def test_product_agrees_with_float64(
+    monkeypatch: pytest.MonkeyPatch, kernel: bool, tokens: int, rows: int, columns: int
+) -> None:
+    """With moe4's kernel where it takes the shape and the processor, and with torch alone."""
+    from moe4.vllm_plugin import int8
     from moe4.vllm_plugin.int8 import int8_linear, quantize_rows
 
+    if not kernel:
+        monkeypatch.setattr(int8, "has_int8_linear", lambda *_: False)
     codes, scales = quantize_rows(random_weight(rows, columns))
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     result = int8_linear(x, codes, scales)

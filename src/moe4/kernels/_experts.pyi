@@ -47,3 +47,15 @@ def run_scattered(
     weights: int,
     ids: int,
 ) -> None: ...
+def int8_linear_is_usable() -> bool: ...
+def int8_linear(
+    *,
+    tokens: int,
+    rows: int,
+    columns: int,
+    num_threads: int,
+    x: int,
+    codes: int,
+    scales: int,
+    out: int,
+) -> None: ...

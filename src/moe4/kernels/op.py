@@ -136,13 +136,17 @@ def _check(
             raise KernelError(
                 f"{name}: expected a width that is a multiple of group_size {group_size}, found {width}"
             )
-    _expect("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
-    _expect("w13_packed", w13_packed, (experts, rows, hidden // 8), (torch.int32,), contiguous=True)
-    _expect("w13_scale", w13_scale, (experts, rows, hidden // group_size), (torch.bfloat16,), contiguous=True)
-    _expect("w2_packed", w2_packed, (experts, hidden, inter // 8), (torch.int32,), contiguous=True)
-    _expect("w2_scale", w2_scale, (experts, hidden, inter // group_size), (torch.bfloat16,), contiguous=True)
-    _expect("topk_weights", topk_weights, (tokens, top_k), (torch.float32,))
-    _expect("topk_ids", topk_ids, (tokens, top_k), ID_DTYPES)
+    expect_tensor("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
+    expect_tensor("w13_packed", w13_packed, (experts, rows, hidden // 8), (torch.int32,), contiguous=True)
+    expect_tensor(
+        "w13_scale", w13_scale, (experts, rows, hidden // group_size), (torch.bfloat16,), contiguous=True
+    )
+    expect_tensor("w2_packed", w2_packed, (experts, hidden, inter // 8), (torch.int32,), contiguous=True)
+    expect_tensor(
+        "w2_scale", w2_scale, (experts, hidden, inter // group_size), (torch.bfloat16,), contiguous=True
+    )
+    expect_tensor("topk_weights", topk_weights, (tokens, top_k), (torch.float32,))
+    expect_tensor("topk_ids", topk_ids, (tokens, top_k), ID_DTYPES)
 
 
 def _out_and_threads(
@@ -152,14 +156,19 @@ def _out_and_threads(
     if out is None:
         out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
     else:
-        _expect("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
+        expect_tensor("out", out, hidden_states.shape, (hidden_states.dtype,), contiguous=True)
+    return out, num_threads_or_default(num_threads)
+
+
+def num_threads_or_default(num_threads: int | None) -> int:
+    """Return the number of threads, torch's if None is given. Raises KernelError if it is less than one."""
     threads = torch.get_num_threads() if num_threads is None else num_threads
     if threads < 1:
         raise KernelError(f"num_threads: expected at least 1, found {threads}")
-    return out, threads
+    return threads
 
 
-def _expect(
+def expect_tensor(
     name: str,
     tensor: Tensor,
     shape: tuple[int, ...],

@@ -10,9 +10,9 @@ from moe4.kernels.op import (
     HIDDEN_DTYPES,
     ID_DTYPES,
     PATHS,
-    _expect,
     _out_and_threads,
     _path_index,
+    expect_tensor,
     selected_path,
 )
 
@@ -63,10 +63,10 @@ def table_experts(
             )
     if stride < inter:
         raise KernelError(f"down_stride: expected at least inter, {inter}, found {stride}")
-    _expect("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
-    _expect("table", table, (table.shape[0], len(COLUMNS)), (torch.int64,), contiguous=True)
-    _expect("topk_weights", topk_weights, tuple(topk_ids.shape), (torch.float32,))
-    _expect("topk_ids", topk_ids, (tokens, topk_ids.shape[1]), ID_DTYPES)
+    expect_tensor("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
+    expect_tensor("table", table, (table.shape[0], len(COLUMNS)), (torch.int64,), contiguous=True)
+    expect_tensor("topk_weights", topk_weights, tuple(topk_ids.shape), (torch.float32,))
+    expect_tensor("topk_ids", topk_ids, (tokens, topk_ids.shape[1]), ID_DTYPES)
     out, threads = _out_and_threads(hidden_states, out, num_threads)
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:

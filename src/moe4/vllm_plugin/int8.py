@@ -1,7 +1,8 @@
 """`rest: int8`: what is not routed experts, held as 8-bit integers with a scale for each output.
 
-Activations stay as they are (W8A16). Few tokens go through torch's kernel, which reads the integers; more
-tokens pay for decoding some rows at a time to bfloat16, for a product that is bound by arithmetic.
+Activations stay as they are (W8A16). moe4's kernel multiplies where the processor has AVX512-BF16. Elsewhere
+few tokens go through torch's kernel, which reads the integers, and for more of them some rows at a time are
+decoded to bfloat16.
 """
 
 from typing import Any
@@ -14,12 +15,15 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
+import moe4.kernels
 from moe4.checkpoint.release import format_bytes
 from moe4.errors import ServeError
+from moe4.kernels import has_int8_linear
 
 logger = init_logger("vllm.plugins.moe4")
 
 FEW_TOKENS = 8
+TORCH_COLUMNS = 16  # torch's kernel reads past the end of rows that are no multiple of this
 DECODED_ELEMENTS = 1 << 19  # 1 MiB in bfloat16: they stay in a core's cache until they are multiplied
 # MLA takes kv_b_proj apart; routers are small, and one that is off by little chooses other experts.
 KEPT = ("kv_b_proj", "gate", "shared_expert_gate", "router")
@@ -44,7 +48,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Return x @ (codes * scales).T in bfloat16. x: bfloat16 [..., columns]."""
     rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] <= FEW_TOKENS:
+    if x.dtype == torch.bfloat16 and has_int8_linear(*codes.shape):
+        y = moe4.kernels.int8_linear(rows, codes, scales)
+    elif rows.shape[0] <= FEW_TOKENS and codes.shape[1] % TORCH_COLUMNS == 0:
         y = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), codes, scales)
     else:
         y = torch.empty(rows.shape[0], codes.shape[0], dtype=x.dtype)

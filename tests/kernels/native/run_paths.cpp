@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "check_int8.h"
 #include "check_paths.h"
 #include "paths.h"
 
@@ -21,7 +22,7 @@ int64_t check_random(int count, unsigned seed) {
     for (int i = 0; i < count; ++i) {
         std::vector<uint8_t> data(random() % 65);
         for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
-        compared += check_case(data.data(), data.size());
+        compared += check_case(data.data(), data.size()) + check_int8_linear(random());
     }
     return compared;
 }

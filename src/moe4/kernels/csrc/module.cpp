@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "experts.h"
+#include "int8_linear.h"
 #include "paths.h"
 #include "threads.h"
 
@@ -56,6 +57,12 @@ void run_scattered(size_t path, int64_t tokens, int64_t hidden, int64_t inter, i
     run_experts(*usable_paths().at(path), call);
 }
 
+void int8_linear(int64_t tokens, int64_t rows, int64_t columns, int num_threads, uintptr_t x, uintptr_t codes,
+                 uintptr_t scales, uintptr_t out) {
+    run_int8_linear({pointer<const uint16_t*>(x), pointer<const int8_t*>(codes), pointer<const uint16_t*>(scales),
+                     pointer<uint16_t*>(out), tokens, rows, columns, num_threads});
+}
+
 }  // namespace
 }  // namespace moe4
 
@@ -76,4 +83,8 @@ NB_MODULE(_experts, module) {
                nb::arg("top_k"), nb::arg("group_size"), nb::arg("num_threads"), nb::arg("dtype"), nb::arg("x"),
                nb::arg("out"), nb::arg("table"), nb::arg("down_stride"), nb::arg("down_scale_stride"),
                nb::arg("weights"), nb::arg("ids"), "The same, each expert where a table says. Raises BadIdError.");
+    module.def("int8_linear_is_usable", &moe4::int8_linear_is_usable, "Whether this machine can run int8_linear.");
+    module.def("int8_linear", &moe4::int8_linear, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
+               nb::arg("tokens"), nb::arg("rows"), nb::arg("columns"), nb::arg("num_threads"), nb::arg("x"),
+               nb::arg("codes"), nb::arg("scales"), nb::arg("out"), "x (codes * scales)^T on checked pointers.");
 }

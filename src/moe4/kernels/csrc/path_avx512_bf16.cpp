@@ -3,32 +3,23 @@
 //
 //   few tokens:  decode a line into registers and multiply at once, rows in the order in which they lie. Memory is the
 //                limit.
-//   many tokens: decode a *panel*, some rows of one chunk of columns, into the second cache; multiply it by the tokens,
-//                four rows and six tokens at a time. The multipliers are the limit.
+//   many tokens: decode a *panel*, some rows of one chunk of columns, into the second cache; multiply it by the tokens
+//                (panel_avx512_bf16.h, which says in which order is summed).
 //
-// Order of summation of each element, whatever is computed beside it: a chunk of 1024 columns line by line (64 bytes,
-// 128 codes), in a line step by step, in the sixteen lanes of a vector, from zero; then the lanes (add_lanes), then
-// chunk by chunk. Lane l of step s holds codes s and s + 4 of word l.
+// A line is 64 bytes, 128 codes, four steps: lane l of step s holds codes s and s + 4 of word l.
 //
 // As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
 #include <immintrin.h>
 
+#include "panel_avx512_bf16.h"
 #include "path.h"
 
 namespace moe4 {
 namespace {
 
-#define MOE4_INLINE inline __attribute__((always_inline))
-
-using Floats = __m512;
-using Weights = __m512i;  // 32 in bf16
-
-constexpr int kSteps = 4;       // products of a line
-constexpr int kChunkLines = 8;  // lines of a chunk
-constexpr int kFewTokens = 6;   // at most these are multiplied while decoding
-constexpr int kPartTokens = 6;  // tokens multiplied at once by rows of a panel,
-constexpr int kPartRows = 4;    // and rows: 24 of 32 registers hold sums
-constexpr int kPanelRows = 64;  // rows of a panel at most: 128 KiB
+constexpr int kSteps = 4;                          // products of a line
+constexpr int kChunkLines = kChunkSteps / kSteps;  // lines of a chunk
+constexpr int kFewTokens = 6;                      // at most these are multiplied while decoding
 
 // --- decoding -------------------------------------------------------------------------------------------------------
 
@@ -37,8 +28,6 @@ template <int G>
 struct Table {
     __m512i values[G == 4 ? 2 : 1];
 };
-
-MOE4_INLINE __m512i round_to_bf16(Floats low, Floats high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 template <int G>
 MOE4_INLINE Table<G> make_table(const float* scale) {
@@ -76,20 +65,6 @@ MOE4_INLINE void load_scales(const uint16_t* scale, int count, float* out) {
         const __m128i half = _mm_maskz_loadu_epi16(static_cast<__mmask8>((1u << left) - 1), scale + i);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
     }
-}
-
-// The sum of the lanes of each of four vectors.
-MOE4_INLINE __m128 add_lanes(Floats a, Floats b, Floats c, Floats d) {
-    const Floats ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const Floats cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const Floats abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-// A chunk's sums of four rows, to those of the chunks before.
-MOE4_INLINE void add_chunk(__m128 sums, bool first, float* y) {
-    _mm_storeu_ps(y, first ? sums : _mm_add_ps(_mm_loadu_ps(y), sums));
 }
 
 struct Shape {
@@ -192,77 +167,10 @@ MOE4_INLINE void decode_rows(const Tile& tile, const Shape& shape, int64_t row, 
     }
 }
 
-// One chunk of a panel and some tokens, and what to ask for while they are multiplied: the elements of the tokens that
-// come next, then the weights of the next panel.
-struct Part {
-    const Weights* panel;
-    int64_t rows, steps;
-    const void* const* x;
-    int64_t column;  // in bytes
-    bool first;      // chunk of the row
-    float* y;
-    int64_t y_stride;
-    const void* const* next_x;
-    int64_t next_tokens, next_column;
-    const char* next_weights;  // of `next_rows` rows
-    int64_t next_rows, row_bytes;
-};
-
-// y (+)= the panel's rows times T tokens' elements; four rows at a time.
-template <int T>
-void multiply_part(Part& part) {
-    const char* x[T];
-#pragma GCC unroll 6
-    for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(part.x[t]) + part.column;
-    const Weights* panel = part.panel;
-    for (int64_t row = 0; row < part.rows; row += kPartRows) {
-        const char* ahead = part.next_weights;  // of 32 lines: eight of each of four rows
-        int64_t ahead_stride = part.row_bytes;
-        if (row / kPartRows < part.next_tokens) {
-            ahead = static_cast<const char*>(part.next_x[row / kPartRows]) + part.next_column;
-            ahead_stride = kChunkLines * 64;
-        } else if (part.next_rows > 0) {
-            part.next_rows -= kPartRows;
-            part.next_weights += kPartRows * part.row_bytes;
-        } else {
-            ahead_stride = 0;
-        }
-        Floats sum[T][kPartRows];
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-            for (int r = 0; r < kPartRows; ++r) sum[t][r] = _mm512_setzero_ps();
-        for (int64_t step = 0; step < part.steps; ++step) {
-            _mm_prefetch(ahead + step / 8 * ahead_stride + step % 8 * 64, _MM_HINT_T1);
-            Weights weights[kPartRows];
-#pragma GCC unroll 4
-            for (int r = 0; r < kPartRows; ++r) weights[r] = panel[step * kPartRows + r];
-#pragma GCC unroll 6
-            for (int t = 0; t < T; ++t) {
-                const __m512bh v = (__m512bh)_mm512_loadu_si512(x[t] + step * 64);
-#pragma GCC unroll 4
-                for (int r = 0; r < kPartRows; ++r) sum[t][r] = _mm512_dpbf16_ps(sum[t][r], (__m512bh)weights[r], v);
-            }
-        }
-        panel += kChunkLines * kSteps * kPartRows;
-#pragma GCC unroll 6
-        for (int t = 0; t < T; ++t)
-            add_chunk(add_lanes(sum[t][0], sum[t][1], sum[t][2], sum[t][3]), part.first,
-                      part.y + t * part.y_stride + row);
-    }
-}
-
-using MultiplyPart = void (*)(Part&);
-
-constexpr MultiplyPart kMultiplyPart[kPartTokens + 1] = {
-    nullptr,          multiply_part<1>, multiply_part<2>, multiply_part<3>,
-    multiply_part<4>, multiply_part<5>, multiply_part<6>};
-
 template <int G>
 void multiply_many(const Tile& tile) {
     const Shape shape(tile);
-    const int64_t tokens = tile.num_tokens, parts = (tokens + kPartTokens - 1) / kPartTokens;
-    alignas(64) Weights panel[kPanelRows / kPartRows][kChunkLines * kSteps * kPartRows];
+    alignas(64) Weights panel[kPanelRows / kPartRows][kChunkSteps * kPartRows];
     for (int64_t first_row = 0; first_row < tile.num_rows; first_row += kPanelRows) {
         const int64_t rows = tile.num_rows - first_row < kPanelRows ? tile.num_rows - first_row : kPanelRows;
         for (int64_t chunk = 0; chunk < shape.lines; chunk += kChunkLines) {
@@ -277,22 +185,13 @@ void multiply_many(const Tile& tile) {
             part.first = chunk == 0;
             part.y_stride = tile.y_stride;
             part.row_bytes = shape.row_bytes;
-            part.next_rows = rows;
+            part.requests = rows / kPartRows;
             const char* const weights = reinterpret_cast<const char*>(tile.packed);
             part.next_weights = end < shape.lines                  ? weights + first_row * shape.row_bytes + end * 64
                                 : first_row + rows < tile.num_rows ? weights + (first_row + rows) * shape.row_bytes
                                                                    : tile.next;
-            // As equal parts as can be: six and one would take longer than four and three.
-            for (int64_t i = 0; i < parts; ++i) {
-                const int64_t begin = i * tokens / parts, stop = (i + 1) * tokens / parts;
-                const bool last = stop == tokens;
-                part.x = tile.x + begin;
-                part.y = tile.y + begin * tile.y_stride + first_row;
-                part.next_x = last ? tile.x : tile.x + stop;
-                part.next_tokens = last ? tokens / parts : (i + 2) * tokens / parts - stop;
-                part.next_column = !last ? part.column : end < shape.lines ? end * kLineCodes * 2 : 0;
-                kMultiplyPart[stop - begin](part);
-            }
+            multiply_parts(part, tile.x, tile.num_tokens, tile.y + first_row,
+                           end < shape.lines ? end * kLineCodes * 2 : 0);
         }
     }
 }
