@@ -13,6 +13,7 @@ from moe4.kernels.op import ON_REQUEST, PATHS, selected_path
 
 # What each path needs, in the order of available_paths(), in the words of /proc/cpuinfo.
 X86_NEEDS = {
+    "avx512_int16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
     "avx512_bf16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
     "avx512": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx2": ("avx2", "fma"),

@@ -169,6 +169,14 @@ struct Bound {
     std::vector<double> value, error;
 };
 
+// What a path rounds activations to: bfloat16, or integers, for which the largest of each group counts.
+enum class Rounding { kNone, kBf16, kInt16, kInt8 };
+
+Rounding rounding_of(const moe4::Path& path) {
+    if (path.arrange_groups) return path.x_bytes == 1 ? Rounding::kInt8 : Rounding::kInt16;
+    return path.x_bytes == 2 ? Rounding::kBf16 : Rounding::kNone;
+}
+
 struct Case {
     int64_t tokens, hidden, inter, group, down_stride, top_k;
     Dtype dtype;
@@ -177,20 +185,20 @@ struct Case {
     std::vector<int64_t> ids;
     std::vector<double> x;
 
-    // How far a path whose activations take so many bytes may move them when it rounds them: to bfloat16, or to int8,
-    // where the largest of each group counts.
-    std::vector<double> rounding(const std::vector<double>& size, int64_t x_bytes) const {
+    // How far a path may move activations when it rounds them.
+    std::vector<double> rounding(const std::vector<double>& size, Rounding to) const {
         std::vector<double> error(size.size(), 0.0);
-        for (size_t i = 0; i < size.size() && x_bytes < 4; ++i) {
+        for (size_t i = 0; i < size.size() && to != Rounding::kNone; ++i) {
             const auto first = size.begin() + static_cast<int64_t>(i) / group * group;
-            error[i] = x_bytes == 2 ? kU16 * size[i] : *std::max_element(first, first + group) / 253 + 0x1p-100;
+            const double steps = to == Rounding::kInt8 ? 253 : 64000;
+            error[i] = to == Rounding::kBf16 ? kU16 * size[i] : *std::max_element(first, first + group) / steps + 0x1p-100;
         }
         return error;
     }
 
     // What float64 gives, and how far off arithmetic in float32 (and what a path rounds the activations to) may lie:
     // the analysis of tests/kernels/expert_cases.py. Arm's bfdot rounds with up to twice the unit.
-    Bound expected(int64_t x_bytes, bool round_weights) const {
+    Bound expected(Rounding to, bool round_weights) const {
         Bound bound{std::vector<double>(tokens * hidden, 0.0), std::vector<double>(tokens * hidden, 0.0)};
         const double chain = 2 * (group + 18), dot2 = (chain + inter / 32.0) * kU32;
         const double dot13 = (chain + hidden / 32.0) * kU32;
@@ -201,7 +209,8 @@ struct Case {
             const std::vector<double> row(first, first + hidden);
             std::vector<double> size(row), act(inter), act_size(inter), most(inter), reach(inter);
             for (double& value : size) value = std::fabs(value);
-            std::vector<double> row_reach = rounding(size, x_bytes == 2 && dtype == Dtype::kBf16 ? 4 : x_bytes);
+            std::vector<double> row_reach = rounding(
+                size, to == Rounding::kBf16 && dtype == Dtype::kBf16 ? Rounding::kNone : to);
             for (int64_t k = 0; k < hidden; ++k) row_reach[k] += dot13 * (size[k] + row_reach[k]);
             for (int64_t r = 0; r < inter; ++r) {
                 const Sum gate = product(expert.gate, r, row, row_reach, round_weights);
@@ -213,7 +222,7 @@ struct Case {
                 most[r] = act_size[r] + std::fabs(up.value) * s_error + std::fabs(s) * up.size + s_error * up.size +
                           kU32 * act_size[r];
             }
-            const std::vector<double> rounded = rounding(most, x_bytes);
+            const std::vector<double> rounded = rounding(most, to);
             for (int64_t r = 0; r < inter; ++r)
                 reach[r] = most[r] - act_size[r] + rounded[r] + dot2 * (most[r] + rounded[r]);
             for (int64_t r = 0; r < hidden; ++r) {
@@ -287,7 +296,7 @@ int64_t check_case(const uint8_t* data, size_t size) {
                     ids.data()};
 
     int64_t compared = 0;
-    std::map<std::pair<int64_t, bool>, Bound> bounds;  // the same for all paths that round alike
+    std::map<std::pair<Rounding, bool>, Bound> bounds;  // the same for all paths that round alike
     for (const moe4::Path* path : moe4::usable_paths()) {
         if (bad_id) {
             const int64_t at = static_cast<int64_t>(random.bits() % static_cast<uint64_t>(c.tokens * c.top_k));
@@ -302,8 +311,8 @@ int64_t check_case(const uint8_t* data, size_t size) {
             ids[at] = kept;
         }
         const bool rounds_weights = !std::strcmp(path->name, "avx512_bf16");
-        Bound& bound = bounds[{path->x_bytes, rounds_weights}];
-        if (bound.value.empty()) bound = c.expected(path->x_bytes, rounds_weights);
+        Bound& bound = bounds[{rounding_of(*path), rounds_weights}];
+        if (bound.value.empty()) bound = c.expected(rounding_of(*path), rounds_weights);
         std::memset(out.data(), 0xff, static_cast<size_t>(out.bytes()));
         moe4::run_experts(*path, call);
         for (int64_t i = 0; i < c.tokens * c.hidden; ++i) {

@@ -167,11 +167,12 @@ class Forward {
         char* arranged = x_.bytes() + token * x_row_bytes_;
         read_row(call_.dtype, call_.x, token * call_.hidden, call_.hidden, row);
         if (call_.hidden % kLineCodes) std::memset(arranged, 0, x_row_bytes_);
-        arrange(row, 0, call_.hidden, arranged);
+        arrange(row, 0, call_.hidden, call_.hidden, arranged);
     }
 
-    void arrange(const float* src, int64_t first, int64_t count, char* row) const {
-        if (path_.arrange_groups) path_.arrange_groups(src, first, count, call_.group_size, row);
+    // Put some columns, of so many in the row, at their places in the arranged row.
+    void arrange(const float* src, int64_t first, int64_t count, int64_t columns, char* row) const {
+        if (path_.arrange_groups) path_.arrange_groups(src, first, count, {columns, call_.group_size}, row);
         else path_.arrange(src, first, count, row);
     }
 
@@ -215,7 +216,7 @@ class Forward {
                 activate(g, up + t * tile_rows_, rows);
                 char* row = act_.bytes() + (pair + t) * act_row_bytes_;
                 if (last && path_.arrange && call_.inter % kLineCodes) clear_tail(row);
-                arrange(g, first, rows, row);
+                arrange(g, first, rows, call_.inter, row);
             }
         }
     }

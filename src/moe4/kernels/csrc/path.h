@@ -25,17 +25,23 @@ struct Tile {
 // Tokens multiplied before the next rows are taken; bounds a thread's scratch.
 constexpr int64_t kTileTokens = 240;
 
+// The columns of a matrix, and so the elements of a row.
+struct Columns {
+    int64_t count;
+    int group_size;
+};
+
 struct Path {
     const char* name;
-    // Bytes of one element of an arranged row: 1 (int8), 2 (bf16) or 4 (float).
+    // Bytes of one element of an arranged row: 1 (int8), 2 (bf16 or int16) or 4 (float).
     int64_t x_bytes;
     // Put src[0..count), which are columns first..first+count of a row, at their places in the arranged row. The row
     // has round_up(columns, kLineCodes) elements, and those beyond the columns must be zero.
     void (*arrange)(const float* src, int64_t first, int64_t count, void* row);
     void (*multiply)(const Tile& tile);
     // For a path that rounds the elements of each group together: in place of `arrange` (null then), for whole groups.
-    // Each group of an arranged row takes group_bytes beside its elements; nothing lies beyond the columns.
-    void (*arrange_groups)(const float* src, int64_t first, int64_t count, int group_size, void* row) = nullptr;
+    // Each group of an arranged row takes group_bytes beside its elements; what lies beyond the columns is never used.
+    void (*arrange_groups)(const float* src, int64_t first, int64_t count, const Columns& columns, void* row) = nullptr;
     int64_t group_bytes = 0;
 };
 
@@ -53,6 +59,7 @@ extern const Path kAvx512Path;
 extern const Path kAvx512Bf16Path;
 #endif
 #ifdef MOE4_HAVE_AVX512_VNNI
+extern const Path kAvx512Int16Path;
 extern const Path kAvx512VnniPath;
 #endif
 #ifdef MOE4_HAVE_NEON

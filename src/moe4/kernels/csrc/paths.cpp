@@ -17,6 +17,9 @@ std::vector<const Path*> find_paths() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
+#ifdef MOE4_HAVE_AVX512_VNNI
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kAvx512Int16Path);
+#endif
 #ifdef MOE4_HAVE_AVX512_BF16
     if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kAvx512Bf16Path);
 #endif

@@ -1,4 +1,4 @@
-"""The path avx512_vnni (W4A8) against the same sums in integers, to the bit."""
+"""The paths avx512_vnni (W4A8) and avx512_int16 (W4A16) against the same sums in integers, to the bit."""
 
 import pytest
 import torch
@@ -13,38 +13,45 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def quantize(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+# The largest integer that a group's largest magnitude becomes.
+MOST = {"avx512_vnni": 127, "avx512_int16": 127 * 256}
+each_path = pytest.mark.parametrize("path", MOST)
+
+
+def quantize(x: Tensor, group_size: int, most: int) -> tuple[Tensor, Tensor]:
     """Return int64 elements [tokens, groups, group_size] and float32 scales [tokens, groups] of rows."""
     groups = x.unflatten(1, (-1, group_size))
     largest = groups.abs().amax(2)
-    # Not 127 / largest, which torch computes as a rounded reciprocal times 127.
-    quotient = torch.full_like(largest, 127) / largest
+    # Not most / largest, which torch computes as a rounded reciprocal times most.
+    quotient = torch.full_like(largest, most) / largest
     inverse = torch.where(largest >= 2.0**-100, quotient, torch.zeros_like(largest))
-    return (groups * inverse.unsqueeze(2)).round().long(), largest / 127
+    return (groups * inverse.unsqueeze(2)).round().long(), largest / most
 
 
-def multiply(x: Tensor, packed: Tensor, scale: Tensor, group_size: int) -> Tensor:
+def multiply(x: Tensor, packed: Tensor, scale: Tensor, group_size: int, most: int) -> Tensor:
     """Return float32 [tokens, rows]: integer sums over each group; scaled and added group by group.
 
-    A scaled sum is exact in float64, where adding it to the total so far rounds at 2^-53, and the conversion
-    to float32 at 2^-24: one rounding, as the processor's, but for ties that no test here meets.
+    A sum is converted to float32, which changes those above 2^24. Scaled, it is exact in float64, where adding
+    it to the total so far rounds at 2^-53, and the conversion to float32 at 2^-24: one rounding, as the
+    processor's, but for ties that no test here meets.
     """
-    elements, x_scale = quantize(x, group_size)
+    elements, x_scale = quantize(x, group_size, most)
     codes = unpack_codes(packed).long().unflatten(1, (-1, group_size))
     sums = torch.einsum("tgk,rgk->gtr", elements, codes)
-    assert int(sums.abs().max()) <= 8 * 127 * group_size
+    assert int(sums.abs().max()) <= 8 * most * group_size
     total = torch.zeros(len(x), len(packed))
     for group in range(len(sums)):
         factor = scale[:, group].float() * x_scale[:, group].unsqueeze(1)  # rounded to float32
-        total = (factor.double() * sums[group].double() + total.double()).float()
+        total = (factor.double() * sums[group].float().double() + total.double()).float()
     return total
 
 
+@each_path
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 25, 250])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_the_bits_of_integer_sums(group_size: int, tokens: int) -> None:
+def test_the_bits_of_integer_sums(group_size: int, tokens: int, path: str) -> None:
     """One expert of weight 1, with gates so large that silu(gate) is gate: nothing but sums is computed."""
-    inter = 3 * group_size
+    inter, most = 3 * group_size, MOST[path]
     case = make_case(
         tokens=tokens,
         hidden=9 * group_size,
@@ -62,26 +69,28 @@ def test_the_bits_of_integer_sums(group_size: int, tokens: int) -> None:
     w13_scale = case.w13_scale.clone()
     w13_scale[:, :inter] = case.w13_scale[:, :inter].abs() * 16 + 0.125
     w13_scale[:, :inter, 0] = 2.0**-5
-    gate = multiply(x, w13[0, :inter], w13_scale[0, :inter], group_size)
+    gate = multiply(x, w13[0, :inter], w13_scale[0, :inter], group_size, most)
     assert float(gate.min()) > 20  # 1 + exp(-20) is 1 in float32
-    up = multiply(x, w13[0, inter:], w13_scale[0, inter:], group_size)
-    expected = multiply(gate * up, case.w2_packed[0], case.w2_scale[0], group_size)
+    up = multiply(x, w13[0, inter:], w13_scale[0, inter:], group_size, most)
+    expected = multiply(gate * up, case.w2_packed[0], case.w2_scale[0], group_size, most)
     weight, ids = torch.ones(tokens, 1), torch.zeros(tokens, 1, dtype=torch.int64)
     arguments = (x, w13, w13_scale, case.w2_packed, case.w2_scale, weight, ids)
-    result = fused_experts(*arguments, group_size=group_size, path="avx512_vnni")
+    result = fused_experts(*arguments, group_size=group_size, path=path)
     assert torch.equal(result, expected)
 
 
-def test_ties_go_to_the_even_element() -> None:
+@each_path
+def test_ties_go_to_the_even_element(path: str) -> None:
     """Elements that lie midway between two integers, seen through a gate of one code."""
     x = torch.zeros(1, 32)
-    x[0, 0] = 127  # the scale is 1
+    most = MOST[path]
+    x[0, 0] = most  # the scale is 1
     x[0, 1:9] = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5])
-    elements, scale = quantize(x, 32)
+    elements, scale = quantize(x, 32, most)
     assert float(scale) == 1
     assert elements[0, 0, 1:9].tolist() == [0, 2, 2, 0, -2, -2, 126, -126]
     codes = torch.full((64, 32), 8)  # zeros
-    codes[:32, 0] = 9  # gate: 127, where silu(127) is 127
+    codes[:32, 0] = 9  # gate: the largest, where silu(gate) is gate
     codes[32:] += torch.eye(32, dtype=torch.int64)
     down = codes[32:]
     shifts = torch.arange(0, 32, 4)
@@ -92,16 +101,18 @@ def test_ties_go_to_the_even_element() -> None:
 
     one = torch.ones(1, 64, 1, dtype=torch.bfloat16)
     arguments = (x, pack(codes), one, pack(down), one[:, :32], torch.ones(1, 1), torch.zeros(1, 1).long())
-    result = fused_experts(*arguments, group_size=32, path="avx512_vnni")
-    # silu(gate) * up is 127 times the elements, the largest of which is 127: rounding again changes nothing.
-    assert torch.equal(result[0] / 127, elements[0, 0].float())
+    result = fused_experts(*arguments, group_size=32, path=path)
+    # silu(gate) * up is that many times the elements, the largest of which is that: rounding again changes
+    # nothing.
+    assert torch.equal(result[0] / most, elements[0, 0].float())
 
 
+@each_path
 @pytest.mark.parametrize("value", [0.0, 2.0**-140, 2.0**-101])
-def test_groups_of_almost_nothing_count_as_zero(value: float) -> None:
+def test_groups_of_almost_nothing_count_as_zero(value: float, path: str) -> None:
     case = make_case(tokens=2, dtype=torch.float32)
     case.hidden_states[1] = value
     case.topk_ids[:] = 0
-    result = fused_experts(**vars(case), path="avx512_vnni")
+    result = fused_experts(**vars(case), path=path)
     assert torch.equal(result[1], torch.zeros_like(result[1]))
     assert bool(result[0].isfinite().all()) and bool((result[0] != 0).any())
