@@ -10,8 +10,8 @@ from moe4.kernels.reference import dequantize
 
 U32 = 2.0**-24  # unit roundoff of float32
 U16 = 2.0**-8  # unit roundoff of bfloat16
-# What rounding to integers moves, of a group's largest magnitude: 1 / 254 or 1 / 65024, and what float32 makes
-# of the scale and the quotient.
+# What rounding to integers moves, of a group's largest magnitude: 1 / 254 or 1 / 65024, and what float32
+# makes of the scale and the quotient.
 INTEGERS = {"avx512_vnni": 1 / 253, "avx512_int16": 1 / 64000}
 
 
@@ -92,10 +92,9 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     within a line, the product with its scale, one addition a line (of at least 32 codes) and four over the
     lanes. In avx512_bf16 a "line" is a chunk of 1024 columns: 32 products of two terms in a lane, with two
     roundings each, and four additions over the lanes. In avx512_vnni and avx512_int16 the sum of a group is
-    exact, but for its conversion in the latter, and its scale is itself a rounded product. `out` has the weights that the path computes with
-    (`weight_dtype`).
-    |silu'| < 1.1. Some paths round x (avx512_bf16: unless it is bfloat16 already) and silu(gate) * up. Last,
-    the result is rounded to the dtype of the output.
+    exact, but for its conversion in the latter, and its scale is itself a rounded product. `out` has the
+    weights that the path computes with (`weight_dtype`). |silu'| < 1.1. Some paths round x (avx512_bf16: unless it is
+    bfloat16 already) and silu(gate) * up. Last, the result is rounded to the dtype of the output.
     """
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8

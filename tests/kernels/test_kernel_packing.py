@@ -61,7 +61,7 @@ def test_a_path_computes_with_the_codes_that_were_packed(
         path=path,
     )
     # Two bfloat16 roundings, relative to the norm, as in test_fused_experts.py; int8 moves a group by at most
-    # root(128) / 254 of its norm, three times, int16 by far less than bfloat16. A code in the wrong place makes
-    # an error of the result's size.
+    # root(128) / 254 of its norm, three times, int16 by far less than bfloat16. A code in the wrong place
+    # makes an error of the result's size.
     relative = 2**0.5 * 2.0**-8 if path != "avx512_vnni" else 3**0.5 * 128**0.5 / 254
     assert (out.double() - expected).norm() <= relative * expected.norm()
