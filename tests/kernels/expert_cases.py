@@ -93,8 +93,9 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     lanes. In avx512_bf16 a "line" is a chunk of 1024 columns: 32 products of two terms in a lane, with two
     roundings each, and four additions over the lanes. In avx512_vnni and avx512_int16 the sum of a group is
     exact, but for its conversion in the latter, and its scale is itself a rounded product. `out` has the
-    weights that the path computes with (`weight_dtype`). |silu'| < 1.1. Some paths round x (avx512_bf16: unless it is
-    bfloat16 already) and silu(gate) * up. Last, the result is rounded to the dtype of the output.
+    weights that the path computes with (`weight_dtype`). |silu'| < 1.1. Some paths round x (avx512_bf16:
+    unless it is bfloat16 already) and silu(gate) * up. Last, the result is rounded to the dtype of the
+    output.
     """
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8

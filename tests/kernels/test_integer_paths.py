@@ -32,8 +32,8 @@ def multiply(x: Tensor, packed: Tensor, scale: Tensor, group_size: int, most: in
     """Return float32 [tokens, rows]: integer sums over each group; scaled and added group by group.
 
     A sum is converted to float32, which changes those above 2^24. Scaled, it is exact in float64, where
-    adding it to the total so far rounds at 2^-53, and the conversion to float32 at 2^-24: one rounding, as the
-    processor's, but for ties that no test here meets.
+    adding it to the total so far rounds at 2^-53, and the conversion to float32 at 2^-24: one rounding, as
+    the processor's, but for ties that no test here meets.
     """
     elements, x_scale = quantize(x, group_size, most)
     codes = unpack_codes(packed).long().unflatten(1, (-1, group_size))
