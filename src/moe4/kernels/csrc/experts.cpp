@@ -15,6 +15,8 @@ namespace moe4 {
 namespace {
 
 constexpr int64_t kTileRows = 64;  // rows of one work item at most, or a group: 64 rows of 7168 columns are 224 KiB
+constexpr int64_t kDownRows = 128; // of down, where tokens are few: the longer it goes on in one expert, the better
+constexpr int64_t kDownSums = 256 << 10;  // bytes of the sums of such an item, at most
 constexpr int64_t kMinRows = 32;   // and at least: the number of rows of any matrix is a multiple of this
 constexpr int64_t kThreadWork = 1 << 20;  // multiplications (15 to 70 us) for which it pays to wake a thread
 constexpr int64_t kMaxThreads = 512;      // a limit on mistakes: OpenMP ends the process if it gets no more threads
@@ -91,10 +93,11 @@ class Forward {
           threads_(useful_threads(call, static_cast<int64_t>(routing.token.size()))),
           x_row_bytes_(row_bytes(call.hidden)),
           act_row_bytes_(row_bytes(call.inter)),
-          gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()),
+          gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()), kTileRows,
                                   path.arrange_groups ? call.group_size : kMinRows)),
-          down_rows_(item_rows(call.hidden, 1, kMinRows)),
-          tile_rows_(std::max(kTileRows, gate_up_rows_)),
+          down_rows_(item_rows(call.hidden, 1, call.tokens * kDownRows * 4 <= kDownSums ? kDownRows : kTileRows,
+                               kMinRows)),
+          tile_rows_(std::max(gate_up_rows_, down_rows_)),
           tile_tokens_(std::min(kTileTokens, static_cast<int64_t>(routing.token.size()))),
           scratch_floats_(round_up(2 * tile_tokens_ * tile_rows_ + call.tokens * down_rows_ + call.hidden, 16)),
           x_(call.tokens * x_row_bytes_),
@@ -133,9 +136,9 @@ class Forward {
         return (rows + rows_per_item - 1) / rows_per_item;
     }
 
-    // Rows of one item: fewer than kTileRows where there would be too few items to keep all threads busy to the end.
-    int64_t item_rows(int64_t rows, int64_t matrices, int64_t least) const {
-        int64_t per_item = std::max(kTileRows, least);
+    // Rows of one item: fewer than `most` where there would be too few items to keep all threads busy to the end.
+    int64_t item_rows(int64_t rows, int64_t matrices, int64_t most, int64_t least) const {
+        int64_t per_item = std::max(most, least);
         while (per_item > least && matrices * num_items(rows, per_item) < 8 * threads_) per_item /= 2;
         return per_item;
     }
@@ -185,7 +188,10 @@ class Forward {
 
     const ExpertWeights& expert(int64_t choice) const { return call_.weights_of[routing_.chosen[choice]]; }
 
-    static const char* bytes_of(const uint32_t* words) { return reinterpret_cast<const char*>(words); }
+    template <class T>
+    static const char* bytes_of(const T* values) {
+        return reinterpret_cast<const char*>(values);
+    }
 
     // Some rows of gate and the same of up, for all tokens of an expert: their part of silu(gate) * up.
     void multiply_gate_up(int64_t item, int64_t next, float* scratch) {
@@ -196,20 +202,25 @@ class Forward {
         const ExpertWeights& weights = expert(choice);
         const uint32_t* gate_rows = weights.gate + first * words;
         const uint32_t* up_rows = weights.up + first * words;
-        const uint32_t* after = next < 0 ? gate_rows : expert(next / items).gate + next % items * gate_up_rows_ * words;
+        const uint16_t* gate_scale = weights.gate_scale + first * groups;
+        const uint16_t* up_scale = weights.up_scale + first * groups;
+        const ExpertWeights& later = expert(next < 0 ? choice : next / items);
+        const int64_t later_first = next < 0 ? first : next % items * gate_up_rows_;
         const bool last = first + rows == call_.inter;
         float* gate = scratch;
         float* up = gate + tile_tokens_ * tile_rows_;
         const int64_t end = routing_.begin[choice + 1];
         for (int64_t pair = routing_.begin[choice], tokens; pair < end; pair += tokens) {
             tokens = tile_tokens(end - pair);
-            Tile tile{gate_rows, weights.gate_scale + first * groups, rows, words, words, groups, call_.group_size,
-                      &x_rows_[pair], tokens, gate, tile_rows_, bytes_of(up_rows)};
+            const bool again = pair + tokens < end;  // the same rows follow, for other tokens
+            Tile tile{gate_rows, gate_scale, rows, words, words, groups, call_.group_size, &x_rows_[pair], tokens, gate,
+                      tile_rows_, bytes_of(up_rows), bytes_of(up_scale)};
             path_.multiply(tile);
             tile.packed = up_rows;
-            tile.scale = weights.up_scale + first * groups;
+            tile.scale = up_scale;
             tile.y = up;
-            tile.next = bytes_of(pair + tokens < end ? gate_rows : after);
+            tile.next = bytes_of(again ? gate_rows : later.gate + later_first * words);
+            tile.next_scale = bytes_of(again ? gate_scale : later.gate_scale + later_first * groups);
             path_.multiply(tile);
             for (int64_t t = 0; t < tokens; ++t) {
                 float* g = gate + t * tile_rows_;
@@ -238,15 +249,18 @@ class Forward {
         for (int64_t choice = 0; choice < choices; ++choice) {
             const uint32_t* packed = expert(choice).down + first * call_.down_stride;
             const uint16_t* scale = expert(choice).down_scale + first * call_.down_scale_stride;
-            const uint32_t* after = choice + 1 < choices ? expert(choice + 1).down + first * call_.down_stride
-                                    : next < 0           ? packed
-                                                         : expert(0).down + next * down_rows_ * call_.down_stride;
+            const bool last = choice + 1 == choices;  // then the first expert's rows of the next item follow
+            const ExpertWeights& later = expert(last ? 0 : choice + 1);
+            const int64_t later_first = last && next >= 0 ? next * down_rows_ : first;
             const int64_t end = routing_.begin[choice + 1];
             for (int64_t pair = routing_.begin[choice], tokens; pair < end; pair += tokens) {
                 tokens = tile_tokens(end - pair);
+                const bool again = pair + tokens < end;
                 path_.multiply(Tile{packed, scale, rows, words, call_.down_stride, call_.down_scale_stride,
                                     call_.group_size, &act_rows_[pair], tokens, y, tile_rows_,
-                                    bytes_of(pair + tokens < end ? packed : after)});
+                                    bytes_of(again ? packed : later.down + later_first * call_.down_stride),
+                                    bytes_of(again ? scale
+                                                   : later.down_scale + later_first * call_.down_scale_stride)});
                 for (int64_t t = 0; t < tokens; ++t) {
                     const float weight = routing_.weight[pair + t];
                     float* sum = sums + routing_.token[pair + t] * down_rows_;

@@ -20,6 +20,7 @@ struct Tile {
     float* y;
     int64_t y_stride;
     const char* next;        // where the weights to be read after these begin
+    const char* next_scale;  // and their scales
 };
 
 // Tokens multiplied before the next rows are taken; bounds a thread's scratch.

@@ -158,12 +158,7 @@ void multiply_by_lines(const Tile& tile) {
             const int64_t end = num_lines - span < kSpanLines ? num_lines : span + kSpanLines;
             const char* x[T];
             for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tile.x[t]) + span * kLineBytes<Planes>;
-            // The scales of the next sixteen rows.
-            if (!gaps && first + kLanes < tile.num_rows) {
-                const char* next = reinterpret_cast<const char*>(scales + kLanes * tile.scale_stride);
-                for (int64_t at = span * line_groups * 2 * kLanes; at < end * line_groups * 2 * kLanes; at += 64)
-                    _mm_prefetch(next + at, _MM_HINT_T1);
-            }
+            prefetch_scales(tile, first + kLanes, kLanes, span, end, num_lines);
             for (int row = 0; row < kLanes; row += kQuad) {
                 const int64_t later = first + row + kAheadRows - tile.num_rows;
                 const char* ahead = later < 0 ? packed + (first + row + kAheadRows) * groups.row_bytes

@@ -81,6 +81,7 @@ void multiply_by_rows(const Tile& tile) {
             const int count = static_cast<int>(groups.count - first < 8 ? groups.count - first : 8);
             Floats scale[8];
             load_scales(scales + first, tile.scale_stride, count, scale);
+            prefetch_scales(tile, row + kLanes, kLanes, first, first + count, groups.count);
             int group = 0;
             for (; group + Q <= count; group += Q)
                 add_groups<Planes, T, Q>(groups, rows, ahead, first + group, scale + group, x, total);
