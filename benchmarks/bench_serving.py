@@ -6,7 +6,7 @@ Each model is served by vLLM's offline engine, eager, in a process of its own; t
 again, since machines grow faster and slower. All prompts are read in one step of the engine (prefill) and
 then a token for each is computed at a step (decode). Where time goes is measured by the clock around the
 parts of the model and of vLLM. A step's floor is the time to read its weights once, at the rate at which
-torch's sum reads memory, measured before each run. The models' memory adds up.
+memory is read, measured before each run. The models' memory adds up.
 "W4A16, vLLM's MLA" is the release without the plugin's layout of MLA's folded matrices.
 """
 
@@ -118,23 +118,12 @@ def step_bytes(config: dict[str, Any], batch: int, rest: float) -> float:
     return total
 
 
-def measure_read_rate() -> float:
-    """Return the bytes a second at which torch's sum reads memory, with this process's threads."""
-    import torch
-
-    data = torch.ones(2**27)
-    seconds = []
-    for _ in range(12):
-        began = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - began)
-    return float(data.nbytes / min(seconds))
-
-
 def serve(name: str, folder: str, options: argparse.Namespace, pipe: Any) -> None:
     """Run the model at each batch that comes through `pipe`, and send what it took."""
     import torch
     from vllm import LLM, SamplingParams
+
+    from moe4.kernels.machine import measure_read_rate
 
     if "vLLM's MLA" in name:
         import moe4.vllm_plugin.mla

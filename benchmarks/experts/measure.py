@@ -1,9 +1,9 @@
 """Times, each beside the two ceilings of its own minute.
 
 The machine may be shared, and its memory with it. So the ceilings are measured again and again, on the same
-threads: before and after each contestant's turn, reading the bytes of the chosen experts; in each round,
-torch's bfloat16 products of the same shapes, on weights that are dequantized already. A share is a median of
-shares, each of one turn.
+threads: before and after each contestant's turn, reading the bytes of the chosen experts, by a loop that does
+nothing else; in each round, torch's bfloat16 products of the same shapes, on weights that are dequantized
+already. A share is a median of shares, each of one turn.
 """
 
 import statistics
@@ -21,6 +21,7 @@ from experts.contestant import settle
 from experts.layer import Layer
 from experts.peers.engine import BrokenError
 from experts.roster import Roster
+from moe4.kernels.machine import read_tensors
 
 Quartiles = tuple[float, float, float]  # the first, the median, the third
 
@@ -72,17 +73,12 @@ class Ceilings:
         self.layer, self.w13, self.w2 = layer, w13, w2
 
     def read(self, experts: list[int]) -> float:
-        """Return the seconds of reading these experts' own bytes, as integers that torch adds up."""
+        """Return the seconds of reading these experts' own bytes."""
         layer = self.layer
         tensors = (layer.w13_packed, layer.w13_scale, layer.w2_packed, layer.w2_scale)
-        parts = [tensor[expert].view(-1).view(torch.int64) for expert in experts for tensor in tensors]
+        parts = [tensor[expert] for expert in experts for tensor in tensors]
         settle()
-
-        def add() -> None:
-            for part in parts:
-                part.sum()
-
-        return timed(add)
+        return timed(lambda: read_tensors(parts))
 
     def multiply(self, ids: Tensor) -> float:
         counts = torch.bincount(ids.flatten(), minlength=self.layer.experts).tolist()
@@ -118,6 +114,7 @@ def measure(
             call = layer.draw_call(num_tokens)
             chosen = call[2].unique().tolist()
             multiply = ceilings.multiply(call[2])
+            ceilings.read(chosen)  # the first to come would pay for finding the pages
             before = ceilings.read(chosen)
             for contestant in list(roster.contestants):
                 if num_tokens > most_tokens(contestant.name):

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from moe4.cli.main import app
@@ -62,3 +64,16 @@ def test_obstacles_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_read_rate_is_a_rate() -> None:
     assert json.loads(doctor("--json", "--measure"))["read_bytes_per_second"] > 1e8
+
+
+def test_reading_reads_everything() -> None:
+    """The exclusive or changes with every word, wherever it lies, on any number of threads."""
+    parts = [torch.randint(-(2**62), 2**62, (n,)) for n in (1, 31, 32, 33, 2**15 + 3)]
+    expected = 0
+    for part in parts:
+        expected ^= int(np.bitwise_xor.reduce(part.numpy().view(np.uint64)))
+    for threads in (1, 2, 3):
+        assert machine.read_tensors(parts, num_threads=threads) == expected
+    assert machine.read_tensors([]) == 0
+    with pytest.raises(KernelError, match=r"^tensors\[1\]: expected contiguous memory of the CPU"):
+        machine.read_tensors([parts[0], torch.ones(4, 4).T])

@@ -3,13 +3,16 @@
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from moe4.errors import KernelError
 from moe4.kernels import _experts
-from moe4.kernels.op import ON_REQUEST, PATHS, selected_path
+from moe4.kernels.op import ON_REQUEST, PATHS, num_threads_or_default, selected_path
 
 # What each path needs, in the order of available_paths(), in the words of /proc/cpuinfo.
 X86_NEEDS = {
@@ -70,13 +73,36 @@ def inspect_machine() -> Machine:
     )
 
 
+def read_tensors(tensors: Iterable[Tensor], *, num_threads: int | None = None) -> int:
+    """Read tensors of the CPU's memory and do nothing else; return the exclusive or of their 64-bit words.
+
+    tensors: contiguous; bytes after the last whole word of one are left out.
+    num_threads: None means torch.get_num_threads().
+
+    Raises KernelError if a tensor is not contiguous memory of the CPU.
+    """
+    spans = []
+    for number, tensor in enumerate(tensors):
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise KernelError(
+                f"tensors[{number}]: expected contiguous memory of the CPU, found strides {tensor.stride()} "
+                f"on {tensor.device}"
+            )
+        spans.append((tensor.data_ptr(), tensor.nbytes))
+    return _experts.read_tensors(
+        addresses=[address for address, _ in spans],
+        sizes=[size for _, size in spans],
+        num_threads=num_threads_or_default(num_threads),
+    )
+
+
 def measure_read_rate() -> float:
     """Return the best rate, in bytes a second, of reading 512 MiB with torch's threads. Takes a second."""
     data = torch.ones(2**27)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        data.sum()
+        read_tensors([data])
         seconds.append(time.perf_counter() - start)
     return data.nbytes / min(seconds)
 

@@ -10,6 +10,7 @@
 #include "experts.h"
 #include "int8_linear.h"
 #include "paths.h"
+#include "read.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -63,6 +64,12 @@ void int8_linear(int64_t tokens, int64_t rows, int64_t columns, int num_threads,
                      pointer<uint16_t*>(out), tokens, rows, columns, num_threads});
 }
 
+uint64_t read_tensors(const std::vector<uintptr_t>& addresses, const std::vector<int64_t>& sizes, int num_threads) {
+    std::vector<Range> ranges;
+    for (size_t i = 0; i < addresses.size(); ++i) ranges.push_back({pointer<const char*>(addresses[i]), sizes.at(i)});
+    return read_memory(ranges.data(), static_cast<int64_t>(ranges.size()), num_threads);
+}
+
 }  // namespace
 }  // namespace moe4
 
@@ -83,6 +90,9 @@ NB_MODULE(_experts, module) {
                nb::arg("top_k"), nb::arg("group_size"), nb::arg("num_threads"), nb::arg("dtype"), nb::arg("x"),
                nb::arg("out"), nb::arg("table"), nb::arg("down_stride"), nb::arg("down_scale_stride"),
                nb::arg("weights"), nb::arg("ids"), "The same, each expert where a table says. Raises BadIdError.");
+    module.def("read_tensors", &moe4::read_tensors, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
+               nb::arg("addresses"), nb::arg("sizes"), nb::arg("num_threads"),
+               "The exclusive or of all whole 64-bit words at these addresses.");
     module.def("int8_linear_is_usable", &moe4::int8_linear_is_usable, "Whether this machine can run int8_linear.");
     module.def("int8_linear", &moe4::int8_linear, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
                nb::arg("tokens"), nb::arg("rows"), nb::arg("columns"), nb::arg("num_threads"), nb::arg("x"),
