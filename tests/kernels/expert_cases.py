@@ -12,7 +12,7 @@ U32 = 2.0**-24  # unit roundoff of float32
 U16 = 2.0**-8  # unit roundoff of bfloat16
 # What rounding to integers moves, of a group's largest magnitude: 1 / 254 or 1 / 65024, and what float32
 # makes of the scale and the quotient.
-INTEGERS = {"avx512_vnni": 1 / 253, "avx512_int16": 1 / 64000}
+INTEGERS = {"avx512_vnni": 1 / 253, "avx512_int16": 1 / 64000, "amx_int16": 1 / 64000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     no term passes more than d roundings is within d * U32 * sum |w| |x|. Here a term passes at most nine
     within a line, the product with its scale, one addition a line (of at least 32 codes) and four over the
     lanes. In avx512_bf16 a "line" is a chunk of 1024 columns: 32 products of two terms in a lane, with two
-    roundings each, and four additions over the lanes. In avx512_vnni and avx512_int16 the sum of a group is
-    exact, but for its conversion in the latter, and its scale is itself a rounded product. `out` has the
+    roundings each, and four additions over the lanes. In the paths of INTEGERS the sum of a group is exact,
+    but for its conversion, and its scale is itself a rounded product. `out` has the
     weights that the path computes with (`weight_dtype`). |silu'| < 1.1. Some paths round x (avx512_bf16:
     unless it is bfloat16 already) and silu(gate) * up. Last, the result is rounded to the dtype of the
     output.
@@ -100,8 +100,7 @@ def error_bound(case: Case, path: str, out: Tensor) -> Tensor:
     x = case.hidden_states.double()
     inter = case.w2_packed.shape[2] * 8
     group_size = case.group_size
-    sums = {"avx512_bf16": (68, 1024), "avx512_vnni": (1, group_size), "avx512_int16": (2, group_size)}
-    terms, line = sums.get(path, (16, 32))
+    terms, line = (68, 1024) if path == "avx512_bf16" else (2, group_size) if path in INTEGERS else (16, 32)
     dot13, dot2 = ((terms + 2 + columns / line) * U32 for columns in (x.shape[1], inter))
     x_error = rounding(x, path, group_size)
     if path == "avx512_bf16" and case.hidden_states.dtype == torch.bfloat16:

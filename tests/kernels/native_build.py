@@ -18,6 +18,7 @@ X86 = {
     "path_avx512": AVX512,
     "path_avx512_bf16": (*AVX512, "-mavx512bf16"),
     "path_avx512_vnni": (*AVX512, "-mavx512vnni"),
+    "path_amx_int16": (*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
 }
 ARM = {"path_neon": ("-march=armv8-a",), "path_neon_bf16": ("-march=armv8.2-a+bf16",)}
 PATHS = {**X86, **ARM}

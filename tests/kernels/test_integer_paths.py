@@ -1,4 +1,4 @@
-"""The paths avx512_vnni (W4A8) and avx512_int16 (W4A16) against the same sums in integers, to the bit."""
+"""avx512_vnni (W4A8), avx512_int16 and amx_int16 (W4A16) against the same sums in integers, to the bit."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(
 
 
 # The largest integer that a group's largest magnitude becomes.
-MOST = {"avx512_vnni": 127, "avx512_int16": 127 * 256}
-each_path = pytest.mark.parametrize("path", MOST)
+MOST = {"avx512_vnni": 127, "avx512_int16": 127 * 256, "amx_int16": 127 * 256}
+each_path = pytest.mark.parametrize("path", [path for path in MOST if path in available_paths()])
 
 
 def quantize(x: Tensor, group_size: int, most: int) -> tuple[Tensor, Tensor]:

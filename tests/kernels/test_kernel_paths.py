@@ -27,7 +27,16 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_the_portable_path_is_always_there() -> None:
     chosen = [path for path in available_paths() if path not in ON_REQUEST]
     assert chosen[-1] == "portable"
-    assert set(chosen) <= {"avx512_int16", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}
+    assert set(chosen) <= {
+        "amx_int16",
+        "avx512_int16",
+        "avx512_bf16",
+        "avx512",
+        "avx2",
+        "neon_bf16",
+        "neon",
+        "portable",
+    }
 
 
 def test_the_paths_are_those_the_processor_reports() -> None:
@@ -42,6 +51,7 @@ def test_the_paths_are_those_the_processor_reports() -> None:
     wanted = [
         name
         for name, there in (
+            ("amx_int16", avx512 and {"avx512_vnni", "amx_tile", "amx_int8"} <= flags),
             ("avx512_int16", avx512 and "avx512_vnni" in flags),
             ("avx512_bf16", avx512 and "avx512_bf16" in flags),
             ("avx512", avx512),

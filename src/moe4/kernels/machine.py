@@ -15,13 +15,15 @@ from moe4.kernels import _experts
 from moe4.kernels.op import ON_REQUEST, PATHS, num_threads_or_default, selected_path
 
 # What each path needs, in the order of available_paths(), in the words of /proc/cpuinfo.
+AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 X86_NEEDS = {
-    "avx512_int16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
-    "avx512_bf16": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
-    "avx512": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "amx_int16": (*AVX512, "avx512_vnni", "amx_tile", "amx_int8"),
+    "avx512_int16": (*AVX512, "avx512_vnni"),
+    "avx512_bf16": (*AVX512, "avx512_bf16"),
+    "avx512": AVX512,
     "avx2": ("avx2", "fma"),
     "portable": (),
-    "avx512_vnni": ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+    "avx512_vnni": (*AVX512, "avx512_vnni"),
 }
 ARM_NEEDS: dict[str, tuple[str, ...]] = {"neon_bf16": ("bf16",), "neon": (), "portable": ()}
 

@@ -63,6 +63,9 @@ extern const Path kAvx512Bf16Path;
 extern const Path kAvx512Int16Path;
 extern const Path kAvx512VnniPath;
 #endif
+#ifdef MOE4_HAVE_AMX_INT16
+extern const Path kAmxInt16Path;
+#endif
 #ifdef MOE4_HAVE_NEON
 extern const Path kNeonPath;
 #endif
