@@ -18,6 +18,7 @@ constexpr int kPlanes = 2;
 constexpr int kSide = 16;                // tokens or rows of a tile
 constexpr int kBlockTokens = 2 * kSide;  // tokens, and rows, of the four tiles of sums
 constexpr int kStep = 64;                // bytes of a token in a tile, at most
+constexpr int64_t kTilePanelVectors = 256;  // of a panel: 16 KiB, in the first cache
 constexpr int kFewTokens = 12;           // fewer are multiplied as in avx512_int16,
 constexpr int kFewInGroupsOf32 = 48;     // and in groups of 32, where a tile is half empty
 
@@ -159,11 +160,11 @@ MOE4_INLINE void add_block(const BlockSums& sums, const Floats (&scale)[2], cons
 template <int R>
 void multiply_tile_groups(const Tile& tile, const Groups<kPlanes>& groups, int64_t row, int64_t begin, int64_t end) {
     constexpr int kRows = R * kLanes;
-    const int64_t fit = kPanelVectors / (8 * R * groups.units), most = fit < kPanelGroups ? fit : kPanelGroups;
+    const int64_t fit = kTilePanelVectors / (8 * R * groups.units), most = fit < kPanelGroups ? fit : kPanelGroups;
     const char* rows = reinterpret_cast<const char*>(tile.packed) + row * groups.row_bytes;
     const uint16_t* scales = tile.scale + row * tile.scale_stride;
     const char* ahead = prefetched(tile, rows, row + kRows, kRows);
-    Panel<kPlanes, R> panel{{}, {}, 0, 0, groups};
+    Panel<kPlanes, R, kTilePanelVectors> panel{{}, {}, 0, 0, groups};
     Gathered gathered;
     alignas(64) BlockSums sums;
     for (int64_t group = begin; group < end; group += most) {

@@ -1,5 +1,5 @@
-// Many tokens: decode a *panel*, 64 rows of some groups (16 KiB at most), into the first cache; multiply it by six tokens
-// at a time. The multipliers are the limit.
+// Many tokens: decode a *panel*, 64 rows of some groups, into the second cache; multiply it by six tokens at a time. The
+// multipliers are the limit.
 #pragma once
 
 #include "vnni.h"
@@ -8,17 +8,17 @@ namespace moe4 {
 namespace {
 
 constexpr int kPanelTokens = 6;             // tokens multiplied at once: 24 of 32 registers hold sums
-constexpr int64_t kPanelVectors = 256;      // of a panel, at most: 16 KiB
+constexpr int64_t kPanelVectors = 1024;     // of a panel, at most: 64 KiB
 constexpr int64_t kPanelGroups = 8;         // of a panel, at most
-constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used again and again, to stay in the second cache
+constexpr int64_t kChunkBytes = 640 << 10;  // of the tokens' elements used again and again, to stay there, too
 
 static_assert(kChunkBytes >= kTileTokens * kLineBytes<2>, "a chunk has a group of every token at least");
 
 // Some groups of 16 * R rows, decoded. Of a group, first the even codes, word by word, then the odd ones; for every word
 // R vectors, of sixteen rows each.
-template <int Planes, int R>
+template <int Planes, int R, int64_t Vectors = kPanelVectors>
 struct Panel {
-    Bytes codes[kPanelVectors];
+    Bytes codes[Vectors];
     Floats scale[R][kPanelGroups];
     int64_t first, count;
     const Groups<Planes>& groups;
