@@ -44,7 +44,7 @@ def moe4(layer: Layer, path: str) -> Contestant:
     return Contestant(
         name=f"moe4 {path}",
         run=timed(forward),
-        note=f"INT4 as in the checkpoint, not repacked; {ON_REQUEST.get(path, 'activations keep sixteen bits or more')}",
+        note=f"INT4 as in the checkpoint, not repacked; {ON_REQUEST.get(path, '16-bit activations or more')}",
         max_error=INT8_ACTIVATIONS if path in ON_REQUEST else EXACT_ACTIVATIONS,
     )
 

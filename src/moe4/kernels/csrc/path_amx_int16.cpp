@@ -22,13 +22,16 @@ constexpr int64_t kTilePanelVectors = 256;  // of a panel: 16 KiB, in the first 
 constexpr int kFewTokens = 12;           // fewer are multiplied as in avx512_int16,
 constexpr int kFewInGroupsOf32 = 48;     // and in groups of 32, where a tile is half empty
 
+// As `ldtilecfg` reads it.
 struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint8_t palette = 0, start_row = 0, reserved[14] = {};  // palette 0: no tiles
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 
+    TileConfig() = default;
+
     // Tiles 0 to 3 have sums, 4 and 5 elements, 6 and 7 codes; `step` elements are multiplied at once.
-    explicit TileConfig(int step) {
+    explicit TileConfig(int step) : palette(1) {
         for (int i = 0; i < 8; ++i) {
             row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? step : 64);
             rows[i] = static_cast<uint8_t>(i < 6 ? kSide : step / 4);
@@ -52,7 +55,7 @@ class Tiles {
     Tiles& operator=(const Tiles&) = delete;
 
   private:
-    TileConfig before_{64};
+    TileConfig before_;
 };
 
 #define MOE4_TILE_ZERO(to) __asm__ volatile("tilezero %%tmm" #to ::)

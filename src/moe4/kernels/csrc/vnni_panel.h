@@ -10,7 +10,7 @@ namespace {
 constexpr int kPanelTokens = 6;             // tokens multiplied at once: 24 of 32 registers hold sums
 constexpr int64_t kPanelVectors = 1024;     // of a panel, at most: 64 KiB
 constexpr int64_t kPanelGroups = 8;         // of a panel, at most
-constexpr int64_t kChunkBytes = 640 << 10;  // of the tokens' elements used again and again, to stay there, too
+constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used again and again, to stay there, too
 
 static_assert(kChunkBytes >= kTileTokens * kLineBytes<2>, "a chunk has a group of every token at least");
 
