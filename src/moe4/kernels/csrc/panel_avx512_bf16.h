@@ -1,5 +1,5 @@
-// What AVX512-BF16 code has in common, whatever its weights are stored as: a *panel* of decoded weights, some rows of one
-// chunk of columns, times some tokens; four rows and six tokens at a time, so that the multipliers are the limit.
+// What AVX512-BF16 code has in common, whatever its weights are stored as: a *panel* of decoded weights, some rows of
+// one chunk of columns, times some tokens; four rows and six tokens at a time, so that the multipliers are the limit.
 //
 // Order of summation of each element: a chunk of 1024 columns step by step (32 columns), in the sixteen lanes of a
 // vector, from zero; then the lanes (add_lanes), then chunk by chunk.
@@ -106,8 +106,8 @@ constexpr MultiplyPart kMultiplyPart[kPartTokens + 1] = {
     nullptr,          multiply_part<1>, multiply_part<2>, multiply_part<3>,
     multiply_part<4>, multiply_part<5>, multiply_part<6>};
 
-// Multiply a panel's chunk by all tokens, in parts as equal as can be: six and one would take longer than four and three.
-// `part` has all but its tokens; `next_column` is where the next panel's chunk begins in a token's elements.
+// Multiply a panel's chunk by all tokens, in parts as equal as can be: six and one would take longer than four and
+// three. `part` has all but its tokens; `next_column` is where the next panel's chunk begins in a token's elements.
 MOE4_INLINE void multiply_parts(Part& part, const void* const* x, int64_t tokens, float* y, int64_t next_column) {
     const int64_t parts = (tokens + kPartTokens - 1) / kPartTokens;
     for (int64_t i = 0; i < parts; ++i) {

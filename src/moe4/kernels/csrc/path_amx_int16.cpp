@@ -1,9 +1,9 @@
-// AMX: `avx512_int16` with its products of many tokens in tiles. Sums over a group are exact in both, so the bits are the
-// same, and fewer tokens go the ways of avx512_int16.
+// AMX: `avx512_int16` with its products of many tokens in tiles. Sums over a group are exact in both, so the bits are
+// the same, and fewer tokens go the ways of avx512_int16.
 //
-// A tile is sixteen rows of 64 bytes, and `tdpbsud` multiplies sixteen tokens' elements of a plane, 64 of each, by sixteen
-// rows' codes: those of a decoded panel, where for every word of a group lies a vector of sixteen rows. Four tiles take
-// the sums of 32 tokens and 32 rows, two hold elements, two codes.
+// A tile is sixteen rows of 64 bytes, and `tdpbsud` multiplies sixteen tokens' elements of a plane, 64 of each, by
+// sixteen rows' codes: those of a decoded panel, where for every word of a group lies a vector of sixteen rows. Four
+// tiles take the sums of 32 tokens and 32 rows, two hold elements, two codes.
 //
 // As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
 #include "vnni.h"
@@ -144,8 +144,8 @@ MOE4_INLINE bool evenly_apart(const void* const* tokens, int64_t count) {
 }
 
 // y += scale * sums, of some tokens and 32 rows.
-MOE4_INLINE void add_block(const BlockSums& sums, const Floats (&scale)[2], const Groups<kPlanes>& groups, int64_t group,
-                           const void* const* tokens, int64_t count, float* y, int64_t y_stride) {
+MOE4_INLINE void add_block(const BlockSums& sums, const Floats (&scale)[2], const Groups<kPlanes>& groups,
+                           int64_t group, const void* const* tokens, int64_t count, float* y, int64_t y_stride) {
     for (int64_t t = 0; t < count; ++t) {
         const Head& head = groups.head(static_cast<const char*>(tokens[t]), group);
 #pragma GCC unroll 2

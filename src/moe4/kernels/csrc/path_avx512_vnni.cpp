@@ -1,6 +1,6 @@
-// AVX-512 VNNI, in two precisions: `avx512_int16` rounds a token's activations to sixteen bits (W4A16), `avx512_vnni` to
-// eight (W4A8), which is never taken unless it is asked for. Each token's are rounded by themselves and in the groups of
-// the weights. vnni.h says what is computed; a header each, how it is for so many tokens.
+// AVX-512 VNNI, in two precisions: `avx512_int16` rounds a token's activations to sixteen bits (W4A16), `avx512_vnni`
+// to eight (W4A8), which is never taken unless it is asked for. Each token's are rounded by themselves and in the
+// groups of the weights. vnni.h says what is computed; a header each, how it is for so many tokens.
 #include "vnni.h"
 #include "vnni_lines.h"
 #include "vnni_panel.h"

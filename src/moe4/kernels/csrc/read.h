@@ -10,7 +10,8 @@ struct Range {
     int64_t bytes;
 };
 
-// The exclusive or of all whole 64-bit words of these ranges. Threads take the next 256 KiB when they are done with some.
+// The exclusive or of all whole 64-bit words of these ranges. Threads take the next 256 KiB when they are done with
+// some.
 uint64_t read_memory(const Range* ranges, int64_t count, int num_threads);
 
 }  // namespace moe4

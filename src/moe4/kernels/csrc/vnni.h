@@ -1,15 +1,15 @@
-// What the paths of AVX-512 VNNI have in common: how a token's elements lie, and products of codes and elements that are
-// exact in integers.
+// What the paths of AVX-512 VNNI have in common: how a token's elements lie, and products of codes and elements that
+// are exact in integers.
 //
-// A token's elements are integers, each group's with a scale of its own: of eight bits (W4A8), one *plane*; or of sixteen
-// (W4A16), two planes, 256 * high + low, both of eight bits. Weights are multiplied as code + 8, which is what a word
-// holds. `vpdpbusd` adds to each 32-bit lane the products of four of them with four elements of a plane. Sums over a
-// group are exact, so it does not matter in which order they are made; and -8 times the sum of the group's elements
-// takes the 8 out again.
+// A token's elements are integers, each group's with a scale of its own: of eight bits (W4A8), one *plane*; or of
+// sixteen (W4A16), two planes, 256 * high + low, both of eight bits. Weights are multiplied as code + 8, which is what
+// a word holds. `vpdpbusd` adds to each 32-bit lane the products of four of them with four elements of a plane. Sums
+// over a group are exact, so it does not matter in which order they are made; and -8 times the sum of the group's
+// elements takes the 8 out again.
 //
 // Each element of a result, whatever is computed beside it and whichever way: total = (scale of the weights * scale of
-// the token) * group's sum + total, group by group, from zero; the product in parentheses is rounded to float, the rest
-// once more.
+// the token) * group's sum + total, group by group, from zero; the product in parentheses is rounded to float, the
+// rest once more.
 //
 // An arranged row is its lines, of 128 columns each, then a Head for each group. A line is its planes, the high one
 // first; a plane is the 64 even elements, then the 64 odd ones. So the four bytes at 4 * w meet word w.
@@ -54,8 +54,8 @@ struct Groups {
     }
 };
 
-// Where a unit's four words of even elements of the first plane begin in an arranged row. The odd ones are 64 bytes on,
-// the second plane 128.
+// Where a unit's four words of even elements of the first plane begin in an arranged row. The odd ones are 64 bytes
+// on, the second plane 128.
 template <int Planes>
 MOE4_INLINE int64_t place_of_unit(int64_t unit) {
     return unit / 4 * kLineBytes<Planes> + unit % 4 * 16;
@@ -97,9 +97,9 @@ MOE4_INLINE void store_plane(__m512i elements, char* dst) {
     _mm_store_si128(reinterpret_cast<__m128i*>(dst), _mm512_cvtepi32_epi8(elements));
 }
 
-// A group's scale is its largest magnitude / 127 (one plane) or / 32512, which is 127 * 256 (two); an element is rounded
-// to the nearest multiple, of two to the even one. A group in which nothing reaches 2^-100 counts as zero. What is not
-// finite leaves a scale that is not either.
+// A group's scale is its largest magnitude / 127 (one plane) or / 32512, which is 127 * 256 (two); an element is
+// rounded to the nearest multiple, of two to the even one. A group in which nothing reaches 2^-100 counts as zero.
+// What is not finite leaves a scale that is not either.
 template <int Planes>
 void arrange_groups(const float* src, int64_t first, int64_t count, const Columns& columns, void* row) {
     constexpr float kMost = Planes == 1 ? 127.0f : 32512.0f;

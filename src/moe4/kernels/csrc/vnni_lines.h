@@ -1,9 +1,9 @@
 // One or two tokens: rows in the order in which they lie in memory, four at a time, a line of each at once.
 //
-// The sixteen lanes of a vector are the words of a line, so a line's product leaves sixteen sums to add up. Those of four
-// groups of four rows are added up together, in a tree: each step takes two vectors and gives one, until one is left,
-// whose lanes are the groups and, in each, the rows. When sixteen rows are done, their sums are scaled and added up as
-// everywhere, a row a lane.
+// The sixteen lanes of a vector are the words of a line, so a line's product leaves sixteen sums to add up. Those of
+// four groups of four rows are added up together, in a tree: each step takes two vectors and gives one, until one is
+// left, whose lanes are the groups and, in each, the rows. When sixteen rows are done, their sums are scaled and added
+// up as everywhere, a row a lane.
 #pragma once
 
 #include "vnni.h"

@@ -1,5 +1,5 @@
-// Many tokens: decode a *panel*, 64 rows of some groups, into the second cache; multiply it by six tokens at a time. The
-// multipliers are the limit.
+// Many tokens: decode a *panel*, 64 rows of some groups, into the second cache; multiply it by six tokens at a time.
+// The multipliers are the limit.
 #pragma once
 
 #include "vnni.h"
@@ -14,8 +14,8 @@ constexpr int64_t kChunkBytes = 384 << 10;  // of the tokens' elements used agai
 
 static_assert(kChunkBytes >= kTileTokens * kLineBytes<2>, "a chunk has a group of every token at least");
 
-// Some groups of 16 * R rows, decoded. Of a group, first the even codes, word by word, then the odd ones; for every word
-// R vectors, of sixteen rows each.
+// Some groups of 16 * R rows, decoded. Of a group, first the even codes, word by word, then the odd ones; for every
+// word R vectors, of sixteen rows each.
 template <int Planes, int R, int64_t Vectors = kPanelVectors>
 struct Panel {
     Bytes codes[Vectors];

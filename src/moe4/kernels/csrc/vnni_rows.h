@@ -7,8 +7,8 @@
 namespace moe4 {
 namespace {
 
-// Q groups from `group`, for sixteen rows and T tokens: add them to the totals. Several groups at a time, as each one's
-// sum is a chain of dependent instructions.
+// Q groups from `group`, for sixteen rows and T tokens: add them to the totals. Several groups at a time, as each
+// one's sum is a chain of dependent instructions.
 template <int Planes, int T, int Q>
 MOE4_INLINE void add_groups(const Groups<Planes>& groups, const char* rows, const char* ahead, int64_t group,
                             const Floats* scale, const char* const (&x)[T], Floats (&total)[T]) {
