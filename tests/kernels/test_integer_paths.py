@@ -116,3 +116,22 @@ def test_groups_of_almost_nothing_count_as_zero(value: float, path: str) -> None
     result = fused_experts(**vars(case), path=path)
     assert torch.equal(result[1], torch.zeros_like(result[1]))
     assert bool(result[0].isfinite().all()) and bool((result[0] != 0).any())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 11, 12, 16, 17, 33, 48, 100, 300])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_tiles_give_the_bits_of_vectors(group_size: int, tokens: int) -> None:
+    if "amx_int16" not in available_paths():
+        pytest.skip("this processor lacks AMX")
+    case = vars(
+        make_case(
+            tokens=tokens,
+            hidden=7 * group_size,
+            inter=5 * group_size,
+            experts=3,
+            top_k=2,
+            group_size=group_size,
+            dtype=torch.float32,
+        )
+    )
+    assert torch.equal(fused_experts(**case, path="amx_int16"), fused_experts(**case, path="avx512_int16"))
