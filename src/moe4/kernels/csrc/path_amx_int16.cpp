@@ -175,8 +175,11 @@ void multiply_tile_groups(const Tile& tile, const Groups<kPlanes>& groups, int64
         for (int r = 0; r < R; ++r)
             load_scales(scales + r * kLanes * tile.scale_stride + group, tile.scale_stride,
                         static_cast<int>(panel.count), panel.scale[r]);
+        const int64_t group_bytes = groups.units * 16 * kRows;
+        for (int64_t at = group * group_bytes; at < (group + panel.count) * group_bytes; at += 64)
+            _mm_prefetch(ahead + at, _MM_HINT_T1);
         for (int64_t i = 0; i < panel.count; ++i)
-            decode_group<kPlanes, R>(groups, rows, ahead, group + i, panel.codes + i * 8 * R * groups.units);
+            decode_group<kPlanes, R>(groups, rows, group + i, panel.codes + i * 8 * R * groups.units);
         for (int64_t first = 0; first < tile.num_tokens; first += kBlockTokens) {
             const int64_t left = tile.num_tokens - first, count = left < kBlockTokens ? left : kBlockTokens;
             const void* const* tokens = tile.x + first;

@@ -25,14 +25,11 @@ struct Panel {
 };
 
 template <int Planes, int R>
-MOE4_INLINE void decode_group(const Groups<Planes>& groups, const char* rows, const char* ahead, int64_t group,
-                              Bytes* codes) {
+MOE4_INLINE void decode_group(const Groups<Planes>& groups, const char* rows, int64_t group, Bytes* codes) {
     constexpr int kRows = R * kLanes;
     const int64_t units = groups.units, rows_asked = kRows / units;
     for (int64_t u = 0; u < units; ++u) {
         const int64_t unit = group * units + u;
-#pragma GCC unroll 16
-        for (int line = 0; line < kRows / 4; ++line) _mm_prefetch(ahead + unit * kRows * 16 + line * 64, _MM_HINT_T1);
         for (int64_t row = u * rows_asked; row < (u + 1) * rows_asked; ++row)
             _mm_prefetch(rows + row * groups.row_bytes + (group + 1) * units * 16, _MM_HINT_T0);
         for (int part = 0; part < R; ++part) {
@@ -46,14 +43,22 @@ MOE4_INLINE void decode_group(const Groups<Planes>& groups, const char* rows, co
     }
 }
 
+// What is asked for while a panel is multiplied, line by line: its share of the rows that are decoded next.
+struct Ahead {
+    const char* line;
+    const char* end;
+};
+
 // y += scale * (panel times its groups of T tokens' rows), group by group.
 template <int Planes, int R, int T>
-void multiply_panel(const Panel<Planes, R>& panel, const void* const* tokens, float* y, int64_t y_stride) {
+void multiply_panel(const Panel<Planes, R>& panel, const void* const* tokens, Ahead& ahead, float* y,
+                    int64_t y_stride) {
     const char* x[T];
     for (int t = 0; t < T; ++t) x[t] = static_cast<const char*>(tokens[t]);
     const int64_t words = panel.groups.units * 4;
     for (int64_t i = 0; i < panel.count; ++i) {
-        const int64_t group = panel.first + i;
+        const int64_t group = panel.first + i, next_line = ahead.line < ahead.end ? 64 : 0;
+        const char* line = ahead.line;
         Sums part[T][R];
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t)
@@ -75,6 +80,8 @@ void multiply_panel(const Panel<Planes, R>& panel, const void* const* tokens, fl
             for (int64_t done = 0; done < 2 * words; done += run) {
                 int64_t at = place + (done ? 64 : 0);
                 for (const Bytes* const end = codes + run * R; codes < end; codes += R, at += 4) {
+                    _mm_prefetch(line, _MM_HINT_T1);
+                    line += next_line;
                     Bytes four[R];
 #pragma GCC unroll 4
                     for (int r = 0; r < R; ++r) four[r] = codes[r];
@@ -87,6 +94,7 @@ void multiply_panel(const Panel<Planes, R>& panel, const void* const* tokens, fl
                 }
             }
         }
+        ahead.line = line;
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
             const Head& head = panel.groups.head(x[t], group);
@@ -101,7 +109,7 @@ void multiply_panel(const Panel<Planes, R>& panel, const void* const* tokens, fl
 }
 
 template <int Planes, int R>
-using MultiplyPanel = void (*)(const Panel<Planes, R>&, const void* const*, float*, int64_t);
+using MultiplyPanel = void (*)(const Panel<Planes, R>&, const void* const*, Ahead&, float*, int64_t);
 
 template <int Planes, int R>
 constexpr MultiplyPanel<Planes, R> kMultiplyPanel[kPanelTokens + 1] = {
@@ -117,7 +125,7 @@ void multiply_groups(const Tile& tile, const Groups<Planes>& groups, int64_t row
     const int64_t fit = kPanelVectors / (8 * R * groups.units), most = fit < kPanelGroups ? fit : kPanelGroups;
     const char* rows = reinterpret_cast<const char*>(tile.packed) + row * groups.row_bytes;
     const uint16_t* scales = tile.scale + row * tile.scale_stride;
-    const char* ahead = prefetched(tile, rows, row + kRows, kRows);
+    const char* const next_rows = prefetched(tile, rows, row + kRows, kRows);
     Panel<Planes, R> panel{{}, {}, 0, 0, groups};
     for (int64_t group = begin; group < end; group += most) {
         panel.first = group;
@@ -126,11 +134,13 @@ void multiply_groups(const Tile& tile, const Groups<Planes>& groups, int64_t row
             load_scales(scales + r * kLanes * tile.scale_stride + group, tile.scale_stride,
                         static_cast<int>(panel.count), panel.scale[r]);
         for (int64_t i = 0; i < panel.count; ++i)
-            decode_group<Planes, R>(groups, rows, ahead, group + i, panel.codes + i * 8 * R * groups.units);
+            decode_group<Planes, R>(groups, rows, group + i, panel.codes + i * 8 * R * groups.units);
+        const int64_t group_bytes = groups.units * 16 * kRows;
+        Ahead ahead{next_rows + group * group_bytes, next_rows + (group + panel.count) * group_bytes};
         // As equal steps as can be: six and one would take longer than four and three.
         for (int64_t step = 0; step < steps; ++step) {
             const int64_t from = step * tokens / steps, to = (step + 1) * tokens / steps;
-            kMultiplyPanel<Planes, R>[to - from](panel, tile.x + from, tile.y + from * tile.y_stride + row,
+            kMultiplyPanel<Planes, R>[to - from](panel, tile.x + from, ahead, tile.y + from * tile.y_stride + row,
                                                  tile.y_stride);
         }
     }
