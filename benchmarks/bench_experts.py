@@ -3,7 +3,7 @@
     python benchmarks/bench_experts.py                        the sweep, 1 to 4096 tokens; JSON on stdout
     python benchmarks/setup_peers.py DIR                      once: install zentorch, kt-kernel and ggml there
     python benchmarks/bench_experts.py --peers all --peer-env DIR --tokens 1,8    other engines, too
-    ... --paths avx512_bf16,avx512_vnni                       more than one of ours
+    ... --paths avx512_int16,avx512_vnni                      more than one of ours
     ... --markdown FILE --plot FILE.svg                       a table and a plot
 
 Every token chooses `--top-k` of `--experts` experts at random; together their weights exceed any cache, and

@@ -1,6 +1,6 @@
 """What a kernel path does to k2-tiny's predictions: KL divergence and flips from the BF16 model, all in vLLM.
 
-    python benchmarks/bench_path_accuracy.py RELEASE [--paths avx512_bf16,avx512_vnni] [--sequences 300]
+    python benchmarks/bench_path_accuracy.py RELEASE [--paths avx512_int16,avx512_vnni] [--sequences 300]
 
 Each model runs in a process of its own over the same held-out chats, then problems with their answers; every
 position's whole distribution is compared. A flip is another best token. JSON on stdout; needs about 2 GB.
@@ -19,6 +19,7 @@ from bench_rest_int8 import CHATS, REFERENCE
 
 BATCH = 20  # sequences whose distributions vLLM holds as Python objects at once
 MAX_TOKENS = 512
+PATHS = ["avx512_int16", "avx512_bf16", "avx512_vnni"]
 
 
 def read_sequences(count: int) -> list[list[int]]:
@@ -90,7 +91,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("release", type=Path)
-    parser.add_argument("--paths", type=lambda text: text.split(","), default=["avx512_bf16", "avx512_vnni"])
+    parser.add_argument("--paths", type=lambda text: text.split(","), default=PATHS)
     parser.add_argument("--sequences", type=int, default=300)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
