@@ -1,6 +1,7 @@
 """A control group that limits the memory of a benchmark's processes, page cache included. Needs root."""
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -21,9 +22,15 @@ def peak_bytes() -> int:
 
 
 def remove_group() -> None:
-    """Remove the group, and with it what it has counted."""
-    if GROUP.is_dir():
-        GROUP.rmdir()
+    """Remove the group, and with it what it has counted, when its last process has ended."""
+    for _ in range(300):
+        try:
+            GROUP.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(f"{GROUP} still has processes")
 
 
 def drop_from_cache(files: list[Path]) -> None:
