@@ -6,10 +6,8 @@
 // tiles take the sums of 32 tokens and 32 rows, two hold elements, two codes.
 //
 // As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
-#include "vnni.h"
-#include "vnni_lines.h"
+#include "vnni_few.h"
 #include "vnni_panel.h"
-#include "vnni_rows.h"
 
 namespace moe4 {
 namespace {
@@ -215,18 +213,7 @@ void multiply_by_tiles(const Tile& tile) {
 }
 
 void multiply(const Tile& tile) {
-    switch (tile.num_tokens) {
-        case 0: return;
-        case 1: return multiply_by_lines<kPlanes, 1>(tile);
-        case 2: return multiply_by_lines<kPlanes, 2>(tile);
-        case 3: return multiply_by_rows<kPlanes, 3>(tile);
-        case 4: return multiply_by_rows<kPlanes, 4>(tile);
-        case 5: return multiply_by_rows<kPlanes, 5>(tile);
-        case 6: return multiply_by_rows<kPlanes, 6>(tile);
-        case 7: return multiply_by_rows<kPlanes, 7>(tile);
-        case 8: return multiply_by_rows<kPlanes, 8>(tile);
-        default: break;
-    }
+    if (multiply_few<kPlanes>(tile)) return;
     if (tile.num_tokens < (tile.group_size == 32 ? kFewInGroupsOf32 : kFewTokens)) multiply_by_panels<kPlanes>(tile);
     else multiply_by_tiles(tile);
 }
