@@ -76,7 +76,7 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
     monkeypatch.setattr("moe4.quantize.gpu_experts.MOST_EXPERTS", 2)
     found = {}
     for name, free in (("streamed", 0), ("resident", 1 << 40)):
-        monkeypatch.setattr("moe4.quantize.gpu_stream.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr("moe4.quantize.gpu_memory.free_bytes", lambda _, free=free: free)
         found[name] = run(source, tmp_path / name)
     assert used == ["gpu", "gpu"]
     for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):

@@ -21,6 +21,7 @@ from moe4.checkpoint.shard import (
     Shard,
     StoredTensor,
     iterate_bytes,
+    iterate_rows,
     read_shard,
     read_tensor,
 )
@@ -87,10 +88,13 @@ class Checkpoint:
         """
         return self.decode(name, self.read(name))
 
-    def read(self, name: str) -> tuple[Tensor, ...]:
-        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this."""
+    def read(self, name: str, *, pinned: bool = False) -> tuple[Tensor, ...]:
+        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this.
+
+        `pinned` memory is for copies to a GPU.
+        """
         names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
-        pieces = tuple(read_tensor(self._stored[part]) for part in names)
+        pieces = tuple(read_tensor(self._stored[part], pinned=pinned) for part in names)
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         return pieces
 
@@ -118,15 +122,10 @@ class Checkpoint:
         if self.is_fp8(name):
             yield self.load(name)
             return
-        spec, left = self._stored[name].spec, b""
-        row_bytes = spec.num_bytes // max(1, spec.shape[0])
-        for piece in self.iterate(name):
-            data = left + piece
-            whole = len(data) // row_bytes * row_bytes
-            left = data[whole:]
-            if whole:
-                buffer = bytearray(data[:whole])
-                yield torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(-1, *spec.shape[1:])
+        for piece in iterate_rows(self._stored[name]):
+            self._add_bytes(piece.nbytes)
+            self._check_finite(name, piece)
+            yield piece
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:

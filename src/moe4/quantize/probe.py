@@ -41,7 +41,7 @@ class _MadeUp(Checkpoint):
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
 
-    def read(self, name: str) -> Stored:
+    def read(self, name: str, *, pinned: bool = False) -> Stored:
         shape = self._shapes[name]
         if len(shape) == 1:
             return (torch.ones(shape),)
@@ -116,7 +116,7 @@ def _time_expert(
 
 def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> float:
     length = min(bench.recipe.calibration.max_sequence_tokens, num_tokens)
-    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config)) // length * length)
+    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config, bench.device)) // length * length)
     hidden_size = int(bench.network.config.hidden_size)
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)
