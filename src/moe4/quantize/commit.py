@@ -21,6 +21,7 @@ from moe4.quantize.audit import LayerRecord, peak_memory_bytes
 from moe4.quantize.bench import Workbench, copy_tensors
 from moe4.quantize.boundary import Boundary
 from moe4.quantize.commit_queue import CommitQueue, commits_behind
+from moe4.quantize.expected_time import expected_times
 from moe4.quantize.gpu_memory import use_device
 from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn, total_path
 from moe4.quantize.plan import Plan, ShardPlan, quantization_config
@@ -51,10 +52,10 @@ class Committer:
     def commit_shards(self) -> None:
         """Commit every shard that is not committed yet."""
         num_done = len(self.journal.shards)
-        steps = [1 + (shard.experts.num_experts if shard.experts else 0) for shard in self.plan.shards]
         if num_done:
-            self.progress.say(f"continuing after {num_done} of {len(steps)} shards")
-        self.progress.begin(sum(steps), sum(steps[:num_done]))
+            self.progress.say(f"continuing after {num_done} of {len(self.plan.shards)} shards")
+        num_tokens = sum(self.boundary.lengths) if self.boundary is not None else 0
+        self.progress.begin(expected_times(self.plan, self.bench, num_tokens), num_done)
         with CommitQueue(self.bench.device) as queue:
             for shard in self.plan.shards[num_done:]:
                 if shard.layer is None:
@@ -157,7 +158,7 @@ class Committer:
         traffic = total_traffic([self.meter.take(), written_traffic(writer)])
         write_file(path, dump_json({"timing": {"traffic": traffic}}), self.folder.work)
         self._commit(shard, writer, {path.name: file_sha256(path)})
-        self.progress.step("embedding, head")
+        self.progress.shard_done("embedding, head")
 
     def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
         self.journal.commit(

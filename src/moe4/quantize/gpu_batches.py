@@ -11,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.quantize.bench import Workbench
@@ -53,7 +54,8 @@ class Batches:
         self._files = self._threads("files", NUM_FILE_READERS)
         self._reader = self._threads("reader", 1)
         self._solvers = self._threads("solver", num_solvers)
-        self._copies = _new_stream(bench.device)
+        self._copies = _side_stream(bench.device, 0)
+        self._stream_numbers = count(1)
         self._streams = threading.local()
         self._solved: deque[Future[dict[int, Parcel]]] = deque()
         self._ready: dict[int, Parcel] = {}
@@ -74,11 +76,15 @@ class Batches:
         if not self._ready:
             self._ready = self._solved.popleft().result()
             self._begin_next()
-        return self._ready.pop(expert)
+        parcel = self._ready.pop(expert)
+        for tensor in parcel.tensors.values():
+            if tensor.is_cuda:  # it is another stream's: it must stay until what this one does with it ends
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return parcel
 
-    def _threads(self, name: str, count: int) -> ThreadPoolExecutor:
+    def _threads(self, name: str, number: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(
-            max_workers=count,
+            max_workers=number,
             thread_name_prefix=f"moe4-{name}",
             initializer=use_device,
             initargs=(self._bench.device,),
@@ -121,18 +127,14 @@ class Batches:
     def _own_stream(self) -> torch.cuda.Stream | None:
         """Return the calling thread's stream."""
         if not hasattr(self._streams, "own"):
-            self._streams.own = _new_stream(self._bench.device)
+            self._streams.own = _side_stream(self._bench.device, next(self._stream_numbers))
         stream: torch.cuda.Stream | None = self._streams.own
         return stream
 
 
-def take_over(tensor: Tensor) -> None:
-    """Keep another stream's tensor until what the current stream does with it has ended."""
-    if tensor.is_cuda:
-        tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+@cache
+def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream | None:
+    """Return one of a GPU's streams, the same each time: what is allocated on a stream stays with it."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 

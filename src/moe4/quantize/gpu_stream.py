@@ -16,7 +16,7 @@ from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.quantize.attend import Routing, pack_hessian
 from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, stored_tensors, write_all
-from moe4.quantize.gpu_batches import Batches, take_over
+from moe4.quantize.gpu_batches import Batches
 from moe4.quantize.gpu_experts import ExpertQuantizer, ExpertTask
 from moe4.quantize.gpu_memory import has_room, to_device, to_host
 from moe4.quantize.plan import expert_weight
@@ -70,11 +70,10 @@ class GpuExpertStream(ExpertStream):
                     self._add_rows(total, expert, parcel.tensors.pop("output"))
                 write_all(writer, self._on_host(parcel.tensors))
                 record.experts.append(parcel.facts)
-                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
 
     def _add_rows(self, total: Activations, expert: int, output: Tensor) -> None:
         """Add an expert's output [tokens, hidden], times its gates, to its tokens' rows of `total`."""
-        take_over(output)
         output = output.to(self._bench.device)
         here = self._range(expert)
         step = max(1, PIECE_BYTES // (4 * output.shape[1]))

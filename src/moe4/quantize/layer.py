@@ -53,8 +53,8 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
                 assert writer is not None
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
-                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
-    bench.step_done(f"layer {record.layer + 1}")
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
+    bench.progress.shard_done(f"layer {record.layer + 1}")
     return record
 
 
@@ -90,7 +90,7 @@ def quantize_layer_gptq(
         stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
-    bench.step_done(f"layer {layer + 1}")
+    bench.progress.shard_done(f"layer {layer + 1}")
     return record, total
 
 

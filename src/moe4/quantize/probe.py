@@ -16,6 +16,7 @@ from moe4.quantize.attend import LayerRunner, Routing
 from moe4.quantize.bench import Workbench
 from moe4.quantize.layer import round_expert
 from moe4.quantize.needs import batch_tokens
+from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Ranks
 from moe4.quantize.reader import Stored
 from moe4.quantize.stream import ExpertStream
@@ -68,7 +69,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
         recipe=recipe,
         device=torch.device("cpu"),
         ranks=Ranks(),
-        step_done=lambda _: None,
+        progress=ProgressReporter(quiet=True),
     )
     stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
     if recipe.method == "rtn":

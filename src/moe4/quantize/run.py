@@ -95,7 +95,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         recipe=request.recipe,
         device=device,
         ranks=ranks,
-        step_done=progress.step,
+        progress=progress,
     )
     if folder is None:
         return _follow(request, bench, prepared)

@@ -57,7 +57,7 @@ class ExpertStream:
                     self._add(total, expert, 0, output)
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
-                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
 
     def _add(self, total: Activations, expert: int, start: int, output: Tensor) -> None:
         """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""
