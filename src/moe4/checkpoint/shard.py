@@ -49,7 +49,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAGE_BYTES = 4096
 COPY_BYTES = 16 << 20
-BEHIND_BYTES = 4 << 30  # handed over to the writer's threads and not done; what is hashed, too, counts twice
+BEHIND_BYTES = 1 << 30  # handed over to the writer's threads and not done; what is hashed, too, counts twice
 SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
 
 
