@@ -60,8 +60,12 @@ def expert_operations(shape: ExpertShape, recipe: Recipe, num_tokens: float) -> 
     return hessians + factors + solves + 6 * num_tokens * h * w
 
 
-def measure_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Return the operations per second of a matrix product [size, size] on a device."""
+def measure_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Return the operations per second of a matrix product [size, size] on a device.
+
+    By default it is large enough that a GPU's launches do not count.
+    """
+    size = size or (8192 if device.type == "cuda" else 1024)
     x = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):  # the first makes the library ready

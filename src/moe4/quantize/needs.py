@@ -13,6 +13,7 @@ import torch
 
 from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
 from moe4.checkpoint.release import format_bytes
+from moe4.checkpoint.shard import BEHIND_BYTES
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
 from moe4.model.architecture import PARTS, ExpertShape, Network
@@ -22,6 +23,8 @@ from moe4.recipe import Recipe
 BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
 BATCH_BYTES = 512 << 20
 GPU_BATCH_BYTES = 4 << 30
+GPU_BASE_BYTES = 3 << 30  # the same with CUDA's libraries
+GPU_EXPERTS_AHEAD = 32  # read and on their way to the GPU: the batches of two solvers and two more
 ROWS_AT_ONCE = 4096  # of an expert's tokens
 KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 FLOAT_BYTES = 4
@@ -69,9 +72,14 @@ def token_bytes(config: Any) -> int:
 
 
 def memory_need(
-    plan: Plan, network: Network, checkpoint: Checkpoint, recipe: Recipe, num_tokens: int
+    plan: Plan,
+    network: Network,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    num_tokens: int,
+    device: torch.device | None = None,
 ) -> MemoryNeed:
-    """Return what one process needs at most, with `num_tokens` of calibration."""
+    """Return what one process needs of the host's memory at most, with `num_tokens` of calibration."""
     config, item = network.config, network.compute_dtype.itemsize
     largest = max((stored.spec.num_bytes for name, stored in _loaded(plan, checkpoint)), default=0)
     phases = {"copying a tensor": 7 * largest}
@@ -80,6 +88,10 @@ def memory_need(
     if recipe.method == "rtn":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * shape.hidden_size * shape.width
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
+    routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
+    if device is not None and device.type == "cuda":
+        phases["a layer on a GPU"] = _staging_bytes(plan, checkpoint, shape) + routing
+        return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
     tokens = min(
         num_tokens, max(batch_tokens(config, torch.device("cpu")), recipe.calibration.max_sequence_tokens)
     )
@@ -88,9 +100,23 @@ def memory_need(
     phases["a layer's attention"] = (
         max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
     )
-    routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
     phases["an expert"] = 6 * stored + _solve_bytes(shape, item, num_tokens) + routing + mapped
     return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
+
+
+def _staging_bytes(plan: Plan, checkpoint: Checkpoint, shape: ExpertShape) -> int:
+    """Return the pinned memory through which a layer goes to a GPU and comes back.
+
+    Blocks of it are powers of two: batches of experts as they are stored, what waits to be written, a piece
+    of hidden states, and the layer's largest other tensor.
+    """
+
+    def block(num_bytes: int) -> int:
+        return 1 << max(0, num_bytes - 1).bit_length()
+
+    stored = sum(block(checkpoint.tensors[shape.weight_name(0, part)].spec.num_bytes) for part in PARTS)
+    largest = max((tensor.spec.num_bytes for _, tensor in _loaded(plan, checkpoint)), default=0)
+    return GPU_EXPERTS_AHEAD * stored + 2 * BEHIND_BYTES + 4 * block(largest)
 
 
 def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:

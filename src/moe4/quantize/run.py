@@ -184,7 +184,7 @@ def _prepare(request: Request) -> _Prepared:
     prepared = _Prepared(
         checkpoint=checkpoint, network=network, plan=plan, corpus=corpus, fingerprint=fingerprint
     )
-    need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens)
+    need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens, torch.device(request.device))
     require_memory(need, recipe.memory_budget_bytes)
     return prepared
 
