@@ -258,6 +258,9 @@ def test_a_batch_is_factored_and_what_has_no_factor_is_named(
     upper = permuted(A.to(DEVICE), order.to(DEVICE), diagonal.to(DEVICE), scale.to(DEVICE))
     R, pivots, fine = upper_factor_(upper, dtype, factor_block)
     assert fine.tolist() == [1, 0, 1]
+    for start in range(0, 300, 128):  # what products of whole panels meet
+        panel = R[[0, 2], start : start + 128, start : start + 128]
+        assert not panel.tril(-1).any()
     for number in (0, 2):
         exact = A[number].double()[order[number]][:, order[number]] * float(scale[number])
         found = R[number].cpu().double().triu()
@@ -319,6 +322,9 @@ def test_a_batch_is_quantized_as_the_cpu_does_it(
     which its error becomes as likely less as more.
     """
     monkeypatch.setattr("moe4.gptq.gpu.solver.OUTER_COLUMNS", 64)
+    for module in ("solver", "factor"):
+        monkeypatch.setattr(f"moe4.gptq.gpu.{module}.PANEL_COLUMNS", 64)
+    monkeypatch.setattr("moe4.gptq.gpu.factor.BLOCK_COLUMNS", 16)
     monkeypatch.setattr("moe4.gptq.solver.AUDITED_ROWS", 16)  # fewer than the first part's
     settings = Gptq(scale_candidates=6, descent_sweeps=sweeps)
     problems = [problem(32, size, seed) for seed in (5, 6)]

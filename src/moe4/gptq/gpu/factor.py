@@ -101,6 +101,7 @@ def upper_factor_(
                 add_product_(panel, R[:, *above], low[:, *own].mT, alpha=-1)
             add_product_(panel, R[:, *above], R[:, *own].mT, alpha=-1)
         _factor_panel(A, start, stop, fine, factor_block)
+        A[:, start:stop, start:stop].triu_()  # the products wrote below the diagonal's blocks
         if halves:
             split(panel, one, R[:, :stop, start:stop], low[:, :stop, start:stop])
     return R, A.diagonal(dim1=1, dim2=2).contiguous(), fine
