@@ -216,15 +216,20 @@ class ShardWriter:
             self._unsynced_bytes += written
         if self._behind is not None and self._unsynced_bytes >= SYNC_BYTES:
             self._unsynced_bytes = 0
-            os.fdatasync(self._file.fileno())
+            self._behind.sync(lambda: os.fdatasync(self._file.fileno()))
 
 
 class _Behind:
-    """A thread that writes and one that hashes, each in order, with a bound on the bytes that wait."""
+    """A thread that writes and one that hashes, each in order, with a bound on the bytes that wait.
+
+    A third has the disk catch up with the first, which does not wait for it.
+    """
 
     def __init__(self) -> None:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-writer")
         self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-hasher")
+        self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-syncer")
+        self._synced: Future[None] | None = None
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._waiting_bytes = 0
 
@@ -236,14 +241,21 @@ class _Behind:
         """Have `update` called with `view` after those before it."""
         self._enqueue(self._hasher.submit(update, view), view.nbytes)
 
+    def sync(self, sync: Callable[[], None]) -> None:
+        """Have `sync` called unless one is under way."""
+        if self._synced is None or self._synced.done():
+            self._synced = self._syncer.submit(sync)
+
     def drain(self) -> None:
         """Wait for everything; raises what went wrong in the threads."""
         while self._waiting:
             self._take()
+        if self._synced is not None:
+            self._synced.result()
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""
-        for thread in (self._writer, self._hasher):
+        for thread in (self._writer, self._hasher, self._syncer):
             thread.shutdown(wait=True, cancel_futures=True)
 
     def _enqueue(self, future: "Future[None]", num_bytes: int) -> None:
