@@ -2,10 +2,14 @@
 
     W       [batch, in, out]   weights, transposed; a column of a matrix is contiguous
     H       [batch, in, in]    Hessians; `added` [batch, in], what damping adds to their diagonals
-    R       [batch, in, in]    upper factors of the damped H in permuted order (the lower triangle is not R's)
+    R       [batch, in, in]    upper factors of the damped H in permuted order; operands (`columns.py`)
     D       [batch, in, out]   what is lost, w - s c
+    G       [batch, in, out]   half the gradient of the loss, (H + added) D
     C       [batch, in, out]   codes, int8
     S       [batch, groups, out] scales
+
+Products that decide codes have operands in float16, 11 bits: their errors move a column's target by some
+thousandths of a step. Each matrix has its powers of two that keep operands in range: `c` of R, `h` of H, `g` of D.
 
 The long products take OUTER_COLUMNS columns at a time; what the blocks of columns within those do to each
 other is made up for in short ones.
@@ -14,19 +18,23 @@ other is made up for in short ones.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from moe4.gptq.descent import LARGEST_STEP
 from moe4.gptq.factor import damped_factor
-from moe4.gptq.gpu.kernels import MAX_COLUMNS, search_scales, solve_block
-from moe4.gptq.gpu.products import Operand, Precision, cholesky_
-from moe4.gptq.grid import round_to_grid, scale_factors, to_bf16_grid
+from moe4.gptq.gpu.columns import MAX_COLUMNS, descend_group, solve_block
+from moe4.gptq.gpu.factor import PANEL_COLUMNS, spans, upper_factor_
+from moe4.gptq.gpu.halves import permuted, power_of_two_below, split
+from moe4.gptq.gpu.products import add_product_, multiply
+from moe4.gptq.gpu.scales import search_scales
+from moe4.gptq.grid import round_to_grid, scale_factors
 from moe4.gptq.solver import QuantizedMatrix, audited_rows
 from moe4.recipe import Gptq
 
 OUTER_COLUMNS = 512
+Precision = Literal["float16", "float32"]
 
 Stage = Callable[[str], AbstractContextManager[None]]
 
@@ -42,41 +50,43 @@ class BatchSolver:
 
     settings: Gptq
     group_size: int
-    precision: Precision = "bf16x3"
-    """Of the long products in which codes are computed; factors and errors are in float32."""
+    precision: Precision = "float16"
+    """Of the operands of products in which codes are computed; factors and errors are exact to 22 bits."""
     stage: Stage = no_stage
     """Enters a context around each named stage; for benchmarks."""
 
     def quantize(self, W: Tensor, H: Tensor, part_rows: list[int]) -> list[list[QuantizedMatrix]]:
         """Quantize a batch; `part_rows` says how many rows of `out` each stacked matrix has.
 
-        Returns each batch member's matrices. Peak memory: twice H and four times W beside the two.
+        Returns each batch member's matrices. Peak memory: twice H and three times W beside the two.
         """
-        stage, settings = self.stage, self.settings
+        stage = self.stage
         with stage("factor"):
             factors = self._factorize(H)
         with stage("scales"):
             S, plain = self._search(W, factors)
-        with stage("errors"):
-            rows = audited_columns(part_rows, W.device)
-            audited = W.index_select(2, rows)
-            lost = _lost_to_nearest(audited, plain.index_select(2, rows), self.group_size)
-            whole, rtn = weighted_square(audited, H), weighted_square(lost, H)
-            del audited, lost
+        g = power_of_two_below(32.0 / S.abs().amax((1, 2)))  # losses are less than a hundred scales
         with stage("solve"):
-            C = self._solve(W, S, factors)
-        added, damping, factored = factors.added(H), factors.damping, factors.factored
-        del factors
-        D = torch.empty_like(W)
-        _lose(W, C, S, D)
-        with stage("descent"):
-            for _ in range(settings.descent_sweeps):
-                self._descend(W, C, S, D, H, added)
+            C, G = self._solve(W, S, factors, g)
+        factors.drop_R()
         with stage("errors"):
-            error = weighted_square(D.index_select(2, rows), H)
-        del D
+            high, low = torch.empty_like(H, dtype=self.dtype), None
+            if self.precision != "float32":
+                low = torch.empty_like(high)
+            split(H, factors.h, high, low, factors.added)
+        with stage("descent"):
+            self._descend(C, S, G, high, g)
+        del G
+        with stage("errors"):
+            squares = self._squares(W, C, S, plain, part_rows, (high, low), factors, g)
+            del high, low
         with stage("collect"):
-            return self._collect(W, C, S, plain, (whole, rtn, error), damping, factored, part_rows)
+            return self._collect(W, C, S, plain, squares, factors, part_rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of operands."""
+        return torch.float16 if self.precision == "float16" else torch.float32
 
     def _factorize(self, H: Tensor) -> "_Factors":
         """Permute, damp and factor all of H; what does not factor so, alone, as `factor.py` does."""
@@ -86,97 +96,154 @@ class BatchSolver:
         if settings.activation_order:
             order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
         else:
-            order = torch.arange(size, device=H.device).expand(batch, size)
+            order = torch.arange(size, device=H.device).repeat(batch, 1)
         mean = diagonal.mean(1, keepdim=True)
-        damped = torch.where(diagonal == 0, mean, diagonal) + settings.damping * mean
-        A = torch.empty_like(H)
-        for number, backwards in enumerate(order.flip(1)):
-            torch.index_select(H[number].index_select(0, backwards), 1, backwards, out=A[number])
-        A.diagonal(dim1=1, dim2=2).copy_(damped.gather(1, order.flip(1)))
-        fine = (cholesky_(A) & (mean[:, 0] > 0)).tolist()
-        R = A.flip(1, 2)
-        del A
-        damping = [settings.damping] * batch
-        factored = [True] * batch
+        kept = torch.where(diagonal == 0, mean, diagonal)
+        damped = kept + settings.damping * mean
+        trace = damped.sum(1)
+        trace = torch.where((trace > 0) & torch.isfinite(trace), trace, 1.0)
+        c = power_of_two_below((2.0**27 / trace).sqrt())  # entries of R are below 2^14
+        R, pivots = upper_factor_(permuted(H, order, damped.gather(1, order), c * c), self.dtype)
+        factors = _Factors(
+            order=order,
+            R=R,
+            pivots=pivots,
+            c=c,
+            h=power_of_two_below(2.0**14 / trace),
+            added=damped - diagonal,
+            damping=[settings.damping] * batch,
+            factored=[True] * batch,
+        )
+        fine = (torch.isfinite(pivots).all(1) & (mean[:, 0] > 0)).tolist()
         for number in range(batch):
-            if fine[number]:
-                continue
-            result = damped_factor(H[number], order[number], settings.damping)
-            if result is None:
-                factored[number], damping[number] = False, 0.0
-                R[number].zero_().fill_diagonal_(1.0)
-            else:
-                R[number], damping[number] = result
-        return _Factors(order=order, R=R, damping=damping, factored=factored)
+            if not fine[number]:
+                self._factor_alone(H, number, kept - diagonal, factors)
+        return factors
+
+    def _factor_alone(self, H: Tensor, number: int, empty: Tensor, factors: "_Factors") -> None:
+        """Factor one Hessian with more damping; `empty` [batch, in] goes to columns that no token touched.
+
+        What does not factor even so gets a 1 on its diagonal: what comes of that is not looked at, but must not
+        divide by zero.
+        """
+        R, result = factors.R, damped_factor(H[number], factors.order[number], self.settings.damping)
+        if result is None:
+            factors.factored[number], factors.damping[number] = False, 0.0
+            R[number].zero_().fill_diagonal_(1.0)
+            factors.added[number] = empty[number] + 1
+            factors.pivots[number] = 1
+            return
+        upper, factors.damping[number] = result
+        R[number] = upper.triu() * factors.c[number]
+        factors.pivots[number] = upper.diagonal() * factors.c[number]
+        factors.added[number] = empty[number] + factors.damping[number] * H[number].diagonal().mean()
 
     def _search(self, W: Tensor, factors: "_Factors") -> tuple[Tensor, Tensor]:
         settings = self.settings
         tried = scale_factors(
             signed=settings.signed_scales, candidates=settings.scale_candidates, shrink=settings.scale_shrink
         )
-        pivots = factors.R.diagonal(dim1=1, dim2=2).square()
-        importance = torch.empty_like(pivots).scatter_(1, factors.order, pivots)
+        importance = torch.empty_like(factors.pivots).scatter_(1, factors.order, factors.pivots.square())
         return search_scales(
-            W,
-            importance,
-            self.group_size,
-            torch.tensor(tried, dtype=torch.float32, device=W.device),
-            signed=settings.signed_scales,
+            W, importance, self.group_size, _on_device(tried, W.device), signed=settings.signed_scales
         )
 
-    def _solve(self, W: Tensor, S: Tensor, factors: "_Factors") -> Tensor:
-        """Return GPTQ's codes on fixed scales."""
+    def _solve(self, W: Tensor, S: Tensor, factors: "_Factors", g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return GPTQ's codes on fixed scales, and G, times h g; G is empty where no sweep follows."""
         R, order = factors.R, factors.order
-        batch, size, _ = W.shape
-        D, codes = torch.empty_like(W), torch.empty(W.shape, dtype=torch.int8, device=W.device)
-        for number in range(batch):
-            torch.index_select(W[number], 0, order[number], out=D[number])
-        lost = Operand(D, self.precision)
-        groups = torch.div(order, self.group_size, rounding_mode="floor").to(torch.int32)
-        for start, stop in _spans(0, size, OUTER_COLUMNS):
-            before = R[:, :start, start:stop].mT
-            missed = lost.after(before) if start else torch.zeros_like(D[:, :stop])
-            for first, last in _spans(start, stop, MAX_COLUMNS):
+        batch, size, num_rows = W.shape
+        codes = torch.empty(W.shape, dtype=torch.int8, device=W.device)
+        lost = torch.empty_like(W, dtype=self.dtype)
+        left = torch.empty_like(lost)  # R^T D
+        left_scale = g * factors.h / factors.c.square()
+        for start, stop in spans(0, size, OUTER_COLUMNS):
+            if start:
+                missed = multiply(R[:, :start, start:stop].mT, lost[:, :start])
+            else:
+                missed = torch.zeros(batch, stop, num_rows, device=W.device)
+            for first, last in spans(start, stop, MAX_COLUMNS):
                 here, block = slice(first, last), slice(first - start, last - start)
                 solve_block(
-                    D[:, here], missed[:, block], codes[:, here], S, groups[:, here], R[:, here, here]
+                    W,
+                    S,
+                    order[:, here],
+                    R[:, here, here],
+                    missed[:, block],
+                    codes,
+                    lost[:, here],
+                    left[:, here],
+                    g,
+                    left_scale,
                 )
                 if last < stop:
-                    missed[:, block.stop :].baddbmm_(R[:, here, last:stop].mT, D[:, here])
-            lost.changed(slice(start, stop))
-        for number in range(batch):
-            D_codes = torch.empty_like(codes[number])
-            D_codes[order[number]] = codes[number]
-            codes[number] = D_codes
-        return codes
+                    add_product_(missed[:, block.stop :], R[:, here, last:stop].mT, lost[:, here])
+        del lost
+        if not self.settings.descent_sweeps:
+            return codes, W.new_empty(0)
+        G = torch.empty_like(W)
+        places = order + size * torch.arange(batch, device=W.device).unsqueeze(1)
+        for start, stop in spans(0, size, PANEL_COLUMNS):
+            rows = multiply(R[:, start:stop, start:], left[:, start:])
+            G.view(-1, num_rows).index_copy_(0, places[:, start:stop].flatten(), rows.flatten(0, 1))
+        return codes, G
 
-    def _descend(self, W: Tensor, C: Tensor, S: Tensor, D: Tensor, H: Tensor, added: Tensor) -> None:
-        """Make one pass over the groups; updates C, S and D."""
-        batch, size, _ = W.shape
-        one_group = torch.zeros(batch, self.group_size, dtype=torch.int32, device=W.device)
+    def _descend(self, C: Tensor, S: Tensor, G: Tensor, H: Tensor, g: Tensor) -> None:
+        """Pass over the groups `descent_sweeps` times; updates C and S. H, an operand, is damped.
+
+        G of a block of columns hears of changes when its turn comes: in the first sweep of those before it, in later
+        ones of this sweep's before it and the last one's after it. Within the block it hears of a group's change at
+        once, but for the groups before that one and itself, which hear of it at the end.
+        """
+        batch, size, num_rows = C.shape
+        change = torch.empty(C.shape, dtype=H.dtype, device=C.device)
+        was = torch.empty(batch, num_rows, device=C.device)
+        missed = torch.empty(batch, self.group_size, num_rows, device=C.device)
         outer = max(OUTER_COLUMNS, self.group_size)
-        lost = Operand(D, self.precision)
-        for start, stop in _spans(0, size, outer):
-            G = lost.after(H[:, start:stop]).addcmul_(added[:, start:stop, None], D[:, start:stop])
-            for first, last in _spans(start, stop, self.group_size):
-                here, block, group = (
-                    slice(first, last),
-                    slice(first - start, last - start),
-                    first // self.group_size,
-                )
-                square = H[:, here, here].clone(memory_format=torch.contiguous_format)  # even of all of H
-                square.diagonal(dim1=1, dim2=2).add_(added[:, here])
-                before = D[:, here].clone()
-                missed = torch.baddbmm(G[:, block], square, before, alpha=-1)  # what the other groups put in
-                _refit(W[:, here], C[:, here], S[:, group], D[:, here], G[:, block], square)
-                # Columns after j still have their old loss when j's turn comes; solve_block takes account of
-                # those before it.
-                missed.baddbmm_(square.triu(1), D[:, here])
-                D[:, here] = W[:, here]
-                solve_block(D[:, here], missed, C[:, here], S[:, group : group + 1], one_group, square)
-                if last < stop:
-                    G[:, block.stop :].baddbmm_(H[:, last:stop, here], D[:, here] - before)
-            lost.changed(slice(start, stop))
+        groups = torch.arange(outer, device=C.device) // self.group_size
+        at_the_end = (groups.unsqueeze(1) <= groups).to(H.dtype)
+        sweeps = self.settings.descent_sweeps
+        for sweep in range(sweeps):
+            for start, stop in spans(0, size, outer):
+                own = slice(start, stop)
+                if sweep:
+                    change[:, own].zero_()
+                if sweep or start:
+                    heard = slice(size if sweep else start)
+                    add_product_(G[:, own], H[:, own, heard], change[:, heard])
+                for first, last in spans(start, stop, self.group_size):
+                    here = slice(first, last)
+                    s = S[:, first // self.group_size]
+                    descend_group(
+                        H[:, here, here], G[:, here], C[:, here], s, change[:, here], g, was, missed
+                    )
+                    if last < stop:
+                        add_product_(G[:, last:stop], H[:, last:stop, here], change[:, here])
+                if sweep + 1 < sweeps:
+                    square = H[:, own, own] * at_the_end[: stop - start, : stop - start]
+                    add_product_(G[:, own], square, change[:, own])
+
+    def _squares(
+        self,
+        W: Tensor,
+        C: Tensor,
+        S: Tensor,
+        plain: Tensor,
+        part_rows: list[int],
+        H: tuple[Tensor, Tensor | None],
+        factors: "_Factors",
+        g: Tensor,
+    ) -> Tensor:
+        """Return w^T H w of each audited weight, of what rounding to nearest loses and of D: float64 [3, batch, out].
+
+        Times h g^2. `H` are the operands of the damped H.
+        """
+        rows = audited_columns(part_rows, W.device)
+        audited, scales, nearest = (t.index_select(2, rows) for t in (W, S, plain))
+        codes = C.index_select(2, rows)
+        served = (codes.unflatten(1, (-1, self.group_size)) * scales.unsqueeze(2)).flatten(1, 2)
+        lost_to_nearest = _lost_to_nearest(audited, nearest, self.group_size)
+        X = torch.cat([audited, lost_to_nearest, audited - served], 2).mul_(g[:, None, None])
+        return torch.stack(weighted_square(X, H, factors.added * factors.h.unsqueeze(1)).split(len(rows), 1))
 
     def _collect(
         self,
@@ -184,14 +251,14 @@ class BatchSolver:
         C: Tensor,
         S: Tensor,
         plain: Tensor,
-        squares: tuple[Tensor, Tensor, Tensor],
-        damping: list[float],
-        factored: list[bool],
+        squares: Tensor,
+        factors: "_Factors",
         part_rows: list[int],
     ) -> list[list[QuantizedMatrix]]:
         audited = [len(audited_rows(num_rows, W.device)) for num_rows in part_rows]
         sums = [[part.sum(1) for part in torch.split(square, audited, dim=1)] for square in squares]
         figures = torch.stack([torch.stack(parts) for parts in sums]).tolist()  # [3][parts][batch]
+        damping = factors.damping
         results = []
         for number in range(W.shape[0]):
             matrices, stop = [], 0
@@ -208,7 +275,7 @@ class BatchSolver:
                     rtn_error=rtn_error,
                     raised_damping=damping[number] if damping[number] > self.settings.damping else None,
                 )
-                if not factored[number]:
+                if not factors.factored[number]:
                     reason = "the Hessian is zero or could not be factored"
                 elif error < rtn_error:
                     matrices.append(result)
@@ -231,36 +298,24 @@ class BatchSolver:
         return results
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Factors:
     order: Tensor
+    """int64 [batch, in]: which column comes when."""
     R: Tensor
+    """An operand, times `c`."""
+    pivots: Tensor
+    """The diagonal of R times `c`, float32 [batch, in]."""
+    c: Tensor
+    h: Tensor
+    added: Tensor
+    """What damping adds to the diagonals; the mean more where no token touched a column."""
     damping: list[float]
     factored: list[bool]
 
-    def added(self, H: Tensor) -> Tensor:
-        """Return what damping adds to the diagonals; the mean more where no token touched a column.
-
-        One more where H did not factor: what comes of that is not looked at, but must not divide by zero.
-        """
-        diagonal = H.diagonal(dim1=1, dim2=2)
-        mean = diagonal.mean(1, keepdim=True)
-        share = torch.tensor(self.damping, dtype=H.dtype, device=H.device).unsqueeze(1)
-        unusable = torch.tensor([not ok for ok in self.factored], device=H.device).to(H.dtype).unsqueeze(1)
-        return torch.where(diagonal == 0, mean, torch.zeros_like(mean)) + share * mean + unusable
-
-
-def _refit(W: Tensor, C: Tensor, s: Tensor, D: Tensor, G: Tensor, square: Tensor) -> None:
-    """Move one group's scales s [batch, out] to the least loss, where bf16 holds a better one."""
-    c = C.to(D.dtype)
-    slope = (c * G).sum(1)
-    curvature = torch.bmm(square, c).mul_(c).sum(1)
-    new = to_bf16_grid(s + slope / curvature.clamp_min(torch.finfo(D.dtype).tiny))
-    step = new - s
-    near = (new / s > 1 / LARGEST_STEP) & (new / s < LARGEST_STEP)
-    better = near & (step * (step * curvature - 2 * slope) < 0)
-    s.copy_(torch.where(better, new, s))
-    torch.sub(W, c.mul_(s.unsqueeze(1)), out=D)
+    def drop_R(self) -> None:
+        """Free R's memory."""
+        self.R = self.pivots
 
 
 def audited_columns(part_rows: list[int], device: torch.device) -> Tensor:
@@ -272,17 +327,28 @@ def audited_columns(part_rows: list[int], device: torch.device) -> Tensor:
     return torch.cat(found)
 
 
-def weighted_square(D: Tensor, H: Tensor) -> Tensor:
-    """Return each row's part of tr(D^T H D), float64 [batch, out]."""
-    return torch.bmm(H, D).mul_(D).sum(1, dtype=torch.float64)
+def weighted_square(D: Tensor, H: tuple[Tensor, Tensor | None], added: Tensor) -> Tensor:
+    """Return each row's part of tr(D^T (H - added) D), float64 [batch, out], of D in float32 and operands of H.
+
+    `added` [batch, in] is subtracted from H's diagonal. Values of D are at most 2^14. Exact to some 22 bits.
+    """
+    high, low = H
+    if low is None:
+        product = torch.bmm(high, D)
+    else:
+        D_high, D_low = (torch.empty_like(D, dtype=high.dtype) for _ in range(2))
+        split(D, torch.ones_like(added[:, 0]), D_high, D_low)
+        product = multiply(low, D_high)
+        add_product_(product, high, D_low)
+        add_product_(product, high, D_high)
+    product.addcmul_(added.unsqueeze(2), D, value=-1)
+    return product.mul_(D).sum(1, dtype=torch.float64)
 
 
-def _lose(W: Tensor, C: Tensor, S: Tensor, D: Tensor) -> None:
-    """Put W - S C into D."""
-    group_size = W.shape[1] // S.shape[1]
-    for group in range(S.shape[1]):
-        here = slice(group * group_size, (group + 1) * group_size)
-        torch.sub(W[:, here], C[:, here] * S[:, group : group + 1], out=D[:, here])
+def _on_device(values: list[float], device: torch.device) -> Tensor:
+    """Return values, float32, on a device, without waiting for it."""
+    tensor = torch.tensor(values, dtype=torch.float32)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _lost_to_nearest(W: Tensor, scales: Tensor, group_size: int) -> Tensor:
@@ -290,7 +356,3 @@ def _lost_to_nearest(W: Tensor, scales: Tensor, group_size: int) -> Tensor:
     grouped = W.view(W.shape[0], -1, group_size, W.shape[2])
     scale = scales.unsqueeze(2)
     return (grouped / scale).round_().clamp_(-8, 7).mul_(scale).sub_(grouped).neg_().flatten(1, 2)
-
-
-def _spans(start: int, stop: int, step: int) -> list[tuple[int, int]]:
-    return [(first, min(first + step, stop)) for first in range(start, stop, step)]
