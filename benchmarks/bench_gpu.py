@@ -6,8 +6,8 @@
 Weights (block-FP8) and tokens (a spectrum that falls as 1/i, some large channels, clusters; a skewed router)
 are made on the GPU and then lie in the host's memory, from where a read copies them as one from the page
 cache does; what is written is hashed and dropped. `GpuExpertStream` does the rest. Beside it: rates of matrix
-products and copies measured here, the solve in plain torch and with two launches a column in a CUDA graph,
-one expert on the CPU, Hessians against float64. Every part is written to --out as it ends.
+products and copies measured here, one expert on the CPU, Hessians against float64. Every part
+is written to --out as it ends.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.compare import compare_cpu, compare_hessians, compare_precisions, compare_solves
+from gpu.compare import compare_cpu, compare_hessians, compare_precisions
 from gpu.layer import Layer, make_layer, run_layer
 from gpu.rates import measure_rates
 
@@ -77,9 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--small", type=int, default=16, help="experts of the run without resident activations"
     )
-    parser.add_argument(
-        "--skip", nargs="*", default=[], choices=["layer", "small", "solves", "cpu", "precisions"]
-    )
+    parser.add_argument("--skip", nargs="*", default=[], choices=["layer", "small", "cpu", "precisions"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -99,9 +97,6 @@ def main() -> None:
             found.update(compare_hessians(layer))
         with step("precisions") as found:
             found.update(compare_precisions(layer))
-    if "solves" not in args.skip:
-        with step("solves") as found:
-            found.update(compare_solves(layer))
     if "layer" not in args.skip:
         with step("warm") as found:
             found.update(run_layer(layer, 8, resident=True))

@@ -8,7 +8,6 @@ runs them there.
 """
 
 import os
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from moe4.gptq.columns import _solve_block_in_torch
 from moe4.gptq.descent import _refit
 from moe4.gptq.factor import damped_factor
 from moe4.gptq.gpu.columns import descend_group, solve_block
-from moe4.gptq.gpu.factor import factor_block_, factor_block_in_torch_, upper_factor_
+from moe4.gptq.gpu.factor import FactorBlock, factor_block_, factor_block_in_torch_, upper_factor_
 from moe4.gptq.gpu.halves import permuted, power_of_two_below, split
 from moe4.gptq.gpu.products import add_product_, gram, multiply
 from moe4.gptq.gpu.scales import search_scales
@@ -108,7 +107,7 @@ def test_a_block_is_solved_as_in_float64(columns: int, rows: int, dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("group", "rows"), [(128, 33), (64, 70), (32, 5)])
 def test_a_group_descends_as_in_float64(group: int, rows: int, dtype: torch.dtype) -> None:
-    """The scale goes to the bottom of its parabola, then each code to its nearest, as `gptq/descent.py` does."""
+    """Scales go to the bottom of their parabolas, then codes to their nearest, as in `gptq/descent.py`."""
     generator = torch.Generator().manual_seed(group)
     size = group + 32
     W, C, s = descended = (
@@ -243,7 +242,7 @@ def test_gram_is_close_to_float64(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("factor_block", [factor_block_, factor_block_in_torch_])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_batch_is_factored_and_what_has_no_factor_is_named(
-    dtype: torch.dtype, factor_block: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, factor_block: FactorBlock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moe4.gptq.gpu.factor.PANEL_COLUMNS", 128)
     monkeypatch.setattr("moe4.gptq.gpu.factor.SUM_COLUMNS", 96)
@@ -257,8 +256,8 @@ def test_a_batch_is_factored_and_what_has_no_factor_is_named(
     )
     diagonal = A.diagonal(dim1=1, dim2=2).gather(1, order)
     upper = permuted(A.to(DEVICE), order.to(DEVICE), diagonal.to(DEVICE), scale.to(DEVICE))
-    R, pivots = upper_factor_(upper, dtype, factor_block)
-    assert torch.isfinite(pivots).all(1).tolist() == [True, False, True]
+    R, pivots, fine = upper_factor_(upper, dtype, factor_block)
+    assert fine.tolist() == [1, 0, 1]
     for number in (0, 2):
         exact = A[number].double()[order[number]][:, order[number]] * float(scale[number])
         found = R[number].cpu().double().triu()
@@ -288,7 +287,8 @@ def test_a_badly_conditioned_hessian_is_factored_as_in_float64(monkeypatch: pyte
         damped[order].float()[None].to(DEVICE),
         scale.square(),
     )
-    R, pivots = upper_factor_(upper, torch.float16)
+    R, pivots, fine = upper_factor_(upper, torch.float16)
+    assert fine.tolist() == [1]
     expected = torch.linalg.cholesky(exact.flip(0, 1)).flip(0, 1) * float(scale)
     assert (pivots.cpu()[0] / expected.diagonal() - 1).abs().max() < 1e-4
     assert relative(R[0].triu(), expected) < 2**-11

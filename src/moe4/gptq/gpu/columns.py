@@ -8,14 +8,15 @@ S        [batch, groups, out]    scales
 R        [batch, in, in]         upper factor of the damped H in permuted order; an operand
 H        [batch, in, in]         damped Hessian; an operand
 missed   [batch, columns, out]   what other columns make a block's answer for, float32
-lost, change [batch, in, out]    d = w - s c of a column, and by how much a sweep of descent changed it; operands
+lost     [batch, in, out]        d = w - s c of a column; an operand
+change   [batch, in, out]        by how much a sweep of descent changed d; an operand
 
-An *operand* is what matrix products take: float16, times a power of two for each matrix that keeps it in range, or
-float32. `g` [batch] is that of `lost` and `change`; `missed` has the scale of R or H times `g`.
+An *operand* is what matrix products take: float16, times a power of two for each matrix that keeps it in
+range, or float32. `g` [batch] is that of `lost` and `change`; `missed` has the scale of R or H times `g`.
 
-A program takes ROWS rows of `out` through all columns of a block. Sixteen columns at a time lie in its registers; what
-the columns before those give comes in one product. The same rules as `gptq/columns.py` and `gptq/descent.py`; sums in
-another order.
+A program takes ROWS rows of `out` through all columns of a block. Sixteen columns at a time lie in its
+registers; what the columns before those give comes in one product. The same rules as `gptq/columns.py` and
+`gptq/descent.py`; sums in another order.
 
 `TRITON_INTERPRET=1` in the environment before the first import of Triton runs this on a CPU.
 """
@@ -36,7 +37,7 @@ LARGEST_STEP = tl.constexpr(2.0)  # as in `gptq/descent.py`
 
 @triton.jit
 def _pick(x, j: tl.constexpr, NEAR: tl.constexpr):
-    """Return row j of x [NEAR, rows], by a maximum of its bits: the compiler sees that no others are needed."""
+    """Return row j of x [NEAR, rows], by a maximum of its bits: the compiler sees that no other is read."""
     bits = tl.where((tl.arange(0, NEAR) == j)[:, None], x.to(tl.int32, bitcast=True), -2147483648)
     return tl.max(bits, 0).to(tl.float32, bitcast=True)
 
@@ -171,10 +172,10 @@ def solve_block(
 ) -> None:
     """Round the columns `order` [batch, columns] of every W one after another.
 
-    R [batch, columns, columns] is the block on the factor's diagonal, `missed` [batch, columns, out] what the columns
-    before the block made these miss. Writes `codes` [batch, in, out] at the columns' own places, and the block's `lost`
-    and `left` [batch, columns, out], operands: d times `g`, and R^T D times `left_scale` over the scale of R.
-    `columns` is a multiple of 16 and at most MAX_COLUMNS.
+    R [batch, columns, columns] is the block on the factor's diagonal, `missed` [batch, columns, out] what the
+    columns before the block made these miss; it is overwritten. Writes `codes` [batch, in, out] at the
+    columns' own places, and the block's `lost` and `left` [batch, columns, out], operands: d times `g`, and
+    R^T D, R as given, times `left_scale`. `columns` is a multiple of 16 and at most MAX_COLUMNS.
     """
     batch, num_columns = order.shape
     num_rows = W.shape[2]
@@ -314,9 +315,10 @@ def descend_group(
 ) -> None:
     """Move one group's scales, then its codes, to the least loss with all else fixed.
 
-    H [batch, group, group], the block on the diagonal, and G [batch, group, out], the gradient H D of the group, in the
-    scale of H times `g`. Writes codes [batch, group, out], s [batch, out], and change [batch, group, out]: by how much
-    d changed. `was` [batch, out] and `missed` [batch, group, out], float32, are room to work in.
+    H [batch, group, group], the block on the diagonal, and G [batch, group, out], the gradient H D of
+    the group, in the scale of H times `g`. Writes codes [batch, group, out], s [batch, out], and change
+    [batch, group, out]: by how much d changed, times `g`. `was` [batch, out] and `missed`
+    [batch, group, out], float32, are room to work in.
     """
     batch, group_size, num_rows = G.shape
     assert group_size in (16, 32, 64, 128)

@@ -1,9 +1,9 @@
-"""Passes over whole matrices, each in one launch: the permuted Hessian, and numbers as sums of two in float16.
+"""Passes over whole matrices in one launch: the permuted Hessian, and numbers as sums of two in float16.
 
-A float32 number times a power of two that keeps it in range is, to 22 bits, the sum of two in float16, high + low.
-Products of float16 are exact in float32, so three products on the matrix units, high high + high low + low high, give
-one of float32 numbers to about 2^-22 of the operands' size, several times as fast as float32 arithmetic does; one
-product of the high parts gives it to 2^-11, as TF32 does.
+A float32 number times a power of two that keeps it in range is, to 22 bits, the sum of two in float16,
+high + low. Products of float16 are exact in float32, so three products on the matrix units, high high +
+high low + low high, give one of float32 numbers to about 2^-22 of the operands' size, several times as fast
+as float32 arithmetic does; one product of the high parts gives it to 2^-11, as TF32 does.
 """
 
 import torch
@@ -62,8 +62,8 @@ def split(
 ) -> None:
     """Put x `scale`, x float32 [batch, rows, columns] and scale [batch], into the operands high and low.
 
-    `added` [batch, rows] goes to the diagonal first. Strides between rows and matrices are free, those of high and low
-    alike.
+    `added` [batch, rows] goes to the diagonal first. Strides between rows and matrices are free, those of
+    high and low alike.
     """
     batch, num_rows, num_columns = x.shape
     assert high.shape == x.shape
@@ -109,7 +109,7 @@ def _permute_kernel(H, order, diagonal, scale, A, size, COLUMNS: tl.constexpr):
 
 
 def permuted(H: Tensor, order: Tensor, diagonal: Tensor, scale: Tensor) -> Tensor:
-    """Return the upper triangles of H [batch, n, n] in `order` [batch, n], times `scale` [batch]; zeros below.
+    """Return the upper triangles of H [batch, n, n] in `order` [batch, n] times `scale` [batch]; zeros below.
 
     `diagonal` [batch, n], in the new order, stands in for H's.
     """

@@ -7,7 +7,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def multiply(A: Tensor, B: Tensor) -> Tensor:
-    """Return A @ B, float32, of batches [n, p, k] and [n, k, q] of one dtype; what is half is multiplied exactly."""
+    """Return A @ B, float32, of batches [n, p, k] and [n, k, q] of one dtype; halves multiply exactly."""
     if A.dtype not in HALF:
         return torch.bmm(A, B)
     if A.is_cuda:
@@ -20,7 +20,7 @@ def add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: float = 1.0, beta: f
     if A.dtype not in HALF:
         return C.baddbmm_(A, B, alpha=alpha, beta=beta)
     if C.is_cuda:
-        return torch.baddbmm(C, A, B, out_dtype=torch.float32, alpha=alpha, beta=beta, out=C)  # type: ignore[call-overload, no-any-return]
+        return torch.baddbmm(C, A, B, out_dtype=torch.float32, alpha=alpha, beta=beta, out=C)
     return C.baddbmm_(A.float(), B.float(), alpha=alpha, beta=beta)
 
 
@@ -34,8 +34,8 @@ def add_gram_(
 ) -> Tensor:
     """Make `total`, float32 [in, in], beta total + alpha sum_i w_i x_i x_i^T, and return it.
 
-    x [tokens, in] is bf16, and then one product gives it but for the sum's rounding; or float32, which is cut in two of
-    bf16 for three products.
+    x [tokens, in] is bf16, and then one product gives it but for the sum's rounding; or float32, which is cut
+    in two of bf16 for three products.
     """
     if weights is not None:
         x = x.float() * weights.sqrt().unsqueeze(1)

@@ -12,7 +12,7 @@ ROWS, WARPS = 32, 4
 
 @triton.jit
 def _group_error(w, weight, scale):
-    # By the reciprocal: only what lies within its rounding of halfway between two codes may differ, at no loss.
+    # By the reciprocal: only what is halfway between two codes but for rounding may differ, at no loss.
     difference = to_code(w * (1.0 / scale)[None, :]) * scale[None, :] - w
     return tl.sum(difference * difference * weight[:, None], 0)
 

@@ -9,7 +9,7 @@
     S       [batch, groups, out] scales
 
 Products that decide codes have operands in float16, 11 bits: their errors move a column's target by some
-thousandths of a step. Each matrix has its powers of two that keep operands in range: `c` of R, `h` of H, `g` of D.
+thousandths of a step. Powers of two keep each matrix' operands in range: `c` those of R, `h` of H, `g` of D.
 
 The long products take OUTER_COLUMNS columns at a time; what the blocks of columns within those do to each
 other is made up for in short ones.
@@ -68,7 +68,7 @@ class BatchSolver:
         g = power_of_two_below(32.0 / S.abs().amax((1, 2)))  # losses are less than a hundred scales
         with stage("solve"):
             C, G = self._solve(W, S, factors, g)
-        factors.drop_R()
+        factors.drop_factor()
         with stage("errors"):
             high, low = torch.empty_like(H, dtype=self.dtype), None
             if self.precision != "float32":
@@ -103,7 +103,7 @@ class BatchSolver:
         trace = damped.sum(1)
         trace = torch.where((trace > 0) & torch.isfinite(trace), trace, 1.0)
         c = power_of_two_below((2.0**27 / trace).sqrt())  # entries of R are below 2^14
-        R, pivots = upper_factor_(permuted(H, order, damped.gather(1, order), c * c), self.dtype)
+        R, pivots, good = upper_factor_(permuted(H, order, damped.gather(1, order), c * c), self.dtype)
         factors = _Factors(
             order=order,
             R=R,
@@ -114,7 +114,7 @@ class BatchSolver:
             damping=[settings.damping] * batch,
             factored=[True] * batch,
         )
-        fine = (torch.isfinite(pivots).all(1) & (mean[:, 0] > 0)).tolist()
+        fine = ((good > 0) & torch.isfinite(pivots).all(1) & (mean[:, 0] > 0)).tolist()
         for number in range(batch):
             if not fine[number]:
                 self._factor_alone(H, number, kept - diagonal, factors)
@@ -123,8 +123,8 @@ class BatchSolver:
     def _factor_alone(self, H: Tensor, number: int, empty: Tensor, factors: "_Factors") -> None:
         """Factor one Hessian with more damping; `empty` [batch, in] goes to columns that no token touched.
 
-        What does not factor even so gets a 1 on its diagonal: what comes of that is not looked at, but must not
-        divide by zero.
+        What does not factor even so gets a 1 on its diagonal: what comes of that is not looked at, but must
+        not divide by zero.
         """
         R, result = factors.R, damped_factor(H[number], factors.order[number], self.settings.damping)
         if result is None:
@@ -190,9 +190,9 @@ class BatchSolver:
     def _descend(self, C: Tensor, S: Tensor, G: Tensor, H: Tensor, g: Tensor) -> None:
         """Pass over the groups `descent_sweeps` times; updates C and S. H, an operand, is damped.
 
-        G of a block of columns hears of changes when its turn comes: in the first sweep of those before it, in later
-        ones of this sweep's before it and the last one's after it. Within the block it hears of a group's change at
-        once, but for the groups before that one and itself, which hear of it at the end.
+        G of a block of columns hears of changes when its turn comes: in the first sweep of those before it,
+        in later ones of this sweep's before it and the last one's after it. Within the block it hears of a
+        group's change at once, but for the groups before that one and itself, which hear of it at the end.
         """
         batch, size, num_rows = C.shape
         change = torch.empty(C.shape, dtype=H.dtype, device=C.device)
@@ -233,17 +233,19 @@ class BatchSolver:
         factors: "_Factors",
         g: Tensor,
     ) -> Tensor:
-        """Return w^T H w of each audited weight, of what rounding to nearest loses and of D: float64 [3, batch, out].
+        """Return w^T H w of audited rows, of what rounding them to nearest loses, and of D.
 
-        Times h g^2. `H` are the operands of the damped H.
+        Float64 [3, batch, rows], times h g^2. `H` are the operands of the damped H.
         """
         rows = audited_columns(part_rows, W.device)
         audited, scales, nearest = (t.index_select(2, rows) for t in (W, S, plain))
         codes = C.index_select(2, rows)
-        served = (codes.unflatten(1, (-1, self.group_size)) * scales.unsqueeze(2)).flatten(1, 2)
+        served = (codes.view(len(W), -1, self.group_size, len(rows)) * scales.unsqueeze(2)).flatten(1, 2)
         lost_to_nearest = _lost_to_nearest(audited, nearest, self.group_size)
         X = torch.cat([audited, lost_to_nearest, audited - served], 2).mul_(g[:, None, None])
-        return torch.stack(weighted_square(X, H, factors.added * factors.h.unsqueeze(1)).split(len(rows), 1))
+        return torch.stack(
+            torch.split(weighted_square(X, H, factors.added * factors.h.unsqueeze(1)), len(rows), 1)
+        )
 
     def _collect(
         self,
@@ -313,7 +315,7 @@ class _Factors:
     damping: list[float]
     factored: list[bool]
 
-    def drop_R(self) -> None:
+    def drop_factor(self) -> None:
         """Free R's memory."""
         self.R = self.pivots
 
@@ -328,9 +330,9 @@ def audited_columns(part_rows: list[int], device: torch.device) -> Tensor:
 
 
 def weighted_square(D: Tensor, H: tuple[Tensor, Tensor | None], added: Tensor) -> Tensor:
-    """Return each row's part of tr(D^T (H - added) D), float64 [batch, out], of D in float32 and operands of H.
+    """Return each row's part of tr(D^T (H - added) D), float64 [batch, out]; D in float32, operands of H.
 
-    `added` [batch, in] is subtracted from H's diagonal. Values of D are at most 2^14. Exact to some 22 bits.
+    `added` [batch, in] is subtracted from H's diagonal. Values of D are at most 2^14. To some 22 bits.
     """
     high, low = H
     if low is None:
