@@ -113,6 +113,15 @@ def stage_times(problem: Problem, precision: Precision = "float16", repeats: int
     }
 
 
+def compile_seconds() -> float:
+    """Return the seconds that compiling all kernels takes, unless they lie in Triton's cache."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    BatchSolver(settings=Gptq(), group_size=GROUP).warm_up(torch.device("cuda"))
+    torch.cuda.synchronize()
+    return round(time.perf_counter() - started, 2)
+
+
 def check(problem: Problem) -> dict[str, Any]:
     """Errors of all rows, by exact products, of two precisions and of plain torch in float32."""
     expected = reference_errors(problem, GROUP)
@@ -378,6 +387,7 @@ def main() -> None:
     for seed, (name, (size, part_rows)) in enumerate(SHAPES.items()):
         problems[name] = make_problem(size, part_rows, seed)
     with torch.inference_mode():
+        report.add("compile", compile_seconds)
         for name, problem in problems.items():
             report.add(f"stages, {name}", lambda p=problem: stage_times(p))
             report.add(f"profile, {name}", lambda p=problem: profile(p))

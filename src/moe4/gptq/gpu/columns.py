@@ -29,7 +29,7 @@ from torch import Tensor
 from moe4.gptq.gpu.rounding import to_bf16_grid, to_code, to_operand
 
 MAX_COLUMNS = 128
-NEAR = tl.constexpr(16)  # columns in registers
+NEAR = 16  # columns in registers
 ROWS, WARPS = 32, 1
 REFIT_ROWS, REFIT_WARPS = 32, 4
 LARGEST_STEP = tl.constexpr(2.0)  # as in `gptq/descent.py`
@@ -183,7 +183,7 @@ def solve_block(
     assert codes.shape == W.shape and codes.dtype == torch.int8 and order.dtype == torch.int64
     assert missed.shape == lost.shape == left.shape == (batch, num_columns, num_rows)
     assert missed.dtype == torch.float32 and lost.dtype == left.dtype == R.dtype
-    assert 0 < num_columns <= MAX_COLUMNS and num_columns % 16 == 0
+    assert 0 < num_columns <= MAX_COLUMNS and num_columns % NEAR == 0
     assert R.shape == (batch, num_columns, num_columns)
     assert all(t.stride()[1:] == (num_rows, 1) for t in (missed, lost, left))
     assert lost.stride(0) == left.stride(0) and R.stride(2) == order.stride(1) == 1

@@ -17,7 +17,7 @@ def _group_error(w, weight, scale):
     return tl.sum(difference * difference * weight[:, None], 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_groups"])
 def _search_kernel(
     W,
     weight,

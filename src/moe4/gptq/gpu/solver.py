@@ -83,6 +83,15 @@ class BatchSolver:
         with stage("collect"):
             return self._collect(W, C, S, plain, squares, factors, part_rows)
 
+    def warm_up(self, device: torch.device) -> None:
+        """Compile the kernels, by a small batch of no meaning, so that the first one need not wait for them.
+
+        Takes some seconds of the processor's time, of which a thread of its own can make use.
+        """
+        with torch.inference_mode():
+            W = torch.linspace(-1, 1, 2 * MAX_COLUMNS * 64, device=device).view(1, 2 * MAX_COLUMNS, 64)
+            self.quantize(W, torch.eye(2 * MAX_COLUMNS, device=device).unsqueeze(0), [64])
+
     @property
     def dtype(self) -> torch.dtype:
         """Of operands."""
