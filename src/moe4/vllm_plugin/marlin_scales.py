@@ -2,9 +2,9 @@
 
 Marlin wants the scales of a matrix that has several groups along its input, K, in one order, and those of a
 matrix with a single group in another. `marlin_moe_permute_scales` chooses by `size_k <= group_size`.
-`_process_weights_marlin` of vLLM 0.26 to 0.33 (`fused_moe/oracle/int_wna16.py`) passes the experts' inner width
-on the rank as the `size_k` of gate and up, where K is the hidden size. Where that width is one group or less,
-their many groups get the order of a single one. docs/vllm-marlin-scales.md has the whole story.
+In vLLM 0.26 to 0.33, `_process_weights_marlin` (`fused_moe/oracle/int_wna16.py`) passes the experts' inner
+width on the rank as the `size_k` of gate and up, where K is the hidden size. Where that width is one group or
+less, their many groups get the order of a single one. docs/vllm-marlin-scales.md has the whole story.
 """
 
 import functools
