@@ -17,7 +17,7 @@ def choose_group_size(inputs: Collection[int], expert_width: int) -> int:
     """Return the largest group size that divides all `inputs` and leaves `expert_width` two groups or more.
 
     inputs: columns of every weight that is quantized. Where no size leaves two groups, the largest that
-    divides is returned; where none divides, the largest of all, which is refused later with the weight's name.
+    divides is returned; where none divides, the largest of all, which is refused later with a weight's name.
     """
     largest_first = sorted(GROUP_SIZES, reverse=True)
     dividing = [size for size in largest_first if all(columns % size == 0 for columns in inputs)]
