@@ -3,11 +3,12 @@
     python benchmarks/bench_fidelity.py                               JSON on stdout
     python benchmarks/bench_fidelity.py --skip-peers --markdown FILE  installs nothing; and tables in FILE
 
-moe4 is the command `moe4 quantize` with its defaults but for the group size; the algorithms in fidelity/algorithms.py run in this
-process; peers run from their packages in environments made under --work (each takes minutes, and a gigabyte
-of disk). All give W4A16, symmetric, groups of 128, routed experts only. Then the whole network runs in
-transformers in float32, teacher-forced on held-out text, with each method's weights in place of the experts'.
-The last part quantizes generated layers (fidelity/synthetic.py).
+moe4 is the command `moe4 quantize` with its defaults but for the group size; the algorithms in
+fidelity/algorithms.py run in this process; peers run from their packages in environments made under
+--work (each takes minutes, and a gigabyte of disk). All give W4A16, symmetric, groups of 128, routed
+experts only. Then the whole network runs in transformers in float32, teacher-forced on held-out text,
+with each method's weights in place of the experts'. The last part quantizes generated layers
+(fidelity/synthetic.py).
 """
 
 import argparse

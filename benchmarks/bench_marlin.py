@@ -3,9 +3,10 @@
     python benchmarks/bench_marlin.py RELEASE [--layer 1] [--order alone|vllm|plugin] [--library FILE]
 
 Needs a GPU, and the library of operators that vLLM's package for CUDA brings
-(`_moe_C_stable_libtorch.abi3.so`): that of the installed vLLM if none is named. `--order` says who puts words and
-scales into the kernel's order: `alone`, this benchmark, without vLLM, which shows the kernel; `vllm`, vLLM's own
-processing, which shows what a server computes; `plugin`, the same with moe4's correction. Without it all run.
+(`_moe_C_stable_libtorch.abi3.so`): that of the installed vLLM if none is named. `--order` says who puts
+words and scales into the kernel's order: `alone`, this benchmark, without vLLM, which shows the kernel;
+`vllm`, vLLM's own processing, which shows what a server computes; `plugin`, the same with moe4's
+correction. Without it all run.
 """
 
 import argparse

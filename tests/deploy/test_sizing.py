@@ -70,8 +70,9 @@ def test_tensor_parallel_8_is_the_most_at_group_128_and_16_with_the_plugin(
     refused = fit(kimi, two_nodes, Layout(tensor=16))
     assert refused.verdict == "no"
     assert refused.reason == (
-        "the experts' inner width, 128 on each of 16 ranks, is one group of 128 codes: vLLM on GPUs gives "
-        "wrong answers without moe4's plugin; use tensor parallel 8 x pipeline parallel 2, expert parallelism, "
+        "the experts' inner width, 128 on each of 16 ranks, is one group of 128 codes: "
+        "vLLM on GPUs gives wrong answers without moe4's plugin; "
+        "use tensor parallel 8 x pipeline parallel 2, expert parallelism, "
         "a release in groups of 64 or 32 or an image with moe4's plugin"
     )
     assert fit(kimi, two_nodes, Layout(tensor=16), plugin=True).works
