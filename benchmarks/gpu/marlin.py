@@ -85,24 +85,21 @@ def prepare_by_vllm(experts: Experts) -> Prepared:
     from vllm.model_executor.layers.fused_moe.oracle import int_wna16
 
     (gate_up, gate_up_scales), (down, down_scales) = experts.gate_up, experts.down
-    width, none = down.shape[2], torch.empty(len(down), 0, dtype=torch.int32, device=down.device)
-    known = {
-        "layer": SimpleNamespace(intermediate_size_per_partition=width),
-        "input_dtype": None,
-        "num_bits": 4,
-        "pack_factor": 8,
-        "group_size": experts.group_size,
-        "actorder": None,
+    process = int_wna16._process_weights_marlin
+    weights: dict[str, Tensor | None] = {
         "w13_qweight": torch.stack([pack(codes) for codes in gate_up]),
         "w2_qweight": torch.stack([pack(codes) for codes in down]),
         "w13_scales": gate_up_scales.to(torch.bfloat16),
         "w2_scales": down_scales.to(torch.bfloat16),
-        "w13_g_idx": none,
-        "w2_g_idx": none,
     }
-    process = int_wna16._process_weights_marlin
-    names = set(inspect.signature(process).parameters)  # 0.26 wants indices of act-order too
-    done = process(**{name: value for name, value in known.items() if name in names})
+    if "actorder" in inspect.signature(process).parameters:  # 0.26: K first, and indices of activation order
+        weights = {name: weight.mT.contiguous() for name, weight in weights.items()}
+        none = torch.empty(len(down), 0, dtype=torch.int32, device=down.device)
+        weights |= {"actorder": None, "w13_g_idx": none, "w2_g_idx": none}
+    layer = SimpleNamespace(intermediate_size_per_partition=down.shape[2])
+    done = process(
+        layer=layer, input_dtype=None, num_bits=4, pack_factor=8, group_size=experts.group_size, **weights
+    )
     return (done[0], done[2]), (done[1], done[3])
 
 

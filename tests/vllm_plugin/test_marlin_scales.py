@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.vllm
 
 NUM_EXPERTS = 3
 # Hidden size, inner width on the rank, group size.
-HIT = [(256, 128, 128), (256, 64, 64), (256, 32, 32), (512, 128, 128)]
+HIT = [(256, 128, 128), (256, 64, 64), (256, 32, 32), (512, 128, 128), (128, 256, 128)]
 NOT_HIT = [(256, 128, 64), (256, 128, 32), (256, 256, 128), (128, 128, 128), (128, 256, 64)]
 
 
@@ -227,3 +228,13 @@ for number, width in enumerate((256, 128, 128)):
     assert "layer1.experts: moe4 cannot correct the scale order" in text
     assert "128, is one group or less" in text
     assert "layer2.experts" not in text, "one line for a process"
+
+
+def test_the_reproduction_for_vllms_maintainers_prints_what_its_page_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vllm-marlin-scales.md").read_text(encoding="utf-8")
+    program, printed = page.split("```python\n")[1].split("```")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = [line.strip() for line in printed.splitlines() if line.startswith("    hidden")]
+    assert [line for line in result.stdout.splitlines() if line.startswith("hidden")] == lines
+    assert len(lines) == 5
