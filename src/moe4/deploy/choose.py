@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.release import Release
-from moe4.deploy.sizing import Fit, Layout, check_layout, fit
+from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit
 from moe4.errors import DeployError
 
 MAX_NODES = 8
@@ -66,6 +66,9 @@ def pick(release: Release, wanted: Wanted) -> Fit:
             plugin=wanted.plugin,
         )
         if table.recommended is None:
+            wrong = None if wanted.plugin else check_groups(release, Layout())
+            if wrong:
+                raise DeployError(f"{release.name}: {wrong}")
             raise DeployError(f"{release.name} fits on no machine of the table; see moe4 fit")
         return table.recommended
     device = find_device(wanted.gpu) if wanted.gpu else unnamed_gpu(wanted.gpu_memory or 0.0)
