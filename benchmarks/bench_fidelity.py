@@ -3,11 +3,12 @@
     python benchmarks/bench_fidelity.py                               JSON on stdout
     python benchmarks/bench_fidelity.py --skip-peers --markdown FILE  installs nothing; and tables in FILE
 
-moe4 is the command `moe4 quantize` with its defaults; the algorithms in fidelity/algorithms.py run in this
-process; peers run from their packages in environments made under --work (each takes minutes, and a gigabyte
-of disk). All give W4A16, symmetric, groups of 128, routed experts only. Then the whole network runs in
-transformers in float32, teacher-forced on held-out text, with each method's weights in place of the experts'.
-The last part quantizes generated layers (fidelity/synthetic.py).
+moe4 is the command `moe4 quantize` with its defaults but for the group size; the algorithms in
+fidelity/algorithms.py run in this process; peers run from their packages in environments made under
+--work (each takes minutes, and a gigabyte of disk). All give W4A16, symmetric, groups of 128, routed
+experts only. Then the whole network runs in transformers in float32, teacher-forced on held-out text,
+with each method's weights in place of the experts'. The last part quantizes generated layers
+(fidelity/synthetic.py).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from bench_experts import describe_machine
 from fidelity.accuracy import Problems
-from fidelity.algorithms import ALGORITHMS
+from fidelity.algorithms import ALGORITHMS, GROUP_SIZE
 from fidelity.measure import Divergence, HeldOut
 from fidelity.network import Network, Weights
 from fidelity.peers import PEERS, PeerError, decode_pack_quantized, run_peer
@@ -43,13 +44,12 @@ def say(text: str) -> None:
 
 
 def run_moe4(num_sequences: int, work: Path) -> Weights:
-    """Return what `moe4 quantize` with its defaults makes of the experts, decoded by compressed-tensors."""
+    """Return what `moe4 quantize` makes of the experts, decoded by compressed-tensors."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         out = Path(folder) / "release"
         command = [str(Path(sys.executable).with_name("moe4")), "quantize", str(MODEL), str(out)]
-        subprocess.run(
-            [*command, "--num-sequences", str(num_sequences)], check=True, stdout=subprocess.DEVNULL
-        )
+        command += ["--group-size", str(GROUP_SIZE), "--num-sequences", str(num_sequences)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return decode_pack_quantized(out)
 
 

@@ -1,22 +1,28 @@
 """A release's experts, with their negative scales, through vLLM's Marlin MoE kernel, against float64.
 
-    python benchmarks/bench_marlin.py RELEASE [--layer 1] [--library _moe_C_stable_libtorch.abi3.so]
+    python benchmarks/bench_marlin.py RELEASE [--layer 1] [--order alone|vllm|plugin] [--library FILE]
 
-Needs a GPU, and the library of operators that vLLM's package for CUDA brings: that of the installed vLLM if
-none is named. vLLM itself is not imported.
+Needs a GPU, and the library of operators that vLLM's package for CUDA brings
+(`_moe_C_stable_libtorch.abi3.so`): that of the installed vLLM if none is named. `--order` says who puts
+words and scales into the kernel's order: `alone`, this benchmark, without vLLM, which shows the kernel;
+`vllm`, vLLM's own processing, which shows what a server computes; `plugin`, the same with moe4's
+correction. Without it all run.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 from pathlib import Path
 
 import torch
-from gpu.marlin import Experts, compare, load_kernel
+from gpu.marlin import Experts, compare, load_kernel, prepare_alone, prepare_by_vllm
 from safetensors import safe_open
 
 from moe4.checkpoint.packed import unpack
+from moe4.vllm_plugin import marlin_scales
 
+ORDERS = ("alone", "vllm", "plugin")
 LIBRARY = "_moe_C_stable_libtorch.abi3.so"
 
 
@@ -58,17 +64,28 @@ def main() -> None:
     )
     parser.add_argument("release", type=Path)
     parser.add_argument("--layer", type=int, default=1)
+    parser.add_argument("--order", choices=ORDERS)
     parser.add_argument("--library", type=Path)
     args = parser.parse_args()
-    load_kernel(args.library or find_library())
+    orders = [args.order] if args.order else list(ORDERS)
+    if orders == ["alone"]:
+        load_kernel(args.library or find_library())
+    else:
+        importlib.import_module("vllm._custom_ops")  # it loads the library
     experts, top_k = read_layer(args.release, args.layer)
     shapes = {
         "experts": len(experts.down[0]),
         "hidden": experts.down[0].shape[1],
         "width": experts.down[0].shape[2],
     }
-    found = {str(tokens): compare(experts, top_k, tokens) for tokens in (1, 16, 512)}
-    print(json.dumps({"gpu": torch.cuda.get_device_name(), **shapes, "by_tokens": found}, indent=2))
+    found = {}
+    for order in orders:  # the plugin's correction stays once it is attached, so it comes last
+        if order == "plugin":
+            marlin_scales.attach()
+        prepare = prepare_alone if order == "alone" else prepare_by_vllm
+        found[order] = {str(tokens): compare(experts, top_k, tokens, prepare) for tokens in (1, 16, 512)}
+    shapes["group_size"] = experts.group_size
+    print(json.dumps({"gpu": torch.cuda.get_device_name(), **shapes, "by_order": found}, indent=2))
 
 
 if __name__ == "__main__":

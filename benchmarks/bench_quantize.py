@@ -6,7 +6,7 @@
     python benchmarks/bench_quantize.py --whole 4 --peers           and the peers on the same tokens
     ... --peer-python llmcompressor=/path/to/bin/python             in an environment that is there already
 
-`--whole` and `--memory` run the command `moe4 quantize` with its defaults, each time in a process of its own,
+`--whole` and `--memory` run the command `moe4 quantize` in groups of 128, each time in a process of its own,
 on k2-tiny and on checkpoints made by make_k2_shaped.py (BF16 beside peers, block-FP8 for `--memory`). Peers
 are the packages in fidelity/peers.py, driven as there. An expert takes seconds on an idle machine; a layer of
 four and the peers take up to an hour.

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe4.errors import RecipeError
-from moe4.recipe import ALL_TARGETS, GROUP_SIZES, Calibration, Gptq, Recipe, load_recipe, override
+from moe4.recipe import (
+    ALL_TARGETS,
+    AUTO_GROUP_SIZE,
+    GROUP_SIZES,
+    Calibration,
+    Gptq,
+    Recipe,
+    load_recipe,
+    override,
+)
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -25,7 +34,7 @@ recipes = st.builds(
     Recipe,
     method=st.sampled_from(["gptq", "rtn"]),
     targets=st.sets(st.sampled_from(ALL_TARGETS[1:])).map(lambda names: ("experts", *sorted(names))),
-    group_size=st.sampled_from(GROUP_SIZES),
+    group_size=st.sampled_from((*GROUP_SIZES, AUTO_GROUP_SIZE)),
     gptq=gptqs,
     calibration=st.builds(Calibration, num_sequences=st.integers(1, 9), seed=st.integers(0, 2**32 - 1)),
 )
@@ -57,7 +66,7 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
     [
         ("grup_size = 64", r"unknown key grup_size; known keys are method, targets, group_size"),
         ("[gptq]\ndamp = 0.1", r"unknown key gptq\.damp"),
-        ("group_size = 48", r"group_size must be one of 32, 64, 128, found 48"),
+        ("group_size = 48", r"group_size must be one of 32, 64, 128 or auto, found 48"),
         ("group_size = '64'", r"group_size must be of type int"),
         ("group_size = true", r"group_size must be of type int"),
         ("method = 'awq'", r"method must be one of gptq, rtn, found 'awq'"),
@@ -79,6 +88,13 @@ def test_refuses_with_one_line(tmp_path: Path, text: str, message: str) -> None:
         load_recipe(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_auto_is_the_default_group_size_and_is_written_so(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('group_size = "auto"')
+    assert load_recipe(path) == Recipe()
+    assert Recipe().to_dict()["group_size"] == "auto"
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

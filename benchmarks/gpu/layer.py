@@ -87,7 +87,7 @@ class Layer:
     gates: Tensor
     starts: list[int]
     checkpoint: MemoryCheckpoint
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: Recipe(group_size=128))
 
     def describe(self) -> dict[str, Any]:
         counts = sorted(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))

@@ -1,28 +1,44 @@
-"""A layer's experts through vLLM's Marlin MoE kernel, called without the rest of vLLM.
+"""A layer's experts through vLLM's Marlin MoE kernel, with words and scales put in order by us or by vLLM.
 
 The kernel takes a matrix [in, out] in tiles of 16 x 64, in the order in which the threads of a warp want the
-operands of their matrix instruction, and a group's scales in that order too.
+operands of their matrix instruction, and a group's scales in that order too. `prepare_alone` makes that order
+without vLLM and so sees the kernel alone. `prepare_by_vllm` has vLLM process the weights as it does when it
+loads a model, and so sees what a server would compute.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from moe4.checkpoint.packed import pack
+
 UINT4B8 = 1125899907892224  # vLLM's number for codes stored as q + 8
-GROUP_SIZE = 128
 BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experts:
-    """Codes int8 [experts, out, in] and scales [experts, out, in / 128] of gate above up, and of down."""
+    """Codes int8 [experts, out, in] and scales [experts, out, groups] of gate above up, and of down."""
 
     gate_up: tuple[Tensor, Tensor]
     down: tuple[Tensor, Tensor]
+
+    @property
+    def group_size(self) -> int:
+        """Codes that share a scale."""
+        codes, scales = self.gate_up
+        return codes.shape[2] // scales.shape[2]
+
+
+Prepared = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Words and scales of all experts as the kernel takes them: of gate and up, and of down."""
 
 
 def load_kernel(library: Path) -> None:
@@ -52,12 +68,39 @@ def to_scale_tiles(scales: Tensor) -> Tensor:
     return tiles.reshape(groups, -1).to(torch.bfloat16)
 
 
-def prepare(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Return words and scales of all experts as the kernel takes them."""
-    return (
-        torch.stack([to_tiles(c) for c in codes]).contiguous(),
-        torch.stack([to_scale_tiles(s) for s in scales]).contiguous(),
+def prepare_alone(experts: Experts) -> Prepared:
+    """Put words and scales into the kernel's order without vLLM."""
+    gate_up, down = (
+        (
+            torch.stack([to_tiles(c) for c in codes]).contiguous(),
+            torch.stack([to_scale_tiles(s) for s in scales]).contiguous(),
+        )
+        for codes, scales in (experts.gate_up, experts.down)
     )
+    return gate_up, down
+
+
+def prepare_by_vllm(experts: Experts) -> Prepared:
+    """Have vLLM process the weights as when it loads a model on one GPU. Needs vLLM whole, 0.26 or newer."""
+    from vllm.model_executor.layers.fused_moe.oracle import int_wna16
+
+    (gate_up, gate_up_scales), (down, down_scales) = experts.gate_up, experts.down
+    process = int_wna16._process_weights_marlin
+    weights: dict[str, Tensor | None] = {
+        "w13_qweight": torch.stack([pack(codes) for codes in gate_up]),
+        "w2_qweight": torch.stack([pack(codes) for codes in down]),
+        "w13_scales": gate_up_scales.to(torch.bfloat16),
+        "w2_scales": down_scales.to(torch.bfloat16),
+    }
+    if "actorder" in inspect.signature(process).parameters:  # 0.26: K first, and indices of activation order
+        weights = {name: weight.mT.contiguous() for name, weight in weights.items()}
+        none = torch.empty(len(down), 0, dtype=torch.int32, device=down.device)
+        weights |= {"actorder": None, "w13_g_idx": none, "w2_g_idx": none}
+    layer = SimpleNamespace(intermediate_size_per_partition=down.shape[2])
+    done = process(
+        layer=layer, input_dtype=None, num_bits=4, pack_factor=8, group_size=experts.group_size, **weights
+    )
+    return (done[0], done[2]), (done[1], done[3])
 
 
 def multiply(
@@ -83,19 +126,22 @@ def multiply(
     )
 
 
-def run_experts(x: Tensor, experts: Experts, ids: Tensor, gates: Tensor) -> Tensor:
+def run_experts(
+    x: Tensor, experts: Experts, ids: Tensor, gates: Tensor, prepare: Callable[[Experts], Prepared]
+) -> Tensor:
     """Return the layer's output for bf16 x [tokens, hidden], by the kernel."""
     (two_width, hidden), width = experts.gate_up[0].shape[1:], experts.down[0].shape[2]
-    both = multiply(x, prepare(*experts.gate_up), (two_width, hidden), ids, gates, last=False)
+    gate_up, down = prepare(experts)
+    both = multiply(x, gate_up, (two_width, hidden), ids, gates, last=False)
     inner = silu(both[:, :width]) * both[:, width:]
-    output = multiply(inner, prepare(*experts.down), (hidden, width), ids, gates, last=True)
+    output = multiply(inner, down, (hidden, width), ids, gates, last=True)
     return output.view(*ids.shape, hidden).float().sum(1)
 
 
 def run_exactly(x: Tensor, experts: Experts, ids: Tensor, gates: Tensor) -> Tensor:
     """Return the same in float64, with the weights code times scale."""
     gate_up, down = (
-        (codes.double().unflatten(2, (-1, GROUP_SIZE)) * scales.double().unsqueeze(3)).flatten(2)
+        (codes.double().unflatten(2, (-1, experts.group_size)) * scales.double().unsqueeze(3)).flatten(2)
         for codes, scales in (experts.gate_up, experts.down)
     )
     total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
@@ -107,7 +153,9 @@ def run_exactly(x: Tensor, experts: Experts, ids: Tensor, gates: Tensor) -> Tens
     return total
 
 
-def compare(experts: Experts, top_k: int, num_tokens: int) -> dict[str, float]:
+def compare(
+    experts: Experts, top_k: int, num_tokens: int, prepare: Callable[[Experts], Prepared]
+) -> dict[str, float]:
     """Relative error of the kernel against float64, with the scales as they are and without their signs."""
     generator = torch.Generator("cuda").manual_seed(0)
     hidden, count = experts.down[0].shape[1], len(experts.down[0])
@@ -128,9 +176,9 @@ def compare(experts: Experts, top_k: int, num_tokens: int) -> dict[str, float]:
         "negative_scales": float(
             (torch.cat([s.flatten() for _, s in (experts.gate_up, experts.down)]) < 0).float().mean()
         ),
-        "error": error(run_experts(x, experts, ids, gates), exact),
+        "error": error(run_experts(x, experts, ids, gates, prepare), exact),
         "error_of_the_same_without_signs": error(
-            run_experts(x, unsigned, ids, gates), run_exactly(x, unsigned, ids, gates)
+            run_experts(x, unsigned, ids, gates, prepare), run_exactly(x, unsigned, ids, gates)
         ),
-        "error_if_signs_were_lost": error(run_experts(x, unsigned, ids, gates), exact),
+        "error_if_signs_were_lost": error(run_experts(x, unsigned, ids, gates, prepare), exact),
     }

@@ -119,7 +119,7 @@ def time_stages(hidden: int, rows: int, tokens: int, recipe: Recipe, rates: Rate
 
 def bench_expert(hidden: int, width: int, tokens: int) -> dict[str, Any]:
     """Time one expert by the code of a run, beside the limit."""
-    recipe = Recipe(calibration=Calibration(max_sequence_tokens=min(1024, tokens)))
+    recipe = Recipe(group_size=GROUP_SIZE, calibration=Calibration(max_sequence_tokens=min(1024, tokens)))
     rates = {dtype: gemm_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
     float32, bfloat16 = rates.values()
     sizes = {"layers": 1, "dense": 0, "experts": 2, "top_k": 2, "hidden": hidden, "width": width}

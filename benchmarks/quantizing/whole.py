@@ -56,7 +56,7 @@ def peak_memory_bytes(process: int) -> int:
 def run_moe4(source: Path, calibration: Path | None, num_sequences: int, work: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         command = [str(Path(sys.executable).with_name("moe4")), "quantize", str(source), f"{folder}/out"]
-        command += ["--num-sequences", str(num_sequences)]
+        command += ["--group-size", "128", "--num-sequences", str(num_sequences)]
         command += ["--calibration", str(calibration)] if calibration else []
         return run_measured(command, {}, work / "moe4.log")
 

@@ -2,7 +2,7 @@
 
     method = "gptq"                 # or "rtn", round to nearest
     targets = ["experts"]           # also "attention", "shared_experts", "dense_mlps"
-    group_size = 128                # or 32, 64: codes that share one scale
+    group_size = "auto"             # or 32, 64, 128: codes that share one scale
     memory_budget = ""              # such as "4GiB": refuse to begin what might need more
 
     [gptq]                          # see `Gptq`
@@ -33,6 +33,7 @@ UNITS = {"": 1, "b": 1, "ib": 1}
 UNITS.update({f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)})
 UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)})
 GROUP_SIZES = (32, 64, 128)
+AUTO_GROUP_SIZE = 0
 ALL_TARGETS: tuple[Target, ...] = get_args(Target)
 
 
@@ -94,7 +95,9 @@ class Recipe:
 
     method: Method = "gptq"
     targets: tuple[Target, ...] = ("experts",)
-    group_size: int = 128
+    group_size: int = AUTO_GROUP_SIZE
+    """Codes that share a scale; `auto` in files. A run resolves that to the largest size that divides every
+    quantized weight and leaves the experts' inner width two groups or more."""
     gptq: Gptq = field(default_factory=Gptq)
     calibration: Calibration = field(default_factory=Calibration)
     memory_budget: str = ""
@@ -104,7 +107,8 @@ class Recipe:
         if self.memory_budget:
             parse_size(self.memory_budget, "memory_budget")
         _require(
-            self.group_size in GROUP_SIZES, f"group_size must be one of 32, 64, 128, found {self.group_size}"
+            self.group_size in (*GROUP_SIZES, AUTO_GROUP_SIZE),
+            f"group_size must be one of 32, 64, 128 or auto, found {self.group_size}",
         )
         _require("experts" in self.targets, "targets must contain 'experts'")
         _require(len(set(self.targets)) == len(self.targets), "targets names one thing twice")
@@ -124,11 +128,14 @@ class Recipe:
         """Return the resolved recipe as plain JSON types, in the order of the fields."""
         resolved = asdict(self)
         resolved["targets"] = list(self.targets)
+        resolved["group_size"] = self.group_size or "auto"
         return resolved
 
     @staticmethod
     def from_dict(data: dict[str, Any], where: str = "recipe") -> "Recipe":
         """Build a recipe from parsed TOML or JSON. Raises RecipeError, with `where` in the message."""
+        if data.get("group_size") == "auto":
+            data = {**data, "group_size": AUTO_GROUP_SIZE}
         recipe = _build(Recipe, data, where, prefix="")
         assert isinstance(recipe, Recipe)
         return recipe

@@ -235,6 +235,32 @@ def test_a_pod_with_one_fault_has_that_finding(
     assert found <= {rule, "gpu-too-few", "parallel-mismatch", "parallel-divide"}
 
 
+def test_one_group_a_gpu_needs_the_plugin(tmp_path: Path, kimi: str) -> None:
+    """Groups of 64, TP32: two machines' worth of ranks that divide everything, with one group each."""
+    wide = (
+        POD.replace('"8"', '"32"')
+        .replace("nvidia.com/gpu: 8", "nvidia.com/gpu: 32")
+        .replace("256Gi", "512Gi")
+    )
+    options = ("--release", kimi, "--group-size", "64", "--gpu", "h200")
+    found = lint_text(tmp_path, wide, "stock.yaml", *options)
+    assert [(item["rule"], item["level"]) for item in found] == [("parallel-one-group", "error")]
+    assert "64 on each of 32 ranks, is one group of 64 codes" in found[0]["why"]
+    assert found[0]["fix"] == (
+        "use tensor parallel 16 x pipeline parallel 2, expert parallelism, a release in groups of 32 "
+        "or an image with moe4's plugin"
+    )
+    assert lint_text(tmp_path, wide, "told.yaml", *options, "--plugin") == []
+    ours = wide.replace("vllm/vllm-openai", "ai/moe4-gpu")
+    assert ours != wide
+    assert lint_text(tmp_path, ours, "ours.yaml", *options) == []
+    whole = wide.replace("--port=8000", "--port=8000, --enable-expert-parallel")
+    assert whole != wide
+    assert lint_text(tmp_path, whole, "whole.yaml", *options) == []
+    assert lint_text(tmp_path, wide, "amd.yaml", *options[:-1], "mi300x") == []
+    assert "parallel-one-group" not in rules(tmp_path / "stock.yaml", *options[:2], "--group-size", "32")
+
+
 def test_the_gpus_that_are_there_decide(tmp_path: Path, kimi: str) -> None:
     found = lint_text(tmp_path, POD, "pod.yaml", "--release", kimi, "--gpu", "h100")
     assert [item["rule"] for item in found] == ["gpu-too-few"]

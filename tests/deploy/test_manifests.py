@@ -11,6 +11,7 @@ import yaml
 from deploy.deploy_cases import K2_TINY, write_kimi_config
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from model_fixtures import write_random_model, write_rounded_release
 from shared_data import find_shared, shared_path
 from typer.testing import CliRunner
 
@@ -294,6 +295,21 @@ def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], message: 
     text = str(result.exception)
     assert "\n" not in text
     assert message in text
+
+
+def test_one_group_a_gpu_needs_an_image_with_the_plugin(tmp_path: Path) -> None:
+    source = write_random_model(tmp_path / "source", num_hidden_layers=2, n_routed_experts=4)
+    release = str(write_rounded_release(source, tmp_path / "release", 128))  # the inner width is 128
+    for asked in ((), ("--gpu", "h200"), ("--gpu", "h200", "--gpus", "1")):
+        refused = deploy("podman", release, *asked)
+        assert isinstance(refused.exception, DeployError), refused.output
+        text = str(refused.exception)
+        assert "is one group of 128 codes: vLLM on GPUs gives wrong answers without moe4's plugin" in text
+        assert text.endswith("use a release in groups of 64 or 32 or an image with moe4's plugin")
+        assert "\n" not in text
+        assert deploy("podman", release, *asked, "--plugin").exit_code == 0
+        assert deploy("podman", release, *asked, "--image", "registry.example.com/moe4-gpu:1").exit_code == 0
+    assert deploy("podman", release, "--engine", "cpu", "--memory", "16").exit_code == 0
 
 
 def test_code_beside_the_weights_is_not_run_unasked(folder: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy.deploy_cases import K2_TINY, write_kimi_config
+from deploy.deploy_cases import K2_TINY, KIMI_SIZES, write_kimi_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import shared_path
@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from moe4.cli.main import app
 from moe4.deploy.choose import default_layout, smallest_on, survey
-from moe4.deploy.machines import DEVICES, GIB, find_device, unnamed_gpu
+from moe4.deploy.images import has_plugin
+from moe4.deploy.machines import DEVICES, GIB, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.release import Release, read_release
 from moe4.deploy.sizing import (
     Layout,
@@ -59,14 +60,31 @@ def test_the_published_config_gives_the_same(kimi: Release) -> None:
     assert published.layers == kimi.layers
 
 
-def test_tensor_parallel_16_is_the_most_at_group_128(kimi: Release, tmp_path: Path) -> None:
-    assert max_tensor_parallel(kimi) == 16
+def test_tensor_parallel_8_is_the_most_at_group_128_and_16_with_the_plugin(
+    kimi: Release, tmp_path: Path
+) -> None:
+    assert kimi.group_size == 128
+    assert max_tensor_parallel(kimi) == 8
+    assert max_tensor_parallel(kimi, plugin=True) == 16
+    two_nodes = DEVICES["h200"]
+    refused = fit(kimi, two_nodes, Layout(tensor=16))
+    assert refused.verdict == "no"
+    assert refused.reason == (
+        "the experts' inner width, 128 on each of 16 ranks, is one group of 128 codes: "
+        "vLLM on GPUs gives wrong answers without moe4's plugin; "
+        "use tensor parallel 8 x pipeline parallel 2, expert parallelism, "
+        "a release in groups of 64 or 32 or an image with moe4's plugin"
+    )
+    assert fit(kimi, two_nodes, Layout(tensor=16), plugin=True).works
+    assert fit(kimi, two_nodes, Layout(tensor=16, expert_parallel=True)).works
+    assert fit(kimi, two_nodes, Layout(tensor=8, pipeline=2)).works
+    assert fit(kimi, DEVICES["mi300x"], Layout(tensor=16)).works  # no Marlin there
     refusal = check_layout(kimi, Layout(tensor=32))
     assert refusal is not None
     assert "16 groups of 128 codes" in refusal
     assert check_layout(kimi, Layout(tensor=32, expert_parallel=True)) is None
     folder = str(write_kimi_config(tmp_path))
-    assert [max_tensor_parallel(read_release(folder, size)) for size in (64, 32)] == [32, 64]
+    assert [max_tensor_parallel(read_release(folder, size)) for size in (64, 32)] == [16, 32]
     assert "64 attention heads" in str(check_layout(kimi, Layout(tensor=3)))
 
 
@@ -147,6 +165,36 @@ def test_data_parallel_copies_the_rest_and_splits_the_cache(kimi: Release) -> No
     assert check_layout(kimi, Layout(data=2)) is not None
 
 
+def test_one_group_is_wrong_on_one_gpu_and_right_on_a_cpu(tmp_path: Path) -> None:
+    from model_fixtures import write_random_model, write_rounded_release
+
+    source = write_random_model(tmp_path / "source", num_hidden_layers=2, n_routed_experts=4)
+    release = read_release(str(write_rounded_release(source, tmp_path / "release", 128)))
+    assert release.expert_width == 128
+    assert max_tensor_parallel(release) == 0
+    assert max_tensor_parallel(release, plugin=True) == 1
+    with pytest.raises(DeployError, match=r"is one group of 128 codes.* use a release in groups of 64 or 32"):
+        smallest_on(release, DEVICES["l40s"], 1024, 1)
+    assert smallest_on(release, DEVICES["l40s"], 1024, 1, plugin=True).works
+    assert fit(release, cpu_server(64), Layout(), max_model_len=1024).works
+    assert survey(release, max_model_len=1024, concurrency=1).recommended is None
+    assert survey(release, max_model_len=1024, concurrency=1, plugin=True).recommended is not None
+
+
+def test_a_config_alone_is_sized_in_the_groups_quantize_would_choose(tmp_path: Path) -> None:
+    sizes = {**KIMI_SIZES, "moe_intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    assert read_release(str(tmp_path)).group_size == 64
+    assert read_release(str(tmp_path), 128).group_size == 128
+
+
+def test_an_image_says_by_its_name_whether_it_has_the_plugin() -> None:
+    for image in ("localhost/moe4-cpu:0.1.0", "registry.example.com:5000/ai/moe4-gpu", "moe4@sha256:0"):
+        assert has_plugin(image)
+    for image in ("docker.io/vllm/vllm-openai:v0.32.0", "moe4.example.com/vllm:1", "vllm/vllm-openai:moe4"):
+        assert not has_plugin(image)
+
+
 def test_a_layout_is_found_or_refused_in_one_line(kimi: Release) -> None:
     assert default_layout(kimi, DEVICES["h100"], 16) == Layout(tensor=8, pipeline=2)
     assert default_layout(kimi, DEVICES["h100"], 8) == Layout(tensor=8)
@@ -176,8 +224,14 @@ def test_the_command_prints_json_and_exit_codes(tmp_path: Path) -> None:
     assert facts["fit"]["verdict"] == "comfortable"
     assert facts["release"]["bytes"] == 546_643_050_496
     assert run("fit", folder, "--gpu", "h100", "--gpus", "8").exit_code == 1
+    assert facts["release"]["max_tensor_parallel"] == 8
+    assert facts["release"]["max_tensor_parallel_with_plugin"] == 16
+    wide = ("fit", folder, "--gpu", "h200", "--tensor-parallel", "16")
+    assert run(*wide).exit_code == 1
+    assert run(*wide, "--plugin").exit_code == 0
     table = run("fit", folder)
     assert table.exit_code == 0
+    assert "tensor parallel 8 at most on GPUs, 16 with moe4's plugin" in table.stdout
     assert "recommended: 8 x H200 (TP8)" in table.stdout
     assert len(json.loads(run("fit", folder, "--json").stdout)["fits"]) >= 10
 

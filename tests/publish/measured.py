@@ -13,11 +13,11 @@ SMALL = {"num_hidden_layers": 3, "n_routed_experts": 4, "vocab_size": 64, "inter
 TASK = "k2_tiny_problems_0shot"
 
 
-def write_measured_release(folder: Path) -> Path:
+def write_measured_release(folder: Path, group_size: int = 64) -> Path:
     """Write a small release with moe4-report.json and proof/; its text holds what HTML must escape."""
     config = reference_config(**SMALL)
     source = write_checkpoint(folder / "source", config, random_state(config))
-    out = write_rounded_release(source, folder / "a-release", 64)
+    out = write_rounded_release(source, folder / "a-release", group_size)
     (out / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
     (out / "moe4-report.json").write_text(json.dumps(report(out)))
     proof = out / "proof"

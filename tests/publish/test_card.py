@@ -76,6 +76,18 @@ def test_deployments_are_this_releases(card: str) -> None:
         compile(block, "card", "exec")
 
 
+def test_a_release_that_needs_the_plugin_on_gpus_says_so(tmp_path: Path) -> None:
+    release = write_measured_release(tmp_path, 128)  # the inner width is 128
+    result = CliRunner().invoke(app, ["card", str(release), "--push", "someone/mine", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    card = result.stdout
+    assert "vllm serve someone/mine" in card
+    assert (
+        "Install moe4 beside vLLM, whose plugin this release needs on GPUs: the experts' inner width" in card
+    )
+    assert "Not with this release: " in card
+
+
 def test_the_command_and_the_dry_run(release: Path) -> None:
     dry = CliRunner().invoke(app, ["card", str(release), "--push", "me/mine", "--dry-run"])
     assert dry.exit_code == 0, dry.output

@@ -345,7 +345,7 @@ class TestOutputFolder:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--group-size", "48"], "group_size must be one of 32, 64, 128, found 48"),
+        (["--group-size", "48"], "group_size must be one of 32, 64, 128 or auto, found 48"),
         (["--recipe", "none.toml"], "recipe none.toml does not exist"),
         (["--num-sequences", "0"], "calibration.num_sequences must be at least 1"),
         (["--device", "tpu0"], "device tpu0"),

@@ -38,6 +38,25 @@ def test_kimi_k2_from_its_config_alone(
     assert result["memory"]["peak_bytes"] < 4 << 30
 
 
+def test_experts_of_one_group_are_warned_of(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The inner width is 128."""
+    code, chosen = plan([str(source), "--no-time"], monkeypatch, capfd)
+    assert code == 0
+    assert chosen["release"]["group_size"] == 64
+    assert chosen["warnings"] == []
+    code, asked = plan([str(source), "--no-time", "--group-size", "128"], monkeypatch, capfd)
+    assert code == 0
+    assert asked["release"]["group_size"] == 128
+    assert asked["warnings"] == [
+        "the experts' inner width, 128, is one group of 128 codes: vLLM on GPUs gives wrong answers without "
+        "moe4's plugin; use --group-size 64 or 32, or serve with moe4's plugin"
+    ]
+    _, text, _ = run_cli(["plan", str(source), "--no-time", "--group-size", "128"], monkeypatch, capfd)
+    assert "warning   the experts' inner width, 128, is one group" in text
+
+
 def test_the_forecast_is_what_quantize_then_does(
     fp8_source: Path,
     calibration: Path,

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from release_tools import decompress, keep_boundaries, load_folder, run_quantize, tokenize, transformers_model
+from release_tools import (
+    decompress,
+    keep_boundaries,
+    load_folder,
+    run_cli,
+    run_quantize,
+    tokenize,
+    transformers_model,
+)
 from safetensors import safe_open
 
 from moe4.quantize.verify import verify
@@ -168,3 +176,25 @@ def test_options_change_what_they_say(source: Path, calibration: Path, tmp_path:
     assert len({default["error"], unsigned["error"], unordered["error"], gated["error"]}) == 4
     assert default["error"] < unsigned["error"]
     assert all(math.isfinite(item["error"]) for item in (default, unsigned, unordered, gated))
+
+
+def test_the_group_size_that_was_chosen_is_what_is_recorded(release: Path) -> None:
+    report = json.loads((release / "moe4-report.json").read_text())
+    config = json.loads((release / "config.json").read_text())
+    assert report["recipe"]["group_size"] == 64  # the experts' inner width is 128
+    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] == 64
+
+
+def test_asked_for_groups_are_kept_and_warned_of(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    capfd.readouterr()
+    report = run_quantize(source, out, Recipe(method="rtn", group_size=128))
+    assert report["recipe"]["group_size"] == 128
+    warning = "the experts' inner width, 128, is one group of 128 codes"
+    assert f"warning: {warning}" in " ".join(capfd.readouterr().err.split())
+    code, text, _ = run_cli(["verify", str(out)], monkeypatch, capfd)
+    assert code == 0, "a warning is no error"
+    assert f"warning   {warning}" in text
+    assert "use --group-size 64 or 32" in text

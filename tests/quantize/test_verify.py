@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "scales of another dtype": (
         edit(LAYER, lambda s: s.update({f"{EXPERT}.weight_scale": s[f"{EXPERT}.weight_scale"].half()})),
-        rf"{EXPERT}\.weight_scale must be BF16 \[128, 2\], found F16 \[128, 2\]",
+        rf"{EXPERT}\.weight_scale must be BF16 \[128, 4\], found F16 \[128, 4\]",
         False,
     ),
     "codes of another shape": (

@@ -58,6 +58,23 @@ def test_whole_experts_need_not_split(tensor: int) -> None:
     serve_kimi(tensor, "-ep")
 
 
+@pytest.mark.parametrize("named", ["", "other", "other,moe4x"])
+def test_gpus_need_the_plugin_for_one_group_a_rank(named: str) -> None:
+    left_out = {"environment": {"VLLM_PLUGINS": named}, "device": "gpu", "tensor_parallel_size": 16}
+    model = {**KIMI, "needs_own_code": False}
+    with pytest.raises(
+        ServeError, match=r"128 on each of 16 ranks, is one group .* add moe4 to VLLM_PLUGINS"
+    ):
+        build(model, **left_out)
+    build(model, EXPERTS_WHOLE, **left_out)
+    build(model, "-tp", "8", **left_out)
+    build({**model, "group_size": 64}, **left_out)
+    build({**model, "group_size": None}, **left_out)
+    for loaded in ({}, {"VLLM_PLUGINS": "other,moe4"}):
+        build(model, **{**left_out, "environment": loaded})
+    build(model, **{**left_out, "device": "cpu", "processors": 16})
+
+
 def test_engines_cut_experts_too() -> None:
     serve_kimi(8, "-dp", "2")
     with pytest.raises(ServeError, match=r"^--tensor-parallel-size 16 --data-parallel-size 2: .* 32 ranks"):

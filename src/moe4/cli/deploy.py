@@ -49,7 +49,8 @@ def command(
     expert_parallel: options.ExpertParallel = False,
     max_model_len: options.MaxModelLen = None,
     concurrency: options.Concurrency = 1,
-    group_size: options.ConfigGroupSize = 128,
+    group_size: options.ConfigGroupSize = None,
+    plugin: options.Plugin = False,
     port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
     namespace: Annotated[str | None, typer.Option(help="Of the Kubernetes objects.")] = None,
     api_key_secret: Annotated[
@@ -75,7 +76,16 @@ def command(
     What cannot work is refused in one line.
     """
     from moe4.deploy.choose import Wanted, pick
-    from moe4.deploy.options import DeployOptions, Source, default_name, find_engine, find_form, parse_source
+    from moe4.deploy.images import has_plugin
+    from moe4.deploy.options import (
+        IMAGES,
+        DeployOptions,
+        Source,
+        default_name,
+        find_engine,
+        find_form,
+        parse_source,
+    )
     from moe4.deploy.release import read_release
     from moe4.deploy.write import write_deployment
     from moe4.errors import DeployError
@@ -94,6 +104,7 @@ def command(
         source = Source(scheme="file", rest=str(folder if folder.is_dir() else folder.parent))
     else:
         source = Source(scheme="hf", rest=release)
+    engine_found = find_engine(engine)
     wanted = Wanted(
         on_cpu=engine == "cpu",
         gpu=gpu,
@@ -104,10 +115,11 @@ def command(
         expert_parallel=expert_parallel,
         max_model_len=max_model_len,
         concurrency=concurrency,
+        plugin=plugin or has_plugin(image or IMAGES[engine_found]),
     )
     deployment = DeployOptions(
         form=find_form(form),
-        engine=find_engine(engine),
+        engine=engine_found,
         name=name,
         source=source,
         image=image,

@@ -30,7 +30,8 @@ def command(
     expert_parallel: options.ExpertParallel = False,
     max_model_len: options.MaxModelLen = None,
     concurrency: options.Concurrency = 1,
-    group_size: options.ConfigGroupSize = 128,
+    group_size: options.ConfigGroupSize = None,
+    plugin: options.Plugin = False,
     disk: Annotated[float, typer.Option(help="Speed of the disk that is loaded from, in GB/s.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -60,7 +61,7 @@ def command(
     if not gpu and not gpu_memory:
         if gpus or asked:
             raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
-        table = survey(found, max_model_len=max_model_len, concurrency=concurrency)
+        table = survey(found, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
         if as_json:
             picked = {"smallest": table.smallest, "recommended": table.recommended}
             facts = {name: item and fit_facts(item) for name, item in picked.items()}
@@ -83,11 +84,12 @@ def command(
         if gpus and gpus != tried[0].num_gpus:
             raise DeployError(f"--gpus {gpus} is not the {tried[0].num_gpus} GPUs of {tried[0].describe()}")
     elif gpus:
-        tried = [default_layout(found, device, gpus)]
+        tried = [default_layout(found, device, gpus, plugin=plugin)]
     else:
-        tried = list(usual_layouts(found, device))
+        tried = list(usual_layouts(found, device, plugin=plugin))
     fits = [
-        fit(found, device, layout, max_model_len=max_model_len, concurrency=concurrency) for layout in tried
+        fit(found, device, layout, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
+        for layout in tried
     ]
     best = smallest_of(fits)
     assert best is not None

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli import options
+
 
 def command(
     files: Annotated[
@@ -23,7 +25,11 @@ def command(
         str | None, typer.Option(help="The GPU that is there; if not given, the largest of the table.")
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(help="Memory in GiB of another GPU.")] = None,
-    group_size: Annotated[int, typer.Option(help="Of the release that a config alone would become.")] = 128,
+    group_size: options.ConfigGroupSize = None,
+    plugin: Annotated[
+        bool,
+        typer.Option("--plugin", help="The images have moe4's plugin, though their names do not say so."),
+    ] = False,
     disk: Annotated[float, typer.Option(help="GB/s the weights are loaded at, at best.")] = 1.0,
     crds: Annotated[
         Path | None, typer.Option(help="Folder of CustomResourceDefinition files to check objects against.")
@@ -58,6 +64,7 @@ def command(
         release=read_release(release, group_size, os.environ.get("HF_TOKEN")) if release else None,
         device=device,
         disk=disk * 1e9,
+        plugin=plugin,
     )
     schemas = read_schemas(crds, cluster)
     if fix:

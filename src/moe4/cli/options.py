@@ -23,7 +23,12 @@ class TargetsOption(enum.StrEnum):
 
 Recipe = Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")]
 Method = Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")]
-GroupSize = Annotated[int | None, typer.Option(help="Codes that share a scale: 32, 64 or 128.")]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Codes that share a scale: 32, 64, 128; the largest that leaves experts two groups if not given."
+    ),
+]
 Targets = Annotated[
     TargetsOption | None,
     typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
@@ -45,4 +50,12 @@ MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
 ]
 Concurrency = Annotated[int, typer.Option(help="Conversations of that length at once.")]
-ConfigGroupSize = Annotated[int, typer.Option(help="Of the release that a config alone would become.")]
+ConfigGroupSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Of the release that a config alone would become; what `quantize` would choose if not given."
+    ),
+]
+Plugin = Annotated[
+    bool, typer.Option("--plugin", help="vLLM has moe4's plugin, which corrects experts of one group a GPU.")
+]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.release import Release
-from moe4.deploy.sizing import Fit, Layout, check_layout, fit
+from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit
 from moe4.errors import DeployError
 
 MAX_NODES = 8
@@ -23,7 +23,10 @@ class Survey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a deployment was asked to run on; None leaves the choice to us. Memory in GiB."""
+    """What a deployment was asked to run on; None leaves the choice to us. Memory in GiB.
+
+    plugin: vLLM has moe4's plugin there.
+    """
 
     on_cpu: bool = False
     gpu: str | None = None
@@ -34,6 +37,7 @@ class Wanted:
     expert_parallel: bool = False
     max_model_len: int | None = None
     concurrency: int = 1
+    plugin: bool = False
 
 
 def pick(release: Release, wanted: Wanted) -> Fit:
@@ -55,8 +59,16 @@ def pick(release: Release, wanted: Wanted) -> Fit:
     if not asked_gpu:
         if wanted.gpus or wanted.data_parallel or wanted.expert_parallel:
             raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
-        table = survey(release, max_model_len=wanted.max_model_len, concurrency=wanted.concurrency)
+        table = survey(
+            release,
+            max_model_len=wanted.max_model_len,
+            concurrency=wanted.concurrency,
+            plugin=wanted.plugin,
+        )
         if table.recommended is None:
+            wrong = None if wanted.plugin else check_groups(release, Layout())
+            if wrong:
+                raise DeployError(f"{release.name}: {wrong}")
             raise DeployError(f"{release.name} fits on no machine of the table; see moe4 fit")
         return table.recommended
     device = find_device(wanted.gpu) if wanted.gpu else unnamed_gpu(wanted.gpu_memory or 0.0)
@@ -68,15 +80,23 @@ def pick(release: Release, wanted: Wanted) -> Fit:
         layout = Layout(tensor=num_gpus // copies, data=copies, expert_parallel=True)
         return _fit(release, device, layout, wanted)
     if wanted.gpus is not None:
-        return _fit(release, device, default_layout(release, device, wanted.gpus), wanted)
-    return smallest_on(release, device, wanted.max_model_len, wanted.concurrency)
+        layout = default_layout(release, device, wanted.gpus, plugin=wanted.plugin)
+        return _fit(release, device, layout, wanted)
+    return smallest_on(release, device, wanted.max_model_len, wanted.concurrency, plugin=wanted.plugin)
 
 
 def _fit(release: Release, device: Device, layout: Layout, wanted: Wanted) -> Fit:
-    return fit(release, device, layout, max_model_len=wanted.max_model_len, concurrency=wanted.concurrency)
+    return fit(
+        release,
+        device,
+        layout,
+        max_model_len=wanted.max_model_len,
+        concurrency=wanted.concurrency,
+        plugin=wanted.plugin,
+    )
 
 
-def default_layout(release: Release, device: Device, num_gpus: int) -> Layout:
+def default_layout(release: Release, device: Device, num_gpus: int, *, plugin: bool = False) -> Layout:
     """Return how this many GPUs are best used: tensor parallel within a machine, pipeline between machines.
 
     Raises DeployError if no split of exactly that many works.
@@ -88,36 +108,47 @@ def default_layout(release: Release, device: Device, num_gpus: int) -> Layout:
         if num_gpus % tensor or (num_gpus > device.per_node and device.per_node % tensor):
             continue
         layout = Layout(tensor=tensor, pipeline=num_gpus // tensor)
-        refusal = check_layout(release, layout)
+        refusal = check_layout(release, layout, device, plugin=plugin)
         if refusal is None:
             return layout
         reasons.append(refusal)
     raise DeployError(f"{num_gpus} GPUs cannot share {release.name}: {reasons[0] if reasons else 'no split'}")
 
 
-def layouts(release: Release, device: Device) -> Iterator[Layout]:
-    """Yield the usual layouts by falling simplicity: part of a machine, a machine, several."""
+def layouts(release: Release, device: Device, *, plugin: bool = False) -> Iterator[Layout]:
+    """Yield the usual layouts by falling simplicity: part of a machine, a machine, several.
+
+    The first is one GPU, whether or not it works, so that its reason can be told.
+    """
+    yield Layout()
     if device.kind == "cpu":
-        yield Layout()
         return
-    for tensor in (1, 2, 4, 8):
+    largest = 1
+    for tensor in (2, 4, 8):
         layout = Layout(tensor=tensor)
-        if tensor <= device.per_node and check_layout(release, layout) is None:
+        if tensor <= device.per_node and check_layout(release, layout, device, plugin=plugin) is None:
             yield layout
             largest = tensor
     for nodes in range(2, MAX_NODES + 1):
         layout = Layout(tensor=largest, pipeline=nodes * device.per_node // largest)
-        if check_layout(release, layout) is None:
+        if check_layout(release, layout, device, plugin=plugin) is None:
             yield layout
 
 
-def survey(release: Release, *, max_model_len: int | None, concurrency: int) -> Survey:
+def survey(release: Release, *, max_model_len: int | None, concurrency: int, plugin: bool = False) -> Survey:
     """Try the release on every machine of the table, in seconds."""
     shown = []
     for device in (*DEVICES.values(), *CPU_SERVERS):
         candidates = [
-            fit(release, device, layout, max_model_len=max_model_len, concurrency=concurrency)
-            for layout in layouts(release, device)
+            fit(
+                release,
+                device,
+                layout,
+                max_model_len=max_model_len,
+                concurrency=concurrency,
+                plugin=plugin,
+            )
+            for layout in layouts(release, device, plugin=plugin)
         ]
         one_node = [item for item in candidates if item.num_nodes == 1]
         shown.append(one_node[-1])
@@ -142,11 +173,18 @@ def smallest_of(fits: list[Fit]) -> Fit | None:
     return max(fits, key=lambda item: (RANK[item.verdict], item.cache_tokens, item.free_bytes), default=None)
 
 
-def smallest_on(release: Release, device: Device, max_model_len: int | None, concurrency: int) -> Fit:
+def smallest_on(
+    release: Release,
+    device: Device,
+    max_model_len: int | None,
+    concurrency: int,
+    *,
+    plugin: bool = False,
+) -> Fit:
     """Return the smallest deployment on this device that works. Raises DeployError if none does."""
     tried = [
-        fit(release, device, layout, max_model_len=max_model_len, concurrency=concurrency)
-        for layout in layouts(release, device)
+        fit(release, device, layout, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
+        for layout in layouts(release, device, plugin=plugin)
     ]
     best = smallest_of(tried)
     assert best is not None

@@ -27,6 +27,7 @@ def release_facts(release: Release, disk: float) -> dict[str, Any]:
         "kv_replicated": release.has_latent_cache,
         "max_position_embeddings": release.max_position_embeddings,
         "max_tensor_parallel": max_tensor_parallel(release),
+        "max_tensor_parallel_with_plugin": max_tensor_parallel(release, plugin=True),
         "disk_bytes_per_second": disk,
         "load_seconds": round(load_seconds(release, disk)),
         "startup_seconds": startup_seconds(release, disk),
@@ -68,6 +69,10 @@ def print_release(console: Console, release: Release, disk: float) -> None:
     cache = (
         "each GPU holds all of it under tensor parallelism" if release.has_latent_cache else "split by heads"
     )
+    most, with_plugin = facts["max_tensor_parallel"], facts["max_tensor_parallel_with_plugin"]
+    ranks = f"tensor parallel {most} at most"
+    if with_plugin > most:
+        ranks = f"tensor parallel {most or 'not even 1'} at most on GPUs, {with_plugin} with moe4's plugin"
     lines = [
         f"{release.name}: {_size(release.num_bytes)}{group} (from {how})",
         f"  routed experts {_size(facts['expert_bytes'])}, the rest "
@@ -75,8 +80,7 @@ def print_release(console: Console, release: Release, disk: float) -> None:
         f"  a decoded token reads {_size(release.expert_bytes_read)} of experts and "
         f"{_size(release.dense_bytes_read)} of the rest",
         f"  cache {release.kv_bytes_per_token:,} bytes a token; {cache}",
-        f"  tensor parallel {facts['max_tensor_parallel']} at most; "
-        f"load {facts['load_seconds']} s at {disk / 1e9:g} GB/s of disk",
+        f"  {ranks}; load {facts['load_seconds']} s at {disk / 1e9:g} GB/s of disk",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

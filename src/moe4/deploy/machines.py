@@ -31,6 +31,11 @@ class Device:
         """The Kubernetes resource that stands for it."""
         return "amd.com/gpu" if self.kind == "amd" else "nvidia.com/gpu"
 
+    @property
+    def uses_marlin(self) -> bool:
+        """Whether vLLM runs INT4 experts with its Marlin kernel there."""
+        return self.kind in ("nvidia", "other")
+
 
 DEVICES = {
     "l40s": Device(name="L40S", memory_bytes=46_068 * MIB, bandwidth=0.864e12, product="NVIDIA-L40S"),

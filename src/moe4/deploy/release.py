@@ -15,6 +15,7 @@ from moe4.checkpoint.header import (
     read_weight_map,
 )
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
+from moe4.model.groups import choose_group_size
 from moe4.model.inventory import (
     Tensors,
     expert_width,
@@ -23,6 +24,7 @@ from moe4.model.inventory import (
     num_routed_experts,
     w4a16_group_size,
 )
+from moe4.recipe import GROUP_SIZES
 from moe4.serve.model import tokenizer_needs_own_code, writes_kimi_calls
 
 # Every rank holds these whole; vLLM splits what else is not a routed expert over the tensor-parallel ranks.
@@ -82,6 +84,11 @@ class Release:
     def num_experts(self) -> int:
         """Routed experts of a layer; 0 for a dense model."""
         return num_routed_experts(self.config)
+
+    @property
+    def expert_width(self) -> int:
+        """The routed experts' inner width."""
+        return expert_width(self.config)
 
     @property
     def experts_per_token(self) -> int:
@@ -149,10 +156,11 @@ class Release:
             self.row_groups[kind] = math.gcd(self.row_groups.get(kind, 0), spec.shape[-1])
 
 
-def read_release(where: str, group_size: int = 128, token: str | None = None) -> Release:
+def read_release(where: str, group_size: int | None = None, token: str | None = None) -> Release:
     """Describe a folder, a config.json or a repository on the hub (`org/name`) without reading weights.
 
-    A config alone that is not W4A16 is taken for the W4A16 release it would become, at `group_size`.
+    A config alone that is not W4A16 is taken for the W4A16 release it would become, in groups of `group_size`
+    or else of what `moe4 quantize` would choose.
     Raises CheckpointError, UnsupportedModelError or DeployError.
     """
     path = Path(where)
@@ -170,7 +178,7 @@ def read_release(where: str, group_size: int = 128, token: str | None = None) ->
     )
 
 
-def _from_folder(folder: Path, where: str, group_size: int) -> Release:
+def _from_folder(folder: Path, where: str, group_size: int | None) -> Release:
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{where} is no release or checkpoint: it has no {CONFIG_NAME}")
     config = read_json_object(folder / CONFIG_NAME)
@@ -217,14 +225,16 @@ def _from_specs(
     return release
 
 
-def _from_config(name: str, where: str, config: dict[str, Any], group_size: int, folder: Path) -> Release:
-    group_size = w4a16_group_size(config) or group_size
+def _from_config(
+    name: str, where: str, config: dict[str, Any], group_size: int | None, folder: Path
+) -> Release:
     if not num_routed_experts(config):
         raise UnsupportedModelError(
             f"{where} describes no routed experts; moe4 sizes Mixture-of-Experts models"
         )
     width, hidden = expert_width(config), int(config.get("hidden_size") or 0)
-    if group_size not in (32, 64, 128) or width % group_size or hidden % group_size:
+    group_size = w4a16_group_size(config) or group_size or choose_group_size((width, hidden), width)
+    if group_size not in GROUP_SIZES or width % group_size or hidden % group_size:
         raise DeployError(
             f"groups of {group_size} codes do not divide the experts of {where} ({width} by {hidden}); "
             "use --group-size 32, 64 or 128"

@@ -12,6 +12,7 @@ from typing import Literal
 from moe4.deploy.machines import GIB, Device
 from moe4.deploy.release import Release
 from moe4.errors import DeployError
+from moe4.model.groups import one_group_a_rank, serving_advice
 
 MEMORY_SHARE = 0.92  # vLLM 0.32's --gpu-memory-utilization
 # Activations of a full batch, CUDA graphs, NCCL's buffers and the context: an allowance, not a measurement.
@@ -93,8 +94,14 @@ class Fit:
         return self.verdict in ("fits", "comfortable")
 
 
-def check_layout(release: Release, layout: Layout) -> str | None:
-    """Return why vLLM would refuse to split the release so, or None."""
+def check_layout(
+    release: Release, layout: Layout, device: Device | None = None, *, plugin: bool = False
+) -> str | None:
+    """Return why vLLM would refuse to split the release so, or None.
+
+    On a `device` that vLLM runs Marlin on, so is a split refused whose answers would be wrong without moe4's
+    `plugin`.
+    """
     tensor, name = layout.tensor, release.name
     if min(tensor, layout.pipeline, layout.data) < 1:
         return "parallel sizes are 1 or more"
@@ -115,14 +122,23 @@ def check_layout(release: Release, layout: Layout) -> str | None:
         return "data parallel copies need expert parallelism, or each would hold all experts"
     if layout.expert_parallel and ranks > release.num_experts:
         return f"expert parallel over {ranks} GPUs is more than the {release.num_experts} experts of {name}"
-    return None
+    return check_groups(release, layout) if device and device.uses_marlin and not plugin else None
 
 
-def max_tensor_parallel(release: Release) -> int:
-    """Return the most tensor-parallel ranks the release can be split over."""
-    return max(
-        size for size in range(1, release.num_heads + 1) if check_layout(release, Layout(tensor=size)) is None
-    )
+def check_groups(release: Release, layout: Layout) -> str | None:
+    """Return why a vLLM without moe4's plugin would answer wrongly on GPUs, and what to do, or None."""
+    if release.group_size is None or not release.num_experts:
+        return None
+    split = release.expert_width, release.group_size, 1 if layout.expert_parallel else layout.tensor
+    found = one_group_a_rank(*split)
+    return f"{found}; {serving_advice(*split)}" if found else None
+
+
+def max_tensor_parallel(release: Release, *, plugin: bool = False) -> int:
+    """Return the most tensor-parallel ranks for the release on GPUs; 0 if even one would answer wrongly."""
+    sizes = range(1, release.num_heads + 1)
+    layouts = (Layout(tensor=size) for size in sizes if check_layout(release, Layout(tensor=size)) is None)
+    return max((item.tensor for item in layouts if plugin or check_groups(release, item) is None), default=0)
 
 
 def split_layers(num_layers: int, stages: int) -> list[int]:
@@ -141,8 +157,12 @@ def fit(
     max_model_len: int | None = None,
     concurrency: int = 1,
     working_bytes: int | None = None,
+    plugin: bool = False,
 ) -> Fit:
-    """Say how the release fits. Raises DeployError for a length or concurrency that is none."""
+    """Say how the release fits. Raises DeployError for a length or concurrency that is none.
+
+    plugin: vLLM has moe4's plugin there.
+    """
     length = max_model_len or release.max_position_embeddings
     if not 1 <= length <= release.max_position_embeddings:
         raise DeployError(
@@ -173,12 +193,12 @@ def fit(
         tokens_per_second=_ceiling(release, device, layout, 1),
         batch_tokens_per_second=_ceiling(release, device, layout, concurrency),
     )
-    verdict, reason = _judge(release, result)
+    verdict, reason = _judge(release, result, plugin)
     return replace(result, verdict=verdict, reason=reason)
 
 
-def _judge(release: Release, fit: Fit) -> tuple[Verdict, str]:
-    refusal = check_layout(release, fit.layout)
+def _judge(release: Release, fit: Fit, plugin: bool) -> tuple[Verdict, str]:
+    refusal = check_layout(release, fit.layout, fit.device, plugin=plugin)
     if refusal:
         return "no", refusal
     if fit.free_bytes <= 0:
@@ -258,6 +278,6 @@ def smallest_gpus(release: Release, device: Device) -> str:
     for num_gpus in (1, 2, 4, 8, 16, 32, 64):
         tensor = min(num_gpus, device.per_node)
         layout = Layout(tensor=tensor, pipeline=num_gpus // tensor)
-        if fit(release, device, layout, max_model_len=1).works:
+        if fit(release, device, layout, max_model_len=1, plugin=True).works:
             return f"{num_gpus} x {device.name} hold it ({layout.describe()})"
     return f"64 x {device.name} do not hold it either"

@@ -9,8 +9,9 @@ from moe4.deploy.choose import Wanted, pick
 from moe4.deploy.options import DeployOptions, Form, parse_source
 from moe4.deploy.options import default_name as deployment_name
 from moe4.deploy.release import Release, read_release
+from moe4.deploy.sizing import Layout, check_groups
 from moe4.deploy.write import write_deployment
-from moe4.errors import Moe4Error
+from moe4.errors import DeployError, Moe4Error
 from moe4.publish.proof import Proof
 from moe4.publish.report import duration, percent
 
@@ -173,7 +174,10 @@ def _tool_table(found: dict[str, Any]) -> str:
 
 
 def _deployment(proof: Proof, release: Release, repo: str) -> str:
-    parts = ["## Deployment", f"### vLLM\n\n```bash\n{_vllm_line(release, repo)}\n```"]
+    layout, obstacle = _layout(release)
+    parts = ["## Deployment", f"### vLLM\n\n```bash\n{_vllm_line(release, layout, repo)}\n```"]
+    if obstacle:
+        parts.append(f"Install moe4 beside vLLM, whose plugin this release needs on GPUs: {obstacle}.")
     for form, title, language in (("podman", "podman", "bash"), ("kserve", "KServe", "yaml")):
         try:
             text = _manifest(release, form, repo)  # type: ignore[arg-type]
@@ -184,12 +188,20 @@ def _deployment(proof: Proof, release: Release, repo: str) -> str:
     return "\n\n".join(parts)
 
 
-def _vllm_line(release: Release, repo: str) -> str:
-    """Return the command for one machine; the tensor parallelism is the fewest GPUs that hold the model."""
-    fit = pick(release, Wanted())
+def _layout(release: Release) -> tuple[Layout, str | None]:
+    """Return how the fewest GPUs hold the model, and what is wrong there without moe4's plugin."""
+    try:
+        return pick(release, Wanted()).layout, None
+    except DeployError:
+        layout = pick(release, Wanted(plugin=True)).layout
+        return layout, (check_groups(release, layout) or "").partition("; ")[0]
+
+
+def _vllm_line(release: Release, layout: Layout, repo: str) -> str:
+    """Return the command for one machine."""
     flags = ["vllm serve", repo]
-    if fit.layout.num_gpus > 1:
-        flags.append(f"--tensor-parallel-size {fit.layout.num_gpus}")
+    if layout.num_gpus > 1:
+        flags.append(f"--tensor-parallel-size {layout.num_gpus}")
     if release.uses_kimi_calls:
         flags.append("--enable-auto-tool-choice --tool-call-parser kimi_k2")
     if release.needs_own_code:

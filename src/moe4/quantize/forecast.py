@@ -14,7 +14,7 @@ from moe4.errors import Moe4Error
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.needs import available_bytes, disk_need, memory_need, require_memory
-from moe4.quantize.plan import Plan, make_plan
+from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.probe import Probe, probe
 from moe4.quantize.run import DTYPES, Request, check_folders
 
@@ -61,8 +61,8 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     problems: list[str] = []
     has_weights = _has_weights(request.source)
     checkpoint = Checkpoint(request.source) if has_weights else SketchedCheckpoint(request.source)
-    recipe = request.recipe
-    network = Network(checkpoint.config, DTYPES[recipe.calibration.compute_dtype])
+    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    recipe = resolve_group_size(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems)
     calibration = _count_tokens(request, network, problems, has_weights)
     need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens)
@@ -72,13 +72,14 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     result: dict[str, Any] = {
         "ok": not problems,
         "problems": problems,
+        "warnings": group_size_warnings(recipe.group_size, network),
         "source": {
             "model_type": checkpoint.config.get("model_type"),
             "has_weights": has_weights,
             "num_tensors": len(checkpoint.tensors),
             "num_bytes": checkpoint.num_bytes,
         },
-        "release": _release(plan),
+        "release": {"group_size": recipe.group_size, **_release(plan)},
         "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
         "memory": {
             "peak_bytes": need.peak_bytes,
@@ -176,6 +177,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / source['num_bytes']:.1%})",
         f"elements  {_count(release['num_elements'])}: {kinds}",
     ]
+    lines.append(f"groups    of {release['group_size']} codes")
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
@@ -194,6 +196,7 @@ def describe(result: dict[str, Any]) -> str:
             f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
             f"{time['attention_seconds']:.0f} s a layer for the rest"
         )
+    lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        nothing speaks against it" if result["ok"] else "failed    it would not work")
     return "\n".join(lines)

@@ -1,13 +1,14 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
 from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
 from moe4.errors import MissingFileError, Moe4Error, RecipeError, TensorError
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
+from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice
 from moe4.recipe import Recipe, Target
 
 DROPPED_SUFFIX = ".rotary_emb.inv_freq"  # computed from the config by every loader
@@ -96,7 +97,7 @@ class Plan:
 def make_plan(
     checkpoint: Checkpoint, network: Network, recipe: Recipe, problems: list[str] | None = None
 ) -> Plan:
-    """Plan the release. Raises MissingFileError, TensorError or RecipeError naming the tensor.
+    """Plan a resolved recipe's release. Raises MissingFileError, TensorError or RecipeError with the tensor.
 
     With a list of `problems` those errors are put there instead, and what they name is left out.
     """
@@ -112,6 +113,26 @@ def make_plan(
     file_name = f"model-{num_shards:05d}-of-{num_shards:05d}.safetensors"
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
     return Plan(shards=shards, ignore=_ignore_list(network, recipe, rest))
+
+
+def resolve_group_size(recipe: Recipe, checkpoint: Checkpoint, network: Network) -> Recipe:
+    """Return the recipe with a group size: its own, or the one that the model's sizes call for."""
+    if recipe.group_size:
+        return recipe
+    experts = [shape for shape in network.experts if shape]
+    inputs = {size for shape in experts for size in (shape.hidden_size, shape.width)}
+    modules = [module for target, stage in LINEAR_STAGES if target in recipe.targets for module in stage]
+    for layer in range(network.num_layers):
+        names = (f"{network.layer_prefix(layer)}{module}.weight" for module in modules)
+        inputs.update(checkpoint.tensors[name].spec.shape[-1] for name in names if name in checkpoint.tensors)
+    return replace(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
+
+
+def group_size_warnings(group_size: int, network: Network) -> list[str]:
+    """Return what users of the release should know of its group size."""
+    width = min(shape.width for shape in network.experts if shape)
+    found = one_group_a_rank(width, group_size)
+    return [f"{found}; {quantizing_advice(width, group_size)}"] if found else []
 
 
 def quantization_config(recipe: Recipe, plan: Plan) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary
 from moe4.quantize.commit import Committer, follow
 from moe4.quantize.needs import disk_need, memory_need, require_memory
-from moe4.quantize.plan import Plan, make_plan
+from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel, Ranks, threads_per_rank
 from moe4.quantize.report import build_report
@@ -54,6 +54,7 @@ class _Prepared:
 
     checkpoint: Checkpoint
     network: Network
+    recipe: Recipe
     plan: Plan
     corpus: Corpus | None
     fingerprint: dict[str, Any]
@@ -92,7 +93,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     bench = Workbench(
         checkpoint=prepared.checkpoint,
         network=prepared.network,
-        recipe=request.recipe,
+        recipe=prepared.recipe,
         device=device,
         ranks=ranks,
         progress=progress,
@@ -116,6 +117,8 @@ def _lead(
     folder.require_space(
         disk_need(prepared.plan, prepared.network, prepared.checkpoint, prepared.num_tokens, folder.folder)
     )
+    for warning in group_size_warnings(bench.recipe.group_size, bench.network):
+        progress.say(f"warning: {warning}")
     journal = folder.open()
     _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
     boundary = _boundary(folder.work, prepared, bench.device)
@@ -162,9 +165,9 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
 
 
 def _prepare(request: Request) -> _Prepared:
-    recipe = request.recipe
     checkpoint = Checkpoint(request.source)
-    network = Network(checkpoint.config, DTYPES[recipe.calibration.compute_dtype])
+    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    recipe = resolve_group_size(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe)
     corpus = None
     if recipe.method == "gptq":
@@ -182,7 +185,12 @@ def _prepare(request: Request) -> _Prepared:
         "calibration": corpus.digest() if corpus else None,
     }
     prepared = _Prepared(
-        checkpoint=checkpoint, network=network, plan=plan, corpus=corpus, fingerprint=fingerprint
+        checkpoint=checkpoint,
+        network=network,
+        recipe=recipe,
+        plan=plan,
+        corpus=corpus,
+        fingerprint=fingerprint,
     )
     need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens, torch.device(request.device))
     require_memory(need, recipe.memory_budget_bytes)

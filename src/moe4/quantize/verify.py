@@ -16,7 +16,7 @@ from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_jso
 from moe4.errors import CheckpointError, MissingFileError
 from moe4.model.architecture import PARTS, Network
 from moe4.quantize.audit import WORST_SHOWN
-from moe4.quantize.plan import DROPPED_SUFFIX, expert_weight
+from moe4.quantize.plan import DROPPED_SUFFIX, expert_weight, group_size_warnings
 from moe4.recipe import GROUP_SIZES
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
@@ -39,6 +39,7 @@ class _Verifier:
     def __init__(self, out: Path, source: Checkpoint | None) -> None:
         self.out, self.source = out, source
         self.problems: list[str] = []
+        self.warnings: list[str] = []
         self.config = read_json_object(out / CONFIG_NAME)
         self.index = read_json_object(out / INDEX_NAME)
         self.tensors: dict[str, StoredTensor] = {}
@@ -59,6 +60,7 @@ class _Verifier:
             for base, shape in quantized:
                 self._check_quantized(base, shape)
             self._check_plain([base for base, _ in quantized])
+            self.warnings = group_size_warnings(self.group_size, network)
         report = self._check_report()
         if self.source is not None:
             self._check_side_files(self.source, report)
@@ -272,6 +274,7 @@ class _Verifier:
         result: dict[str, Any] = {
             "ok": not self.problems,
             "problems": self.problems,
+            "warnings": self.warnings,
             "num_tensors": len(self.tensors),
             "num_quantized": sum(name.endswith(".weight_packed") for name in self.tensors),
             "num_bytes": self.num_bytes,
@@ -287,6 +290,7 @@ class _Verifier:
 def describe(result: dict[str, Any]) -> str:
     """Return a result in a few lines."""
     lines = [f"wrong     {problem}" for problem in result["problems"]]
+    lines += [f"warning   {warning}" for warning in result["warnings"]]
     size = f"size      {format_bytes(result['num_bytes'])}"
     if result["source_num_bytes"]:
         share = result["num_bytes"] / result["source_num_bytes"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from moe4.errors import ServeError
 from moe4.serve.extra import find_value, is_given
 from moe4.serve.host import Host
-from moe4.serve.ranks import check_ranks, read_ranks
+from moe4.serve.ranks import check_groups, check_ranks, read_ranks
 
 if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can do without
     from moe4.serve.model import ServedModel
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can 
 GIB = 1 << 30
 # Whole conversations the CPU's cache has room for, where memory allows: vLLM's unit is the GiB.
 CACHED_CONVERSATIONS = 8
+PLUGIN = "moe4"  # its entry point's name in pyproject.toml
 LOAD_FORMAT = "moe4"  # as moe4.vllm_plugin registers it
 
 
@@ -66,6 +67,8 @@ def build_command(
             f"the tokenizer in {model.folder} is code: read it, and add --trust-remote-code if you trust it"
         )
     check_ranks(model, ranks)
+    if host.device == "gpu" and not _loads_plugin(environment):
+        check_groups(model, ranks)
     max_model_len = options.max_model_len or model.max_position_embeddings
     if options.max_model_len is not None and not 1 <= options.max_model_len <= model.max_position_embeddings:
         raise ServeError(
@@ -108,6 +111,12 @@ def build_command(
         model_name=name,
         url=f"http://{address}:{options.port}/v1",
     )
+
+
+def _loads_plugin(environment: dict[str, str]) -> bool:
+    """Say whether vLLM will load moe4's plugin: it takes all there are unless VLLM_PLUGINS names some."""
+    named = environment.get("VLLM_PLUGINS")
+    return named is None or PLUGIN in named.split(",")
 
 
 def _loader_options(options: ServeOptions) -> dict[str, object]:

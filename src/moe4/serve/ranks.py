@@ -1,10 +1,11 @@
-"""Over how many ranks a model can be served: what vLLM 0.32 or moe4's plugin would refuse only later."""
+"""Over how many ranks a model can be served: what vLLM would refuse only later, or get wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
+from moe4.model.groups import one_group_a_rank
 from moe4.serve.extra import find_whole, is_on
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ def check_ranks(model: "ServedModel", ranks: Ranks) -> None:
     if _what_is_uneven(model, replace(ranks, whole_experts=True)) is None:
         ways.append("--enable-expert-parallel, which keeps experts whole")
     raise ServeError(f"{ranks}: {reason}; use {', or '.join(ways) or 'fewer ranks'}")
+
+
+def check_groups(model: "ServedModel", ranks: Ranks) -> None:
+    """Raise ServeError where a vLLM on GPUs that leaves moe4's plugin out would answer wrongly."""
+    if model.expert_width is None or model.group_size is None:
+        return
+    found = one_group_a_rank(model.expert_width, model.group_size, ranks.parts_of_experts)
+    if found:
+        raise ServeError(f"{found}, and VLLM_PLUGINS leaves it out: add moe4 to VLLM_PLUGINS, or unset it")
 
 
 def _what_is_uneven(model: "ServedModel", ranks: Ranks) -> str | None:

@@ -69,6 +69,9 @@ RULES = {
     "parallel-missing": Rule(level="error", title="Several GPUs are used by a parallel size"),
     "parallel-mismatch": Rule(level="error", title="The parallel sizes multiply to the GPUs"),
     "parallel-divide": Rule(level="error", title="The parallel sizes divide heads and groups"),
+    "parallel-one-group": Rule(
+        level="error", title="Experts have more than one group a GPU, or vLLM has moe4's plugin"
+    ),
     "max-model-len": Rule(level="error", title="The length is given, and one the model was made for"),
     "tools-missing": Rule(level="error", title="A model that calls tools has its parser on"),
     "image-untagged": Rule(level="error", title="Images have a tag other than latest, or a digest"),

@@ -6,12 +6,13 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
+from moe4.deploy.images import has_plugin
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place, get
 from moe4.deploy.lint.server import Server, parse_quantity
 from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
 from moe4.deploy.release import Release
-from moe4.deploy.sizing import Fit, Layout, check_layout, fit, smallest_gpus
+from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
 
 TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
 MIN_SHM_BYTES = GIB
@@ -26,11 +27,17 @@ class Context:
 
     device: the GPU that is there; the largest of the table if None.
     disk: bytes a second the weights are loaded at, at best.
+    plugin: all images have moe4's plugin in vLLM, whatever they are called.
     """
 
     release: Release | None = None
     device: Device | None = None
     disk: float = 1e9
+    plugin: bool = False
+
+    def has_plugin(self, server: Server) -> bool:
+        """Say whether the server's vLLM is known to have moe4's plugin."""
+        return self.plugin or server.by_moe4 or any(has_plugin(str(image.value)) for image in server.images)
 
 
 def check_server(server: Server, context: Context) -> Iterator[Finding]:
@@ -89,12 +96,13 @@ def _fit(server: Server, context: Context, release: Release) -> Fit | None:
     layout = layout_of(server)
     if not server.has_sizes and server.gpus > 1:
         layout = replace(layout, tensor=server.gpus)
-    if check_layout(release, layout) is not None:
+    plugin = context.has_plugin(server)
+    if check_layout(release, layout, device, plugin=plugin) is not None:
         return None  # another rule says so
     length = _number(server, "--max-model-len")
     if length is not None and not 1 <= length <= release.max_position_embeddings:
         return None
-    return fit(release, device, layout, max_model_len=length)
+    return fit(release, device, layout, max_model_len=length, plugin=plugin)
 
 
 def _parallel(server: Server, context: Context) -> Iterator[Finding]:
@@ -103,7 +111,7 @@ def _parallel(server: Server, context: Context) -> Iterator[Finding]:
     release, layout = context.release, layout_of(server)
     if not server.has_sizes and not server.partial:
         alone = release is None or any(
-            fit(release, device, Layout(), max_model_len=1).works for device in DEVICES.values()
+            fit(release, device, Layout(), max_model_len=1, plugin=True).works for device in DEVICES.values()
         )
         if server.gpus > 1 or server.all_gpus or not alone:
             needs = "" if alone else f": {release.name if release else ''} fits on no single GPU"
@@ -122,6 +130,17 @@ def _parallel(server: Server, context: Context) -> Iterator[Finding]:
     refusal = check_layout(release, layout) if release is not None else None
     if refusal:
         yield server.flags_place.find("parallel-divide", refusal, "see `moe4 fit`")
+    elif release is not None and not context.has_plugin(server):
+        yield from _one_group(server, context, release)
+
+
+def _one_group(server: Server, context: Context, release: Release) -> Iterator[Finding]:
+    on_marlin = context.device is None or context.device.uses_marlin
+    image_unseen = server.partial and not server.images
+    found = check_groups(release, layout_of(server)) if on_marlin and not image_unseen else None
+    if found:
+        why, _, advice = found.partition("; ")
+        yield server.flags_place.find("parallel-one-group", why, advice)
 
 
 def _memory(server: Server, context: Context) -> Iterator[Finding]:
