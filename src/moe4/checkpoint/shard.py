@@ -23,6 +23,7 @@ __all__ = [
     "StoredTensor",
     "TensorSpec",
     "iterate_bytes",
+    "join_rows",
     "read_shard",
     "read_tensor",
     "tensor_bytes",
@@ -75,6 +76,18 @@ def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
                 raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
             remaining -= len(piece)
             yield piece
+
+
+def join_rows(spec: TensorSpec, pieces: Iterable[bytes]) -> Iterator[Tensor]:
+    """Yield a matrix [rows, columns] from its bytes in pieces, some whole rows at a time, as it is stored."""
+    row_bytes, left = spec.num_bytes // max(1, spec.shape[0]), b""
+    for piece in pieces:
+        data = left + piece
+        whole = len(data) // row_bytes * row_bytes
+        left = data[whole:]
+        if whole:
+            buffer = bytearray(data[:whole])
+            yield torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(-1, *spec.shape[1:])
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

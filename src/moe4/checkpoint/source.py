@@ -21,6 +21,7 @@ from moe4.checkpoint.shard import (
     Shard,
     StoredTensor,
     iterate_bytes,
+    join_rows,
     read_shard,
     read_tensor,
 )
@@ -118,15 +119,7 @@ class Checkpoint:
         if self.is_fp8(name):
             yield self.load(name)
             return
-        spec, left = self._stored[name].spec, b""
-        row_bytes = spec.num_bytes // max(1, spec.shape[0])
-        for piece in self.iterate(name):
-            data = left + piece
-            whole = len(data) // row_bytes * row_bytes
-            left = data[whole:]
-            if whole:
-                buffer = bytearray(data[:whole])
-                yield torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(-1, *spec.shape[1:])
+        yield from join_rows(self._stored[name].spec, self.iterate(name))
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:

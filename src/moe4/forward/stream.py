@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moe4.calibration.activations import make_batches
 from moe4.errors import EvaluationError
-from moe4.evaluate.weights import Weights
+from moe4.forward.weights import Weights
 from moe4.model.architecture import PARTS, ExpertShape, Network
 from moe4.model.experts import set_capture
 
