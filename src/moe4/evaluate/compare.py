@@ -69,6 +69,8 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
             Stream(weights, network, corpus.sequences, work, device)
             for weights, network, work in zip((source, release), networks, works, strict=True)
         )
+        before.embed()
+        after.embed()
         predicts = predicting_rows(corpus)
         layers = []
         for layer in range(before.network.num_layers):

@@ -66,6 +66,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     top_k, place = 1, 0
     with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
         stream = Stream(weights, network, sequences, Path(work), torch.device(options.device))
+        stream.embed()
         for layer in range(network.num_layers):
             passed = stream.attend(layer)
             shape = network.experts[layer]

@@ -1,8 +1,9 @@
-"""A forward pass over a text, one decoder layer at a time, experts apart: for models that fit nowhere.
+"""A forward pass over a text, one decoder layer at a time, experts apart: for models too large for memory.
 
 Hidden states lie in mapped files; in memory are one layer without its experts, one expert and a batch.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moe4.calibration.activations import make_batches
+from moe4.calibration.activations import BATCH_TOKENS, make_batches
 from moe4.errors import EvaluationError
-from moe4.forward.weights import Weights
+from moe4.forward.weights import Weights, gather_rows
 from moe4.model.architecture import PARTS, ExpertShape, Network
 from moe4.model.experts import set_capture
 
@@ -41,7 +42,11 @@ class LayerPass:
 
 
 class Stream:
-    """One model's pass over sequences of token ids, from layer to layer."""
+    """One model's pass over sequences of token ids, from layer to layer.
+
+    work: folder for hidden states; several streams share one if their `prefix` differs.
+    batch_tokens: how many tokens run through a layer at once.
+    """
 
     def __init__(
         self,
@@ -50,19 +55,23 @@ class Stream:
         sequences: Sequence[Sequence[int]],
         work: Path,
         device: torch.device,
+        *,
+        prefix: str = "",
+        batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        self.weights, self.network, self._device, self._work = weights, network, device, work
+        self.weights, self.network, self._device = weights, network, device
+        self._work, self._prefix = work, prefix
+        self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = [len(sequence) for sequence in sequences]
         self.num_tokens = sum(lengths)
         self._size = int(network.config.hidden_size)
-        self._batches = list(make_batches(lengths))
+        self._batches = list(make_batches(lengths, batch_tokens))
         self._rotary = network.build_rotary(device)
-        embedding = weights.load(network.embedding_name).to(network.compute_dtype)
         self.hidden = self._map("hidden", network.compute_dtype)
-        start = 0
-        for sequence in sequences:
-            self.hidden[start : start + len(sequence)] = embedding[torch.tensor(sequence)]
-            start += len(sequence)
+
+    def embed(self) -> None:
+        """Let the tokens' embeddings be the first layer's input."""
+        self.hidden.copy_(gather_rows(self.weights, self.network.embedding_name, self._tokens))
 
     def attend(self, layer: int) -> LayerPass:
         """Run a layer without its experts. What it returns is valid until the next layer."""
@@ -116,6 +125,20 @@ class Stream:
 
         return log_probabilities
 
+    def last_logprobs(self, rows: Tensor) -> Tensor:
+        """Return log-probabilities, float64 [rows, vocabulary] on the CPU, of a few rows of tokens.
+
+        The head is read some rows at a time, so memory is that of the result.
+        """
+        norm = self.network.build_final_norm(self.weights.load, self._device)
+        with torch.inference_mode():
+            states = norm(self.hidden[rows].to(self._device))
+            logits = [
+                (states @ piece.to(self._device, self.network.compute_dtype).T).double().cpu()
+                for piece in self.weights.iterate_rows(self.network.head_name)
+            ]
+        return torch.log_softmax(torch.cat(logits, dim=1), dim=-1)
+
     def scratch(self, name: str) -> Tensor:
         """Return zeros, float32 [tokens, hidden], in a file of that name."""
         return self._map(name, torch.float32).zero_()
@@ -135,8 +158,10 @@ class Stream:
 
     def _map(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a tensor [tokens, hidden] that is a file."""
-        num_values = self.num_tokens * self._size
-        flat = torch.from_file(str(self._work / name), shared=True, size=num_values, dtype=dtype)
+        path, num_values = self._work / f"{self._prefix}{name}", self.num_tokens * self._size
+        with path.open("ab") as file:  # room is reserved now, so that a full disk is an OSError
+            os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
+        flat = torch.from_file(str(path), shared=True, size=num_values, dtype=dtype)
         return flat.view(self.num_tokens, self._size)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import dequantize, unpack
@@ -67,6 +68,19 @@ class Release:
         if name not in self._stored:
             raise CheckpointError(f"{self.folder} has no {name}, which its architecture needs")
         return self._stored[name]
+
+
+def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
+    """Return some rows of a matrix, [numbers, columns] as `load` gives it, without holding all of it."""
+    ordered, by_row = torch.sort(numbers, stable=True)
+    found: list[Tensor] = []
+    first = 0
+    for rows in weights.iterate_rows(name):
+        begin, end = torch.searchsorted(ordered, torch.tensor([first, first + len(rows)])).tolist()
+        found.append(rows[ordered[begin:end] - first])
+        first += len(rows)
+    joined = torch.cat(found)
+    return torch.empty_like(joined).index_copy_(0, by_row, joined)
 
 
 def open_weights(folder: Path) -> Weights:

@@ -1,0 +1,104 @@
+"""Run one or two models over the probe's sequences in float32, side by side, layer by layer.
+
+Whoever has a layer's experts at hand gives them: `moe4 probe` reads them for this, `moe4 quantize` has them
+anyway.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe4.forward.stream import LayerPass, Stream, run_expert
+from moe4.forward.weights import Weights
+from moe4.model.architecture import Network
+from moe4.probe.form import DECIMALS, TOP, Expectation
+
+BATCH_TOKENS = 2048  # through a layer at once: its states in float32 are twice those of quantize's batches
+
+
+class ProbePasses:
+    """Forward passes of models by name ("released", "source") over the same sequences.
+
+    For each layer call `attend`, then for each expert `run` and `add` of each model, then `finish_layer`.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, Weights],
+        network: Network,
+        sequences: Sequence[Sequence[int]],
+        work: Path,
+        device: torch.device,
+    ) -> None:
+        """Prepare the passes. `network` computes in float32; `work` is a folder for hidden states."""
+        assert network.compute_dtype is torch.float32
+        self.network = network
+        self.streams = {
+            name: Stream(
+                weights, network, sequences, work, device, prefix=f"probe-{name}-", batch_tokens=BATCH_TOKENS
+            )
+            for name, weights in models.items()
+        }
+        self._last_rows = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0) - 1
+        self._layer = -1
+        self._passed: dict[str, LayerPass] = {}
+
+    def embed(self) -> None:
+        """Begin with the tokens' embeddings."""
+        for stream in self.streams.values():
+            stream.embed()
+
+    def attend(self, layer: int) -> None:
+        """Run a layer of every model without its routed experts."""
+        self._layer = layer
+        self._passed = {name: stream.attend(layer) for name, stream in self.streams.items()}
+
+    def run(self, name: str, expert: int, weights: Sequence[Tensor]) -> Tensor:
+        """Return float32 [its tokens, hidden]: what an expert adds to a model's tokens, gates included.
+
+        weights: gate, up and down of the expert, float32 on the device.
+        """
+        passed = self._passed[name]
+        assert passed.inputs is not None
+        rows, gates = passed.rows_of(expert)
+        return run_expert(self.network, self._layer, weights, passed.inputs[rows]) * gates.unsqueeze(1)
+
+    def add(self, name: str, expert: int, output: Tensor) -> None:
+        """Add what `run` returned to its tokens."""
+        passed = self._passed[name]
+        rows, _ = passed.rows_of(expert)
+        passed.total.index_add_(0, rows, output)
+
+    def finish_layer(self) -> None:
+        """Let the layer's output be the next layer's input. Raises EvaluationError on NaN or Inf."""
+        for name, stream in self.streams.items():
+            stream.finish_layer(self._passed[name])
+        self._passed = {}
+
+    def num_unreached(self) -> int:
+        """Return how many experts of this layer no token of the release goes to; before `finish_layer`."""
+        experts, ids = self.network.experts[self._layer], self._passed["released"].ids
+        if experts is None or ids is None:
+            return 0
+        return experts.num_experts - int(torch.unique(ids).numel())
+
+    def expectations(self, name: str) -> list[Expectation]:
+        """Return what one model expects after each sequence; after the last layer."""
+        logprobs = self.streams[name].last_logprobs(self._last_rows)
+        # Equal log-probabilities stay in the order of their ids.
+        values, ids = torch.sort(logprobs, dim=1, descending=True, stable=True)
+        top = min(TOP, logprobs.shape[1])
+        return [
+            Expectation(
+                ids=row_ids[:top].tolist(),
+                logprobs=[round(value, DECIMALS) + 0.0 for value in row[:top].tolist()],
+            )
+            for row_ids, row in zip(ids, values, strict=True)
+        ]
+
+
+def count_pairs(network: Network) -> int:
+    """Return how many (layer, expert) pairs a model has."""
+    return sum(shape.num_experts for shape in network.experts if shape is not None)
