@@ -35,13 +35,13 @@ class ProbePasses:
         """Prepare the passes. `network` computes in float32; `work` is a folder for hidden states."""
         assert network.compute_dtype is torch.float32
         self.network = network
+        whole, self._last_rows = join_prefixes(sequences)
         self.streams = {
             name: Stream(
-                weights, network, sequences, work, device, prefix=f"probe-{name}-", batch_tokens=BATCH_TOKENS
+                weights, network, whole, work, device, prefix=f"probe-{name}-", batch_tokens=BATCH_TOKENS
             )
             for name, weights in models.items()
         }
-        self._last_rows = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0) - 1
         self._layer = -1
         self._passed: dict[str, LayerPass] = {}
 
@@ -97,6 +97,24 @@ class ProbePasses:
             )
             for row_ids, row in zip(ids, values, strict=True)
         ]
+
+
+def join_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:
+    """Return the sequences that begin no other one, and the row of each given sequence's last token in them.
+
+    Under causal attention a sequence that begins another is run with it.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: list(sequences[number]))
+    whole: list[Sequence[int]] = []
+    owners = [0] * len(sequences)
+    following: Sequence[int] = []
+    for number in reversed(order):  # what begins another one comes just before one that it begins
+        tokens = sequences[number]
+        if list(following[: len(tokens)]) != list(tokens):
+            whole.append(tokens)
+        owners[number], following = len(whole) - 1, tokens
+    starts = torch.tensor([0, *(len(tokens) for tokens in whole)]).cumsum(0)
+    return whole, starts[torch.tensor(owners)] + torch.tensor([len(tokens) - 1 for tokens in sequences])
 
 
 def count_pairs(network: Network) -> int:
