@@ -12,9 +12,21 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe4 import __version__
+from moe4.checkpoint.header import PROBE_NAME
 from moe4.errors import ProbeError
 
-PROBE_NAME = "moe4-probe.json"
+__all__ = [
+    "KINDS",
+    "PROBE_NAME",
+    "Expectation",
+    "ExpectedAnswers",
+    "ProbeSequence",
+    "Reach",
+    "encode_probe",
+    "find_problems",
+    "read_probe",
+]
+
 FORMAT, VERSION = "moe4-probe", 1
 TOP = 20  # the most that vLLM gives by default (--max-logprobs)
 DECIMALS = 6
