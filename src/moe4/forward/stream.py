@@ -1,6 +1,7 @@
 """A forward pass over a text, one decoder layer at a time, experts apart: for models too large for memory.
 
-Hidden states lie in mapped files; in memory are one layer without its experts, one expert and a batch.
+Hidden states lie in mapped files, or where they are few on the device; in memory are one layer without its
+experts, one expert and a batch.
 """
 
 import os
@@ -22,29 +23,35 @@ HEAD_ROWS = 256  # tokens whose logits are in memory at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPass:
-    """What a layer did before its routed experts.
+    """What a layer did before its routed experts. All but `total` is None for a dense layer.
 
     total: float32 [tokens, hidden], the layer's output without them; experts are added to it.
-    inputs: [tokens, hidden] in the compute dtype; ids, gates: [tokens, top_k]. None for a dense layer.
+    inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
+    rows, gates: [tokens * top_k], token numbers and gate weights, those of expert 0 first; starts: where each
+        expert's begin, and the end.
     """
 
     total: Tensor
-    inputs: Tensor | None
-    ids: Tensor | None
-    gates: Tensor | None
+    inputs: Tensor | None = None
+    ids: Tensor | None = None
+    rows: Tensor | None = None
+    gates: Tensor | None = None
+    starts: list[int] | None = None
 
     def rows_of(self, expert: int) -> tuple[Tensor, Tensor]:
         """Return (token numbers, gate weights) of one expert."""
-        assert self.ids is not None
+        assert self.rows is not None
         assert self.gates is not None
-        rows, places = (self.ids == expert).nonzero(as_tuple=True)
-        return rows, self.gates[rows, places]
+        assert self.starts is not None
+        chosen = slice(self.starts[expert], self.starts[expert + 1])
+        return self.rows[chosen], self.gates[chosen]
 
 
 class Stream:
     """One model's pass over sequences of token ids, from layer to layer.
 
-    work: folder for hidden states; several streams share one if their `prefix` differs.
+    work: folder for hidden states; several streams share one if their `prefix` differs. None keeps them on
+        the device.
     batch_tokens: how many tokens run through a layer at once.
     """
 
@@ -53,7 +60,7 @@ class Stream:
         weights: Weights,
         network: Network,
         sequences: Sequence[Sequence[int]],
-        work: Path,
+        work: Path | None,
         device: torch.device,
         *,
         prefix: str = "",
@@ -61,6 +68,7 @@ class Stream:
     ) -> None:
         self.weights, self.network, self._device = weights, network, device
         self._work, self._prefix = work, prefix
+        self._place = device if work is None else torch.device("cpu")
         self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = [len(sequence) for sequence in sequences]
         self.num_tokens = sum(lengths)
@@ -78,27 +86,27 @@ class Stream:
         module = self.network.build_layer(layer, self.weights.load, self._device)
         total = self._map("total", torch.float32)
         captured: list[tuple[Tensor, Tensor, Tensor]] = []
-        has_experts = self.network.experts[layer] is not None
-        if has_experts:
+        shape = self.network.experts[layer]
+        if shape is not None:
             set_capture(self.network.experts_module(module, layer), lambda *call: captured.append(call))
-        inputs = self._map("inputs", self.network.compute_dtype) if has_experts else None
-        ids: Tensor | None = None
-        gates: Tensor | None = None
+        inputs = self._map("inputs", self.network.compute_dtype) if shape else None
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.inference_mode():
             for batch in self._batches:
                 captured.clear()
-                rows = batch.token_rows()
-                total[rows] = batch.select(self._run(module, batch.rows)).float().cpu()
-                if inputs is None:
-                    continue
-                ((states, chosen, weights),) = captured
-                inputs[rows] = batch.select(states).cpu()
-                if ids is None or gates is None:
-                    ids = torch.empty(self.num_tokens, chosen.shape[-1], dtype=torch.int64)
-                    gates = torch.empty(ids.shape)
-                ids[rows] = batch.select(chosen).cpu().long()
-                gates[rows] = batch.select(weights).float().cpu()
-        return LayerPass(total=total, inputs=inputs, ids=ids, gates=gates)
+                rows = batch.token_rows().to(self._place)
+                total[rows] = batch.select(self._run(module, batch.rows)).float().to(self._place)
+                if inputs is not None:
+                    ((states, ids, gates),) = captured
+                    inputs[rows] = batch.select(states).to(self._place)
+                    chosen.append(
+                        (rows, batch.select(ids).to(self._place), batch.select(gates).to(self._place))
+                    )
+        if shape is None or inputs is None:
+            return LayerPass(total=total)
+        rows, ids, gates = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        in_order = torch.argsort(rows)
+        return sort_by_expert(total, inputs, ids[in_order].long(), gates[in_order].float(), shape.num_experts)
 
     def finish_layer(self, output: LayerPass) -> None:
         """Let the layer's output, experts included, be the next layer's input."""
@@ -132,7 +140,7 @@ class Stream:
         """
         norm = self.network.build_final_norm(self.weights.load, self._device)
         with torch.inference_mode():
-            states = norm(self.hidden[rows].to(self._device))
+            states = norm(self.hidden[rows.to(self._place)].to(self._device))
             logits = [
                 (states @ piece.to(self._device, self.network.compute_dtype).T).double().cpu()
                 for piece in self.weights.iterate_rows(self.network.head_name)
@@ -145,7 +153,9 @@ class Stream:
 
     def _run(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Return a layer's output [batch, longest, hidden]; under causal attention padding is never seen."""
-        states = self.hidden[rows.clamp(min=0).flatten()].view(*rows.shape, -1).to(self._device)
+        states = (
+            self.hidden[rows.clamp(min=0).flatten().to(self._place)].view(*rows.shape, -1).to(self._device)
+        )
         positions = torch.arange(states.shape[1], device=self._device).unsqueeze(0)
         output: Tensor = module(
             states,
@@ -157,7 +167,9 @@ class Stream:
         return output
 
     def _map(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return a tensor [tokens, hidden] that is a file."""
+        """Return a tensor [tokens, hidden] that is a file, or lies on the device."""
+        if self._work is None:
+            return torch.empty(self.num_tokens, self._size, dtype=dtype, device=self._device)
         path, num_values = self._work / f"{self._prefix}{name}", self.num_tokens * self._size
         with path.open("ab") as file:  # room is reserved now, so that a full disk is an OSError
             os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
@@ -165,9 +177,24 @@ class Stream:
         return flat.view(self.num_tokens, self._size)
 
 
+def sort_by_expert(total: Tensor, inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> LayerPass:
+    """Return what a layer with routed experts did; gates [tokens, top_k] are those of ids."""
+    by_expert = torch.argsort(ids.flatten(), stable=True)
+    counts = torch.bincount(ids.flatten(), minlength=num_experts)
+    return LayerPass(
+        total=total,
+        inputs=inputs,
+        ids=ids,
+        rows=by_expert // ids.shape[1],
+        gates=gates.flatten()[by_expert],
+        starts=[0, *counts.cumsum(0).tolist()],
+    )
+
+
 def run_expert(network: Network, layer: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Return float32 [tokens, hidden]: an expert's output, before its gate weight."""
+    """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
     gate, up, down = weights
     with torch.inference_mode():
         x = inputs.to(gate.device)
-        return ((network.activation(layer)(x @ gate.T) * (x @ up.T)) @ down.T).float().cpu()
+        output = (network.activation(layer)(x @ gate.T) * (x @ up.T)) @ down.T
+        return output.float().to(inputs.device)

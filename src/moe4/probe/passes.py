@@ -32,13 +32,22 @@ class ProbePasses:
         work: Path,
         device: torch.device,
     ) -> None:
-        """Prepare the passes. `network` computes in float32; `work` is a folder for hidden states."""
+        """Prepare the passes. `network` computes in float32.
+
+        work: folder for hidden states; on a GPU they stay there.
+        """
         assert network.compute_dtype is torch.float32
         self.network = network
         whole, self._last_rows = join_prefixes(sequences)
         self.streams = {
             name: Stream(
-                weights, network, whole, work, device, prefix=f"probe-{name}-", batch_tokens=BATCH_TOKENS
+                weights,
+                network,
+                whole,
+                work if device.type == "cpu" else None,
+                device,
+                prefix=f"probe-{name}-",
+                batch_tokens=BATCH_TOKENS,
             )
             for name, weights in models.items()
         }
@@ -63,13 +72,47 @@ class ProbePasses:
         passed = self._passed[name]
         assert passed.inputs is not None
         rows, gates = passed.rows_of(expert)
-        return run_expert(self.network, self._layer, weights, passed.inputs[rows]) * gates.unsqueeze(1)
+        inputs = passed.inputs[rows]
+        if weights[0].is_cuda:
+            # Whether float32 products are rounded to TF32 is one switch for the whole process, which the
+            # threads of moe4 quantize turn on and off; it does not touch float64.
+            weights, inputs = [weight.double() for weight in weights], inputs.double()
+        return run_expert(self.network, self._layer, weights, inputs) * gates.unsqueeze(1)
 
     def add(self, name: str, expert: int, output: Tensor) -> None:
         """Add what `run` returned to its tokens."""
         passed = self._passed[name]
         rows, _ = passed.rows_of(expert)
         passed.total.index_add_(0, rows, output)
+
+    def routing(self) -> dict[str, Tensor]:
+        """Return what `run` needs to know of this layer, for another process; empty for a dense layer."""
+        tensors = {}
+        for name, passed in self._passed.items():
+            if passed.starts is None:
+                continue
+            assert passed.inputs is not None
+            assert passed.rows is not None
+            assert passed.gates is not None
+            tensors[f"{name}-inputs"] = passed.inputs
+            tensors[f"{name}-rows"], tensors[f"{name}-gates"] = passed.rows, passed.gates
+            tensors[f"{name}-starts"] = torch.tensor(passed.starts)
+        return tensors
+
+    def follow(self, layer: int, routing: dict[str, Tensor]) -> None:
+        """Let `run` work as it does in the process that `routing` comes from."""
+        self._layer = layer
+        self._passed = {
+            key.removesuffix("-starts"): LayerPass(
+                total=torch.empty(0),
+                inputs=routing[key.replace("-starts", "-inputs")],
+                rows=routing[key.replace("-starts", "-rows")],
+                gates=routing[key.replace("-starts", "-gates")],
+                starts=starts.tolist(),
+            )
+            for key, starts in routing.items()
+            if key.endswith("-starts")
+        }
 
     def finish_layer(self) -> None:
         """Let the layer's output be the next layer's input. Raises EvaluationError on NaN or Inf."""
