@@ -1,0 +1,86 @@
+"""Plant faults in a served model and see whether the release's expected answers catch them.
+
+    python benchmarks/bench_probe_faults.py RELEASE --dtype bfloat16 --output probed.json
+    python benchmarks/bench_probe_faults.py RELEASE --dtype float32 --output answers.json
+
+The first run asks for the expected answers under each fault. The second, in float32 so that no tie is broken
+by rounding, asks 50 held-out problems: an answer that differs from that of the network without the fault is
+the fault's doing. Both run vLLM's CPU engine in this process and change its weights in place.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from probe_faults.engine import Engine, planted
+from probe_faults.faults import EXPERT_FAULTS, Fault
+from probe_faults.network_faults import NETWORK_FAULTS
+
+from moe4.probe import check
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NUM_PROBLEMS, MAX_TOKENS = 50, 96
+STOP = ("<|im_end|>", "[EOS]")
+CLEAN = Fault(name="none", kind="none", plant=lambda edits: None)
+
+
+def problems(release: Path) -> tuple[list[list[int]], list[int]]:
+    """Return the held-out problems' prompts, and the ids that end an answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(release)
+    lines = (REPOSITORY / "reference" / "data" / "heldout-problems.jsonl").read_text().splitlines()
+    questions = [json.loads(line)["question"] for line in lines[:NUM_PROBLEMS]]
+    prompts = [
+        tokenizer.encode(f"Question: {question}\nAnswer:", add_special_tokens=False) for question in questions
+    ]
+    return prompts, [number for name in STOP if (number := tokenizer.convert_tokens_to_ids(name)) is not None]
+
+
+def probe(engine: Engine, expected: dict[str, Any]) -> dict[str, Any]:
+    """Return every comparison and the verdict."""
+    questions = check.make_questions(expected, 2048)
+    answers = engine.ask(questions, expected["top"])
+    pairs = zip(questions, answers, strict=True)
+    comparisons = [found for q, a in pairs if (found := check.assess(expected, q, a)) is not None]
+    return {
+        "verdict": check.judge(expected, comparisons),
+        "comparisons": [list(comparison) for comparison in comparisons],
+    }
+
+
+def main() -> None:
+    """Run one of the two passes over all faults."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", type=Path)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    expected = check.read_expected(str(options.release))
+    prompts, stop = problems(options.release)
+    engine = Engine(options.release, options.dtype)
+    results: list[dict[str, Any]] = []
+    clean: list[list[int]] | None = None
+    for fault in (CLEAN, *EXPERT_FAULTS, *NETWORK_FAULTS, CLEAN):
+        began = time.monotonic()
+        with planted(engine.network, fault.plant):
+            if options.dtype == "float32":
+                answers = engine.generate(prompts, MAX_TOKENS, stop)
+                clean = clean or answers
+                changed = sum(a != b for a, b in zip(answers, clean, strict=True))
+                entry: dict[str, Any] = {"changed_answers": changed}
+                line = f"{changed} of {len(answers)} answers changed"
+            else:
+                entry = probe(engine, expected)
+                line = check.describe(entry["verdict"]).splitlines()[0]
+        results.append({"name": fault.name, "kind": fault.kind, **entry})
+        print(f"{fault.name}: {line}; {time.monotonic() - began:.1f} s", flush=True)
+        options.output.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
