@@ -5,7 +5,8 @@
 
 The first run asks for the expected answers under each fault. The second, in float32 so that no tie is broken
 by rounding, asks 50 held-out problems: an answer that differs from that of the network without the fault is
-the fault's doing. Both run vLLM's CPU engine in this process and change its weights in place.
+the fault's doing. Both run vLLM's CPU engine in this process and change its weights in place. A run that was
+stopped goes on with the faults that its output lacks.
 """
 
 import argparse
@@ -62,10 +63,13 @@ def main() -> None:
     options = parser.parse_args()
     expected = check.read_expected(str(options.release))
     prompts, stop = problems(options.release)
+    results: list[dict[str, Any]] = json.loads(options.output.read_text()) if options.output.exists() else []
+    done = {entry["name"] for entry in results} - {CLEAN.name}
     engine = Engine(options.release, options.dtype)
-    results: list[dict[str, Any]] = []
     clean: list[list[int]] | None = None
     for fault in (CLEAN, *EXPERT_FAULTS, *NETWORK_FAULTS, CLEAN):
+        if fault.name in done:
+            continue
         began = time.monotonic()
         with planted(engine.network, fault.plant):
             if options.dtype == "float32":

@@ -9,11 +9,20 @@ from typing import Any
 
 from moe4.errors import ProbeError
 from moe4.probe import check
-from moe4.probe.check import describe
+from moe4.probe.check import describe, describe_shortly
 from moe4.probe.form import PROBE_NAME, read_probe
 
-__all__ = ["ask_server", "describe", "script_text", "showing_progress"]
+__all__ = [
+    "ask_server",
+    "check_when_ready",
+    "describe",
+    "describe_shortly",
+    "find_probe",
+    "script_text",
+    "showing_progress",
+]
 
+READY_SECONDS = 30.0  # a server on a CPU may compute a few hundred tokens a second
 OnProgress = Callable[[int, int], None]
 
 
@@ -24,20 +33,48 @@ def ask_server(
     model: str | None = None,
     timeout: float = 120.0,
     verify: bool = True,
+    key: str | None = None,
+    seconds: float | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Return the verdict on the server at `url`, as `check.judge` makes it.
 
-    release: a folder with moe4-probe.json, or that file. Raises ProbeError if the file cannot be used or the
-    server cannot be asked.
+    release: a folder with moe4-probe.json, or that file. key: VLLM_API_KEY's if None. seconds: no question is
+    asked later. Raises ProbeError if the file cannot be used or the server cannot be asked.
     """
-    path = release / PROBE_NAME if release.is_dir() else release
-    read_probe(path)  # names what is wrong with the file better than the check, which must be small
+    path = find_probe(release)
     try:
-        server = check.Server(url, key=os.environ.get("VLLM_API_KEY"), timeout=timeout, insecure=not verify)
-        return check.check(check.read_expected(str(path)), server, model, on_progress)
+        server = check.Server(
+            url, key=key or os.environ.get("VLLM_API_KEY"), timeout=timeout, insecure=not verify
+        )
+        return check.check(check.read_expected(str(path)), server, model, on_progress, seconds)
     except check.CheckError as error:
         raise ProbeError(str(error)) from None
+
+
+def find_probe(release: Path) -> Path:
+    """Return the file of expected answers in a folder, or the file given. Raises ProbeError if it is bad."""
+    path = release / PROBE_NAME if release.is_dir() else release
+    read_probe(path)  # it names more of what can be wrong than the check, which must be small
+    return path
+
+
+def check_when_ready(
+    release: Path, url: str, model: str, *, key: str | None, on_progress: OnProgress
+) -> tuple[bool, str]:
+    """Check a server that has just started; return whether it may go on serving, and what to say of it.
+
+    A release without expected answers, and a server that cannot be asked, go on.
+    """
+    if not (release / PROBE_NAME).is_file():
+        return True, f"moe4: {release} holds no expected answers to check; moe4 probe {release} makes them"
+    try:
+        result = ask_server(
+            release, url, model=model, key=key, seconds=READY_SECONDS, on_progress=on_progress
+        )
+    except ProbeError as error:
+        return True, f"moe4: the answers were not checked: {error}"
+    return bool(result["ok"]), describe(result)
 
 
 def script_text() -> str:

@@ -20,6 +20,7 @@ import math
 import os
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -31,9 +32,12 @@ FORMAT, VERSION = "moe4-probe", 1
 TOKEN_PREFIX = "token_id:"  # vLLM's way to write a token by its id
 NUM_ALONE = 4  # sequences asked one at a time, before the others are asked together
 WORKERS = 16
-CUT = 0.1  # the share of sequences whose divergence counts for the worst only
-KL_FACTOR, SHIFT_FACTOR = 8.0, 2.0  # bounds, as multiples of what bfloat16 does (docs/probe.md)
-DEFAULT_KL, DEFAULT_SHIFT = 1e-4, 0.05  # what it does to k2-tiny, for a file that does not say
+FEWEST = 24  # comparisons that a verdict needs
+FEWEST_DECODED = 16  # below this, what was decoded is shown and not judged
+# Bounds are multiples of what rounding to bfloat16 does to this model's answers, which the file holds.
+FACTORS = {"typical": 1.8, "upper": 2.0, "worst": 4.0}
+LEAST_NOISE = 0.005  # for a model that bfloat16 hardly moves
+BROKEN_SHIFT = 2.0  # a single sequence may move this far
 SMALLEST_SHIFT = 1e-6  # what rounding in the file leaves
 CLEAR_GAP = 2.0  # nats between a token and one that may not take its place
 MOST_WRONG = 0
@@ -82,9 +86,11 @@ def read_expected(path: str) -> dict[str, Any]:
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise CheckError(f"{path} is not version {VERSION} of the format {FORMAT}")
         for sequence in data["sequences"]:
-            found = sequence["released"]
-            if not sequence["tokens"] or len(found["ids"]) != len(found["logprobs"]):
-                raise ValueError("a sequence without tokens or log-probabilities")
+            if "bf16" not in sequence:
+                raise CheckError(f'{path} has no "bf16" answers; moe4 probe RELEASE --force makes it again')
+            for found in (sequence["released"], sequence["bf16"]):
+                if not sequence["tokens"] or len(found["ids"]) != len(found["logprobs"]):
+                    raise ValueError("a sequence without tokens or log-probabilities")
     except OSError as error:
         raise CheckError(f"{path} cannot be read: {error.strerror}; moe4 probe RELEASE makes it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,7 +249,7 @@ def _masses(logprobs: dict[int, float], guessed: list[int]) -> tuple[dict[int, f
 
 
 def make_questions(expected: dict[str, Any], max_model_len: int | None) -> list[Question]:
-    """Return what to ask: every sequence, then every sequence without its last token. Raises CheckError.
+    """Return what to ask, short sequences first: all, then all without their last token. Raises CheckError.
 
     The token after a sequence comes out of one pass over the prompt. Asked without its last token, for two,
     a server that generates that token itself gives the one after it out of decoding, and the same
@@ -256,6 +262,7 @@ def make_questions(expected: dict[str, Any], max_model_len: int | None) -> list[
             f"only {len(fitting)} of {len(lengths)} sequences are shorter than the server's max_model_len "
             f"of {max_model_len}"
         )
+    fitting.sort(key=lambda n: lengths[n])
     every = [Question(n, expected["sequences"][n]["tokens"], 1) for n in fitting]
     return every + [Question(q.number, q.tokens[:-1], 2) for q in every if len(q.tokens) > 1]
 
@@ -275,13 +282,19 @@ def assess(expected: dict[str, Any], question: Question, positions: list[Positio
 
 
 def collect(
-    expected: dict[str, Any], server: Server, on_progress: Callable[[int, int], None]
+    expected: dict[str, Any], server: Server, on_progress: Callable[[int, int], None], seconds: float | None
 ) -> list[Comparison]:
-    """Ask the server everything and return the comparisons. `on_progress` gets (answers, questions)."""
+    """Ask the server and return the comparisons; what is not asked after `seconds` is left out.
+
+    `on_progress` gets (answers, questions). Raises CheckError, also where there was no time for enough.
+    """
     questions = make_questions(expected, server.max_model_len)
     top = int(expected["top"])
+    end = math.inf if seconds is None else time.monotonic() + seconds
 
     def ask(question: Question) -> Comparison | None:
+        if time.monotonic() > end:
+            return None
         return assess(expected, question, server.ask(question.tokens, question.max_tokens, top))
 
     results = []
@@ -297,60 +310,69 @@ def collect(
         finally:
             for future in futures:
                 future.cancel()
-    return sorted(comparison for comparison in results if comparison)
+    comparisons = sorted(comparison for comparison in results if comparison)
+    if len(comparisons) < min(FEWEST, len(questions) // 2):
+        raise CheckError(f"only {len(comparisons)} answers came within {seconds:g} s; {FEWEST} are needed")
+    return comparisons
 
 
-def measure(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """Return the figures of (KL divergence, shift) pairs that are judged or shown.
+def summarize(shifts: list[float]) -> dict[str, float]:
+    """Return the figures that are judged: `typical`, over all, and `upper`, over the largest third.
 
-    kl: mean without the largest tenth. shift: geometric mean. Routing that nearly ties moves a few sequences
-    far on a server that is right, so means over all would say more of luck than of the server.
+    Geometric means: routing that nearly ties moves a few sequences far on a server that is right, and plain
+    means would say more of luck than of the server.
     """
-    by_kl = sorted(kl for kl, _ in pairs)
-    kept = by_kl[: max(1, math.ceil(len(by_kl) * (1 - CUT)))]
-    logs = [math.log(max(shift, SMALLEST_SHIFT)) for _, shift in pairs]
+    logs = sorted(math.log(max(shift, SMALLEST_SHIFT)) for shift in shifts)
+    upper = logs[-max(1, len(logs) // 3) :]
     return {
-        "kl": sum(kept) / len(kept),
-        "kl_mean": sum(by_kl) / len(by_kl),
-        "kl_worst": by_kl[-1],
-        "shift": math.exp(sum(logs) / len(logs)),
-        "shift_worst": max(shift for _, shift in pairs),
+        "typical": math.exp(sum(logs) / len(logs)),
+        "upper": math.exp(sum(upper) / len(upper)),
+        "worst": math.exp(logs[-1]),
+    }
+
+
+def judge_group(name: str, comparisons: list[Comparison], noise: list[float]) -> dict[str, Any]:
+    """Return one group's figures, each beside its bound. noise: what bfloat16 does to each sequence."""
+    found = summarize([comparison.shift for comparison in comparisons])
+    rounding = summarize([noise[comparison.number] for comparison in comparisons])
+    bounds = {figure: FACTORS[figure] * max(rounding[figure], LEAST_NOISE) for figure in FACTORS}
+    bounds["worst"] = max(bounds["worst"], BROKEN_SHIFT)
+    return {
+        "name": name,
+        "num": len(comparisons),
+        "ok": all(found[figure] <= bounds[figure] for figure in bounds),
+        "shift": found,
+        "bounds": bounds,
     }
 
 
 def judge(expected: dict[str, Any], comparisons: list[Comparison]) -> dict[str, Any]:
-    """Return the verdict with its figures: `ok`, what was measured, each beside its bound."""
+    """Return the verdict `ok` with all that led to it."""
     sequences = expected["sequences"]
-    noise = measure(
-        [
-            compare(
-                sequences[c.number]["released"]["ids"],
-                sequences[c.number]["released"]["logprobs"],
-                dict(zip(sequences[c.number]["bf16"]["ids"], sequences[c.number]["bf16"]["logprobs"])),
-            )
-            for c in comparisons
-        ]
-        if all("bf16" in sequence for sequence in sequences)
-        else [(DEFAULT_KL, DEFAULT_SHIFT)]
-    )
-    found = measure([(c.kl, c.shift) for c in comparisons])
+    noise = [
+        compare(
+            s["released"]["ids"],
+            s["released"]["logprobs"],
+            dict(zip(s["bf16"]["ids"], s["bf16"]["logprobs"])),
+        )[1]
+        for s in sequences
+    ]
+    prompts = [comparison for comparison in comparisons if not comparison.decoded]
+    decoded = [comparison for comparison in comparisons if comparison.decoded]
+    groups = [judge_group("prompts", prompts, noise)] if prompts else []
+    if len(decoded) >= FEWEST_DECODED:
+        groups.append(judge_group("decoded", decoded, noise))
     wrong = [c for c in comparisons if _is_wrong(sequences[c.number]["released"], c.best)]
-    bounds = {"kl": KL_FACTOR * noise["kl"], "shift": SHIFT_FACTOR * noise["shift"]}
-    failed = [name for name, bound in bounds.items() if not found[name] <= bound]
-    if len(wrong) > MOST_WRONG:
-        failed.append("best")
-    worst = max(comparisons, key=lambda c: c.kl)
+    worst = max(comparisons, key=lambda comparison: comparison.kl)
     return {
-        "ok": not failed,
-        "failed": failed,
-        "sequences": sum(not c.decoded for c in comparisons),
-        "decoded": sum(c.decoded for c in comparisons),
-        "not_asked": len(sequences) - sum(not c.decoded for c in comparisons),
-        "measured": found,
-        "bounds": bounds,
-        "noise": noise,
-        "wrong": len(wrong),
+        "ok": all(group["ok"] for group in groups) and len(wrong) <= MOST_WRONG,
+        "groups": groups,
+        "wrong_tokens": len(wrong),
+        "kl": {"mean": sum(c.kl for c in comparisons) / len(comparisons), "worst": worst.kl},
         "worst_sequence": worst.number,
+        "num_sequences": len(sequences),
+        "num_asked": len(prompts),
+        "num_decoded": len(decoded),
     }
 
 
@@ -360,21 +382,31 @@ def _is_wrong(found: dict[str, Any], best: int) -> bool:
     return bool(found["logprobs"][0] - logprobs.get(best, min(found["logprobs"])) > CLEAR_GAP)
 
 
+def describe_shortly(result: dict[str, Any]) -> str:
+    """Return the figures in one line."""
+    parts = []
+    for group in result["groups"]:
+        figures = ", ".join(
+            f"{figure} {group['shift'][figure]:.3g} (bound {group['bounds'][figure]:.3g})"
+            for figure in FACTORS
+        )
+        parts.append(f"{group['num']} {group['name']}: shift {figures}")
+    parts.append(f"{result['wrong_tokens']} wrong tokens (bound {MOST_WRONG})")
+    return "; ".join(parts)
+
+
 def describe(result: dict[str, Any]) -> str:
-    """Return the verdict in two lines."""
-    found, bounds = result["measured"], result["bounds"]
-    verdict = "PASS" if result["ok"] else "FAIL"
+    """Return the verdict in two lines; a third says what a failure means."""
     lines = [
-        f"probe: {verdict}: shift {found['shift']:.4f} (bound {bounds['shift']:.4f}), KL {found['kl']:.2e} "
-        f"(bound {bounds['kl']:.2e}), {result['wrong']} wrong tokens (bound {MOST_WRONG}); "
-        f"worst KL {found['kl_worst']:.2e}",
-        f"       {result['sequences']} sequences, {result['decoded']} of them decoded too"
-        + (f"; {result['not_asked']} are too long for the server" if result["not_asked"] else ""),
+        f"probe: {'PASS' if result['ok'] else 'FAIL'}: {describe_shortly(result)}",
+        f"       KL divergence, mean {result['kl']['mean']:.1e}, worst {result['kl']['worst']:.1e} nats, in "
+        f"sequence {result['worst_sequence']}; asked {result['num_asked']} of {result['num_sequences']} "
+        "sequences",
     ]
     if not result["ok"]:
         lines.append(
-            "       the server does not compute what the release holds: its answers cannot be trusted; "
-            "see docs/probe.md of moe4"
+            "       The server does not compute what the release holds: do not trust its answers. "
+            "docs/probe.md of moe4 tells how to find the cause."
         )
     return "\n".join(lines)
 
@@ -384,10 +416,11 @@ def check(
     server: Server,
     model: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Ask `server` for what is expected and return the verdict. Raises CheckError if it cannot be asked."""
     server.find_model(model)
-    result = judge(expected, collect(expected, server, on_progress))
+    result = judge(expected, collect(expected, server, on_progress, seconds))
     return {"url": server.url, "model": server.model, **result}
 
 
