@@ -190,7 +190,8 @@ class Server:
         said = " ".join(error.read().decode("utf-8", "replace").split())
         try:
             content = json.loads(said)
-            said = str(content.get("error", content).get("message", said))
+            reason = content.get("error") or content.get("detail") or said
+            said = str(reason.get("message", said) if isinstance(reason, dict) else reason)
         except (ValueError, AttributeError):
             pass
         hint = ""
