@@ -23,21 +23,29 @@ from moe4.probe import check
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_PROBLEMS, MAX_TOKENS = 50, 96
-STOP = ("<|im_end|>", "[EOS]")
+STOP = ("\n\n", "Question:", "<|im_end|>", "[EOS]")  # where an answer ends
 CLEAN = Fault(name="none", kind="none", plant=lambda edits: None)
 
 
-def problems(release: Path) -> tuple[list[list[int]], list[int]]:
-    """Return the held-out problems' prompts, and the ids that end an answer."""
-    from transformers import AutoTokenizer
+class Problems:
+    """Held-out problems and a model's answers to them."""
 
-    tokenizer = AutoTokenizer.from_pretrained(release)
-    lines = (REPOSITORY / "reference" / "data" / "heldout-problems.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["question"] for line in lines[:NUM_PROBLEMS]]
-    prompts = [
-        tokenizer.encode(f"Question: {question}\nAnswer:", add_special_tokens=False) for question in questions
-    ]
-    return prompts, [number for name in STOP if (number := tokenizer.convert_tokens_to_ids(name)) is not None]
+    def __init__(self, release: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(release)
+        lines = (REPOSITORY / "reference" / "data" / "heldout-problems.jsonl").read_text().splitlines()
+        self._prompts = [
+            self._tokenizer.encode(
+                f"Question: {json.loads(line)['question']}\nAnswer:", add_special_tokens=False
+            )
+            for line in lines[:NUM_PROBLEMS]
+        ]
+
+    def answers(self, engine: Engine) -> list[str]:
+        """Return the greedy answers."""
+        texts = map(self._tokenizer.decode, engine.generate(self._prompts, MAX_TOKENS))
+        return [min((text.split(stop)[0] for stop in STOP), key=len) for text in texts]
 
 
 def probe(engine: Engine, expected: dict[str, Any]) -> dict[str, Any]:
@@ -62,24 +70,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     expected = check.read_expected(str(options.release))
-    prompts, stop = problems(options.release)
+    problems = Problems(options.release)
     results: list[dict[str, Any]] = json.loads(options.output.read_text()) if options.output.exists() else []
     done = {entry["name"] for entry in results} - {CLEAN.name}
     engine = Engine(options.release, options.dtype)
-    clean: list[list[int]] | None = None
+    clean: list[str] | None = None
     for fault in (CLEAN, *EXPERT_FAULTS, *NETWORK_FAULTS, CLEAN):
         if fault.name in done:
             continue
         began = time.monotonic()
         with planted(engine.network, fault.plant):
             if options.dtype == "float32":
-                answers = engine.generate(prompts, MAX_TOKENS, stop)
+                answers = problems.answers(engine)
                 clean = clean or answers
                 changed = sum(a != b for a, b in zip(answers, clean, strict=True))
-                entry: dict[str, Any] = {"changed_answers": changed}
+                entry: dict[str, Any] = {"changed_answers": changed, "answers": answers}
                 line = f"{changed} of {len(answers)} answers changed"
             else:
                 entry = probe(engine, expected)
+                if fault is CLEAN:
+                    entry["answers"] = problems.answers(engine)
                 line = check.describe(entry["verdict"]).splitlines()[0]
         results.append({"name": fault.name, "kind": fault.kind, **entry})
         print(f"{fault.name}: {line}; {time.monotonic() - began:.1f} s", flush=True)

@@ -57,13 +57,11 @@ class Engine:
             for output in outputs
         ]
 
-    def generate(self, prompts: list[list[int]], max_tokens: int, stop: list[int]) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Return greedy answers as token ids."""
         from vllm import SamplingParams
 
-        parameters = SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, stop_token_ids=stop, detokenize=False
-        )
+        parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, detokenize=False)
         outputs = self._llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False
         )
