@@ -202,3 +202,19 @@ def test_the_script_needs_python_3_8_alone() -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(("fault", "ok"), [("", True), ("wrong", False), ("text", False)])
+def test_smoke_asks_too(release: Path, fault: str, ok: bool) -> None:
+    with serving(EXPECTED, fault) as url:
+        result = CliRunner().invoke(app, ["smoke", url, "--probe", str(release), "--json"])
+    probes = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "probe"]
+    assert [entry["ok"] for entry in probes] == [ok]
+    begins = {
+        "": "48 prompts: shift",
+        "wrong": "not what the release gives: 48 prompts",
+        "text": "the server names",
+    }
+    assert probes[0]["detail"].startswith(begins[fault])
+    bad = CliRunner().invoke(app, ["smoke", "http://127.0.0.1:9", "--probe", str(release / "none")])
+    assert isinstance(bad.exception, ProbeError)
