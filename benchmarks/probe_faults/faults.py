@@ -150,7 +150,7 @@ EXPERT_FAULTS = [
         plant=scales_of("w13", ALL, lambda s: s[:, marlin_order(2 * WIDTH)]),
     ),
     Fault(
-        name="the same, one layer",
+        name="scales of gate and up in that order, one layer",
         kind=SCALES,
         plant=scales_of("w13", SECOND, lambda s: s[:, marlin_order(2 * WIDTH)]),
     ),

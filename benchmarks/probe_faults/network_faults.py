@@ -326,12 +326,14 @@ NETWORK_FAULTS = [
     ),
     Fault(name="shared experts' outputs cut off (overflow)", kind=NUMBERS, plant=saturated),
     Fault(
-        name="everything else in int8 with one scale a matrix",
+        name="all but routed experts in int8, one scale a matrix",
         kind=NUMBERS,
         plant=rest_in_int8(one_scale=True),
     ),
     Fault(
-        name="everything else in int8 with a scale a row", kind="choice", plant=rest_in_int8(one_scale=False)
+        name="all but routed experts in int8, a scale a row",
+        kind="choice",
+        plant=rest_in_int8(one_scale=False),
     ),
     Fault(
         name="latent cache in fp8",
