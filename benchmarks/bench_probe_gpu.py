@@ -1,7 +1,7 @@
 """Check releases' expected answers on GPUs, in every way they may be served there.
 
     python benchmarks/bench_probe_gpu.py RELEASE... --output probe_gpu.json
-    python benchmarks/bench_probe_gpu.py RELEASE... --only eager,graphs --output probe_gpu.json
+    python benchmarks/bench_probe_gpu.py RELEASE... --only "eager;graphs" --output probe_gpu.json
 
 Each way is a `vllm serve` of its own, which takes 15 to 25 s to start without CUDA graphs and a minute with.
 Ways that need more GPUs than there are, are left out. `fault` ways run without moe4's plugin: where a rank
@@ -131,10 +131,10 @@ def main() -> None:
     )
     parser.add_argument("releases", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", help="names of ways, with commas between them; all if not given")
+    parser.add_argument("--only", help="names of ways, with semicolons between them; all if not given")
     parser.add_argument("--memory", type=float, default=0.5, help="share of a GPU's memory")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else [way.name for way in WAYS]
+    wanted = options.only.split(";") if options.only else [way.name for way in WAYS]
     import vllm
 
     gpus = describe_gpus()

@@ -1,7 +1,7 @@
 """Check a release's expected answers through real servers on a CPU: right ones, and some with damaged files.
 
     python benchmarks/bench_probe_servers.py RELEASE --output servers.json
-    python benchmarks/bench_probe_servers.py RELEASE --only default,int8 --output servers.json
+    python benchmarks/bench_probe_servers.py RELEASE --only "default;int8" --output servers.json
 
 Each row is a `moe4 serve` of its own, about 40 s on two cores. A run that was stopped goes on with what its
 output lacks.
@@ -158,10 +158,10 @@ def main() -> None:
     )
     parser.add_argument("release", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", help="names of rows, with commas between them; all if not given")
+    parser.add_argument("--only", help="names of rows, with semicolons between them; all if not given")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
-    wanted = options.only.split(",") if options.only else [*RIGHT, *DAMAGED]
+    wanted = options.only.split(";") if options.only else [*RIGHT, *DAMAGED]
     for name in wanted:
         if name in results:
             continue
