@@ -9,7 +9,7 @@ VLLM_API_KEY. Exit code 0: PASS; 1: FAIL; 2: the server could not be asked.
 
 This file needs Python 3.8 and nothing else, and is whole: `moe4 probe --print-script` prints it, and
 `moe4 probe RELEASE --url URL` runs it. What is measured, and why the bounds are what they are, is in
-docs/probe.md of moe4.
+docs/probe-check.md of moe4.
 """
 
 from __future__ import annotations
@@ -407,7 +407,7 @@ def describe(result: dict[str, Any]) -> str:
     if not result["ok"]:
         lines.append(
             "       The server does not compute what the release holds: do not trust its answers. "
-            "docs/probe.md of moe4 tells how to find the cause."
+            "docs/probe-check.md of moe4 tells how to find the cause."
         )
     return "\n".join(lines)
 
