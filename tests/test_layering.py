@@ -14,14 +14,16 @@ RANKS = {
     "gptq": 3,
     "model": 3,
     "calibration": 3,
-    "quantize": 4,
-    "serve": 4,
-    "evaluate": 4,
-    "publish": 6,  # it shows how a release is deployed
-    "deploy": 5,  # it knows what serve would start
-    "vllm_plugin": 4,
-    "prove": 7,
-    "cli": 8,
+    "forward": 4,
+    "probe": 5,  # it runs a model forward, and quantize has it done on the way
+    "quantize": 6,
+    "serve": 6,
+    "evaluate": 6,
+    "vllm_plugin": 6,
+    "deploy": 7,  # it knows what serve would start
+    "publish": 8,  # it shows how a release is deployed
+    "prove": 9,
+    "cli": 10,
 }
 
 

@@ -15,6 +15,7 @@
     │   └── ResumeError             it was begun with another recipe, source or calibration
     ├── MemoryBudgetError         the work needs more memory than it may have
     ├── RankError                 a process of a run on several has died or sees another input
+    ├── ProbeError                a release's expected answers that cannot be made or read
     ├── EvaluationError           a task, or its questions, that cannot be evaluated
     ├── ServeError                a release or server that cannot be started or reached
     ├── DeployError               a deployment that cannot work, or a manifest that cannot be read
@@ -85,6 +86,10 @@ class MemoryBudgetError(Moe4Error):
 
 class RankError(Moe4Error):
     """A process of a run on several has died, hangs, or sees another input than the first."""
+
+
+class ProbeError(Moe4Error):
+    """A release's expected answers that cannot be made, or a file of them that is damaged."""
 
 
 class EvaluationError(Moe4Error):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.evaluate.compare import CompareOptions, compare, describe
 from moe4.evaluate.divergence import kl_divergence
-from moe4.evaluate.weights import Release, open_weights
+from moe4.forward.weights import Release, open_weights
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 6, "num_experts_per_tok": 2}
 TEXTS = ["Tom has 12 apples and 30 pears.", "How many?", "The way from Oslo to Rome is 2000 km long."]

@@ -91,14 +91,30 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
         raise CalibrationError(f"calibration file {path} holds no documents")
 
 
-def tokenize(tokenizer: Any, document: Document, where: str) -> list[int]:
-    """Return one document's token ids. Raises CalibrationError if the template refuses it."""
+def tokenize(
+    tokenizer: Any,
+    document: Document,
+    where: str,
+    *,
+    add_generation_prompt: bool = False,
+    **template_values: Any,
+) -> list[int]:
+    """Return one document's token ids. Raises CalibrationError if the template refuses it.
+
+    add_generation_prompt: whether a chat ends with the start of the assistant's next turn.
+    template_values: what else the chat template is told.
+    """
     try:
         if "text" in document:
             ids = tokenizer(document["text"])["input_ids"]
         else:
             ids = tokenizer.apply_chat_template(
-                document["messages"], tools=document.get("tools"), tokenize=True, return_dict=False
+                document["messages"],
+                tools=document.get("tools"),
+                add_generation_prompt=add_generation_prompt,
+                tokenize=True,
+                return_dict=False,
+                **template_values,
             )
     except Exception as error:  # a template is code that comes with the model; it may raise anything
         reason = str(error).replace("\n", " ")

@@ -15,6 +15,7 @@ from typing import Any
 from moe4.errors import CheckpointError, MissingFileError, TruncatedShardError, UnsafePathError
 
 INDEX_NAME = "model.safetensors.index.json"
+PROBE_NAME = "moe4-probe.json"
 CONFIG_NAME = "config.json"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 ITEM_BYTES = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_weight_map
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, PROBE_NAME, read_json_object, read_weight_map
 from moe4.checkpoint.shard import (
     DTYPES,
     Shard,
@@ -157,7 +157,7 @@ class Checkpoint:
     def side_files(self) -> Iterator[Path]:
         """Yield the files beside the weights that go into a release as they are, sorted by name."""
         for path in sorted(self.folder.iterdir()):
-            ours = path.name in (CONFIG_NAME, "README.md") or path.name.endswith(".index.json")
+            ours = path.name in (CONFIG_NAME, PROBE_NAME, "README.md") or path.name.endswith(".index.json")
             if (
                 path.is_file()
                 and not path.name.startswith(".")

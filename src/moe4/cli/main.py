@@ -28,6 +28,7 @@ COMMANDS = (
     "fit",
     "deploy",
     "lint",
+    "probe",
     "smoke",
     "doctor",
 )

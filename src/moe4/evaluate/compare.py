@@ -17,9 +17,9 @@ from torch import Tensor
 from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
-from moe4.evaluate.forward import LayerPass, Stream, run_expert
 from moe4.evaluate.request import find_data
-from moe4.evaluate.weights import open_weights
+from moe4.forward.stream import LayerPass, Stream, run_expert
+from moe4.forward.weights import open_weights
 from moe4.model.architecture import ExpertShape, Network
 from moe4.recipe import Calibration
 
@@ -69,6 +69,8 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
             Stream(weights, network, corpus.sequences, work, device)
             for weights, network, work in zip((source, release), networks, works, strict=True)
         )
+        before.embed()
+        after.embed()
         predicts = predicting_rows(corpus)
         layers = []
         for layer in range(before.network.num_layers):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from moe4.calibration.corpus import Document, is_reference_model, load_tokenizer, read_jsonl, tokenize
 from moe4.errors import CalibrationError
-from moe4.evaluate.forward import Stream, run_expert
-from moe4.evaluate.weights import open_weights
+from moe4.forward.stream import Stream, run_expert
+from moe4.forward.weights import open_weights
 from moe4.model.architecture import Network
 
 COLD_SHOWN, SUGGESTED = 10, 5
@@ -66,6 +66,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     top_k, place = 1, 0
     with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
         stream = Stream(weights, network, sequences, Path(work), torch.device(options.device))
+        stream.embed()
         for layer in range(network.num_layers):
             passed = stream.attend(layer)
             shape = network.experts[layer]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from moe4.calibration.corpus import Corpus
 from moe4.errors import EvaluationError
-from moe4.evaluate.forward import HEAD_ROWS, Stream
 from moe4.evaluate.statistics import Interval, mean_interval
+from moe4.forward.stream import HEAD_ROWS, Stream
 
 WORST_TOKENS = 20
 CONTEXT_TOKENS = 16

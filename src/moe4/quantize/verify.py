@@ -13,8 +13,9 @@ from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
-from moe4.errors import CheckpointError, MissingFileError
+from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.model.architecture import PARTS, Network
+from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.audit import WORST_SHOWN
 from moe4.quantize.plan import DROPPED_SUFFIX, expert_weight, group_size_warnings
 from moe4.recipe import GROUP_SIZES
@@ -62,6 +63,7 @@ class _Verifier:
             self._check_plain([base for base, _ in quantized])
             self.warnings = group_size_warnings(self.group_size, network)
         report = self._check_report()
+        self._check_probe(network, report)
         if self.source is not None:
             self._check_side_files(self.source, report)
         return self._result(report)
@@ -255,6 +257,23 @@ class _Verifier:
             if (self.out / name).is_file() and file_sha256(self.out / name) != entry.get("sha256"):
                 self.problems.append(f"{name} is not the file {REPORT_NAME} describes: its SHA-256 differs")
         return report
+
+    def _check_probe(self, network: Network, report: dict[str, Any]) -> None:
+        """Check the expected answers: their form, and that they are the file the report describes."""
+        path, entry = self.out / PROBE_NAME, report.get("probe") or {}
+        if not path.is_file():
+            if "sha256" in entry:
+                self.problems.append(f"{PROBE_NAME} is missing; moe4 probe {self.out} makes it again")
+            return
+        if "sha256" in entry and file_sha256(path) != entry["sha256"]:
+            self.problems.append(
+                f"{PROBE_NAME} is not the file {REPORT_NAME} describes: its SHA-256 differs; "
+                f"moe4 probe {self.out} --force makes it again"
+            )
+        try:
+            read_probe(path, int(network.config.vocab_size))
+        except ProbeError as error:
+            self.problems.append(str(error))
 
     def _check_side_files(self, source: Checkpoint, report: dict[str, Any]) -> None:
         for path in source.side_files():

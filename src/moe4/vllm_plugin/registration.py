@@ -56,6 +56,17 @@ def _register_on_cpu() -> None:
         )
         return
     register_quantization_config("compressed-tensors")(CpuCompressedTensorsConfig)
+    try:
+        from moe4.vllm_plugin import eager
+
+        eager.attach()
+    except (ImportError, AttributeError) as error:
+        _logger.warning(
+            "on vLLM %s the first request for logprobs may wait for a compilation, which stops the "
+            "server where there is no C++ compiler: %s",
+            vllm.__version__,
+            error,
+        )
 
 
 def _register_on_cuda() -> None:

@@ -1,12 +1,14 @@
 """One way to read weights by name, from a source checkpoint or from a W4A16 release."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import dequantize, unpack
-from moe4.checkpoint.shard import StoredTensor, read_shard, read_tensor
+from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 
@@ -18,6 +20,10 @@ class Weights(Protocol):
 
     def load(self, name: str) -> Tensor:
         """Return a weight; float32 [out, in] where it was stored in FP8 or INT4."""
+        ...
+
+    def iterate_rows(self, name: str) -> Iterator[Tensor]:
+        """Yield a matrix [rows, columns], some whole rows at a time, as `load` gives it."""
         ...
 
 
@@ -51,9 +57,30 @@ class Release:
                 read_tensor(self._stored[f"{base}weight_{leaf}"]) for leaf in ("packed", "scale")
             )
             return dequantize(unpack(packed), scales)
+        return read_tensor(self._plain(name))
+
+    def iterate_rows(self, name: str) -> Iterator[Tensor]:
+        """Yield a matrix that is not quantized, some whole rows at a time."""
+        stored = self._plain(name)
+        yield from iterate_rows(stored)
+
+    def _plain(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise CheckpointError(f"{self.folder} has no {name}, which its architecture needs")
-        return read_tensor(self._stored[name])
+        return self._stored[name]
+
+
+def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
+    """Return some rows of a matrix, [numbers, columns] as `load` gives it, without holding all of it."""
+    ordered, by_row = torch.sort(numbers, stable=True)
+    found: list[Tensor] = []
+    first = 0
+    for rows in weights.iterate_rows(name):
+        begin, end = torch.searchsorted(ordered, torch.tensor([first, first + len(rows)])).tolist()
+        found.append(rows[ordered[begin:end] - first])
+        first += len(rows)
+    joined = torch.cat(found)
+    return torch.empty_like(joined).index_copy_(0, by_row, joined)
 
 
 def open_weights(folder: Path) -> Weights:

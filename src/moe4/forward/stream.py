@@ -1,0 +1,200 @@
+"""A forward pass over a text, one decoder layer at a time, experts apart: for models too large for memory.
+
+Hidden states lie in mapped files, or where they are few on the device; in memory are one layer without its
+experts, one expert and a batch.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moe4.calibration.activations import BATCH_TOKENS, make_batches
+from moe4.errors import EvaluationError
+from moe4.forward.weights import Weights, gather_rows
+from moe4.model.architecture import PARTS, ExpertShape, Network
+from moe4.model.experts import set_capture
+
+HEAD_ROWS = 256  # tokens whose logits are in memory at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPass:
+    """What a layer did before its routed experts. All but `total` is None for a dense layer.
+
+    total: float32 [tokens, hidden], the layer's output without them; experts are added to it.
+    inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
+    rows, gates: [tokens * top_k], token numbers and gate weights, those of expert 0 first; starts: where each
+        expert's begin, and the end.
+    """
+
+    total: Tensor
+    inputs: Tensor | None = None
+    ids: Tensor | None = None
+    rows: Tensor | None = None
+    gates: Tensor | None = None
+    starts: list[int] | None = None
+
+    def rows_of(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Return (token numbers, gate weights) of one expert."""
+        assert self.rows is not None
+        assert self.gates is not None
+        assert self.starts is not None
+        chosen = slice(self.starts[expert], self.starts[expert + 1])
+        return self.rows[chosen], self.gates[chosen]
+
+
+class Stream:
+    """One model's pass over sequences of token ids, from layer to layer.
+
+    work: folder for hidden states; several streams share one if their `prefix` differs. None keeps them on
+        the device.
+    batch_tokens: how many tokens run through a layer at once.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        network: Network,
+        sequences: Sequence[Sequence[int]],
+        work: Path | None,
+        device: torch.device,
+        *,
+        prefix: str = "",
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        self.weights, self.network, self._device = weights, network, device
+        self._work, self._prefix = work, prefix
+        self._place = device if work is None else torch.device("cpu")
+        self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        lengths = [len(sequence) for sequence in sequences]
+        self.num_tokens = sum(lengths)
+        self._size = int(network.config.hidden_size)
+        self._batches = list(make_batches(lengths, batch_tokens))
+        self._rotary = network.build_rotary(device)
+        self.hidden = self._map("hidden", network.compute_dtype)
+
+    def embed(self) -> None:
+        """Let the tokens' embeddings be the first layer's input."""
+        self.hidden.copy_(gather_rows(self.weights, self.network.embedding_name, self._tokens))
+
+    def attend(self, layer: int) -> LayerPass:
+        """Run a layer without its experts. What it returns is valid until the next layer."""
+        module = self.network.build_layer(layer, self.weights.load, self._device)
+        total = self._map("total", torch.float32)
+        captured: list[tuple[Tensor, Tensor, Tensor]] = []
+        shape = self.network.experts[layer]
+        if shape is not None:
+            set_capture(self.network.experts_module(module, layer), lambda *call: captured.append(call))
+        inputs = self._map("inputs", self.network.compute_dtype) if shape else None
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        with torch.inference_mode():
+            for batch in self._batches:
+                captured.clear()
+                rows = batch.token_rows().to(self._place)
+                total[rows] = batch.select(self._run(module, batch.rows)).float().to(self._place)
+                if inputs is not None:
+                    ((states, ids, gates),) = captured
+                    inputs[rows] = batch.select(states).to(self._place)
+                    chosen.append(
+                        (rows, batch.select(ids).to(self._place), batch.select(gates).to(self._place))
+                    )
+        if shape is None or inputs is None:
+            return LayerPass(total=total)
+        rows, ids, gates = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        in_order = torch.argsort(rows)
+        return sort_by_expert(total, inputs, ids[in_order].long(), gates[in_order].float(), shape.num_experts)
+
+    def finish_layer(self, output: LayerPass) -> None:
+        """Let the layer's output, experts included, be the next layer's input."""
+        if not torch.isfinite(output.total).all():
+            raise EvaluationError("hidden states hold NaN or Inf; is the checkpoint damaged?")
+        self.hidden.copy_(output.total)
+
+    def load_expert(self, experts: ExpertShape, expert: int) -> list[Tensor]:
+        """Return gate, up and down of one expert, in the compute dtype."""
+        return [
+            self.weights.load(experts.weight_name(expert, part)).to(self._device, self.network.compute_dtype)
+            for part in PARTS
+        ]
+
+    def head(self) -> Callable[[slice | Tensor], Tensor]:
+        """Return a function that gives log-probabilities, float32 [rows, vocabulary], of rows of tokens."""
+        norm = self.network.build_final_norm(self.weights.load, self._device)
+        weight = self.weights.load(self.network.head_name).to(self._device, self.network.compute_dtype)
+
+        def log_probabilities(rows: slice | Tensor) -> Tensor:
+            with torch.inference_mode():
+                logits = norm(self.hidden[rows].to(self._device)) @ weight.T
+                return torch.log_softmax(logits.float(), dim=-1)
+
+        return log_probabilities
+
+    def last_logprobs(self, rows: Tensor) -> Tensor:
+        """Return log-probabilities, float64 [rows, vocabulary] on the CPU, of a few rows of tokens.
+
+        The head is read some rows at a time, so memory is that of the result.
+        """
+        norm = self.network.build_final_norm(self.weights.load, self._device)
+        with torch.inference_mode():
+            states = norm(self.hidden[rows.to(self._place)].to(self._device))
+            logits = [
+                (states @ piece.to(self._device, self.network.compute_dtype).T).double().cpu()
+                for piece in self.weights.iterate_rows(self.network.head_name)
+            ]
+        return torch.log_softmax(torch.cat(logits, dim=1), dim=-1)
+
+    def scratch(self, name: str) -> Tensor:
+        """Return zeros, float32 [tokens, hidden], in a file of that name."""
+        return self._map(name, torch.float32).zero_()
+
+    def _run(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Return a layer's output [batch, longest, hidden]; under causal attention padding is never seen."""
+        states = (
+            self.hidden[rows.clamp(min=0).flatten().to(self._place)].view(*rows.shape, -1).to(self._device)
+        )
+        positions = torch.arange(states.shape[1], device=self._device).unsqueeze(0)
+        output: Tensor = module(
+            states,
+            attention_mask=None,
+            position_ids=positions,
+            position_embeddings=self._rotary(states, positions),
+            use_cache=False,
+        )
+        return output
+
+    def _map(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a tensor [tokens, hidden] that is a file, or lies on the device."""
+        if self._work is None:
+            return torch.empty(self.num_tokens, self._size, dtype=dtype, device=self._device)
+        path, num_values = self._work / f"{self._prefix}{name}", self.num_tokens * self._size
+        with path.open("ab") as file:  # room is reserved now, so that a full disk is an OSError
+            os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
+        flat = torch.from_file(str(path), shared=True, size=num_values, dtype=dtype)
+        return flat.view(self.num_tokens, self._size)
+
+
+def sort_by_expert(total: Tensor, inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> LayerPass:
+    """Return what a layer with routed experts did; gates [tokens, top_k] are those of ids."""
+    by_expert = torch.argsort(ids.flatten(), stable=True)
+    counts = torch.bincount(ids.flatten(), minlength=num_experts)
+    return LayerPass(
+        total=total,
+        inputs=inputs,
+        ids=ids,
+        rows=by_expert // ids.shape[1],
+        gates=gates.flatten()[by_expert],
+        starts=[0, *counts.cumsum(0).tolist()],
+    )
+
+
+def run_expert(network: Network, layer: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
+    gate, up, down = weights
+    with torch.inference_mode():
+        x = inputs.to(gate.device)
+        output = (network.activation(layer)(x @ gate.T) * (x @ up.T)) @ down.T
+        return output.float().to(inputs.device)

@@ -1,0 +1,1 @@
+"""A release's expected answers: token sequences, and the likeliest tokens after each (docs/probe.md)."""

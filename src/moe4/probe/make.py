@@ -1,0 +1,201 @@
+"""`moe4 probe RELEASE`: make the expected answers of a release that has none."""
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe4.calibration.corpus import load_tokenizer
+from moe4.checkpoint.durable import file_sha256, write_file
+from moe4.checkpoint.release import REPORT_NAME, dump_json
+from moe4.checkpoint.source import read_json_object
+from moe4.errors import CalibrationError, OutputError, ProbeError
+from moe4.forward.weights import Weights, open_weights
+from moe4.model.architecture import Network
+from moe4.probe.form import (
+    OPTIONAL,
+    PROBE_NAME,
+    Expectation,
+    ExpectedAnswers,
+    ProbeSequence,
+    Reach,
+    encode_probe,
+)
+from moe4.probe.passes import ProbePasses, count_pairs
+from moe4.probe.sequences import Chosen, choose_sequences
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeOptions:
+    """The options of `moe4 probe` that make the file."""
+
+    release: Path
+    source: Path | None = None
+    output: Path | None = None
+    force: bool = False
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where the file goes."""
+        return self.output or self.release / PROBE_NAME
+
+
+def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
+    """Make and write the file; return what it holds.
+
+    Raises CheckpointError, OutputError where the file is there already, or ProbeError.
+    """
+    if options.path.exists() and not options.force:
+        raise OutputError(f"{options.path} is there already; --force makes it again")
+    models: dict[str, Weights] = {"released": open_weights(options.release)}
+    network = Network(models["released"].config, torch.float32)
+    if options.source is not None:
+        models["source"] = open_weights(options.source)
+        _check_alike(options, network, Network(models["source"].config, torch.float32))
+    try:
+        tokenizer = load_tokenizer(
+            options.release, network.config, trust_remote_code=options.trust_remote_code
+        )
+    except CalibrationError as error:
+        raise ProbeError(str(error)) from error
+    chosen, remarks = choose_sequences(tokenizer, int(network.config.vocab_size))
+    with tempfile.TemporaryDirectory(prefix="moe4-probe-") as work:
+        tokens = [sequence.tokens for sequence in chosen]
+        passes = ProbePasses(models, network, tokens, Path(work), torch.device(options.device))
+        num_unreached = _run_layers(passes, say)
+        expected = {name: passes.expectations(name) for name in passes.streams}
+    answers = assemble(
+        str(models["released"].config.get("model_type")),
+        chosen,
+        remarks,
+        expected,
+        Reach(num_pairs=count_pairs(network), num_unreached=num_unreached),
+    )
+    _write(options, answers)
+    return answers
+
+
+def assemble(
+    model_type: str,
+    chosen: list[Chosen],
+    remarks: list[str],
+    expected: dict[str, list[Expectation]],
+    experts: Reach,
+) -> ExpectedAnswers:
+    """Put a file's content together. `expected` holds "released", and some of form.OPTIONAL."""
+    others = {name: expected[name] for name in OPTIONAL if name in expected}
+    return ExpectedAnswers(
+        model_type=model_type,
+        sequences=[
+            ProbeSequence(
+                kind=sequence.kind,
+                tokens=sequence.tokens,
+                released=expected["released"][place],
+                **{name: found[place] for name, found in others.items()},
+            )
+            for place, sequence in enumerate(chosen)
+        ],
+        experts=experts,
+        remarks=remarks,
+    )
+
+
+def _run_layers(passes: ProbePasses, say: Say) -> int:
+    """Run every layer; return how many (layer, expert) pairs no token of the release goes to."""
+    network, started, num_unreached = passes.network, time.monotonic(), 0
+    passes.embed()
+    for layer in range(network.num_layers):
+        passes.attend(layer)
+        num_unreached += passes.num_unreached()
+        shape = network.experts[layer]
+        for expert in range(shape.num_experts if shape else 0):
+            assert shape is not None
+            for name, stream in passes.streams.items():
+                passes.add(name, expert, passes.run(name, expert, stream.load_expert(shape, expert)))
+        passes.finish_layer()
+        seconds = (time.monotonic() - started) / (layer + 1) * (network.num_layers - layer - 1)
+        say(f"layer {layer + 1}/{network.num_layers}, {seconds:.0f} s left")
+    return num_unreached
+
+
+def _check_alike(options: ProbeOptions, release: Network, source: Network) -> None:
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        ours, theirs = getattr(release.config, name), getattr(source.config, name)
+        if ours != theirs:
+            raise ProbeError(
+                f"{options.source} is not the source of {options.release}: {name} is {theirs}, not {ours}"
+            )
+
+
+def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
+    """Write the file; where it is the release's own, its SHA-256 into the release's report too."""
+    path = options.path
+    try:
+        write_file(path, encode_probe(answers), path.parent)
+        report_path = options.release / REPORT_NAME
+        if path.resolve().parent != options.release.resolve() or not report_path.is_file():
+            return
+        report = read_json_object(report_path)
+        report["probe"] = report_entry(answers, file_sha256(path))
+        write_file(report_path, dump_json(report), options.release)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def report_entry(answers: ExpectedAnswers, sha256: str) -> dict[str, Any]:
+    """Return what `moe4-report.json` says of the file."""
+    return {"sha256": sha256, "num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
+
+
+def summarize(answers: ExpectedAnswers) -> dict[str, Any]:
+    """Return the figures that describe a file."""
+    sequences = answers.sequences
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    first = [sequence.released.logprobs[0] for sequence in sequences]
+    result: dict[str, Any] = {
+        "num_sequences": len(sequences),
+        "kinds": dict(Counter(sequence.kind for sequence in sequences)),
+        "num_tokens": sum(lengths),
+        "shortest": min(lengths),
+        "longest": max(lengths),
+        "experts": {
+            "num_pairs": answers.experts.num_pairs,
+            "num_unreached": answers.experts.num_unreached,
+        },
+        "median_likeliest_logprob": statistics.median(first),
+        "remarks": answers.remarks,
+    }
+    pairs = [(sequence.source, sequence.released) for sequence in sequences]
+    same = [source.ids[0] == released.ids[0] for source, released in pairs if source is not None]
+    if same:
+        result["num_same_as_source"] = sum(same)
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return the figures in a few lines."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in result["kinds"].items())
+    experts = result["experts"]
+    reached = experts["num_pairs"] - experts["num_unreached"]
+    lines = [
+        f"sequences {result['num_sequences']} ({kinds}), {result['num_tokens']} tokens, "
+        f"{result['shortest']} to {result['longest']} each",
+        f"experts   {reached} of {experts['num_pairs']} (layer, expert) pairs are reached by some token",
+    ]
+    if "num_same_as_source" in result:
+        lines.append(
+            f"source    has the same likeliest token after {result['num_same_as_source']} of "
+            f"{result['num_sequences']} sequences"
+        )
+    lines += [f"remark    {remark}" for remark in result["remarks"]]
+    return "\n".join(lines)
