@@ -74,6 +74,6 @@ def _vllm_program() -> tuple[str, ...]:
     if not any(True for _ in importlib.metadata.Distribution.discover(name="vllm")):
         return (sys.executable, "-m", "moe4.vllm_plugin.cli")  # its docstring says why
     beside = Path(sys.executable).parent / "vllm"
-    if not beside.is_file():
-        raise MissingDependencyError(f"the vllm command is not beside {sys.executable}; install vLLM again")
-    return (str(beside),)
+    if beside.is_file():
+        return (str(beside),)
+    return (sys.executable, "-m", "vllm.entrypoints.cli.main")  # a folder on PYTHONPATH has no programs
