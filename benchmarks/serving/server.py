@@ -28,8 +28,12 @@ class Server:
         """Let them run again."""
         self._signal(signal.SIGCONT)
 
+    def processes(self) -> list[int]:
+        """Return vLLM's processes."""
+        return _descendants(self.process.pid)
+
     def _signal(self, number: int) -> None:
-        for child in _descendants(self.process.pid):
+        for child in self.processes():
             os.kill(child, number)
 
 
@@ -57,6 +61,8 @@ def start_server(
             raise SystemExit(f"the server did not start; its log: {log}")
         yield Server(process=process, **json.loads(line))
     finally:
+        for child in _descendants(process.pid):  # one that is paused would not hear the signal
+            os.kill(child, signal.SIGCONT)
         process.send_signal(signal.SIGINT)
         process.wait()
 
