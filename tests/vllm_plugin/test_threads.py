@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -105,40 +106,44 @@ def test_vllm_is_changed_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyP
     assert condition == ("PatientCondition" if asked else "SpinCondition")
 
 
-def _read(handle: object, queue: "multiprocessing.Queue[tuple[list[object], float]]") -> None:
-    import time
-
+def _read(handle: object, count: int, queue: "multiprocessing.Queue[list[float]]") -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     from moe4.vllm_plugin import waiting
 
     waiting.attach()
     messages = MessageQueue.create_from_handle(handle, 0)
-    queue.put(([], 0.0))
+    queue.put([])
     messages.wait_until_ready()
     began = time.process_time()
-    found = [messages.dequeue(timeout=20) for _ in range(5)]
-    queue.put((found, time.process_time() - began))
+    delays = []
+    for _ in range(count):
+        sent = messages.dequeue(timeout=20)
+        delays.append(time.monotonic() - sent)
+    queue.put([max(delays), time.process_time() - began])
 
 
 @pytest.mark.vllm
-def test_a_reader_waits_asleep_and_gets_every_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
+def test_a_reader_waits_asleep_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of messages half a millisecond apart: of such a pair ZeroMQ announces the first one alone."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     monkeypatch.setenv("MOE4_YIELD_PROCESSORS", "1")
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[tuple[list[object], float]] = context.Queue()
+    queue: multiprocessing.Queue[list[float]] = context.Queue()
     messages = MessageQueue(1, 1)
-    child = context.Process(target=_read, args=(messages.export_handle(), queue))
+    child = context.Process(target=_read, args=(messages.export_handle(), 30, queue))
     child.start()
     queue.get(timeout=120)
     messages.wait_until_ready()
-    for number in range(5):
-        time.sleep(0.3)
-        messages.enqueue(number)
-    found, seconds = queue.get(timeout=60)
+    for _ in range(15):
+        messages.enqueue(time.monotonic())
+        moment = time.monotonic()
+        while time.monotonic() - moment < 0.0005:
+            pass
+        messages.enqueue(time.monotonic())
+        time.sleep(0.2)
+    longest, seconds = queue.get(timeout=200)
     child.join()
-    assert found == list(range(5))
-    assert seconds < 0.5, "it polled: 1.5 s passed in all"
+    assert longest < 1.0, "it slept through a message"
+    assert seconds < 1.0, "it polled: three seconds passed in all"
