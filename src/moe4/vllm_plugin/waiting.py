@@ -12,7 +12,7 @@ from typing import Any
 
 from moe4.vllm_plugin.threads import is_asked_for
 
-LOOK_MILLISECONDS = 1
+AWAKE_SECONDS, LOOK_MILLISECONDS = 1.0, 1  # vLLM polls for as long
 
 
 def attach() -> None:
@@ -26,11 +26,11 @@ def attach() -> None:
 
         def __init__(self, is_reader: bool, *arguments: Any, **options: Any) -> None:
             super().__init__(is_reader, *arguments, **options)
-            self.awake_seconds, self.busy_loop_s = self.busy_loop_s, -1.0
+            self.busy_loop_s = -1.0  # so that vLLM's waits for an announcement from the start
 
         def wait(self, timeout_ms: int | None = None) -> None:
             """Wait for an announcement; for a millisecond at most as long as vLLM's would poll."""
-            if time.monotonic() <= self.last_read + self.awake_seconds:
+            if time.monotonic() <= self.last_read + AWAKE_SECONDS:
                 timeout_ms = LOOK_MILLISECONDS
             super().wait(timeout_ms)
 
