@@ -12,7 +12,6 @@ memory is read, measured before each run. The models' memory adds up.
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -22,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from serving.weights import step_bytes
 
 MODELS = ("W4A16", "W4A16, rest int8", "W4A16, vLLM's MLA", "BF16")
 
@@ -93,29 +94,6 @@ def attach(clock: Clock, llm: Any) -> None:
     model.compute_logits = clock.around("head", model.compute_logits)
     model.forward = clock.around("model", model.forward)
     runner.sampler.forward = clock.around("sampling", runner.sampler.forward)
-
-
-def step_bytes(config: dict[str, Any], batch: int, rest: float) -> float:
-    """Return the bytes of weights that a step over `batch` tokens reads, if they choose experts evenly.
-
-    `rest` is the bytes of a weight that is neither a routed expert's nor float32.
-    """
-    from moe4.model.inventory import list_tensors
-
-    quantization = config.get("quantization_config")
-    total = 0.0
-    for tensors in list_tensors(config):
-        if "embed_tokens" in tensors.name:
-            continue
-        size, copies = 4.0 if tensors.float32 else rest, 1.0
-        if tensors.is_routed_expert:
-            share = config["num_experts_per_tok"] / tensors.copies
-            copies = tensors.copies * (1 - (1 - share) ** batch)
-            size = 2.0
-            if quantization:
-                size = 0.5 + 2 / quantization["config_groups"]["group_0"]["weights"]["group_size"]
-        total += copies * size * math.prod(tensors.shape)
-    return total
 
 
 def serve(name: str, folder: str, options: argparse.Namespace, pipe: Any) -> None:
@@ -229,7 +207,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 runs[name].append(pipe.recv())
         for name, found in runs.items():
             others = runs[options.models[-1]]
-            read_bytes = step_bytes(configs[name], batch, 1.0 if "int8" in name else 2.0)
+            read_bytes = sum(step_bytes(configs[name], batch, 1.0 if "int8" in name else 2.0).values())
             row = summarize(batch, found[1:], others[1:], read_bytes, options.prompt_tokens)
             results[name]["rows"].append(row)
         if options.json:  # a run that is cut short keeps what it has measured

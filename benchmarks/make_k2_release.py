@@ -1,6 +1,6 @@
 """Write a random W4A16 release with Kimi-K2's real widths and few layers and experts, without quantizing one.
 
-    python benchmarks/make_k2_release.py FOLDER [--layers 5] [--experts 96] [--hidden 7168] [--width 2048]
+    python benchmarks/make_k2_release.py FOLDER [--layers 5] [--experts 96] [--device cuda]
 
 The first layer is dense, as K2's. The defaults make 8.7 GB of routed experts and 2.3 GB of BF16. Only the
 vocabulary and the tokenizer are k2-tiny's. What it answers means nothing; what it reads and multiplies, and
@@ -83,26 +83,29 @@ def place(spec: TensorSpec) -> tuple[int, int]:
 
 
 def random_values(spec: TensorSpec, generator: torch.Generator, width: int, hidden: int) -> Tensor:
-    """Return values that keep activations near 1."""
+    """Return values that keep activations near 1, drawn on the generator's device, in the host's memory."""
+    device = generator.device
     if spec.dtype == "I32":
-        return torch.empty(spec.shape, dtype=torch.int32).random_(-(2**31), 2**31 - 1, generator=generator)
+        words = torch.empty(spec.shape, dtype=torch.int32, device=device)
+        return words.random_(-(2**31), 2**31 - 1, generator=generator).cpu()
     if spec.dtype == "I64":
         return torch.tensor([hidden, width] if "down_proj" in spec.name else [width, hidden])
     if len(spec.shape) == 1:
         return torch.full(spec.shape, 0.0 if "bias" in spec.name else 1.0, dtype=DTYPES[spec.dtype])
     columns = spec.shape[1] * (GROUP if spec.name.endswith("_scale") else 1)
     gain = 1.0 if "embed" in spec.name else columns**-0.5 / (4.6 if spec.name.endswith("_scale") else 1.0)
-    return torch.empty(spec.shape).normal_(std=gain, generator=generator).to(torch.bfloat16)
+    values = torch.empty(spec.shape, device=device).normal_(std=gain, generator=generator)
+    return values.to(torch.bfloat16).cpu()
 
 
-def make(folder: Path, seed: int = 0, **changes: int) -> None:
-    """Write the release, a shard a layer. Memory: one tensor in float32."""
+def make(folder: Path, seed: int = 0, device: str = "cpu", **changes: int) -> None:
+    """Write the release, a shard a layer, from values drawn on `device`. Memory: one tensor in float32."""
     config = release_config(**changes)
     folder.mkdir(parents=True)
     for file in REFERENCE.iterdir():
         if file.suffix in (".json", ".jinja") and "index" not in file.name and file.name != "config.json":
             shutil.copy(file, folder)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shards: dict[str, list[TensorSpec]] = {}
     for tensors in list_tensors(config):
         parts = tensors.name.split(".")
@@ -136,8 +139,10 @@ def main() -> None:
     }
     for name, (_, value) in names.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--device", default="cpu", help="where values are drawn; cuda is ten times as fast")
     arguments = vars(parser.parse_args())
-    make(arguments.pop("folder"), **{names[name][0]: value for name, value in arguments.items()})
+    folder, device = arguments.pop("folder"), arguments.pop("device")
+    make(folder, device=device, **{names[name][0]: value for name, value in arguments.items()})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Write a random checkpoint with Kimi-K2's routed experts, in block-FP8, and little else.
 
     python benchmarks/make_k2_shaped.py FOLDER [--layers 1] [--experts 4] [--width 2048] [--bf16] [--full]
+    [--device cuda]
 
 Names, shapes and dtypes of the experts are the real model's; attention, dense MLP and vocabulary are small.
 With --full only the vocabulary is. The tokenizer is k2-tiny's. An expert of the real shape takes 44 MB.
@@ -63,8 +64,13 @@ def shaped_config(full: bool = False, **sizes: int) -> dict[str, Any]:
     return config
 
 
-def make(folder: Path, *, bf16: bool, seed: int, full: bool = False, **sizes: int) -> None:
-    """Write the checkpoint, a shard a layer. Memory: one tensor. With `bf16` nothing is FP8."""
+def make(
+    folder: Path, *, bf16: bool, seed: int, full: bool = False, device: str = "cpu", **sizes: int
+) -> None:
+    """Write the checkpoint, a shard a layer, from values drawn on `device`.
+
+    Memory: one tensor. With `bf16` nothing is FP8.
+    """
     config = shaped_config(full, **sizes)
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     if not bf16:
@@ -76,7 +82,7 @@ def make(folder: Path, *, bf16: bool, seed: int, full: bool = False, **sizes: in
         if file.suffix in (".json", ".jinja") and "index" not in file.name and file.name != "config.json":
             shutil.copy(file, folder)
     network, weight_map = Network(config, torch.bfloat16), {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     for number in range(layers + 1):
         if number < layers:
             shapes = dict(network.layer_tensors(number))
@@ -129,7 +135,7 @@ def _values(
     name: str, shape: tuple[int, ...], bf16: bool, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
     for stored, dtype, size in _stored(name, shape, bf16):
-        values = torch.empty(size)
+        values = torch.empty(size, device=generator.device)
         if stored.endswith("_scale_inv"):
             values.uniform_(0.5, 2.0, generator=generator).mul_(1 / (64 * shape[1] ** 0.5))
         elif len(size) == 1:
@@ -138,7 +144,7 @@ def _values(
             values.normal_(std=64.0 if dtype is torch.float8_e4m3fn else 1.0, generator=generator)
             if dtype is not torch.float8_e4m3fn and "embed" not in stored:
                 values.mul_(1 / size[1] ** 0.5)
-        yield stored, values.to(dtype)
+        yield stored, values.to(dtype).cpu()
 
 
 def main() -> None:
@@ -160,6 +166,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--bf16", action="store_true", help="no FP8, for tools that cannot read it")
     parser.add_argument("--full", action="store_true", help="the real attention and dense MLP, too")
+    parser.add_argument("--device", default="cpu", help="where values are drawn; cuda is ten times as fast")
     arguments = vars(parser.parse_args())
     make(arguments.pop("folder"), **arguments)
 

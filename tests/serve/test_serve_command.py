@@ -11,6 +11,7 @@ from moe4.errors import ServeError
 from moe4.serve.command import ServeCommand, ServeOptions, build_command
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
+from moe4.serve.processors import Processors
 
 GIB = 1 << 30
 TINY: dict[str, Any] = {
@@ -53,7 +54,7 @@ def build(
     host = Host(
         device="cpu" if device == "cpu" else "gpu",
         vllm=("vllm",),
-        processors=tuple(range(processors)),
+        processors=Processors(cores=tuple((number,) for number in range(processors))),
         memory_bytes=memory_gib * GIB,
     )
     return build_command(ServedModel(**model), host, ServeOptions(extra=extra, **options), environment or {})
@@ -61,7 +62,8 @@ def build(
 
 def test_cpu_command_in_full() -> None:
     assert build().shell_line() == (
-        "VLLM_CPU_KVCACHE_SPACE=1 vllm serve out/tiny --host 127.0.0.1 --port 8000 --served-model-name tiny "
+        "VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0,1,2,3,4,5,6,7 MOE4_YIELD_PROCESSORS=1 "
+        "vllm serve out/tiny --host 127.0.0.1 --port 8000 --served-model-name tiny "
         "--max-model-len 4096 --enable-auto-tool-choice --tool-call-parser kimi_k2 --dtype bfloat16 "
         "--enforce-eager --load-format moe4"
     )
@@ -102,7 +104,9 @@ def test_the_users_options_win_and_come_last(extra: tuple[str, ...], absent: str
 
 
 def test_the_users_environment_wins() -> None:
-    assert build(environment={"VLLM_CPU_KVCACHE_SPACE": "7"}).environment == {}
+    given = {"VLLM_CPU_KVCACHE_SPACE": "7", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+    assert build(environment=given).environment == {}
+    assert "MOE4_YIELD_PROCESSORS" not in build(environment={"MOE4_YIELD_PROCESSORS": "0"}).environment
 
 
 def test_cache_space_holds_one_conversation_and_more_where_memory_allows() -> None:
@@ -143,7 +147,7 @@ def test_a_tokenizer_that_is_code_needs_consent() -> None:
 def test_shell_line_can_be_pasted() -> None:
     model = {**TINY, "folder": Path("a folder/x'y"), "name": "x'y"}
     words = shlex.split(build(model).shell_line())
-    assert words[1:4] == ["vllm", "serve", "a folder/x'y"]
+    assert words[words.index("vllm") :][:3] == ["vllm", "serve", "a folder/x'y"]
 
 
 def test_only_w4a16_experts_on_a_cpu_are_mapped() -> None:

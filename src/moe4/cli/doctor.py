@@ -1,9 +1,13 @@
 """`moe4 doctor`."""
 
 import json
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from moe4.serve.binding import Binding
 
 
 def command(
@@ -17,17 +21,23 @@ def command(
     from dataclasses import asdict
 
     from moe4.kernels.machine import inspect_machine, measure_read_rate
+    from moe4.serve.binding import choose_binding
+    from moe4.serve.processors import read_processors
 
+    processors = read_processors()
+    binding = choose_binding(processors, 1, os.environ)
     machine = inspect_machine()
     rate = measure_read_rate() if measure else None
     if as_json:
-        typer.echo(json.dumps({**asdict(machine), "read_bytes_per_second": rate}, indent=1))
+        found = {**asdict(machine), "read_bytes_per_second": rate, "serve": asdict(binding)}
+        typer.echo(json.dumps(found, indent=1))
         return
     lines = [
         f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
         f"NUMA nodes: {machine.numa_nodes}",
         f"memory     {machine.memory_bytes / 2**30:.1f} GiB",
         f"threads    {machine.threads}, of {machine.thread_runtime}",
+        f"serving    {_describe(binding)}",
     ]
     if rate is not None:
         lines.append(f"reading    {rate / 1e9:.1f} GB/s")
@@ -38,3 +48,9 @@ def command(
         taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
         lines.append(f"path       {path.name:12} {state}{taken}")
     typer.echo("\n".join(lines))
+
+
+def _describe(binding: "Binding") -> str:
+    threads = "vLLM's own choice" if binding.num_threads is None else f"{binding.num_threads} threads"
+    variables = "".join(f" {name}={value}" for name, value in binding.variables.items())
+    return f"{threads}: {binding.reason};{variables}" if variables else f"{threads}: {binding.reason}"

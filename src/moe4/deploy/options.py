@@ -129,10 +129,11 @@ def check(options: DeployOptions, release: Release, fit: Fit) -> None:
             "if you trust it"
         )
     _check_source(form, engine, source, fit)
-    if form in ON_A_CLUSTER and engine == "cpu" and options.image_name.startswith("localhost/"):
+    if form in ON_A_CLUSTER and options.image_name.startswith("localhost/"):
+        local = options.image_name.partition(":")[0]
+        recipe = "packaging/Containerfile.cpu" if engine == "cpu" else "packaging/Containerfile.gpu"
         raise DeployError(
-            "a cluster cannot pull localhost/moe4-cpu: build packaging/Containerfile.cpu, push it to a "
-            "registry and name it with --image"
+            f"a cluster cannot pull {local}: build {recipe}, push it to a registry and name it with --image"
         )
     if ":" not in options.image_name.rpartition("/")[2] or options.image_name.endswith(":latest"):
         raise DeployError(

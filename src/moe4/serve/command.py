@@ -3,11 +3,12 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
+from moe4.serve.binding import choose_binding
 from moe4.serve.extra import find_value, is_given
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
@@ -92,7 +93,7 @@ def build_command(
             defaults.append(("--enforce-eager", None))
         if model.group_size is not None and model.expert_width is not None:
             defaults.append(("--load-format", LOAD_FORMAT))
-        variables = _cpu_variables(model, host, ranks.processes, max_model_len)
+        variables = _cpu_variables(model, host, ranks.processes, max_model_len, environment)
     loader = _loader_options(options)
     if loader:
         if (find_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
@@ -133,22 +134,13 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     return wanted
 
 
-def _cpu_variables(model: "ServedModel", host: Host, ranks: int, max_model_len: int) -> dict[str, str]:
+def _cpu_variables(
+    model: "ServedModel", host: Host, ranks: int, max_model_len: int, environment: Mapping[str, str]
+) -> dict[str, str]:
     """Return vLLM's settings for a CPU: room for the cache, and which processors each rank's threads take."""
     wanted = CACHED_CONVERSATIONS * max_model_len * model.kv_bytes_per_token / GIB
     affordable = host.memory_bytes // 4 // GIB
     needed = max_model_len * model.kv_bytes_per_token / GIB
     space = max(1, math.ceil(needed), min(math.ceil(wanted), affordable))
-    variables = {"VLLM_CPU_KVCACHE_SPACE": str(space)}
-    if ranks > 1:
-        variables["VLLM_CPU_OMP_THREADS_BIND"] = _split_processors(host.processors, ranks)
-    return variables
-
-
-def _split_processors(processors: Sequence[int], ranks: int) -> str:
-    """Return vLLM's binding of processors to ranks, `0,1|2,3`, in equal runs."""
-    share = len(processors) // ranks
-    if share == 0:
-        raise ServeError(f"{ranks} ranks need {ranks} processors, found {len(processors)}")
-    runs = [processors[rank * share : (rank + 1) * share] for rank in range(ranks)]
-    return "|".join(",".join(map(str, run)) for run in runs)
+    binding = choose_binding(host.processors, ranks, environment)
+    return {"VLLM_CPU_KVCACHE_SPACE": str(space), **binding.variables}

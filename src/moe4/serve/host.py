@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from moe4.errors import MissingDependencyError, ServeError
+from moe4.serve.processors import Processors, read_processors
 
 Device = Literal["cpu", "gpu"]
 
@@ -20,13 +21,13 @@ class Host:
 
     device: what the installed vLLM was built for.
     vllm: what starts its command line.
-    processors: those this process may use.
+    processors: those this process may use, and how much of them.
     memory_bytes: all there is.
     """
 
     device: Device
     vllm: tuple[str, ...]
-    processors: tuple[int, ...]
+    processors: Processors
     memory_bytes: int
 
 
@@ -35,7 +36,7 @@ def inspect_host() -> Host:
     return Host(
         device=_installed_device(),
         vllm=_vllm_program(),
-        processors=tuple(sorted(os.sched_getaffinity(0))),
+        processors=read_processors(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
@@ -73,6 +74,6 @@ def _vllm_program() -> tuple[str, ...]:
     if not any(True for _ in importlib.metadata.Distribution.discover(name="vllm")):
         return (sys.executable, "-m", "moe4.vllm_plugin.cli")  # its docstring says why
     beside = Path(sys.executable).parent / "vllm"
-    if not beside.is_file():
-        raise MissingDependencyError(f"the vllm command is not beside {sys.executable}; install vLLM again")
-    return (str(beside),)
+    if beside.is_file():
+        return (str(beside),)
+    return (sys.executable, "-m", "vllm.entrypoints.cli.main")  # a folder on PYTHONPATH has no programs

@@ -42,11 +42,18 @@ def _register_on_cpu() -> None:
     try:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
-        from moe4.vllm_plugin import loader, mla, rotary  # noqa: F401  # they register themselves
-        from moe4.vllm_plugin.collectives import attach
+        from moe4.vllm_plugin import (  # noqa: F401  # they register themselves
+            collectives,
+            loader,
+            mla,
+            rotary,
+            threads,
+            waiting,
+        )
         from moe4.vllm_plugin.config import CpuCompressedTensorsConfig
 
-        attach()
+        for part in (collectives, threads, waiting):
+            part.attach()
     except (ImportError, AttributeError) as error:
         _logger.error(
             "moe4 cannot attach to vLLM %s (tested with %s), so W4A16 experts will not load on this CPU: %s",
