@@ -70,7 +70,11 @@ class Hessian:
 
 def shrink(own: Tensor, num_tokens: int, pooled: Tensor, pooled_tokens: int) -> Tensor:
     """Make `own` (n own + n0 pooled) / (n + n0) and return it: a cold expert leans on the pool."""
+    of_own, of_pooled = shares(num_tokens, pooled_tokens)
+    return own.mul_(of_own).add_(pooled, alpha=of_pooled)
+
+
+def shares(num_tokens: int, pooled_tokens: int) -> tuple[float, float]:
+    """Return what an expert's own Hessian and the pooled one count for: n / (n + n0) and n0 / (n + n0)."""
     total = num_tokens + pooled_tokens
-    if total == 0:
-        return own
-    return own.mul_(num_tokens / total).add_(pooled, alpha=pooled_tokens / total)
+    return (num_tokens / total, pooled_tokens / total) if total else (1.0, 0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from moe4.errors import CalibrationError
 from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver
-from moe4.gptq.hessian import shrink
+from moe4.gptq.hessian import shares
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import ExpertShape, Part
 
@@ -76,6 +76,7 @@ class ExpertQuantizer:
                     pieces = (task.read(*piece) for piece in task.pieces())
                     self._hessian(H[number], pieces, task, self.pooled)
                 self._fill_up(H, len(tasks))
+                self._check_finite(H)
             found = self.solver.quantize(W, H, [shape.width, shape.width])
             del W, H
             with stage("read weights"):
@@ -92,6 +93,7 @@ class ExpertQuantizer:
                     self._hessian(H[number], iter(states), task, pooled)
                 inner.append(states)
             self._fill_up(H, len(tasks))
+            self._check_finite(H)
             downs = self.solver.quantize(W, H, [shape.hidden_size])
             del W, H
             results: list[tuple[Results, Tensor]] = []
@@ -117,20 +119,22 @@ class ExpertQuantizer:
     def _fill_up(self, batch: Tensor, count: int) -> None:
         batch[count:] = batch[0]
 
+    def _check_finite(self, H: Tensor) -> None:
+        if not torch.isfinite(H.diagonal(dim1=1, dim2=2)).all():
+            raise CalibrationError("calibration activations hold NaN or Inf")
+
     def _hessian(self, H: Tensor, pieces: Iterator[Tensor], task: ExpertTask, pooled: Tensor) -> None:
         """Put the Hessian of an expert's tokens, shrunk toward the pool's, into H."""
-        settings, weight = self.solver.settings, float(len(task.gates))
-        squares = None
+        settings, num_tokens = self.solver.settings, len(task.gates)
+        weight, squares = float(num_tokens), None
         if settings.hessian_weighting == "gate":
             squares = task.gates.square()
             weight = float(squares.sum())
-        H.zero_()
+        own, others = shares(num_tokens, settings.shrinkage_tokens)
+        torch.mul(pooled, others, out=H)
         for (start, stop), x in zip(task.pieces(), pieces, strict=True):
-            add_gram_(H, x, None if squares is None else squares[start:stop])
-        H.mul_(2.0 / weight if weight else 0.0)
-        shrink(H, len(task.gates), pooled, settings.shrinkage_tokens)
-        if not torch.isfinite(H.diagonal()).all():
-            raise CalibrationError("calibration activations hold NaN or Inf")
+            piece_weights = None if squares is None else squares[start:stop]
+            add_gram_(H, x, piece_weights, alpha=2.0 * own / weight if weight else 0.0)
 
     def _served(self, matrix: QuantizedMatrix) -> Tensor:
         return matrix.dequantize().to(self.pool.dtype)

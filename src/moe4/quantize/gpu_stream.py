@@ -4,6 +4,8 @@ The experts' inputs and the layer's sum lie on the GPU where it has room for the
 travel as they are needed.
 """
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,25 @@ from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, stored_tensors, write_all
 from moe4.quantize.gpu_batches import Batches
 from moe4.quantize.gpu_experts import ExpertQuantizer, ExpertTask
-from moe4.quantize.gpu_memory import has_room, to_device, to_host
+from moe4.quantize.gpu_memory import has_room, to_device, to_host, use_device
 from moe4.quantize.plan import expert_weight
 from moe4.quantize.ranks import Parcel
 from moe4.quantize.reader import Stored
 from moe4.quantize.stream import POOL_PART, ExpertStream
 
-SECOND_SOLVER_BYTES = 20 << 30
+SECOND_SOLVER_BYTES = 20 << 30  # as RESERVED_BYTES
 PIECE_BYTES = 256 << 20
+
+
+def warm_up(bench: Workbench) -> None:
+    """Have the solver's kernels compiled by a thread while the first layers are read and run."""
+    solver = BatchSolver(settings=bench.recipe.gptq, group_size=bench.recipe.group_size)
+
+    def compile_kernels() -> None:
+        use_device(bench.device)
+        solver.warm_up(bench.device)
+
+    threading.Thread(target=compile_kernels, name="moe4-warm-up", daemon=True).start()
 
 
 class GpuExpertStream(ExpertStream):

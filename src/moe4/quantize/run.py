@@ -98,6 +98,10 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         ranks=ranks,
         progress=progress,
     )
+    if device.type == "cuda" and prepared.corpus is not None:
+        from moe4.quantize.gpu_stream import warm_up  # it needs Triton
+
+        warm_up(bench)
     if folder is None:
         return _follow(request, bench, prepared)
     try:
