@@ -5,6 +5,7 @@ the choice of the class is what a GPU runs.
 """
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from model_fixtures import random_state, reference_config, write_checkpoint
 from safetensors.torch import load_file
 
+from moe4.quantize import gpu_batches
 from moe4.quantize.gpu_stream import GpuExpertStream
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.run import Request, quantize
 from moe4.recipe import Calibration, Gptq, Recipe
 
 SHAPE = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "n_routed_experts": 3,
     "num_experts_per_tok": 2,
     "hidden_size": 64,
@@ -63,7 +65,10 @@ def records(report: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_run_in_batches_is_the_cpus_up_to_ties(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of two with three experts, so that one is filled up; activations resident and not."""
+    """Batches of two with three experts, so that one is filled up; activations resident and not.
+
+    Of two layers with experts the second stands on the first one's sum.
+    """
     expected = run(source, tmp_path / "cpu")
     used: list[str] = []
 
@@ -76,9 +81,9 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
     monkeypatch.setattr("moe4.quantize.gpu_experts.MOST_EXPERTS", 2)
     found = {}
     for name, free in (("streamed", 0), ("resident", 1 << 40)):
-        monkeypatch.setattr("moe4.quantize.gpu_stream.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr("moe4.quantize.gpu_memory.free_bytes", lambda _, free=free: free)
         found[name] = run(source, tmp_path / name)
-    assert used == ["gpu", "gpu"]
+    assert used == ["gpu"] * 4
     for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):
         assert ours["num_tokens"] == theirs["num_tokens"]
         for part in ("gate", "up", "down"):
@@ -88,9 +93,37 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
             assert ours[part]["rtn_error"] == pytest.approx(theirs[part]["rtn_error"], rel=0.01)
     shards = {path.name: path.read_bytes() for path in (tmp_path / "streamed").glob("*.safetensors")}
     assert shards == {path.name: path.read_bytes() for path in (tmp_path / "resident").glob("*.safetensors")}
-    ours, theirs = (load_file(next((tmp_path / n).glob("*00002*"))) for n in ("streamed", "cpu"))
-    assert ours.keys() == theirs.keys()
-    words = [name for name in ours if name.endswith("weight_packed")]
-    assert words
-    same = torch.cat([(ours[name] == theirs[name]).flatten() for name in words])
-    assert same.float().mean() > 0.8
+    for layer in (2, 3):
+        ours, theirs = (
+            load_file(next((tmp_path / n).glob(f"*0000{layer}-of*"))) for n in ("streamed", "cpu")
+        )
+        assert ours.keys() == theirs.keys()
+        words = [name for name in ours if name.endswith("weight_packed")]
+        assert words
+        same = torch.cat([(ours[name] == theirs[name]).flatten() for name in words])
+        assert same.float().mean() > 0.8
+
+
+def test_every_thread_of_a_run_begins_with_the_runs_gpu(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current GPU is a thread's own: a kernel that a thread launches without it goes to GPU 0."""
+    told: set[int] = set()
+    worked: set[int] = set()
+
+    def note(owner: Any, name: str, seen: set[int]) -> None:
+        real = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            seen.add(threading.get_ident())
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(gpu_batches, "use_device", told)
+    for name in ("_read_batch", "_solve_batch"):
+        note(gpu_batches.Batches, name, worked)
+    monkeypatch.setattr("moe4.quantize.layer.stream_class", lambda _: GpuExpertStream)
+    run(source, tmp_path / "out")
+    assert len(worked) >= 2
+    assert worked <= told

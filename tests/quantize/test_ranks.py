@@ -52,6 +52,17 @@ def test_ranks_write_the_bytes_of_one(
     assert report["timing"]["num_ranks"] == [size] * 3
 
 
+def test_ranks_with_activations_in_memory_write_the_bytes_of_one(
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
+) -> None:
+    """As on GPUs, but for the GPUs: rank 0 sends what the others read, and commits behind the next layer."""
+    faults = {str(rank): {"as_on_gpus": True} for rank in range(2)}
+    out = tmp_path / "out"
+    ranks = forks.run(small_source, out, RECIPE, calibration, size=2, faults=faults)["ranks"]
+    assert [rank["code"] for rank in ranks] == [0, 0], ranks[0]["log"] + ranks[1]["log"]
+    assert contents(out) == whole
+
+
 @pytest.mark.parametrize(
     "recipe",
     [replace(RECIPE, targets=ALL_TARGETS), Recipe(method="rtn", group_size=32, targets=ALL_TARGETS)],

@@ -62,6 +62,42 @@ def test_sigkill_around_every_durable_step(
     assert step >= 3 * 4 - 1 + 2 + 4
 
 
+def test_sigkill_while_a_layer_is_committed_behind_the_next(
+    small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
+) -> None:
+    """As on a GPU, but for the GPU: activations in memory, commits in a thread of their own."""
+    for step in range(100):
+        out = tmp_path / f"killed-{step}"
+        faults = {"0": {"as_on_gpus": True, "durable_step": step}}
+        code, log = run(forks, small_source, out, calibration, faults=faults)
+        if code == 0:
+            break
+        assert code == KILLED, log
+        assert not (out / ".moe4" / "hidden-00000.bin").exists()
+        faults = {"0": {"as_on_gpus": step % 2 == 0}}
+        code, log = run(forks, small_source, out, calibration, resume=True, faults=faults)
+        assert code == 0, log
+        assert contents(out) == whole
+    assert step >= 3 * 4 - 1 + 2 + 4
+
+
+@pytest.mark.parametrize("call", [3, 8, 14, 20])
+def test_a_full_disk_behind_the_next_layer(
+    call: int, small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
+) -> None:
+    out = tmp_path / "out"
+    faults = {"0": {"as_on_gpus": True, "no_room": call}}
+    code, log = run(forks, small_source, out, calibration, faults=faults)
+    assert code == 2, log
+    assert log.splitlines()[-1] == (
+        f"DiskSpaceError: {out}: the volume is full; free some space and run again with --resume"
+    )
+    assert not (out / "config.json").exists()
+    code, log = run(forks, small_source, out, calibration, resume=True)
+    assert code == 0, log
+    assert contents(out) == whole
+
+
 def test_sigkill_at_50_random_moments(
     small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:

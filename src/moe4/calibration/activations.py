@@ -1,4 +1,4 @@
-"""Hidden states at a layer boundary, memory-mapped, and the batches they are run in.
+"""Hidden states at a layer boundary, in a file or in a device's memory, and the batches they are run in.
 
 Tokens of all sequences lie one after another, [tokens, hidden]. A batch pads its sequences on the right:
 under causal attention no real token ever sees padding, so no mask is needed, and what padding computes is
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ BATCH_TOKENS = 8192
 RESIDENT_BYTES = 64 << 20  # of a file, that may lie in this process' memory before it is given back
 MAPPED_AROUND_BYTES = 128 << 10  # that Linux may map with a page that is touched
 PIECE_BYTES = 16 << 20
+RESIDENT_PIECE_BYTES = 256 << 20
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,6 +32,65 @@ class Traffic:
 
 
 TRAFFIC = Traffic()
+
+
+class Activations(Protocol):
+    """[rows, columns] of activations, wherever they lie."""
+
+    shape: tuple[int, int]
+
+    def read(self, rows: Tensor | slice) -> Tensor:
+        """Return rows [n, columns], which the caller must not change."""
+        ...
+
+    def write(self, rows: Tensor | slice, values: Tensor) -> None:
+        """Put values [n, columns], of any float dtype and device, into rows."""
+        ...
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Add values [n, columns] to rows, each of which is named once."""
+        ...
+
+    def is_finite(self) -> bool:
+        """Say whether no value is NaN or Inf."""
+        ...
+
+
+class ResidentActivations:
+    """A tensor [rows, columns] in a device's memory; what is read is there, too."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.shape = (values.shape[0], values.shape[1])
+
+    def read(self, rows: Tensor | slice) -> Tensor:
+        """Return rows [n, columns] on the device; those of a slice share memory with this."""
+        if isinstance(rows, slice):
+            return self.values[rows]
+        return self.values.index_select(0, rows.to(self.values.device))
+
+    def write(self, rows: Tensor | slice, values: Tensor) -> None:
+        """Put values [n, columns], of any float dtype and device, into rows."""
+        values = values.to(self.values.device, self.values.dtype)
+        if isinstance(rows, slice):
+            self.values[rows] = values
+        else:
+            self.values.index_copy_(0, rows.to(self.values.device), values)
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Add values [n, columns] of the same dtype to rows, each of which is named once."""
+        device = self.values.device
+        self.values.index_add_(0, rows.to(device), values.to(device))
+
+    def is_finite(self) -> bool:
+        """Say whether no value is NaN or Inf."""
+        return all(
+            bool(torch.isfinite(self.values[rows]).all()) for rows in self.pieces(RESIDENT_PIECE_BYTES)
+        )
+
+    def pieces(self, piece_bytes: int) -> Iterator[slice]:
+        """Yield the rows in order, at most so many bytes at a time, or one row."""
+        yield from _row_pieces(self.shape, self.values.itemsize, piece_bytes)
 
 
 class ActivationStore:
@@ -83,9 +143,7 @@ class ActivationStore:
 
     def pieces(self) -> Iterator[slice]:
         """Yield the rows in order, some MiB at a time."""
-        step = max(1, PIECE_BYTES // (self.shape[1] * self._tensor.itemsize))
-        for start in range(0, self.shape[0], step):
-            yield slice(start, min(start + step, self.shape[0]))
+        yield from _row_pieces(self.shape, self._tensor.itemsize, PIECE_BYTES)
 
     def is_finite(self) -> bool:
         """Say whether no value is NaN or Inf."""
@@ -118,6 +176,13 @@ class ActivationStore:
         self._resident = 0
 
 
+def _row_pieces(shape: tuple[int, int], itemsize: int, piece_bytes: int) -> Iterator[slice]:
+    num_rows, columns = shape
+    step = max(1, piece_bytes // (columns * itemsize))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Some sequences, and where their tokens lie in a store."""
@@ -130,7 +195,7 @@ class Batch:
         """bool [batch, longest]: False for padding."""
         return self.rows >= 0
 
-    def gather(self, store: ActivationStore, device: torch.device) -> Tensor:
+    def gather(self, store: Activations, device: torch.device) -> Tensor:
         """Return [batch, longest, hidden] in fresh memory; padding repeats row 0."""
         return store.read(self.rows.clamp(min=0).flatten()).view(*self.rows.shape, -1).to(device)
 
@@ -141,6 +206,8 @@ class Batch:
     def select(self, values: Tensor) -> Tensor:
         """Return the real tokens' values [tokens, ...] of [batch * longest, ...] or [batch, longest, ...]."""
         flat = values.reshape(self.rows.numel(), *values.shape[values.ndim - 1 :])
+        if bool(self.is_token.all()):
+            return flat
         return flat[self.is_token.flatten().to(values.device)]
 
 

@@ -7,7 +7,10 @@ its tensors (`ShardWriter`), and because unquantized tensors are copied as bytes
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ __all__ = [
     "StoredTensor",
     "TensorSpec",
     "iterate_bytes",
-    "join_rows",
+    "iterate_rows",
     "read_shard",
     "read_tensor",
     "tensor_bytes",
@@ -46,23 +49,42 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAGE_BYTES = 4096
 COPY_BYTES = 16 << 20
+BEHIND_BYTES = 1 << 30  # handed over to the writer's threads and not done; what is hashed, too, counts twice
+SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
 
 
-def read_tensor(stored: StoredTensor) -> Tensor:
-    """Read one tensor into fresh memory, in its stored dtype and shape."""
-    spec = stored.spec
-    if not spec.num_bytes:
-        return torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
-    buffer = bytearray(spec.num_bytes)
+def read_tensor(stored: StoredTensor, *, pinned: bool = False) -> Tensor:
+    """Read one tensor into fresh memory, in its stored dtype and shape.
+
+    `pinned` memory is what a GPU copies from at full speed; it needs CUDA.
+    """
+    tensor = torch.empty(stored.spec.shape, dtype=DTYPES[stored.spec.dtype], pin_memory=pinned)
     with stored.path.open("rb", buffering=0) as file:
         file.seek(stored.offset)
-        view, filled = memoryview(buffer), 0
-        while filled < len(buffer):
-            count = file.readinto(view[filled:])
-            if not count:
-                raise TruncatedShardError(f"{stored.path} ended inside tensor {spec.name}")
-            filled += count
-    return torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(spec.shape)
+        _fill(tensor, file, stored)
+    return tensor
+
+
+def iterate_rows(stored: StoredTensor) -> Iterator[Tensor]:
+    """Yield a tensor [rows, ...], some whole rows of at most 16 MiB at a time, or one."""
+    num_rows, *rest = stored.spec.shape
+    step = max(1, COPY_BYTES * num_rows // max(1, stored.spec.num_bytes))
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        for start in range(0, num_rows, step):
+            rows = torch.empty(min(step, num_rows - start), *rest, dtype=DTYPES[stored.spec.dtype])
+            _fill(rows, file, stored)
+            yield rows
+
+
+def _fill(tensor: Tensor, file: RawIOBase, stored: StoredTensor) -> None:
+    """Read a tensor's bytes from where the file stands."""
+    view, filled = tensor_bytes(tensor), 0
+    while filled < len(view):
+        count = file.readinto(view[filled:])
+        if not count:
+            raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
+        filled += count
 
 
 def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
@@ -78,18 +100,6 @@ def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
             yield piece
 
 
-def join_rows(spec: TensorSpec, pieces: Iterable[bytes]) -> Iterator[Tensor]:
-    """Yield a matrix [rows, columns] from its bytes in pieces, some whole rows at a time, as it is stored."""
-    row_bytes, left = spec.num_bytes // max(1, spec.shape[0]), b""
-    for piece in pieces:
-        data = left + piece
-        whole = len(data) // row_bytes * row_bytes
-        left = data[whole:]
-        if whole:
-            buffer = bytearray(data[:whole])
-            yield torch.frombuffer(buffer, dtype=DTYPES[spec.dtype]).view(-1, *spec.shape[1:])
-
-
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return a contiguous CPU tensor's bytes without a copy."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
@@ -103,10 +113,14 @@ class ShardWriter:
     The data begins on a 4096-byte boundary (the header is padded with spaces) and the tensors lie as `specs`
     orders them. What comes in the file's order is hashed as it is written; `finish` reads back and hashes the
     rest, checks that nothing is missing and syncs the file to disk. Memory: one tensor at a time.
+
+    With `behind`, `write` hands a tensor to threads that write and hash it, and returns; what it hands over
+    must not change. At most BEHIND_BYTES wait. An error of theirs is raised by the next call.
     """
 
-    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Sequence[TensorSpec], *, behind: bool = False) -> None:
         self.path = path
+        self._behind = _Behind() if behind else None
         self._specs: dict[str, TensorSpec] = {}
         self._offsets: dict[str, int] = {}
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -127,7 +141,7 @@ class ShardWriter:
         self.num_bytes = self._data_start + position
         self._missing = set(self._specs)
         self._digest, self._hashed = hashlib.sha256(), 0
-        self.bytes_read_back = 0
+        self.bytes_read_back = self._unsynced_bytes = 0
         self._file = path.open("wb", buffering=0)
         os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)  # a full disk is known now
         self._write_at(0, len(encoded).to_bytes(8, "little") + encoded)
@@ -155,6 +169,8 @@ class ShardWriter:
     def finish(self) -> None:
         """Sync and close. Every tensor has been written."""
         assert not self._missing, f"{self.path}: never written: {sorted(self._missing)[:3]}"
+        if self._behind is not None:
+            self._behind.drain()
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._hashed)
             while piece := file.read(COPY_BYTES):
@@ -170,7 +186,9 @@ class ShardWriter:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Close without finishing, after an error."""
+        """Close; after an error, without finishing."""
+        if self._behind is not None:
+            self._behind.close()
         self._file.close()
 
     def _begin(self, name: str) -> None:
@@ -179,9 +197,62 @@ class ShardWriter:
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        if offset == self._hashed:
-            self._digest.update(view)
+        hashes = offset == self._hashed
+        if hashes:
             self._hashed += view.nbytes
+        if self._behind is None:
+            if hashes:
+                self._digest.update(view)
+            self._write_out(offset, view)
+            return
+        if hashes:
+            self._behind.hash(self._digest.update, view)
+        self._behind.write(lambda: self._write_out(offset, view), view.nbytes)
+
+    def _write_out(self, offset: int, view: memoryview) -> None:
         while view:
             written = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
             view, offset = view[written:], offset + written
+            self._unsynced_bytes += written
+        if self._behind is not None and self._unsynced_bytes >= SYNC_BYTES:
+            self._unsynced_bytes = 0
+            os.fdatasync(self._file.fileno())
+
+
+class _Behind:
+    """A thread that writes and one that hashes, each in order, with a bound on the bytes that wait."""
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-writer")
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-hasher")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._waiting_bytes = 0
+
+    def write(self, write: Callable[[], None], num_bytes: int) -> None:
+        """Have `write` called after those before it."""
+        self._enqueue(self._writer.submit(write), num_bytes)
+
+    def hash(self, update: Callable[[memoryview], None], view: memoryview) -> None:
+        """Have `update` called with `view` after those before it."""
+        self._enqueue(self._hasher.submit(update, view), view.nbytes)
+
+    def drain(self) -> None:
+        """Wait for everything; raises what went wrong in the threads."""
+        while self._waiting:
+            self._take()
+
+    def close(self) -> None:
+        """End the threads; what waits is dropped."""
+        for thread in (self._writer, self._hasher):
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def _enqueue(self, future: "Future[None]", num_bytes: int) -> None:
+        self._waiting.append((future, num_bytes))
+        self._waiting_bytes += num_bytes
+        while self._waiting_bytes > BEHIND_BYTES or (self._waiting and self._waiting[0][0].done()):
+            self._take()
+
+    def _take(self) -> None:
+        future, num_bytes = self._waiting.popleft()
+        self._waiting_bytes -= num_bytes
+        future.result()

@@ -21,7 +21,7 @@ from moe4.checkpoint.shard import (
     Shard,
     StoredTensor,
     iterate_bytes,
-    join_rows,
+    iterate_rows,
     read_shard,
     read_tensor,
 )
@@ -88,10 +88,13 @@ class Checkpoint:
         """
         return self.decode(name, self.read(name))
 
-    def read(self, name: str) -> tuple[Tensor, ...]:
-        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this."""
+    def read(self, name: str, *, pinned: bool = False) -> tuple[Tensor, ...]:
+        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this.
+
+        `pinned` memory is for copies to a GPU.
+        """
         names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
-        pieces = tuple(read_tensor(self._stored[part]) for part in names)
+        pieces = tuple(read_tensor(self._stored[part], pinned=pinned) for part in names)
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         return pieces
 
@@ -119,7 +122,10 @@ class Checkpoint:
         if self.is_fp8(name):
             yield self.load(name)
             return
-        yield from join_rows(self._stored[name].spec, self.iterate(name))
+        for piece in iterate_rows(self._stored[name]):
+            self._add_bytes(piece.nbytes)
+            self._check_finite(name, piece)
+            yield piece
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:

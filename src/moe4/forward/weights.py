@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import dequantize, unpack
-from moe4.checkpoint.shard import StoredTensor, iterate_bytes, join_rows, read_shard, read_tensor
+from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 
@@ -61,8 +61,7 @@ class Release:
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
         """Yield a matrix that is not quantized, some whole rows at a time."""
-        stored = self._plain(name)
-        yield from join_rows(stored.spec, iterate_bytes(stored))
+        yield from iterate_rows(self._plain(name))
 
     def _plain(self, name: str) -> StoredTensor:
         if name not in self._stored:

@@ -10,13 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moe4.calibration.activations import ActivationStore, Batch, make_batches
+from moe4.calibration.activations import (
+    Activations,
+    ActivationStore,
+    Batch,
+    ResidentActivations,
+    make_batches,
+)
 from moe4.errors import CalibrationError
 from moe4.gptq.hessian import Hessian
 from moe4.model.architecture import ExpertShape
 from moe4.model.experts import set_capture
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import open_shared
+from moe4.quantize.gpu_memory import make_activations
 from moe4.quantize.needs import batch_tokens
 from moe4.quantize.ranks import Parcel
 
@@ -25,7 +32,7 @@ from moe4.quantize.ranks import Parcel
 class Routing:
     """What the router decided for all calibration tokens, sorted by expert once."""
 
-    inputs: ActivationStore
+    inputs: Activations
     """[tokens, hidden] in the compute dtype."""
     rows: Tensor
     """int64 [tokens * top_k]: token numbers, those of expert 0 first."""
@@ -44,10 +51,10 @@ class LayerRunner:
     """Runs a built layer over the activation store, batch by batch."""
 
     def __init__(
-        self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: ActivationStore
+        self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: Activations
     ) -> None:
         self.layer, self.module = layer, module
-        self.batches = list(make_batches(lengths, batch_tokens(bench.network.config)))
+        self.batches = list(make_batches(lengths, batch_tokens(bench.network.config, bench.device)))
         self._bench, self._hidden = bench, hidden
         self._rotary = bench.network.build_rotary(bench.device)
 
@@ -66,7 +73,7 @@ class LayerRunner:
             )
             return batch.select(output)
 
-    def fill(self, total: ActivationStore | None) -> None:
+    def fill(self, total: Activations | None) -> None:
         """Run every batch; on rank 0 put the layer's output into `total`, float32 [tokens, hidden]."""
         work = self._bench.ranks.spread(
             len(self.batches), lambda number: Parcel(tensors={"output": self.run(self.batches[number])})
@@ -109,16 +116,15 @@ def pack_hessian(hessian: Hessian) -> Parcel:
 
 
 def attend_and_route(
-    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: ActivationStore | None, work: Path
+    bench: Workbench, experts: ExpertShape, runner: LayerRunner, total: Activations | None, work: Path
 ) -> Routing:
     """Run the layer without its experts; put its output into `total`, return what the experts do.
 
     `total` is float32 [tokens, hidden], and None on ranks other than 0.
     """
     num_tokens = sum(int(batch.is_token.sum()) for batch in runner.batches)
-    # A name of its own in each layer: a network file system may remember what the last one's held.
     path, shape, dtype = (
-        work / f"inputs-{runner.layer:05d}.partial",
+        inputs_path(work, runner.layer),
         (num_tokens, experts.hidden_size),
         bench.network.compute_dtype,
     )
@@ -143,7 +149,7 @@ def attend_and_route(
         output = runner.run(batch)
         return Parcel(tensors={"output": output, **captured})
 
-    store = ActivationStore(path, shape, dtype, create=True) if bench.ranks.is_first else None
+    store = make_activations(path, shape, dtype, bench.device) if bench.ranks.is_first else None
     ids: Tensor = torch.empty(0, 1, dtype=torch.int64)
     gates = torch.empty(0, 1)
     for number, parcel in bench.ranks.spread(len(runner.batches), run):
@@ -156,15 +162,28 @@ def attend_and_route(
         total.write(rows, parcel.tensors["output"])
         store.write(rows, parcel.tensors["inputs"])
         ids[rows], gates[rows] = parcel.tensors["ids"].cpu(), parcel.tensors["gates"].cpu()
-    if store is not None and bench.ranks.size > 1:
+    shared = {"ids": ids, "gates": gates}
+    if isinstance(store, ResidentActivations):
+        shared["inputs"] = store.values
+    elif isinstance(store, ActivationStore) and bench.ranks.size > 1:
         store.sync()
-    routed = bench.ranks.share(Parcel(tensors={"ids": ids, "gates": gates})).tensors
-    if store is None:
+    routed = bench.ranks.share(Parcel(tensors=shared)).tensors
+    if store is None and "inputs" in routed:
+        store = ResidentActivations(routed["inputs"])
+    elif store is None:
         store = open_shared(path, shape, dtype)
     return _sort_by_expert(store, routed["ids"], routed["gates"], experts.num_experts)
 
 
-def _sort_by_expert(inputs: ActivationStore, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
+def inputs_path(work: Path, layer: int) -> Path:
+    """Return where the experts' inputs lie while a layer is run, unless they are on a GPU.
+
+    A name of its own in each layer: a network file system may remember what the last one's held.
+    """
+    return work / f"inputs-{layer:05d}.partial"
+
+
+def _sort_by_expert(inputs: Activations, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
     """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
     by_expert = torch.argsort(ids.flatten(), stable=True)
     counts = torch.bincount(ids.flatten(), minlength=num_experts)

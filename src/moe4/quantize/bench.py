@@ -12,6 +12,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
 from moe4.quantize.plan import QuantizedWeight, ShardPlan
+from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Ranks
 from moe4.quantize.reader import LayerReader, Stored
 from moe4.recipe import Recipe
@@ -26,7 +27,7 @@ class Workbench:
     recipe: Recipe
     device: torch.device
     ranks: Ranks
-    step_done: Callable[[str], None]
+    progress: ProgressReporter
 
     def decode(self, weight: QuantizedWeight, stored: Stored) -> Tensor:
         """Return a source weight, float32 [out, in], on the device, from what `Checkpoint.read` gave."""
@@ -61,4 +62,4 @@ def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:
 
 def copy_tensors(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -> None:
     """Copy what is not quantized as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""
-    LayerReader(bench.checkpoint, plan, writer).copy_rest()
+    LayerReader(bench.checkpoint, plan, writer, bench.device).copy_rest()

@@ -1,32 +1,49 @@
 """The hidden states between two layers, kept on disk so that a killed run need not go back further.
 
 `OUT/.moe4/hidden-NNNNN.bin` is layer N's input [tokens, hidden] in the compute dtype. Its SHA-256 stands in
-the journal. The input of the layer before is kept too, so that a damaged file can be made again.
+the journal. The input of the layer before is kept too, so that a damaged file can be made again. Where a
+layer's output lies on a GPU the next layer takes it from there, and the file is written behind its back.
 """
 
+import hashlib
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from moe4.calibration.activations import ActivationStore
+from moe4.calibration.activations import TRAFFIC, Activations, ActivationStore, ResidentActivations
 from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.durable import file_sha256, publish
 from moe4.checkpoint.journal import Journal, is_unchanged
+from moe4.checkpoint.shard import tensor_bytes
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RankError, ResumeError
 from moe4.model.architecture import Network
+from moe4.quantize.gpu_memory import has_room, make_activations, to_device, to_host
+from moe4.quantize.ranks import Parcel, Ranks
 
 ROWS_AT_ONCE = 1024
+PIECE_BYTES = 64 << 20
 WAIT_SECONDS = 120.0  # for a file of rank 0's to be seen through a network file system
 
 
 class Boundary:
-    """The inputs of layers, as files in a run's work folder."""
+    """The inputs of layers: files in a run's work folder, and the one at hand on a GPU that has room."""
 
-    def __init__(self, work: Path, checkpoint: Checkpoint, network: Network, corpus: Corpus) -> None:
+    def __init__(
+        self,
+        work: Path,
+        checkpoint: Checkpoint,
+        network: Network,
+        corpus: Corpus,
+        device: torch.device,
+    ) -> None:
         self._work, self._checkpoint, self._network, self._corpus = work, checkpoint, network, corpus
+        self._device = device
         self._shape = (corpus.num_tokens, int(network.config.hidden_size))
+        self._resident: dict[int, ResidentActivations] = {}
 
     @property
     def lengths(self) -> list[int]:
@@ -38,31 +55,96 @@ class Boundary:
         return self._work / f"hidden-{layer:05d}.bin"
 
     def embed(self) -> None:
-        """Write the first layer's input, the tokens' embeddings."""
-        store = ActivationStore(self.path(0), self._shape, self._network.compute_dtype, create=True)
+        """Make the first layer's input, the tokens' embeddings."""
+        store = make_activations(self.path(0), self._shape, self._network.compute_dtype, self._device)
+        place = self._device if isinstance(store, ResidentActivations) else torch.device("cpu")
         tokens = torch.tensor([token for sequence in self._corpus.sequences for token in sequence])
         by_token = torch.argsort(tokens, stable=True)
         ordered, first = tokens[by_token], 0
         for embeddings in self._checkpoint.iterate_rows(self._network.embedding_name):
             bounds = torch.searchsorted(ordered, torch.tensor([first, first + len(embeddings)]))
+            there = to_device(embeddings, place) if bounds[0] < bounds[1] else embeddings
             for rows in torch.split(by_token[bounds[0] : bounds[1]], ROWS_AT_ONCE):
-                store.write(rows, embeddings[tokens[rows] - first])
+                store.write(rows, there[(tokens[rows] - first).to(place)])
             first += len(embeddings)
-        store.sync()
+        if isinstance(store, ResidentActivations):
+            self._resident[0] = store
+        elif isinstance(store, ActivationStore):
+            store.sync()
 
-    def store(self, layer: int, total: ActivationStore) -> str:
-        """Write a layer's input, durably; return its SHA-256."""
+    def advance(self, layer: int, total: Activations) -> Callable[[], str]:
+        """Make a layer's input of the output before it; return what makes it durable and gives its SHA-256.
+
+        That may be called from another thread while the layer is run, if `is_resident` says so of it;
+        otherwise before the layer is opened.
+        """
+        if isinstance(total, ResidentActivations):
+            values = total.values.to(self._network.compute_dtype)
+            if values.is_cuda:
+                torch.cuda.current_stream(values.device).synchronize()
+            resident = self._resident[layer] = ResidentActivations(values)
+            return lambda: self._write(layer, resident)
+        return lambda: self._store(layer, total)
+
+    def is_resident(self, layer: int) -> bool:
+        """Say whether a layer's input lies on the device, so that its file may come later."""
+        return layer in self._resident
+
+    def open(self, layer: int, ranks: Ranks) -> Activations:
+        """Return a layer's input, which only this layer reads, on every rank; rank 0 has made it.
+
+        All ranks call this. Where rank 0 has it on its GPU the others have it on theirs.
+        """
+        resident = self._resident.pop(layer, None)
+        if resident is None and ranks.is_first:
+            resident = self._load(layer)
+        tensors = {} if resident is None else {"hidden": resident.values}
+        shared = ranks.share(Parcel(tensors=tensors)).tensors
+        if "hidden" in shared:
+            return ResidentActivations(shared["hidden"])
+        return open_shared(self.path(layer), self._shape, self._network.compute_dtype)
+
+    def _load(self, layer: int) -> ResidentActivations | None:
+        """Bring a layer's input from its file to the device if there is room, as after `--resume`."""
+        dtype = self._network.compute_dtype
+        if not has_room(self._shape[0] * self._shape[1] * dtype.itemsize, self._device):
+            return None
+        stored = open_shared(self.path(layer), self._shape, dtype)
+        values = torch.empty(self._shape, dtype=dtype, device=self._device)
+        for rows in stored.pieces():
+            values[rows] = to_device(stored.read(rows), self._device)
+        return ResidentActivations(values)
+
+    def _store(self, layer: int, total: Activations) -> str:
+        """Write a layer's input from a file; return its SHA-256."""
         temporary = self.path(layer).with_suffix(".partial")
         store = ActivationStore(temporary, self._shape, self._network.compute_dtype, create=True)
-        for rows in total.pieces():
+        for rows in store.pieces():
             store.write(rows, total.read(rows))
         store.sync()
         publish(temporary, self.path(layer))
         return file_sha256(self.path(layer))
 
-    def open(self, layer: int) -> ActivationStore:
-        """Map a layer's input."""
-        return open_shared(self.path(layer), self._shape, self._network.compute_dtype)
+    def _write(self, layer: int, resident: ResidentActivations) -> str:
+        """Write a layer's input from the device; return its SHA-256. Memory: a piece, pinned."""
+        temporary, digest = self.path(layer).with_suffix(".partial"), hashlib.sha256()
+        device = resident.values.device
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        with temporary.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, resident.values.nbytes)
+            for rows in resident.pieces(PIECE_BYTES):
+                with torch.cuda.stream(stream):
+                    piece = to_host(resident.values[rows])
+                if stream is not None:
+                    stream.synchronize()
+                data = tensor_bytes(piece)
+                file.write(data)
+                digest.update(data)
+                TRAFFIC.bytes_written += piece.nbytes
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, self.path(layer))
+        return digest.hexdigest()
 
     def repair(self, journal: Journal) -> str | None:
         """Check the next layer's input by its SHA-256; if it is damaged, have the layer before done again.

@@ -6,6 +6,8 @@ writes is byte for byte what it would have written. Rank 0 does all of this; the
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,18 @@ from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, dump_json
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import read_json_object
+from moe4.quantize.attend import inputs_path
 from moe4.quantize.audit import LayerRecord, peak_memory_bytes
 from moe4.quantize.bench import Workbench, copy_tensors
 from moe4.quantize.boundary import Boundary
-from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn
+from moe4.quantize.commit_queue import CommitQueue, commits_behind
+from moe4.quantize.expected_time import expected_times
+from moe4.quantize.gpu_memory import use_device
+from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn, total_path
 from moe4.quantize.plan import Plan, ShardPlan, quantization_config
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel
-from moe4.quantize.traffic import TrafficMeter, total_traffic
+from moe4.quantize.traffic import TrafficMeter, total_traffic, written_traffic
 
 REST_RECORD = "rest.json"
 
@@ -46,17 +52,22 @@ class Committer:
     def commit_shards(self) -> None:
         """Commit every shard that is not committed yet."""
         num_done = len(self.journal.shards)
-        steps = [1 + (shard.experts.num_experts if shard.experts else 0) for shard in self.plan.shards]
         if num_done:
-            self.progress.say(f"continuing after {num_done} of {len(steps)} shards")
-        self.progress.begin(sum(steps), sum(steps[:num_done]))
-        for shard in self.plan.shards[num_done:]:
-            started = time.monotonic()
-            if shard.layer is None:
-                self._write_rest(shard)
-            else:
-                record = self._run_layer(shard, started)
-                self.progress.layer_done(record, self.num_layers, time.monotonic() - started)
+            self.progress.say(f"continuing after {num_done} of {len(self.plan.shards)} shards")
+        num_tokens = sum(self.boundary.lengths) if self.boundary is not None else 0
+        self.progress.begin(expected_times(self.plan, self.bench, num_tokens), num_done)
+        with CommitQueue(self.bench.device) as queue:
+            for shard in self.plan.shards[num_done:]:
+                if shard.layer is None:
+                    queue.wait()
+                    self._write_rest(shard)
+                    continue
+                commit = self._run_layer(shard)
+                queue.put(commit, may_wait=self._need_not_wait(shard.layer + 1))
+
+    def _need_not_wait(self, layer: int) -> bool:
+        """Say whether a layer can be run before the one before it is committed."""
+        return self.boundary is None or layer == self.num_layers or self.boundary.is_resident(layer)
 
     def saved_records(self) -> list[dict[str, Any]]:
         """Return every layer's `record` and `timing`."""
@@ -74,40 +85,69 @@ class Committer:
         config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
         self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
 
-    def _run_layer(self, shard: ShardPlan, started: float) -> LayerRecord:
-        layer, work = shard.layer_number, self.folder.work
-        writer = ShardWriter(work / f"{shard.file_name}.partial", shard.specs)
-        kept = {}
+    def _run_layer(self, shard: ShardPlan) -> Callable[[], None]:
+        """Quantize a layer; return what commits it, which may be called behind the next layer's back."""
+        started, layer, work = time.monotonic(), shard.layer_number, self.folder.work
+        writer_path = work / f"{shard.file_name}.partial"
+        writer = ShardWriter(writer_path, shard.specs, behind=commits_behind(self.bench.device))
         try:
             if self.boundary is not None and layer == 0:
                 self.boundary.embed()
             record, total = run_layer(self.bench, shard, writer, self.boundary, work)
-            writer.finish()
-        finally:
+            persist = None
+            if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
+                persist = self.boundary.advance(layer + 1, total)
+            ranks = self.bench.ranks
+            usages = [usage.facts for _, usage in ranks.spread(ranks.size, lambda _: _usage(self.meter))]
+        except BaseException:
             writer.close()
-        publish(writer.path, self.folder.folder / shard.file_name)
-        if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
-            kept[self.boundary.path(layer + 1).name] = self.boundary.store(layer + 1, total)
-        ranks = self.bench.ranks
-        usages = [usage.facts for _, usage in ranks.spread(ranks.size, lambda _: _usage(self.meter, writer))]
+            raise
         timing = {
             "seconds": round(time.monotonic() - started, 3),
             "num_ranks": ranks.size,
             "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
             "traffic": total_traffic([usage["traffic"] for usage in usages]),
         }
+        return lambda: self._commit_layer(shard, writer, record, timing, persist, started)
+
+    def _commit_layer(
+        self,
+        shard: ShardPlan,
+        writer: ShardWriter,
+        record: LayerRecord,
+        timing: dict[str, Any],
+        persist: Callable[[], str] | None,
+        started: float,
+    ) -> None:
+        """Make a layer durable: its shard, the next layer's input, its record, its line in the journal."""
+        layer, work, kept = shard.layer_number, self.folder.work, {}
+        device = self.bench.device
+        with ThreadPoolExecutor(max_workers=1, initializer=use_device, initargs=(device,)) as thread:
+            behind = thread.submit(persist) if persist is not None and commits_behind(device) else None
+            try:
+                writer.finish()
+            finally:
+                writer.close()
+            publish(writer.path, self.folder.folder / shard.file_name)
+            if self.boundary is not None and persist is not None:
+                sha256 = persist() if behind is None else behind.result()
+                kept[self.boundary.path(layer + 1).name] = sha256
+        if not commits_behind(device):
+            timing["seconds"] = round(time.monotonic() - started, 3)
+        timing["traffic"] = total_traffic([timing["traffic"], written_traffic(writer)])
         path = self._record_path(layer)
         write_file(path, dump_json({"record": record.to_dict(), "timing": timing}), work)
         kept[path.name] = file_sha256(path)
         self._commit(shard, writer, kept)
         if self.boundary is not None and layer > 0:
             discard(self.boundary.path(layer - 1))
-        for leftover in work.glob("*.partial"):
+        for leftover in (total_path(work, layer), inputs_path(work, layer)):
             discard(leftover)
-        return record
+        self.progress.layer_done(record, self.num_layers, timing["seconds"])
 
     def _write_rest(self, shard: ShardPlan) -> None:
-        writer = ShardWriter(self.folder.work / f"{shard.file_name}.partial", shard.specs)
+        path = self.folder.work / f"{shard.file_name}.partial"
+        writer = ShardWriter(path, shard.specs, behind=commits_behind(self.bench.device))
         try:
             copy_tensors(self.bench, shard, writer)
             writer.finish()
@@ -115,10 +155,10 @@ class Committer:
             writer.close()
         publish(writer.path, self.folder.folder / shard.file_name)
         path = self.folder.work / REST_RECORD
-        traffic = self.meter.take(writer)
+        traffic = total_traffic([self.meter.take(), written_traffic(writer)])
         write_file(path, dump_json({"timing": {"traffic": traffic}}), self.folder.work)
         self._commit(shard, writer, {path.name: file_sha256(path)})
-        self.progress.step("embedding, head")
+        self.progress.shard_done("embedding, head")
 
     def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
         self.journal.commit(
@@ -135,7 +175,7 @@ def follow(bench: Workbench, plan: Plan, num_done: int, boundary: Boundary | Non
     for shard in plan.shards[num_done:]:
         if shard.layer is not None:
             run_layer(bench, shard, None, boundary, work)
-            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter, None)):
+            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter)):
                 pass
 
 
@@ -145,8 +185,7 @@ def run_layer(
     """Quantize one layer, on every rank; the result is whole on rank 0, which has the writer."""
     if boundary is None:
         return quantize_layer_rtn(bench, shard, writer), None
-    bench.ranks.meet()  # rank 0 has written the layer's input
-    hidden = boundary.open(shard.layer_number)
+    hidden = boundary.open(shard.layer_number, bench.ranks)
     return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
 
 
@@ -163,5 +202,5 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _usage(meter: TrafficMeter, writer: ShardWriter | None) -> Parcel:
-    return Parcel(facts={"peak_memory_bytes": peak_memory_bytes(), "traffic": meter.take(writer)})
+def _usage(meter: TrafficMeter) -> Parcel:
+    return Parcel(facts={"peak_memory_bytes": peak_memory_bytes(), "traffic": meter.take()})

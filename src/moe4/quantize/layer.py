@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moe4.calibration.activations import ActivationStore
+from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn
@@ -19,6 +19,7 @@ from moe4.model.experts import set_capture
 from moe4.quantize.attend import LayerRunner, attend_and_route
 from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, copy_tensors, stored_tensors, write_all
+from moe4.quantize.gpu_memory import make_activations
 from moe4.quantize.plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.ranks import Parcel
 from moe4.quantize.reader import ExpertReader, LayerReader, Stored
@@ -52,8 +53,8 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
                 assert writer is not None
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
-                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
-    bench.step_done(f"layer {record.layer + 1}")
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
+    bench.progress.shard_done(f"layer {record.layer + 1}")
     return record
 
 
@@ -62,17 +63,17 @@ def quantize_layer_gptq(
     plan: ShardPlan,
     writer: ShardWriter | None,
     lengths: Sequence[int],
-    hidden: ActivationStore,
+    hidden: Activations,
     work: Path,
-) -> tuple[LayerRecord, ActivationStore | None]:
+) -> tuple[LayerRecord, Activations | None]:
     """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
 
-    The output, float32 [tokens, hidden], is memory-mapped in `work`, and is that of the quantized layer.
+    The output, float32 [tokens, hidden], is that of the quantized layer, on a GPU or mapped in `work`.
     Only rank 0 has a writer, and returns a whole record and an output.
     """
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
-    reader = LayerReader(bench.checkpoint, plan, writer)
+    reader = LayerReader(bench.checkpoint, plan, writer, bench.device)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:
@@ -80,17 +81,22 @@ def quantize_layer_gptq(
     reader.copy_rest()
     total = None
     if writer is not None:
-        total = ActivationStore(work / "total.partial", hidden.shape, torch.float32, create=True)
+        total = make_activations(total_path(work, layer), hidden.shape, torch.float32, bench.device)
     if plan.experts is None:
         runner.fill(total)
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
-        del module, runner
+        del module, runner, hidden
         stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
-    bench.step_done(f"layer {layer + 1}")
+    bench.progress.shard_done(f"layer {layer + 1}")
     return record, total
+
+
+def total_path(work: Path, layer: int) -> Path:
+    """Return where the sum of a layer's output lies while it is run, unless it is on a GPU."""
+    return work / f"total-{layer:05d}.partial"
 
 
 def stream_class(device: torch.device) -> type[ExpertStream]:

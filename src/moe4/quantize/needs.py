@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
 from moe4.checkpoint.release import format_bytes
 from moe4.checkpoint.source import Checkpoint
@@ -19,6 +21,7 @@ from moe4.recipe import Recipe
 
 BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
 BATCH_BYTES = 512 << 20
+GPU_BATCH_BYTES = 4 << 30
 ROWS_AT_ONCE = 4096  # of an expert's tokens
 KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 FLOAT_BYTES = 4
@@ -43,9 +46,13 @@ class MemoryNeed:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def batch_tokens(config: Any) -> int:
-    """Return how many tokens run through a layer at once; what a batch is does not depend on the machine."""
-    return max(1, min(BATCH_TOKENS, BATCH_BYTES // token_bytes(config)))
+def batch_tokens(config: Any, device: torch.device) -> int:
+    """Return how many tokens run through a layer at once.
+
+    That depends on the config and the kind of device alone, since it decides the order of sums.
+    """
+    most = GPU_BATCH_BYTES if device.type == "cuda" else BATCH_BYTES
+    return max(1, min(BATCH_TOKENS, most // token_bytes(config)))
 
 
 def token_bytes(config: Any) -> int:
@@ -73,7 +80,9 @@ def memory_need(
     if recipe.method == "rtn":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * shape.hidden_size * shape.width
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
-    tokens = min(num_tokens, max(batch_tokens(config), recipe.calibration.max_sequence_tokens))
+    tokens = min(
+        num_tokens, max(batch_tokens(config, torch.device("cpu")), recipe.calibration.max_sequence_tokens)
+    )
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
     mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
     phases["a layer's attention"] = (

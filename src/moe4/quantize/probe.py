@@ -16,6 +16,7 @@ from moe4.quantize.attend import LayerRunner, Routing
 from moe4.quantize.bench import Workbench
 from moe4.quantize.layer import round_expert
 from moe4.quantize.needs import batch_tokens
+from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Ranks
 from moe4.quantize.reader import Stored
 from moe4.quantize.stream import ExpertStream
@@ -41,7 +42,7 @@ class _MadeUp(Checkpoint):
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
 
-    def read(self, name: str) -> Stored:
+    def read(self, name: str, *, pinned: bool = False) -> Stored:
         shape = self._shapes[name]
         if len(shape) == 1:
             return (torch.ones(shape),)
@@ -68,7 +69,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
         recipe=recipe,
         device=torch.device("cpu"),
         ranks=Ranks(),
-        step_done=lambda _: None,
+        progress=ProgressReporter(quiet=True),
     )
     stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
     if recipe.method == "rtn":
@@ -116,7 +117,7 @@ def _time_expert(
 
 def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> float:
     length = min(bench.recipe.calibration.max_sequence_tokens, num_tokens)
-    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config)) // length * length)
+    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config, bench.device)) // length * length)
     hidden_size = int(bench.network.config.hidden_size)
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)

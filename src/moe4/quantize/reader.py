@@ -11,6 +11,7 @@ from torch import Tensor
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.quantize.gpu_memory import to_device
 from moe4.quantize.plan import ShardPlan
 
 Stored = tuple[Tensor, ...]  # what Checkpoint.read gives
@@ -57,28 +58,36 @@ class ExpertReader:
 class LayerReader:
     """Reads what a layer has beside its routed experts; what is copied is written as it is read.
 
-    Only rank 0 has a writer.
+    FP8 is decoded on `device`, which changes no bit. Only rank 0 has a writer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: ShardPlan, writer: ShardWriter | None) -> None:
-        self._checkpoint, self._plan, self._writer = checkpoint, plan, writer
+    def __init__(
+        self, checkpoint: Checkpoint, plan: ShardPlan, writer: ShardWriter | None, device: torch.device
+    ) -> None:
+        self._checkpoint, self._plan, self._writer, self._device = checkpoint, plan, writer, device
         self._quantized = {weight.name for stage in plan.linear_stages for weight in stage}
         self._kept: dict[str, Stored] = {}
 
     def load(self, name: str) -> Tensor:
-        """Return a tensor as `Checkpoint.load` does."""
-        stored = self._kept.pop(name, None) or self._checkpoint.read(name)
-        tensor = self._checkpoint.decode(name, stored)
+        """Return a tensor as `Checkpoint.load` does, on the device."""
+        stored = self._kept.pop(name, None) or self._read(name)
+        tensor = self._decode(name, stored)
         if self._writer is not None and name not in self._quantized and self._writer.lacks(name):
-            self._writer.write(name, tensor.to(torch.bfloat16) if len(stored) == 2 else stored[0])
+            self._writer.write(name, tensor.to(torch.bfloat16).cpu() if len(stored) == 2 else stored[0])
         return tensor
 
     def load_and_keep(self, name: str) -> Tensor:
         """The same; a weight that is to be quantized is kept as stored for the next `load`."""
         if name not in self._quantized:
             return self.load(name)
-        stored = self._kept[name] = self._checkpoint.read(name)
-        return self._checkpoint.decode(name, stored)
+        stored = self._kept[name] = self._read(name)
+        return self._decode(name, stored)
+
+    def _read(self, name: str) -> Stored:
+        return self._checkpoint.read(name, pinned=self._device.type == "cuda")
+
+    def _decode(self, name: str, stored: Stored) -> Tensor:
+        return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))
 
     def copy_rest(self) -> None:
         """Copy what has not been asked for as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""

@@ -95,7 +95,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         recipe=request.recipe,
         device=device,
         ranks=ranks,
-        step_done=progress.step,
+        progress=progress,
     )
     if folder is None:
         return _follow(request, bench, prepared)
@@ -118,7 +118,7 @@ def _lead(
     )
     journal = folder.open()
     _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
-    boundary = _boundary(folder.work, prepared)
+    boundary = _boundary(folder.work, prepared, bench.device)
     if boundary is not None:
         found = boundary.repair(journal)
         if found:
@@ -157,7 +157,7 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
         return dict(state["report"])
     torch.set_num_threads(int(state["threads"]))
     work = ReleaseFolder.work_folder(request.out)
-    follow(bench, prepared.plan, int(state["num_done"]), _boundary(work, prepared), work)
+    follow(bench, prepared.plan, int(state["num_done"]), _boundary(work, prepared, bench.device), work)
     return ranks.share(None).facts
 
 
@@ -227,10 +227,10 @@ def _begin_or_match(
         progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
 
 
-def _boundary(work: Path, prepared: _Prepared) -> Boundary | None:
+def _boundary(work: Path, prepared: _Prepared, device: torch.device) -> Boundary | None:
     if prepared.corpus is None:
         return None
-    return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus)
+    return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus, device)
 
 
 def check_folders(source: Path, out: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe4.calibration.activations import ActivationStore
+from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq
@@ -40,7 +40,7 @@ class ExpertStream:
         stride = max(1, num_tokens // POOL_TOKENS)
         self._pool = routing.inputs.read(torch.arange(0, num_tokens, stride)[:POOL_TOKENS]).to(bench.device)
 
-    def run(self, total: ActivationStore | None, writer: ShardWriter | None, record: LayerRecord) -> None:
+    def run(self, total: Activations | None, writer: ShardWriter | None, record: LayerRecord) -> None:
         """Quantize and write every expert; add its quantized output to its tokens' rows of `total`.
 
         Experts are spread over the ranks; only rank 0 has `total` and `writer`, and fills in `record`.
@@ -57,9 +57,9 @@ class ExpertStream:
                     self._add(total, expert, 0, output)
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
-                bench.step_done(f"layer {record.layer + 1} expert {expert + 1}")
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
 
-    def _add(self, total: ActivationStore, expert: int, start: int, output: Tensor) -> None:
+    def _add(self, total: Activations, expert: int, start: int, output: Tensor) -> None:
         """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""
         rows, gates = (item[start : start + len(output)] for item in self._routing.of_expert(expert))
         total.add(rows, (output.float() * gates.to(output.device).unsqueeze(1)).cpu())
@@ -73,7 +73,7 @@ class ExpertStream:
             hessian.add(self._routing.inputs.read(rows).to(self._bench.device))
         return pack_hessian(hessian)
 
-    def solve(self, expert: int, stored: dict[Part, Stored], total: ActivationStore | None) -> Parcel:
+    def solve(self, expert: int, stored: dict[Part, Stored], total: Activations | None) -> Parcel:
         """Quantize an expert: its record and its stored tensors.
 
         Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].

@@ -20,14 +20,12 @@ class TrafficMeter:
         self._checkpoint = checkpoint
         self._before = self._now()
 
-    def take(self, writer: ShardWriter | None = None) -> dict[str, int]:
-        """Return the bytes since the last call, with those of the shard that was written meanwhile."""
+    def take(self) -> dict[str, int]:
+        """Return the bytes since the last call, but for those of shards."""
         now = self._now()
         counts = {kind: now[kind] - self._before[kind] for kind in now}
         self._before = now
-        counts["release_written"] = writer.num_bytes if writer else 0
-        counts["release_read_back"] = writer.bytes_read_back if writer else 0
-        return {kind: counts[kind] for kind in KINDS}
+        return counts
 
     def _now(self) -> dict[str, int]:
         return {
@@ -35,6 +33,11 @@ class TrafficMeter:
             "activations_read": TRAFFIC.bytes_read,
             "activations_written": TRAFFIC.bytes_written,
         }
+
+
+def written_traffic(writer: ShardWriter) -> dict[str, int]:
+    """Return the bytes of a finished shard."""
+    return {"release_written": writer.num_bytes, "release_read_back": writer.bytes_read_back}
 
 
 def total_traffic(counts: list[dict[str, int]]) -> dict[str, int]:

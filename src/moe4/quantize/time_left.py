@@ -1,0 +1,102 @@
+"""How long the rest of a run will take, from what each layer was expected to take and those that are done.
+
+A layer is two kinds of work: its experts, each solved on its share of the tokens, and the rest, which is one
+forward pass of all tokens. What either takes beside what was expected is measured as the run goes.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTime:
+    """What a layer is expected to take, in seconds."""
+
+    rest_seconds: float
+    expert_seconds: float = 0.0
+    """Each expert."""
+    num_experts: int = 0
+
+
+class TimeLeft:
+    """Follows a run step by step: a layer's experts one after another, then the layer."""
+
+    def __init__(
+        self, layers: list[LayerTime], num_done: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._layers, self._layer, self._clock = layers, num_done, clock
+        self._lock = threading.Lock()  # the thread that commits asks what is left
+        self._num_experts = 0
+        self._measured = {"rest": [0.0, 0.0], "experts": [0.0, 0.0]}  # taken, expected
+        self._layer_start = self._first_expert = self._last_expert = clock()
+
+    def expert_done(self) -> None:
+        """Take notice of an expert."""
+        with self._lock:
+            now = self._clock()
+            if self._num_experts == 0:
+                self._first_expert = now
+            self._last_expert = now
+            self._num_experts += 1
+
+    def layer_done(self) -> None:
+        """Take notice of a layer, whose experts are all done."""
+        with self._lock:
+            now, layer = self._clock(), self._layers[self._layer]
+            taken = self._experts_taken()
+            if layer.num_experts and self._num_experts:
+                self._note("experts", taken, layer.expert_seconds * self._num_experts)
+            self._note("rest", now - self._layer_start - taken, layer.rest_seconds)
+            self._layer, self._num_experts, self._layer_start = self._layer + 1, 0, now
+
+    def seconds(self) -> float:
+        """Return how long the rest will take."""
+        with self._lock:
+            return self._seconds()
+
+    def _seconds(self) -> float:
+        rest, experts = self._factor("rest"), self._factor("experts")
+        total = 0.0
+        for number, layer in enumerate(self._layers[self._layer :]):
+            all_experts = layer.expert_seconds * layer.num_experts
+            whole = rest * layer.rest_seconds + experts * all_experts
+            if number == 0:
+                if self._num_experts:
+                    missing = layer.num_experts - self._num_experts
+                    whole = experts * layer.expert_seconds * missing
+                else:
+                    whole = max(0.0, whole - (self._clock() - self._layer_start))
+            total += whole
+        return total
+
+    def fraction(self) -> float:
+        """Return which part of the expected work is done, 0 to 1."""
+        expected = [layer.rest_seconds + layer.expert_seconds * layer.num_experts for layer in self._layers]
+        done = sum(expected[: self._layer])
+        if self._num_experts and self._layer < len(self._layers):
+            done += self._layers[self._layer].expert_seconds * self._num_experts
+        return done / max(sum(expected), 1e-9)
+
+    def _experts_taken(self) -> float:
+        """Return what this layer's experts have taken; the first also waits for the forward pass."""
+        between = self._last_expert - self._first_expert
+        if self._num_experts < 2:
+            return between
+        return between * self._num_experts / (self._num_experts - 1)
+
+    def _note(self, kind: str, taken: float, expected: float) -> None:
+        self._measured[kind][0] += taken
+        self._measured[kind][1] += expected
+
+    def _factor(self, kind: str) -> float:
+        """Return how many times as long as expected work of a kind takes."""
+        taken, expected = self._measured[kind]
+        if kind == "experts" and self._num_experts >= 8:
+            layer = self._layers[self._layer]
+            taken, expected = (
+                taken + self._experts_taken(),
+                expected + layer.expert_seconds * self._num_experts,
+            )
+        return taken / expected if expected else 1.0
