@@ -10,7 +10,27 @@ from moe4.cli.options import TrustRemoteCode
 
 
 def command(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of the release.")],
+    release: Annotated[
+        Path | None, typer.Argument(metavar="RELEASE", help="Folder of the release; with --url also a file.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask the server at this address for the expected answers."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --url, name of the model; the first served if not given.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="With --url, seconds one answer may take.")] = 120.0,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="With --url, do not check the server's certificate.")
+    ] = False,
+    print_script: Annotated[
+        bool,
+        typer.Option(
+            "--print-script",
+            help="Print the check of a server as one file of Python that needs no moe4.",
+        ),
+    ] = False,
     source: Annotated[
         Path | None, typer.Option(help="Source checkpoint, to record its answers beside the release's.")
     ] = None,
@@ -25,8 +45,22 @@ def command(
 ) -> None:
     """Compute a release's expected answers in float32, and write them into moe4-probe.json.
 
-    moe4 quantize writes the file already; this is for a release without one.
+    moe4 quantize writes the file already; this is for a release without one. With --url nothing is computed
+    or written: a running server is asked for these answers, and the exit code is 1 if it fails. An API key is
+    taken from the variable VLLM_API_KEY.
     """
+    from moe4.errors import ProbeError
+
+    if print_script:
+        from moe4.probe.ask import script_text
+
+        typer.echo(script_text(), nl=False)
+        return
+    if release is None:
+        raise ProbeError("name the release: moe4 probe RELEASE")
+    if url is not None:
+        _ask(release, url, model, timeout, insecure, as_json)
+        return
     from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
 
     options = ProbeOptions(
@@ -42,3 +76,15 @@ def command(
     typer.echo(
         json.dumps(result, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}"
     )
+
+
+def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: bool, as_json: bool) -> None:
+    from moe4.probe.ask import ask_server, describe, showing_progress
+
+    with showing_progress() as on_progress:
+        result = ask_server(
+            release, url, model=model, timeout=timeout, verify=not insecure, on_progress=on_progress
+        )
+    typer.echo(json.dumps(result) if as_json else describe(result))
+    if not result["ok"]:
+        raise typer.Exit(1)

@@ -46,6 +46,10 @@ def command(
             show_default="most of what is free, if they do not fit into it",
         ),
     ] = None,
+    no_probe: Annotated[
+        bool,
+        typer.Option("--no-probe", help="Serve without checking the release's expected answers first."),
+    ] = False,
     log: Annotated[
         Path | None, typer.Option(help="File for vLLM's log; a temporary one if not given.")
     ] = None,
@@ -58,6 +62,9 @@ def command(
     ] = False,
 ) -> None:
     """Serve the release in OUT with vLLM behind an OpenAI-compatible API.
+
+    When it is ready the server is asked for the release's expected answers. If it fails, it is stopped and
+    the exit code is 1.
 
     Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY.
     """
@@ -86,6 +93,8 @@ def command(
 
     from rich.console import Console
 
+    from moe4.probe.ask import check_when_ready, showing_progress
+    from moe4.serve.extra import find_value
     from moe4.serve.process import LogFollower, ServerProcess, new_log_path
 
     log_path = log or new_log_path(options.port)
@@ -98,10 +107,25 @@ def command(
         wait = "starting vLLM: half a minute, longer for a large model"
         with contextlib.nullcontext() if verbose else Console(stderr=True).status(wait):
             ready = server.wait_until_ready(follow)
-        if ready:
+        if ready and not no_probe:
+            with showing_progress() as on_progress:
+                ok, text = check_when_ready(
+                    out,
+                    built.url,
+                    built.model_name,
+                    key=find_value(options.extra, "--api-key"),
+                    on_progress=on_progress,
+                )
+            if not server.stopping:
+                typer.echo(text, err=True)
+            if not ok:
+                typer.echo("moe4: the server is stopped; with --no-probe it would serve as it is", err=True)
+                raise typer.Exit(1)
+        if ready and not server.stopping:
             seconds = time.monotonic() - began
             facts = {"url": built.url, "model": built.model_name, "seconds": round(seconds, 1)}
             line = f"moe4: ready after {seconds:.0f} s: {built.url} serves {built.model_name}"
             typer.echo(json.dumps(facts) if as_json else line)
+        if ready:
             server.wait_until_stopped(follow)
     typer.echo("moe4: the server has stopped", err=True)

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,13 @@ def command(
     url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")],
     model: Annotated[
         str | None, typer.Option(help="Name of the model; the first served if not given.")
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RELEASE",
+            help="Also ask for the expected answers of this release, or of a moe4-probe.json.",
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = 120.0,
     insecure: Annotated[
@@ -26,7 +34,12 @@ def command(
     from moe4.deploy.smoke import SmokeTest
 
     test = SmokeTest(
-        url, model=model, api_key=os.environ.get("VLLM_API_KEY"), timeout=timeout, verify=not insecure
+        url,
+        model=model,
+        api_key=os.environ.get("VLLM_API_KEY"),
+        timeout=timeout,
+        verify=not insecure,
+        probe=probe,
     )
     outcomes = []
     for outcome in test.run():

@@ -1,14 +1,20 @@
-"""The first questions to a new server: is the model there, does it answer, stream and call a tool."""
+"""The first questions to a new server: is the model there, does it answer, stream and call a tool.
+
+And, where a release's expected answers are at hand: are its numbers right.
+"""
 
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from moe4.errors import DeployError
+from moe4.errors import DeployError, ProbeError
+from moe4.probe.ask import ask_server, describe_shortly, find_probe
 
 TOOL = {
     "type": "function",
@@ -39,16 +45,28 @@ class Outcome:
 
 
 class SmokeTest:
-    """The checks against one server. `url` with or without `/v1`; `model` the first served if None."""
+    """The checks against one server. `url` with or without `/v1`; `model` the first served if None.
+
+    probe: the release whose answers are expected, or its moe4-probe.json.
+    """
 
     def __init__(
-        self, url: str, *, model: str | None, api_key: str | None, timeout: float, verify: bool
+        self,
+        url: str,
+        *,
+        model: str | None,
+        api_key: str | None,
+        timeout: float,
+        verify: bool,
+        probe: Path | None = None,
     ) -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
         if not base.startswith(("http://", "https://")):
             raise DeployError(f"{url} is no address; give one such as http://127.0.0.1:8000")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model
+        self._probe_file = None if probe is None else find_probe(probe)
+        self._ask = partial(ask_server, url=base, key=api_key, timeout=timeout, verify=verify)
         self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout, verify=verify)
 
     def run(self) -> Iterator[Outcome]:
@@ -60,6 +78,8 @@ class SmokeTest:
                 yield self._time("chat", self._chat)
                 yield self._time("stream", self._stream)
                 yield self._time("tool call", self._tool_call)
+                if self._probe_file is not None:
+                    yield self._time("probe", self._probe)
 
     def _time(self, name: str, check: Callable[[], str]) -> Outcome:
         began = time.monotonic()
@@ -72,7 +92,7 @@ class SmokeTest:
             detail, ok = f"cannot be reached: {error or type(error).__name__}", False
         except (ValueError, KeyError, TypeError, IndexError) as error:
             detail, ok = f"not the answer of an OpenAI-compatible server: {error!r}", False
-        except _UnexpectedError as error:
+        except (_UnexpectedError, ProbeError) as error:
             detail, ok = str(error), False
         return Outcome(name=name, ok=ok, seconds=time.monotonic() - began, detail=detail)
 
@@ -137,6 +157,13 @@ class SmokeTest:
         if function["name"] != "get_weather" or "city" not in arguments:
             raise _UnexpectedError(f"the call is {function['name']}({function['arguments']})")
         return f"{function['name']}({function['arguments']}), id {calls[0]['id']}"
+
+    def _probe(self) -> str:
+        assert self._probe_file is not None
+        result = self._ask(self._probe_file, model=self.model)
+        if not result["ok"]:
+            raise _UnexpectedError(f"not what the release gives: {describe_shortly(result)}")
+        return describe_shortly(result)
 
     def _get(self, path: str) -> dict[str, Any]:
         response = self._client.get(path)

@@ -30,6 +30,7 @@ __all__ = [
 FORMAT, VERSION = "moe4-probe", 1
 TOP = 20  # the most that vLLM gives by default (--max-logprobs)
 DECIMALS = 6
+OPTIONAL = ("source", "bf16")  # expectations beside "released"
 KINDS = ("chat", "tool_call", "tool_result", "text")
 MOST_SUM = 1 + TOP * 10**-DECIMALS  # of the probabilities: each log-probability is rounded
 
@@ -54,12 +55,16 @@ class ProbeSequence:
     tokens: list[int]
     released: Expectation
     source: Expectation | None = None
+    bf16: Expectation | None = None
+    """What the released weights give where everything is rounded to bfloat16."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         data: dict[str, Any] = {"kind": self.kind, "tokens": self.tokens, "released": self.released.to_dict()}
-        if self.source is not None:
-            data["source"] = self.source.to_dict()
+        for name in OPTIONAL:
+            expectation: Expectation | None = getattr(self, name)
+            if expectation is not None:
+                data[name] = expectation.to_dict()
         return data
 
 
@@ -130,7 +135,7 @@ def read_probe(path: Path, vocab_size: int | None = None) -> ExpectedAnswers:
                 kind=item["kind"],
                 tokens=item["tokens"],
                 released=Expectation(**item["released"]),
-                source=Expectation(**item["source"]) if "source" in item else None,
+                **{name: Expectation(**item[name]) for name in OPTIONAL if name in item},
             )
             for item in data["sequences"]
         ],
@@ -181,7 +186,7 @@ def _sequence_problems(sequence: Any, top: int, vocab_size: int | None) -> Itera
     problem = _id_problem(sequence["tokens"], vocab_size)
     if problem:
         yield f'"tokens" {problem}'
-    for name in ("released", "source"):
+    for name in ("released", *OPTIONAL):
         if name in sequence:
             for problem in _expectation_problems(sequence[name], top, vocab_size):
                 yield f'"{name}" {problem}'

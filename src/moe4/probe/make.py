@@ -19,6 +19,7 @@ from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.forward.weights import Weights, open_weights
 from moe4.model.architecture import Network
 from moe4.probe.form import (
+    OPTIONAL,
     PROBE_NAME,
     Expectation,
     ExpectedAnswers,
@@ -72,7 +73,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
         tokens = [sequence.tokens for sequence in chosen]
         passes = ProbePasses(models, network, tokens, Path(work), torch.device(options.device))
         num_unreached = _run_layers(passes, say)
-        expected = {name: passes.expectations(name) for name in models}
+        expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(
         str(models["released"].config.get("model_type")),
         chosen,
@@ -91,8 +92,8 @@ def assemble(
     expected: dict[str, list[Expectation]],
     experts: Reach,
 ) -> ExpectedAnswers:
-    """Put a file's content together. `expected` holds "released", and "source" where it was at hand."""
-    source = expected.get("source")
+    """Put a file's content together. `expected` holds "released", and some of form.OPTIONAL."""
+    others = {name: expected[name] for name in OPTIONAL if name in expected}
     return ExpectedAnswers(
         model_type=model_type,
         sequences=[
@@ -100,7 +101,7 @@ def assemble(
                 kind=sequence.kind,
                 tokens=sequence.tokens,
                 released=expected["released"][place],
-                source=source[place] if source else None,
+                **{name: found[place] for name, found in others.items()},
             )
             for place, sequence in enumerate(chosen)
         ],

@@ -1,4 +1,7 @@
-"""Run one or two models over the probe's sequences in float32, side by side, layer by layer.
+"""Run models over the probe's sequences side by side, layer by layer.
+
+In float32 the release, and its source where that is at hand; and the release once more in bfloat16, which
+tells how far rounding alone moves this model's answers.
 
 Whoever has a layer's experts at hand gives them: `moe4 probe` reads them for this, `moe4 quantize` has them
 anyway.
@@ -15,11 +18,12 @@ from moe4.forward.weights import Weights
 from moe4.model.architecture import Network
 from moe4.probe.form import DECIMALS, TOP, Expectation
 
+ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
 BATCH_TOKENS = 2048  # through a layer at once: its states in float32 are twice those of quantize's batches
 
 
 class ProbePasses:
-    """Forward passes of models by name ("released", "source") over the same sequences.
+    """Forward passes by name ("released", "source", ROUNDED) over the same sequences.
 
     For each layer call `attend`, then for each expert `run` and `add` of each model, then `finish_layer`.
     """
@@ -39,17 +43,20 @@ class ProbePasses:
         assert network.compute_dtype is torch.float32
         self.network = network
         whole, self._last_rows = join_prefixes(sequences)
+        rounded = Network(models["released"].config, torch.bfloat16)
+        passes = {name: (weights, network) for name, weights in models.items()}
+        passes[ROUNDED] = (models["released"], rounded)
         self.streams = {
             name: Stream(
                 weights,
-                network,
+                skeleton,
                 whole,
                 work if device.type == "cpu" else None,
                 device,
                 prefix=f"probe-{name}-",
                 batch_tokens=BATCH_TOKENS,
             )
-            for name, weights in models.items()
+            for name, (weights, skeleton) in passes.items()
         }
         self._layer = -1
         self._passed: dict[str, LayerPass] = {}

@@ -45,6 +45,11 @@ class ServerProcess:
                 preexec_fn=_die_with(os.getpid()),
             )
 
+    @property
+    def stopping(self) -> bool:
+        """Say whether the user has stopped it."""
+        return self._stop_signal is not None
+
     @contextlib.contextmanager
     def passing_signals(self) -> Iterator[None]:
         """Pass SIGINT, SIGTERM and SIGHUP on to vLLM while inside; leave nothing of it running."""

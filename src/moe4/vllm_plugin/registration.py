@@ -48,3 +48,14 @@ def register() -> None:
         )
         return
     register_quantization_config("compressed-tensors")(CpuCompressedTensorsConfig)
+    try:
+        from moe4.vllm_plugin import eager
+
+        eager.attach()
+    except (ImportError, AttributeError) as error:
+        logger.warning(
+            "moe4: on vLLM %s the first request for logprobs may wait for a compilation, which stops the "
+            "server where there is no C++ compiler: %s",
+            vllm.__version__,
+            error,
+        )

@@ -1,0 +1,96 @@
+"""Ask a server for a release's expected answers: the check of check.py, as moe4's commands use it."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from moe4.errors import ProbeError
+from moe4.probe import check
+from moe4.probe.check import describe, describe_shortly
+from moe4.probe.form import PROBE_NAME, read_probe
+
+__all__ = [
+    "ask_server",
+    "check_when_ready",
+    "describe",
+    "describe_shortly",
+    "find_probe",
+    "script_text",
+    "showing_progress",
+]
+
+READY_SECONDS = 30.0  # a server on a CPU may compute a few hundred tokens a second
+OnProgress = Callable[[int, int], None]
+
+
+def ask_server(
+    release: Path,
+    url: str,
+    *,
+    model: str | None = None,
+    timeout: float = 120.0,
+    verify: bool = True,
+    key: str | None = None,
+    seconds: float | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Return the verdict on the server at `url`, as `check.judge` makes it.
+
+    release: a folder with moe4-probe.json, or that file. key: VLLM_API_KEY's if None. seconds: no question is
+    asked later. Raises ProbeError if the file cannot be used or the server cannot be asked.
+    """
+    path = find_probe(release)
+    try:
+        server = check.Server(
+            url, key=key or os.environ.get("VLLM_API_KEY"), timeout=timeout, insecure=not verify
+        )
+        return check.check(check.read_expected(str(path)), server, model, on_progress, seconds)
+    except check.CheckError as error:
+        raise ProbeError(str(error)) from None
+
+
+def find_probe(release: Path) -> Path:
+    """Return the file of expected answers in a folder, or the file given. Raises ProbeError if it is bad."""
+    path = release / PROBE_NAME if release.is_dir() else release
+    read_probe(path)  # it names more of what can be wrong than the check, which must be small
+    return path
+
+
+def check_when_ready(
+    release: Path, url: str, model: str, *, key: str | None, on_progress: OnProgress
+) -> tuple[bool, str]:
+    """Check a server that has just started; return whether it may go on serving, and what to say of it.
+
+    A release without expected answers, and a server that cannot be asked, go on.
+    """
+    if not (release / PROBE_NAME).is_file():
+        return True, f"moe4: {release} holds no expected answers to check; moe4 probe {release} makes them"
+    try:
+        result = ask_server(
+            release, url, model=model, key=key, seconds=READY_SECONDS, on_progress=on_progress
+        )
+    except ProbeError as error:
+        return True, f"moe4: the answers were not checked: {error}"
+    return bool(result["ok"]), describe(result)
+
+
+def script_text() -> str:
+    """Return the check as a program of its own."""
+    return Path(check.__file__).read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator[OnProgress]:
+    """Yield a function that shows how many answers have come, on stderr where that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with console.status("asking the server") as status:
+        yield lambda done, total: status.update(f"asking the server: {done} of {total} answers")
+    sys.stderr.flush()
