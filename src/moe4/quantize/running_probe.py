@@ -1,7 +1,7 @@
 """The release's expected answers, computed from the weights that pass through a run (docs/probe.md).
 
-Two forward passes in float32, of the source's weights and of the released ones, go through each layer while
-it is at hand. Rank 0 has their hidden states; every rank runs the experts that it quantizes.
+Forward passes of the released and of the source's weights go through each layer while it is at hand. Rank 0
+has their hidden states; every rank runs the experts that it quantizes.
 """
 
 import hashlib
@@ -23,13 +23,14 @@ from moe4.errors import CalibrationError, ProbeError
 from moe4.forward.weights import Weights
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
-from moe4.probe.passes import ProbePasses
+from moe4.probe.passes import ROUNDED, ProbePasses
 from moe4.probe.sequences import Chosen, choose_sequences
 from moe4.quantize.gpu_memory import to_device
 from moe4.quantize.ranks import Parcel, Ranks
 from moe4.quantize.reader import Stored
 
 MODELS = ("released", "source")
+PASSES = (*MODELS, ROUNDED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class RunningProbe:
         self._num_unreached = 0
 
     def path(self, layer: int) -> Path:
-        """Return where a layer's inputs lie, released first, float32 [2, tokens, hidden]."""
+        """Return where a layer's inputs lie, [tokens, hidden] of each of PASSES in its dtype."""
         return self._work / f"probe-{layer:05d}.bin"
 
     def attend(self, layer: int) -> None:
@@ -104,16 +105,17 @@ class RunningProbe:
 
         stored: its weights as the source has them; results: as the release will.
         """
+        quantized = [results[part].dequantize() for part in PARTS]
         original = [self.decode(experts.weight_name(expert, part), stored[part]).float() for part in PARTS]
-        quantized = [results[part].dequantize().float() for part in PARTS]
+        rounded = [weight.to(torch.bfloat16) for weight in quantized]
         return {
             f"probe-{name}": self._passes.run(name, expert, weights)
-            for name, weights in zip(MODELS, (quantized, original), strict=True)
+            for name, weights in zip(PASSES, (quantized, original, rounded), strict=True)
         }
 
     def add_expert(self, expert: int, tensors: dict[str, Tensor]) -> None:
         """Take out of `tensors` what `run_expert` put there, and add it to the expert's tokens."""
-        for name in MODELS:
+        for name in PASSES:
             self._passes.add(name, expert, tensors.pop(f"probe-{name}"))
 
     def finish_layer(self, *, is_last: bool) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class RunningProbe:
         if is_last:
             found["expected"] = {
                 name: [expectation.to_dict() for expectation in self._passes.expectations(name)]
-                for name in MODELS
+                for name in PASSES
             }
         return found
 
@@ -132,12 +134,12 @@ class RunningProbe:
 
         behind: whether that is called while the layer is run; then they are copied now.
         """
-        hidden = [self._passes.streams[name].hidden for name in MODELS]
+        hidden = [self._passes.streams[name].hidden for name in PASSES]
         if behind:
             hidden = [values.to("cpu", copy=True) for values in hidden]
 
         def write() -> str:
-            data = tensor_bytes(torch.stack([values.cpu() for values in hidden]))
+            data = b"".join(tensor_bytes(values) for values in hidden)
             write_file(self.path(layer), data, self._work)
             return hashlib.sha256(data).hexdigest()
 
@@ -183,10 +185,11 @@ class RunningProbe:
         if layer == 0:
             passes.embed()
             return passes
-        hidden = [passes.streams[name].hidden for name in MODELS]
-        values = torch.frombuffer(bytearray(self.path(layer).read_bytes()), dtype=torch.float32)
-        for target, part in zip(hidden, values.view(len(hidden), *hidden[0].shape), strict=True):
-            target.copy_(part)
+        with self.path(layer).open("rb") as file:
+            for name in PASSES:
+                hidden = passes.streams[name].hidden
+                values = torch.frombuffer(bytearray(file.read(hidden.nbytes)), dtype=hidden.dtype)
+                hidden.copy_(values.view(hidden.shape))
         return passes
 
 
