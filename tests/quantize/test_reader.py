@@ -90,8 +90,9 @@ def test_the_source_is_read_once(
         stored.spec.num_bytes for name, stored in checkpoint.tensors.items() if name.endswith("inv_freq")
     )
     embedding = checkpoint.tensors["model.embed_tokens.weight"].spec.num_bytes
-    # GPTQ looks its tokens up in the embedding, which is copied at the end. The expected answers need embedding
-    # and head for each of three passes, and the norm; round to nearest reads the rest of layers for them, too.
+    # GPTQ looks its tokens up in the embedding, which is copied at the end. The expected answers need the
+    # embedding and the head for each of three passes, and the norm; round to nearest reads the rest of the
+    # layers again for them.
     head = checkpoint.tensors["lm_head.weight"].spec.num_bytes
     again = 3 * (embedding + head) + checkpoint.tensors["model.norm.weight"].spec.num_bytes
     if method == "gptq":

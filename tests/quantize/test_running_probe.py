@@ -16,9 +16,7 @@ from moe4.quantize.report import describe
 from moe4.quantize.verify import verify
 from moe4.recipe import ALL_TARGETS, Recipe
 
-CLOSE = 1e-5
-# In bfloat16 a token that a router nearly ties over may go to another expert when sums are in another order.
-CLOSE_IN_BF16 = 1e-5
+CLOSE = 1e-5  # the same sums in the same order, in bfloat16 too; only reading the weights differs
 
 
 def distance(one: Expectation, other: Expectation) -> float:
@@ -64,7 +62,7 @@ def test_what_a_run_writes_is_what_the_release_gives(
         assert theirs.bf16 is not None
         assert distance(ours.released, theirs.released) < CLOSE
         assert distance(ours.source, theirs.source) < CLOSE
-        assert distance(ours.bf16, theirs.bf16) < CLOSE_IN_BF16
+        assert distance(ours.bf16, theirs.bf16) < CLOSE
     assert any(sequence.released != sequence.source for sequence in written.sequences)
 
 
