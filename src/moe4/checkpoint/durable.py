@@ -24,7 +24,7 @@ def publish(temporary: Path, final: Path) -> None:
         sync_folder(temporary.parent)
 
 
-def write_file(final: Path, data: bytes, work_folder: Path) -> None:
+def write_file(final: Path, data: bytes | memoryview, work_folder: Path) -> None:
     """Write a whole file atomically, by way of `work_folder`, which must be on the same file system."""
     temporary = work_folder / f"{final.name}.partial"
     with temporary.open("wb") as file:

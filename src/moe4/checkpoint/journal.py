@@ -25,6 +25,7 @@ FINGERPRINT_TEXTS = {
     "source": "source checkpoint",
     "recipe": "recipe",
     "calibration": "calibration data",
+    "probe": "tokenizer or chat template",
 }
 
 

@@ -61,8 +61,7 @@ class Release:
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
         """Yield a matrix that is not quantized, some whole rows at a time."""
-        stored = self._plain(name)
-        yield from iterate_rows(stored)
+        yield from iterate_rows(self._plain(name))
 
     def _plain(self, name: str) -> StoredTensor:
         if name not in self._stored:

@@ -43,9 +43,9 @@ class ProbePasses:
         assert network.compute_dtype is torch.float32
         self.network = network
         whole, self._last_rows = join_prefixes(sequences)
-        rounded = Network(models["released"].config, torch.bfloat16)
         passes = {name: (weights, network) for name, weights in models.items()}
-        passes[ROUNDED] = (models["released"], rounded)
+        if "released" in models:
+            passes[ROUNDED] = (models["released"], Network(models["released"].config, torch.bfloat16))
         self.streams = {
             name: Stream(
                 weights,
@@ -74,13 +74,13 @@ class ProbePasses:
     def run(self, name: str, expert: int, weights: Sequence[Tensor]) -> Tensor:
         """Return float32 [its tokens, hidden]: what an expert adds to a model's tokens, gates included.
 
-        weights: gate, up and down of the expert, float32 on the device.
+        weights: gate, up and down of the expert, on the device, in the pass's dtype.
         """
         passed = self._passed[name]
         assert passed.inputs is not None
         rows, gates = passed.rows_of(expert)
         inputs = passed.inputs[rows]
-        if weights[0].is_cuda:
+        if weights[0].is_cuda and weights[0].dtype is torch.float32:
             # Whether float32 products are rounded to TF32 is one switch for the whole process, which the
             # threads of moe4 quantize turn on and off; it does not touch float64.
             weights, inputs = [weight.double() for weight in weights], inputs.double()

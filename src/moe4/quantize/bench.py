@@ -15,6 +15,7 @@ from moe4.quantize.plan import QuantizedWeight, ShardPlan
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Ranks
 from moe4.quantize.reader import LayerReader, Stored
+from moe4.quantize.running_probe import RunningProbe
 from moe4.recipe import Recipe
 
 
@@ -28,6 +29,7 @@ class Workbench:
     device: torch.device
     ranks: Ranks
     progress: ProgressReporter
+    probe: RunningProbe | None = None
 
     def decode(self, weight: QuantizedWeight, stored: Stored) -> Tensor:
         """Return a source weight, float32 [out, in], on the device, from what `Checkpoint.read` gave."""

@@ -8,8 +8,9 @@ layer's output lies on a GPU the next layer takes it from there, and the file is
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -27,6 +28,14 @@ from moe4.quantize.ranks import Parcel, Ranks
 ROWS_AT_ONCE = 1024
 PIECE_BYTES = 64 << 20
 WAIT_SECONDS = 120.0  # for a file of rank 0's to be seen through a network file system
+
+
+class LayerInputs(Protocol):
+    """What has a file for each layer's input."""
+
+    def path(self, layer: int) -> Path:
+        """Return where a layer's input lies."""
+        ...
 
 
 class Boundary:
@@ -146,28 +155,33 @@ class Boundary:
         publish(temporary, self.path(layer))
         return digest.hexdigest()
 
-    def repair(self, journal: Journal) -> str | None:
-        """Check the next layer's input by its SHA-256; if it is damaged, have the layer before done again.
 
-        Returns what was found, or None if all is well. Raises ResumeError if there is nothing to begin from.
-        """
-        layer = len(journal.shards)
-        if layer == 0 or layer >= self._network.num_layers or self._is_whole(layer, journal):
-            return None
-        path = self.path(layer)
-        if layer > 1 and not self._is_whole(layer - 1, journal):
+def repair(journal: Journal, num_layers: int, inputs: Sequence[LayerInputs]) -> str | None:
+    """Check the next layer's inputs by their SHA-256; if one is damaged, have the layer before done again.
+
+    Returns what was found, or None if all is well. Raises ResumeError if there is nothing to begin from.
+    """
+    layer = len(journal.shards)
+    if layer == 0 or layer >= num_layers:
+        return None
+    path = next((item.path(layer) for item in inputs if not _is_whole(item, layer, journal)), None)
+    if path is None:
+        return None
+    for item in inputs:
+        if layer > 1 and not _is_whole(item, layer - 1, journal):
             raise ResumeError(
-                f"{path} and {self.path(layer - 1).name} are missing or damaged; "
+                f"{path} and {item.path(layer - 1).name} are missing or damaged; "
                 "begin again in an empty folder"
             )
-        state = "damaged" if path.is_file() else "missing"
-        path.unlink(missing_ok=True)
-        journal.forget_last()
-        return f"{path} is {state}: layer {layer}, which makes it, is done again"
+    state = "damaged" if path.is_file() else "missing"
+    path.unlink(missing_ok=True)
+    journal.forget_last()
+    return f"{path} is {state}: layer {layer}, which makes it, is done again"
 
-    def _is_whole(self, layer: int, journal: Journal) -> bool:
-        path = self.path(layer)
-        return is_unchanged(path, journal.shards[layer - 1].kept.get(path.name))
+
+def _is_whole(item: LayerInputs, layer: int, journal: Journal) -> bool:
+    path = item.path(layer)
+    return is_unchanged(path, journal.shards[layer - 1].kept.get(path.name))
 
 
 def open_shared(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> ActivationStore:

@@ -5,6 +5,7 @@ its record, its line in the journal. A run that is killed anywhere continues aft
 writes is byte for byte what it would have written. Rank 0 does all of this; the others help with the layers.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, dump_json
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import read_json_object
+from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
+from moe4.probe.make import assemble, report_entry
+from moe4.probe.passes import count_pairs
 from moe4.quantize.attend import inputs_path
 from moe4.quantize.audit import LayerRecord, peak_memory_bytes
 from moe4.quantize.bench import Workbench, copy_tensors
@@ -27,9 +31,12 @@ from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn, total_p
 from moe4.quantize.plan import Plan, ShardPlan, quantization_config
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel
+from moe4.quantize.running_probe import ProbePrompts, RunningProbe
 from moe4.quantize.traffic import TrafficMeter, total_traffic, written_traffic
 
 REST_RECORD = "rest.json"
+
+NextInputs = list[tuple[str, Callable[[], str]]]  # names of files; what makes each durable, gives its SHA-256
 
 
 class Committer:
@@ -78,6 +85,24 @@ class Committer:
         rest = read_json_object(self.folder.work / REST_RECORD)
         return total_traffic([item["timing"]["traffic"] for item in (*self.saved_records(), rest)])
 
+    def write_probe(self, prompts: ProbePrompts) -> dict[str, Any]:
+        """Write the expected answers into the release; return what the report says of them."""
+        if self.bench.probe is None:
+            return {"missing": prompts.reason}
+        found = [saved["probe"] for saved in self.saved_records()]
+        expected = {
+            name: [Expectation(**item) for item in items] for name, items in found[-1]["expected"].items()
+        }
+        reach = Reach(
+            num_pairs=count_pairs(self.bench.network),
+            num_unreached=sum(item["num_unreached"] for item in found),
+        )
+        model_type = str(self.bench.checkpoint.config.get("model_type"))
+        answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
+        data = encode_probe(answers)
+        write_file(self.folder.folder / PROBE_NAME, data, self.folder.work)
+        return report_entry(answers, hashlib.sha256(data).hexdigest())
+
     def finish(self, report: dict[str, Any]) -> None:
         """Write everything that is neither shard nor side file, and remove the work folder."""
         self.folder.write_json(REPORT_NAME, report)
@@ -94,9 +119,12 @@ class Committer:
             if self.boundary is not None and layer == 0:
                 self.boundary.embed()
             record, total = run_layer(self.bench, shard, writer, self.boundary, work)
-            persist = None
+            inputs: NextInputs = []
             if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
-                persist = self.boundary.advance(layer + 1, total)
+                inputs.append((self.boundary.path(layer + 1).name, self.boundary.advance(layer + 1, total)))
+            saved: dict[str, Any] = {"record": record.to_dict()}
+            if self.bench.probe is not None:
+                saved["probe"] = self._finish_probe_layer(self.bench.probe, layer, inputs)
             ranks = self.bench.ranks
             usages = [usage.facts for _, usage in ranks.spread(ranks.size, lambda _: _usage(self.meter))]
         except BaseException:
@@ -108,39 +136,49 @@ class Committer:
             "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
             "traffic": total_traffic([usage["traffic"] for usage in usages]),
         }
-        return lambda: self._commit_layer(shard, writer, record, timing, persist, started)
+        saved["timing"] = timing
+        return lambda: self._commit_layer(shard, writer, record, saved, inputs, started)
+
+    def _finish_probe_layer(self, probe: RunningProbe, layer: int, inputs: NextInputs) -> dict[str, Any]:
+        """End the probe's passes through a layer; return what the layer's record says of them."""
+        is_last = layer + 1 == self.num_layers
+        found = probe.finish_layer(is_last=is_last)
+        if not is_last:
+            persist = probe.persist(layer + 1, behind=commits_behind(self.bench.device))
+            inputs.append((probe.path(layer + 1).name, persist))
+        return found
 
     def _commit_layer(
         self,
         shard: ShardPlan,
         writer: ShardWriter,
         record: LayerRecord,
-        timing: dict[str, Any],
-        persist: Callable[[], str] | None,
+        saved: dict[str, Any],
+        inputs: NextInputs,
         started: float,
     ) -> None:
-        """Make a layer durable: its shard, the next layer's input, its record, its line in the journal."""
+        """Make a layer durable: its shard, the next layer's inputs, its record, its line in the journal."""
         layer, work, kept = shard.layer_number, self.folder.work, {}
-        device = self.bench.device
+        device, timing = self.bench.device, saved["timing"]
         with ThreadPoolExecutor(max_workers=1, initializer=use_device, initargs=(device,)) as thread:
-            behind = thread.submit(persist) if persist is not None and commits_behind(device) else None
+            behind = [thread.submit(persist) for _, persist in inputs if commits_behind(device)]
             try:
                 writer.finish()
             finally:
                 writer.close()
             publish(writer.path, self.folder.folder / shard.file_name)
-            if self.boundary is not None and persist is not None:
-                sha256 = persist() if behind is None else behind.result()
-                kept[self.boundary.path(layer + 1).name] = sha256
+            for place, (name, persist) in enumerate(inputs):
+                kept[name] = behind[place].result() if behind else persist()
         if not commits_behind(device):
             timing["seconds"] = round(time.monotonic() - started, 3)
         timing["traffic"] = total_traffic([timing["traffic"], written_traffic(writer)])
         path = self._record_path(layer)
-        write_file(path, dump_json({"record": record.to_dict(), "timing": timing}), work)
+        write_file(path, dump_json(saved), work)
         kept[path.name] = file_sha256(path)
         self._commit(shard, writer, kept)
-        if self.boundary is not None and layer > 0:
-            discard(self.boundary.path(layer - 1))
+        for item in (self.boundary, self.bench.probe):
+            if item is not None and layer > 0:
+                discard(item.path(layer - 1))
         for leftover in (total_path(work, layer), inputs_path(work, layer)):
             discard(leftover)
         self.progress.layer_done(record, self.num_layers, timing["seconds"])

@@ -81,6 +81,8 @@ class GpuExpertStream(ExpertStream):
                 assert writer is not None
                 with self._stage("add outputs"):
                     self._add_rows(total, expert, parcel.tensors.pop("output"))
+                    if bench.probe is not None:
+                        bench.probe.add_expert(expert, parcel.tensors)
                 write_all(writer, self._on_host(parcel.tensors))
                 record.experts.append(parcel.facts)
                 bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
@@ -127,12 +129,15 @@ class GpuExpertStream(ExpertStream):
     def _solve(self, experts: list[int], stored: list[dict[Part, Stored]]) -> list[Parcel]:
         """Quantize a batch of experts, whose weights are on the device."""
         found = self._quantizer.quantize(
-            [self._task(expert, weights) for expert, weights in zip(experts, stored, strict=True)]
+            [self._task(expert, dict(weights)) for expert, weights in zip(experts, stored, strict=True)]
         )
         place = to_host if self._bench.ranks.is_first else torch.Tensor.contiguous
         parcels = []
-        for expert, (results, output) in zip(experts, found, strict=True):
+        for expert, weights, (results, output) in zip(experts, stored, found, strict=True):
             tensors = {}
+            if self._bench.probe is not None:
+                with self._stage("probe"):
+                    tensors.update(self._bench.probe.run_expert(self._experts, expert, weights, results))
             with self._stage("pack and copy out"):
                 for part in PARTS:
                     weight = expert_weight(self._experts, expert, part)

@@ -6,6 +6,7 @@ experts, one expert with its Hessians and tokens, and what the page cache keeps 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
 
     Only rank 0 has a writer, and returns a whole record.
     """
-    record = LayerRecord(layer=plan.layer_number, shard=plan.file_name)
+    record, probe = LayerRecord(layer=plan.layer_number, shard=plan.file_name), bench.probe
     linears = [weight for stage in plan.linear_stages for weight in stage]
 
     def round_linear(number: int) -> Parcel:
@@ -41,9 +42,13 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
     for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
         write_all(writer, parcel.tensors)
+        if probe is not None:
+            probe.released.update(parcel.tensors)
         record.linears[_local_name(bench, plan, linears[number])] = parcel.facts
     if writer is not None:
         copy_tensors(bench, plan, writer)
+    if probe is not None:
+        probe.attend(plan.layer_number)
     if plan.experts is not None:
         experts = plan.experts
         with ExpertReader(bench.checkpoint, experts, bench.own_numbers(experts.num_experts)) as reader:
@@ -51,6 +56,8 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
                 experts.num_experts, lambda expert: round_expert(bench, experts, expert, reader.take(expert))
             ):
                 assert writer is not None
+                if probe is not None:
+                    probe.add_expert(expert, parcel.tensors)
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
                 bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
@@ -73,7 +80,8 @@ def quantize_layer_gptq(
     """
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
-    reader = LayerReader(bench.checkpoint, plan, writer, bench.device)
+    keep = None if bench.probe is None else bench.probe.stored
+    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:
@@ -84,9 +92,14 @@ def quantize_layer_gptq(
         total = make_activations(total_path(work, layer), hidden.shape, torch.float32, bench.device)
     if plan.experts is None:
         runner.fill(total)
+        del module, runner, hidden
+        if bench.probe is not None:
+            bench.probe.attend(layer)
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
         del module, runner, hidden
+        if bench.probe is not None:
+            bench.probe.attend(layer)
         stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
@@ -130,7 +143,10 @@ def _quantize_linears(
         module.weight = nn.Parameter(bench.served(result), requires_grad=False)
         record.linears[name] = matrix_record(result)
         if writer is not None:
-            write_all(writer, stored_tensors(weight, result))
+            tensors = stored_tensors(weight, result)
+            write_all(writer, tensors)
+            if bench.probe is not None:
+                bench.probe.released.update(tensors)
 
 
 def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
@@ -141,13 +157,16 @@ def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
     """Return an expert's three weights rounded to nearest."""
-    parcels = {
-        str(part): _round(bench, expert_weight(experts, expert, part), stored.pop(part)) for part in PARTS
-    }
-    return Parcel(
-        facts={"num_tokens": None, **{part: parcel.facts for part, parcel in parcels.items()}},
-        tensors={name: tensor for parcel in parcels.values() for name, tensor in parcel.tensors.items()},
-    )
+    facts: dict[str, Any] = {"num_tokens": None}
+    tensors, results = {}, {}
+    for part in PARTS:
+        weight = expert_weight(experts, expert, part)
+        results[part] = quantize_rtn(bench.decode(weight, stored[part]), bench.recipe.group_size)
+        facts[part] = matrix_record(results[part])
+        tensors.update(stored_tensors(weight, results[part]))
+    if bench.probe is not None:
+        tensors.update(bench.probe.run_expert(experts, expert, stored, results))
+    return Parcel(facts=facts, tensors=tensors)
 
 
 def _local_name(bench: Workbench, plan: ShardPlan, weight: QuantizedWeight) -> str:

@@ -58,13 +58,20 @@ class ExpertReader:
 class LayerReader:
     """Reads what a layer has beside its routed experts; what is copied is written as it is read.
 
-    FP8 is decoded on `device`, which changes no bit. Only rank 0 has a writer.
+    FP8 is decoded on `device`, which changes no bit. Only rank 0 has a writer. What is loaded is put into
+    `keep`, as it is stored.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: ShardPlan, writer: ShardWriter | None, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        plan: ShardPlan,
+        writer: ShardWriter | None,
+        device: torch.device,
+        keep: dict[str, Stored] | None = None,
     ) -> None:
         self._checkpoint, self._plan, self._writer, self._device = checkpoint, plan, writer, device
+        self._keep = keep
         self._quantized = {weight.name for stage in plan.linear_stages for weight in stage}
         self._kept: dict[str, Stored] = {}
 
@@ -84,7 +91,10 @@ class LayerReader:
         return self._decode(name, stored)
 
     def _read(self, name: str) -> Stored:
-        return self._checkpoint.read(name, pinned=self._device.type == "cuda")
+        stored = self._checkpoint.read(name, pinned=self._device.type == "cuda")
+        if self._keep is not None:
+            self._keep[name] = stored
+        return stored
 
     def _decode(self, name: str, stored: Stored) -> Tensor:
         return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))

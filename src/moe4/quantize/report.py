@@ -21,10 +21,12 @@ def build_report(
     side_files: list[str],
     saved: list[dict[str, Any]],
     traffic: dict[str, int],
+    probe: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `saved` holds each layer's `record` and `timing`; `traffic` the bytes read and written by kind.
+    `saved` holds each layer's `record` and `timing`; `traffic` the bytes read and written by kind; `probe`
+    what is to be said of the expected answers.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
@@ -50,6 +52,7 @@ def build_report(
             },
             "side_files": side_files,
         },
+        "probe": probe,
         "summary": summarize(records),
         "layers": [record.to_dict() for record in records],
         "timing": {
@@ -78,6 +81,11 @@ def describe(report: dict[str, Any]) -> str:
             f"tokens    {tokens['least']} to {tokens['most']} an expert, median {tokens['median']}, "
             f"{tokens['num_unreached']} experts unreached"
         )
+    probe = report.get("probe") or {}
+    if "sha256" in probe:
+        lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
+    elif probe:
+        lines.append(f"no probe  {probe['missing']}")
     timing = report["timing"]
     lines.append(
         f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"

@@ -18,13 +18,14 @@ from moe4.model.architecture import Network
 from moe4.quantize.allocator import return_large_blocks
 from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
-from moe4.quantize.boundary import Boundary
+from moe4.quantize.boundary import Boundary, repair
 from moe4.quantize.commit import Committer, follow
 from moe4.quantize.needs import disk_need, memory_need, require_memory
 from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.ranks import Parcel, Ranks, threads_per_rank
 from moe4.quantize.report import build_report
+from moe4.quantize.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -58,6 +59,7 @@ class _Prepared:
     plan: Plan
     corpus: Corpus | None
     fingerprint: dict[str, Any]
+    prompts: ProbePrompts
 
     @property
     def num_tokens(self) -> int:
@@ -97,6 +99,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         device=device,
         ranks=ranks,
         progress=progress,
+        probe=_running_probe(request, prepared, ranks, device),
     )
     if device.type == "cuda" and prepared.corpus is not None:
         from moe4.quantize.gpu_stream import warm_up  # it needs Triton
@@ -126,10 +129,12 @@ def _lead(
     journal = folder.open()
     _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
     boundary = _boundary(folder.work, prepared, bench.device)
-    if boundary is not None:
-        found = boundary.repair(journal)
-        if found:
-            progress.say(found)
+    inputs = [item for item in (boundary, bench.probe) if item is not None]
+    found = repair(journal, bench.network.num_layers, inputs)
+    if found:
+        progress.say(found)
+    if bench.probe is None:
+        progress.say(f"no probe: {prepared.prompts.reason}")
     assert journal.begin is not None
     facts = {"num_done": len(journal.shards), "threads": journal.begin["threads"]}
     ranks.share(Parcel(facts=facts))
@@ -142,6 +147,7 @@ def _lead(
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
     committer.commit_shards()
     side_files = folder.copy_side_files(prepared.checkpoint)
+    probe = committer.write_probe(prepared.prompts)
     report = build_report(
         fingerprint=fingerprint,
         recipe=bench.recipe,
@@ -151,6 +157,7 @@ def _lead(
         side_files=side_files,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
+        probe=probe,
     )
     committer.finish(report)
     return ranks.share(Parcel(facts=report)).facts
@@ -182,11 +189,13 @@ def _prepare(request: Request) -> _Prepared:
             request.calibration,
             trust_remote_code=request.trust_remote_code,
         )
+    prompts = find_prompts(request.source, network, trust_remote_code=request.trust_remote_code)
     fingerprint = {
         "moe4": software_versions()["moe4"],
         "source": checkpoint.digest(),
         "recipe": recipe.digest(),
         "calibration": corpus.digest() if corpus else None,
+        "probe": prompts.digest(),
     }
     prepared = _Prepared(
         checkpoint=checkpoint,
@@ -195,6 +204,7 @@ def _prepare(request: Request) -> _Prepared:
         plan=plan,
         corpus=corpus,
         fingerprint=fingerprint,
+        prompts=prompts,
     )
     need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens, torch.device(request.device))
     require_memory(need, recipe.memory_budget_bytes)
@@ -245,6 +255,15 @@ def _boundary(work: Path, prepared: _Prepared, device: torch.device) -> Boundary
     return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus, device)
 
 
+def _running_probe(
+    request: Request, prepared: _Prepared, ranks: Ranks, device: torch.device
+) -> RunningProbe | None:
+    if not prepared.prompts.chosen:
+        return None
+    work = ReleaseFolder.work_folder(request.out)
+    return RunningProbe(prepared.checkpoint, ranks, device, work, prepared.prompts.chosen)
+
+
 def check_folders(source: Path, out: Path) -> None:
     """Raise OutputError if a release in `out` would lie in the source."""
     inside = source.resolve()
@@ -272,6 +291,7 @@ def _check_device(name: str, ranks: Ranks) -> torch.device:
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     report = read_json_object(folder.folder / REPORT_NAME)
     before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
+    before.setdefault("probe", fingerprint["probe"])  # a release from before there were probes
     changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
     if changed:
         raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")

@@ -55,6 +55,8 @@ class ExpertStream:
                 output = parcel.tensors.pop("output", None)
                 if output is not None:
                     self._add(total, expert, 0, output)
+                if bench.probe is not None:
+                    bench.probe.add_expert(expert, parcel.tensors)
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
                 bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
@@ -83,7 +85,7 @@ class ExpertStream:
             self._solved_elements = 0
             trim_heaps()
         rows, gates = self._routing.of_expert(expert)
-        results, inner = self._quantize(expert, stored, gates.to(self._bench.device))
+        results, inner = self._quantize(expert, dict(stored), gates.to(self._bench.device))
         down, pieces = self._bench.served(results["down"]), []
         with torch.inference_mode():
             for number, start in enumerate(range(0, len(rows), ROWS_AT_ONCE)):
@@ -96,6 +98,8 @@ class ExpertStream:
         tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
         for part in PARTS:
             tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
+        if self._bench.probe is not None:
+            tensors.update(self._bench.probe.run_expert(self._experts, expert, stored, results))
         return Parcel(facts={"num_tokens": len(rows), **matrices}, tensors=tensors)
 
     def _inputs(self, expert: int, start: int) -> Tensor:

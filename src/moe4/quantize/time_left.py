@@ -44,6 +44,8 @@ class TimeLeft:
     def layer_done(self) -> None:
         """Take notice of a layer, whose experts are all done."""
         with self._lock:
+            if self._layer == len(self._layers):  # a rank other than 0, which reports nothing
+                return
             now, layer = self._clock(), self._layers[self._layer]
             taken = self._experts_taken()
             if layer.num_experts and self._num_experts:
