@@ -80,10 +80,6 @@ class ProbePasses:
         assert passed.inputs is not None
         rows, gates = passed.rows_of(expert)
         inputs = passed.inputs[rows]
-        if weights[0].is_cuda and weights[0].dtype is torch.float32:
-            # Whether float32 products are rounded to TF32 is one switch for the whole process, which the
-            # threads of moe4 quantize turn on and off; it does not touch float64.
-            weights, inputs = [weight.double() for weight in weights], inputs.double()
         return run_expert(self.network, self._layer, weights, inputs) * gates.unsqueeze(1)
 
     def add(self, name: str, expert: int, output: Tensor) -> None:
