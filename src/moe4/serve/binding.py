@@ -1,10 +1,12 @@
 """Which processors vLLM's threads take on a CPU: a pure function of the machine and of what the user has set.
 
 By itself vLLM 0.32 binds a thread to each core of one NUMA node but leaves one core to its scheduler: half of
-a machine of two. The scheduler and the API take little, and with moe4's plugin they wait without spinning. A
+a machine of two. The scheduler and the API take little, and with moe4's plugin they wait without polling. A
 step that takes S of one core takes S/n on n and S/(n-1) on one fewer; what else the server does, I a step,
-costs at most I on n. So leaving one out pays where n (n-1) > S/I. With the figures of
-benchmarks/results/serving_zen4_202611.md that is from 9 to 13 cores.
+costs at most I on n. So leaving one out pays where n (n-1) > S/I. On two cores S/I was 26 at batch 1 and 33
+at batch 8 with 4 layers of Kimi-K2's widths (benchmarks/bench_binding.py), which makes 6 cores; a whole model
+has 15 times the layers and the same I, which makes 20. The limit lies between. On more than two cores it was
+not measured.
 """
 
 import math
