@@ -128,3 +128,12 @@ def test_one_wrong_token_is_enough() -> None:
         assert result["wrong_tokens"] == 1
         assert not result["ok"]
         assert "1 wrong tokens (bound 0)" in check.describe(result)
+
+
+def test_a_token_that_rounding_may_put_first_is_not_wrong() -> None:
+    """Where bfloat16 alone moves a sequence by 1.0, a token 3.8 nats behind is within 4 times that."""
+    moved = {**SEQUENCE, "bf16": {"ids": list(range(20)), "logprobs": [v + 1.0 for v in LOGPROBS]}}
+    expected = {"sequences": [moved, *[SEQUENCE] * 59]}
+    first = [Comparison(number, False, 0.01, 0.1, 1 if number == 0 else 0) for number in range(60)]
+    assert judge(expected, first)["wrong_tokens"] == 0
+    assert judge(EXPECTED, first)["wrong_tokens"] == 1

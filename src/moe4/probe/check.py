@@ -39,7 +39,7 @@ FACTORS = {"typical": 1.8, "upper": 2.0, "worst": 4.0}
 LEAST_NOISE = 0.005  # for a model that bfloat16 hardly moves
 BROKEN_SHIFT = 2.0  # a single sequence may move this far
 SMALLEST_SHIFT = 1e-6  # what rounding in the file leaves
-CLEAR_GAP = 2.0  # nats between a token and one that may not take its place
+CLEAR_GAP = 2.0  # nats between a token and one that may not take its place; more where bfloat16 moves more
 MOST_WRONG = 0
 FLOOR = 1e-9  # of a probability: rounding to 6 decimals leaves no more of it
 
@@ -363,7 +363,8 @@ def judge(expected: dict[str, Any], comparisons: list[Comparison]) -> dict[str, 
     groups = [judge_group("prompts", prompts, noise)] if prompts else []
     if len(decoded) >= FEWEST_DECODED:
         groups.append(judge_group("decoded", decoded, noise))
-    wrong = [c for c in comparisons if _is_wrong(sequences[c.number]["released"], c.best)]
+    clear_gap = max(CLEAR_GAP, FACTORS["worst"] * max(noise))
+    wrong = [c for c in comparisons if _is_wrong(sequences[c.number]["released"], c.best, clear_gap)]
     worst = max(comparisons, key=lambda comparison: comparison.kl)
     return {
         "ok": all(group["ok"] for group in groups) and len(wrong) <= MOST_WRONG,
@@ -377,10 +378,10 @@ def judge(expected: dict[str, Any], comparisons: list[Comparison]) -> dict[str, 
     }
 
 
-def _is_wrong(found: dict[str, Any], best: int) -> bool:
-    """Say whether `best` is not the token that is expected, and far less likely than it."""
+def _is_wrong(found: dict[str, Any], best: int, clear_gap: float) -> bool:
+    """Say whether `best` is not the token that is expected, and further from it than rounding can explain."""
     logprobs = dict(zip(found["ids"], found["logprobs"]))
-    return bool(found["logprobs"][0] - logprobs.get(best, min(found["logprobs"])) > CLEAR_GAP)
+    return bool(found["logprobs"][0] - logprobs.get(best, min(found["logprobs"])) > clear_gap)
 
 
 def describe_shortly(result: dict[str, Any]) -> str:
