@@ -61,19 +61,19 @@ def find_probe(release: Path) -> Path:
 
 def check_when_ready(
     release: Path, url: str, model: str, *, key: str | None, on_progress: OnProgress
-) -> tuple[bool, str]:
-    """Check a server that has just started; return whether it may go on serving, and what to say of it.
+) -> tuple[bool | None, str]:
+    """Check a server that has just started; return whether its answers are right, and what to say of it.
 
-    A release without expected answers, and a server that cannot be asked, go on.
+    None for a release without expected answers, and for a server that cannot be asked.
     """
     if not (release / PROBE_NAME).is_file():
-        return True, f"moe4: {release} holds no expected answers to check; moe4 probe {release} makes them"
+        return None, f"moe4: {release} holds no expected answers to check; moe4 probe {release} makes them"
     try:
         result = ask_server(
             release, url, model=model, key=key, seconds=READY_SECONDS, on_progress=on_progress
         )
     except ProbeError as error:
-        return True, f"moe4: the answers were not checked: {error}"
+        return None, f"moe4: the answers were not checked: {error}"
     return bool(result["ok"]), describe(result)
 
 

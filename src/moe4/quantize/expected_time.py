@@ -21,6 +21,7 @@ EXPERT_SHARE = {"cpu": 0.5, "cuda": 0.12}
 REST_SECONDS = {"cpu": 0.3, "cuda": 0.5}
 EXPERT_SECONDS = {"cpu": 0.08, "cuda": 0.004}
 COPY_BYTES_PER_SECOND = 5e8
+HASHED_BYTES_PER_SECOND = 1.3e9  # by the one thread that takes a shard's SHA-256
 
 
 def expected_times(plan: Plan, bench: Workbench, num_tokens: int) -> list[LayerTime]:
@@ -43,6 +44,7 @@ def expected_times(plan: Plan, bench: Workbench, num_tokens: int) -> list[LayerT
         tokens = num_tokens * top_k / shard.experts.num_experts
         operations = expert_operations(shard.experts, bench.recipe, tokens)
         expert = EXPERT_SECONDS[kind] / num_ranks + operations / (EXPERT_SHARE[kind] * rate)
+        expert = max(expert, shard.num_bytes / HASHED_BYTES_PER_SECOND / shard.experts.num_experts)
         times.append(
             LayerTime(rest_seconds=rest, expert_seconds=expert, num_experts=shard.experts.num_experts)
         )
@@ -66,7 +68,8 @@ def measure_rate(device: torch.device, dtype: torch.dtype, size: int | None = No
     By default it is large enough that a GPU's launches do not count.
     """
     size = size or (8192 if device.type == "cuda" else 1024)
-    x = torch.ones(size, size, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.rand(size, size, device=device, generator=generator).to(dtype)  # ones take less power
     best = float("inf")
     for _ in range(4):  # the first makes the library ready
         started = time.perf_counter()

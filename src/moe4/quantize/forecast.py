@@ -17,6 +17,7 @@ from moe4.quantize.needs import available_bytes, disk_need, memory_need, require
 from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.probe import Probe, probe
 from moe4.quantize.run import DTYPES, Request, check_folders
+from moe4.quantize.running_probe import find_prompts
 
 
 class SketchedCheckpoint(Checkpoint):
@@ -46,6 +47,9 @@ class SketchedCheckpoint(Checkpoint):
         self._stored[name] = StoredTensor(spec=spec, path=self.folder, offset=0)
 
 
+PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Calibration:
     num_tokens: int
@@ -65,9 +69,15 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     recipe = resolve_group_size(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems)
     calibration = _count_tokens(request, network, problems, has_weights)
-    need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens)
+    probe_tokens = PROBE_TOKENS
+    if has_weights:
+        trusted = request.trust_remote_code
+        probe_tokens = find_prompts(request.source, network, trust_remote_code=trusted).num_tokens
+    need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
     _note(problems, lambda: require_memory(need, recipe.memory_budget_bytes))
-    disk_bytes = disk_need(plan, network, checkpoint, calibration.num_tokens, request.out)
+    disk_bytes = disk_need(
+        plan, network, checkpoint, calibration.num_tokens, request.out, probe_tokens=probe_tokens
+    )
     free = _check_out(request, has_out, disk_bytes, problems)
     result: dict[str, Any] = {
         "ok": not problems,

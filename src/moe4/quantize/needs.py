@@ -28,6 +28,10 @@ GPU_EXPERTS_AHEAD = 32  # read and on their way to the GPU: the batches of two s
 ROWS_AT_ONCE = 4096  # of an expert's tokens
 KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 FLOAT_BYTES = 4
+PROBE_BATCH = 2048  # tokens of the expected answers that run through a layer at once
+PROBE_BYTES = (
+    32  # a token and channel: input, sum and experts' input of two passes in float32 and one in bf16
+)
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -77,20 +81,32 @@ def memory_need(
     checkpoint: Checkpoint,
     recipe: Recipe,
     num_tokens: int,
+    *,
+    probe_tokens: int = 0,
     device: torch.device | None = None,
 ) -> MemoryNeed:
-    """Return what one process needs of the host's memory at most, with `num_tokens` of calibration."""
+    """Return what one process needs of the host's memory at most, with `num_tokens` of calibration.
+
+    `probe_tokens` are those of the expected answers (`running_probe.py`).
+    """
     config, item = network.config, network.compute_dtype.itemsize
     largest = max((stored.spec.num_bytes for name, stored in _loaded(plan, checkpoint)), default=0)
     phases = {"copying a tensor": 7 * largest}
     shape = next(filter(None, network.experts))
     stored = max(checkpoint.tensors[shape.weight_name(0, part)].spec.num_bytes for part in PARTS)
+    weights = shape.hidden_size * shape.width
+    probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
+    probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
+    if probe_tokens:
+        floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
+        batch = min(probe_tokens, PROBE_BATCH) * 2 * token_bytes(config)
+        phases["the expected answers"] = floats + 7 * largest + batch + probe
     if recipe.method == "rtn":
-        phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * shape.hidden_size * shape.width
+        phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
     routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
     if device is not None and device.type == "cuda":
-        phases["a layer on a GPU"] = _staging_bytes(plan, checkpoint, shape) + routing
+        phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
     tokens = min(
         num_tokens, max(batch_tokens(config, torch.device("cpu")), recipe.calibration.max_sequence_tokens)
@@ -100,7 +116,8 @@ def memory_need(
     phases["a layer's attention"] = (
         max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
     )
-    phases["an expert"] = 6 * stored + _solve_bytes(shape, item, num_tokens) + routing + mapped
+    solving = _solve_bytes(shape, item, num_tokens)
+    phases["an expert"] = 6 * stored + solving + routing + mapped + probed_expert
     return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
 
 
@@ -153,14 +170,23 @@ def available_bytes() -> int | None:
     return min(found) if found else None
 
 
-def disk_need(plan: Plan, network: Network, checkpoint: Checkpoint, num_tokens: int, there: Path) -> int:
+def disk_need(
+    plan: Plan,
+    network: Network,
+    checkpoint: Checkpoint,
+    num_tokens: int,
+    there: Path,
+    *,
+    probe_tokens: int = 0,
+) -> int:
     """Return the room a run still needs in the folder `there`: shards, side files, activations."""
     needed = sum(path.stat().st_size for path in checkpoint.side_files()) + (16 << 20)
     for shard in plan.shards:
         needed += 0 if (there / shard.file_name).is_file() else shard.num_bytes
     # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
     per_value = 4 * network.compute_dtype.itemsize + 4
-    return needed + num_tokens * int(network.config.hidden_size) * per_value
+    values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
+    return needed + int(network.config.hidden_size) * values
 
 
 def num_threads() -> int:

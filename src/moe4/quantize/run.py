@@ -122,7 +122,14 @@ def _lead(
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
     folder.require_space(
-        disk_need(prepared.plan, prepared.network, prepared.checkpoint, prepared.num_tokens, folder.folder)
+        disk_need(
+            prepared.plan,
+            prepared.network,
+            prepared.checkpoint,
+            prepared.num_tokens,
+            folder.folder,
+            probe_tokens=prepared.prompts.num_tokens,
+        )
     )
     for warning in group_size_warnings(bench.recipe.group_size, bench.network):
         progress.say(f"warning: {warning}")
@@ -206,7 +213,15 @@ def _prepare(request: Request) -> _Prepared:
         fingerprint=fingerprint,
         prompts=prompts,
     )
-    need = memory_need(plan, network, checkpoint, recipe, prepared.num_tokens, torch.device(request.device))
+    need = memory_need(
+        plan,
+        network,
+        checkpoint,
+        recipe,
+        prepared.num_tokens,
+        probe_tokens=prompts.num_tokens,
+        device=torch.device(request.device),
+    )
     require_memory(need, recipe.memory_budget_bytes)
     return prepared
 

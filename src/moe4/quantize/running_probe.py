@@ -23,7 +23,7 @@ from moe4.errors import CalibrationError, ProbeError
 from moe4.forward.weights import Weights
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
-from moe4.probe.passes import ROUNDED, ProbePasses
+from moe4.probe.passes import ROUNDED, ProbePasses, join_prefixes
 from moe4.probe.sequences import Chosen, choose_sequences
 from moe4.quantize.gpu_memory import to_device
 from moe4.quantize.ranks import Parcel, Ranks
@@ -40,6 +40,12 @@ class ProbePrompts:
     chosen: list[Chosen] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     reason: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are run; a sequence that begins another one is run with it."""
+        whole, _ = join_prefixes([sequence.tokens for sequence in self.chosen])
+        return sum(len(tokens) for tokens in whole)
 
     def digest(self) -> str | None:
         """Return a SHA-256 over the sequences; None if there are none."""
