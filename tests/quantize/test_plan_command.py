@@ -35,7 +35,7 @@ def test_kimi_k2_from_its_config_alone(
     assert release["num_quantized"] == 60 * 384 * 3
     assert not result["source"]["has_weights"]
     assert round(result["source"]["num_bytes"] / 1e10) == 103
-    assert result["memory"]["peak_bytes"] < 4 << 30
+    assert result["memory"]["peak_bytes"] < 5.5e9
 
 
 def test_experts_of_one_group_are_warned_of(
@@ -89,7 +89,9 @@ def test_the_forecast_is_what_quantize_then_does(
     assert result["calibration"] == {"num_tokens": report["calibration"]["num_tokens"], "exact": True}
     assert report["timing"]["peak_memory_bytes"] <= result["memory"]["peak_bytes"]
     written = sum(path.stat().st_size for path in out.iterdir())
-    assert written < result["disk"]["needed_bytes"] < written + (32 << 20)
+    hidden = json.loads((fp8_source / "config.json").read_text())["hidden_size"]
+    probe = 64 * hidden * report["probe"]["num_tokens"]  # its hidden states in float32, three passes
+    assert written < result["disk"]["needed_bytes"] < written + (32 << 20) + probe
 
 
 def test_every_reason_is_named(

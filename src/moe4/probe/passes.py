@@ -19,7 +19,7 @@ from moe4.model.architecture import Network
 from moe4.probe.form import DECIMALS, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
-BATCH_TOKENS = 2048  # through a layer at once: its states in float32 are twice those of quantize's batches
+BATCH_TOKENS = 512  # through a layer at once, or one sequence: its states are in float32
 
 
 class ProbePasses:

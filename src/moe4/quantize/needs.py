@@ -17,6 +17,7 @@ from moe4.checkpoint.shard import BEHIND_BYTES
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
 from moe4.model.architecture import PARTS, ExpertShape, Network
+from moe4.probe.passes import BATCH_TOKENS as BATCH_TOKENS_OF_PROBE
 from moe4.quantize.plan import Plan, ShardPlan
 from moe4.recipe import Recipe
 
@@ -28,7 +29,6 @@ GPU_EXPERTS_AHEAD = 32  # read and on their way to the GPU: the batches of two s
 ROWS_AT_ONCE = 4096  # of an expert's tokens
 KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
 FLOAT_BYTES = 4
-PROBE_BATCH = 2048  # tokens of the expected answers that run through a layer at once
 PROBE_BYTES = (
     32  # a token and channel: input, sum and experts' input of two passes in float32 and one in bf16
 )
@@ -99,7 +99,7 @@ def memory_need(
     probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
-        batch = min(probe_tokens, PROBE_BATCH) * 2 * token_bytes(config)
+        batch = min(probe_tokens, BATCH_TOKENS_OF_PROBE) * 2 * token_bytes(config)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
     if recipe.method == "rtn":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
