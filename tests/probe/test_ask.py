@@ -147,26 +147,26 @@ def test_a_bad_file_and_none(tmp_path: Path, release: Path) -> None:
 
 
 def test_a_new_server_is_checked(release: Path, tmp_path: Path) -> None:
-    def run(url: str, folder: Path = release) -> tuple[bool, str]:
+    def run(url: str, folder: Path = release) -> tuple[bool | None, str]:
         return check_when_ready(folder, url, "tiny", key=None, on_progress=lambda done, total: None)
 
     with serving(EXPECTED) as url:
         ok, text = run(url)
-        assert ok
+        assert ok is True
         assert text.startswith("probe: PASS: ")
         (tmp_path / "bare").mkdir()
         assert run(url, tmp_path / "bare") == (
-            True,
+            None,
             f"moe4: {tmp_path / 'bare'} holds no expected answers to check; moe4 probe "
             f"{tmp_path / 'bare'} makes them",
         )
     with serving(EXPECTED, "wrong") as url:
         ok, text = run(url)
-        assert not ok
+        assert ok is False
         assert text.startswith("probe: FAIL: ")
     with serving(EXPECTED, "max_logprobs") as url:
         ok, text = run(url)
-        assert ok
+        assert ok is None
         assert text.startswith("moe4: the answers were not checked: ")
 
 

@@ -160,7 +160,8 @@ def join_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int
             whole.append(tokens)
         owners[number], following = len(whole) - 1, tokens
     starts = torch.tensor([0, *(len(tokens) for tokens in whole)]).cumsum(0)
-    return whole, starts[torch.tensor(owners)] + torch.tensor([len(tokens) - 1 for tokens in sequences])
+    lengths = torch.tensor([len(tokens) for tokens in sequences], dtype=torch.int64)
+    return whole, starts[torch.tensor(owners, dtype=torch.int64)] + lengths - 1
 
 
 def count_pairs(network: Network) -> int:
