@@ -59,7 +59,8 @@ def start_server(
         line = process.stdout.readline()
         if not line:
             raise SystemExit(f"the server did not start; its log: {log}")
-        yield Server(process=process, **json.loads(line))
+        ready = json.loads(line)
+        yield Server(process=process, url=ready["url"], model=ready["model"], seconds=ready["seconds"])
     finally:
         for child in _descendants(process.pid):  # one that is paused would not hear the signal
             os.kill(child, signal.SIGCONT)
