@@ -1,8 +1,11 @@
 """Our reader and writer of safetensors against safetensors' own, and what a broken file is called."""
 
 import contextlib
+import hashlib
 import json
+import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,41 @@ def test_no_bytes_raise_anything_else(data: bytes, tmp_path: Path) -> None:
     path.write_bytes(data)
     with contextlib.suppress(TruncatedShardError):
         read_shard(path)
+
+
+def test_a_slow_hash_does_not_hold_up_what_is_written_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe4.checkpoint.shard.BEHIND_BYTES", 4096)
+    monkeypatch.setattr("moe4.checkpoint.shard.SYNC_BYTES", 8192)
+    tensors = {f"t{number}": torch.full((1024 + number,), float(number)) for number in range(24)}
+    specs = [TensorSpec(name=name, dtype="F32", shape=tuple(t.shape)) for name, t in tensors.items()]
+    may_hash, hash_until = threading.Event(), ShardWriter._hash_until
+
+    def wait_and_hash(writer: ShardWriter, end: int) -> None:
+        assert may_hash.wait(30)
+        hash_until(writer, end)
+
+    monkeypatch.setattr(ShardWriter, "_hash_until", wait_and_hash)
+    writer = ShardWriter(tmp_path / "shard", specs, behind=True)
+    shuffled = random.Random(0).sample(sorted(tensors), len(tensors))
+    for name in shuffled:  # returns though nothing is hashed
+        writer.write(name, tensors[name])
+    may_hash.set()
+    writer.finish()
+    writer.close()
+    data = (tmp_path / "shard").read_bytes()
+    assert writer.sha256 == hashlib.sha256(data).hexdigest()
+    read = load_file(tmp_path / "shard")
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_file_cut_before_it_is_hashed_is_an_error(tmp_path: Path) -> None:
+    specs = [TensorSpec(name=name, dtype="F32", shape=(4096,)) for name in "ab"]
+    writer = ShardWriter(tmp_path / "shard", specs)
+    for name in "ba":  # b, out of order, is hashed at the end
+        writer.write(name, torch.zeros(4096))
+    os.truncate(tmp_path / "shard", 4096 + 4 * 4096 + 100)
+    with pytest.raises(TruncatedShardError, match="became shorter"):
+        writer.finish()
+    writer.close()

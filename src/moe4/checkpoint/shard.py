@@ -49,7 +49,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAGE_BYTES = 4096
 COPY_BYTES = 16 << 20
-BEHIND_BYTES = 1 << 30  # handed over to the writer's threads and not done; what is hashed, too, counts twice
+BEHIND_BYTES = 1 << 30  # handed over to the writer's thread and not written
 SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
 
 
@@ -114,8 +114,10 @@ class ShardWriter:
     orders them. What comes in the file's order is hashed as it is written; `finish` reads back and hashes the
     rest, checks that nothing is missing and syncs the file to disk. Memory: one tensor at a time.
 
-    With `behind`, `write` hands a tensor to threads that write and hash it, and returns; what it hands over
-    must not change. At most BEHIND_BYTES wait. An error of theirs is raised by the next call.
+    With `behind`, `write` hands a tensor to a thread that writes it, and returns; what it hands over must not
+    change. At most BEHIND_BYTES wait. A second thread reads back and hashes what is written, as far as it has
+    no holes. It may fall behind by the whole file, since one thread hashes more slowly than disks write; the
+    caller need not wait for it before `finish`. An error of theirs is raised by a later call.
     """
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec], *, behind: bool = False) -> None:
@@ -141,6 +143,10 @@ class ShardWriter:
         self.num_bytes = self._data_start + position
         self._missing = set(self._specs)
         self._digest, self._hashed = hashlib.sha256(), 0
+        self._whole_until, self._beyond_hole = (
+            0,
+            dict[int, int](),
+        )  # what is written: until here, and start: end
         self.bytes_read_back = self._unsynced_bytes = 0
         self._file = path.open("wb", buffering=0)
         os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)  # a full disk is known now
@@ -171,11 +177,7 @@ class ShardWriter:
         assert not self._missing, f"{self.path}: never written: {sorted(self._missing)[:3]}"
         if self._behind is not None:
             self._behind.drain()
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self._hashed)
-            while piece := file.read(COPY_BYTES):
-                self._digest.update(piece)
-                self.bytes_read_back += len(piece)
+        self._hash_until(self.num_bytes)
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -197,49 +199,75 @@ class ShardWriter:
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        hashes = offset == self._hashed
-        if hashes:
-            self._hashed += view.nbytes
-        if self._behind is None:
-            if hashes:
-                self._digest.update(view)
-            self._write_out(offset, view)
+        if self._behind is not None:
+            self._behind.write(lambda: self._write_behind(offset, view), view.nbytes)
             return
-        if hashes:
-            self._behind.hash(self._digest.update, view)
-        self._behind.write(lambda: self._write_out(offset, view), view.nbytes)
+        if offset == self._hashed:
+            self._hashed += view.nbytes
+            self._digest.update(view)
+        self._write_out(offset, view)
 
     def _write_out(self, offset: int, view: memoryview) -> None:
         while view:
             written = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
             view, offset = view[written:], offset + written
             self._unsynced_bytes += written
-        if self._behind is not None and self._unsynced_bytes >= SYNC_BYTES:
+
+    def _write_behind(self, offset: int, view: memoryview) -> None:
+        """Write, and have the disk and the digest follow. Only the writer's thread calls this."""
+        assert self._behind is not None
+        self._write_out(offset, view)
+        if self._unsynced_bytes >= SYNC_BYTES:
             self._unsynced_bytes = 0
             self._behind.sync(lambda: os.fdatasync(self._file.fileno()))
+        if view.nbytes:
+            self._beyond_hole[offset] = offset + view.nbytes
+        while self._whole_until in self._beyond_hole:
+            self._whole_until = self._beyond_hole.pop(self._whole_until)
+        end = self._whole_until
+        self._behind.hash(lambda: self._hash_until(end))
+
+    def _hash_until(self, end: int) -> None:
+        """Read back and hash what is not hashed yet, up to a byte of the file."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._hashed)
+            while self._hashed < end:
+                piece = file.read(min(COPY_BYTES, end - self._hashed))
+                if not piece:
+                    raise TruncatedShardError(f"{self.path} became shorter while it was written")
+                self._digest.update(piece)
+                self._hashed += len(piece)
+                self.bytes_read_back += len(piece)
 
 
 class _Behind:
-    """A thread that writes and one that hashes, each in order, with a bound on the bytes that wait.
+    """A thread that writes, with a bound on the bytes that wait, and threads that follow at their own pace.
 
-    A third has the disk catch up with the first, which does not wait for it.
+    One of them hashes; one has the disk catch up.
     """
 
     def __init__(self) -> None:
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-writer")
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-hasher")
-        self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moe4-syncer")
+        self._writer, self._hasher, self._syncer = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"moe4-{name}")
+            for name in ("writer", "hasher", "syncer")
+        )
+        self._hashed: Future[None] | None = None
         self._synced: Future[None] | None = None
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._waiting_bytes = 0
 
     def write(self, write: Callable[[], None], num_bytes: int) -> None:
         """Have `write` called after those before it."""
-        self._enqueue(self._writer.submit(write), num_bytes)
+        self._waiting.append((self._writer.submit(write), num_bytes))
+        self._waiting_bytes += num_bytes
+        while self._waiting_bytes > BEHIND_BYTES or (self._waiting and self._waiting[0][0].done()):
+            self._take()
 
-    def hash(self, update: Callable[[memoryview], None], view: memoryview) -> None:
-        """Have `update` called with `view` after those before it."""
-        self._enqueue(self._hasher.submit(update, view), view.nbytes)
+    def hash(self, update: Callable[[], None]) -> None:
+        """Have `update` called after those before it."""
+        if self._hashed is not None and self._hashed.done():
+            self._hashed.result()
+        self._hashed = self._hasher.submit(update)
 
     def sync(self, sync: Callable[[], None]) -> None:
         """Have `sync` called unless one is under way."""
@@ -250,19 +278,14 @@ class _Behind:
         """Wait for everything; raises what went wrong in the threads."""
         while self._waiting:
             self._take()
-        if self._synced is not None:
-            self._synced.result()
+        for last in (self._hashed, self._synced):
+            if last is not None:
+                last.result()
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""
         for thread in (self._writer, self._hasher, self._syncer):
             thread.shutdown(wait=True, cancel_futures=True)
-
-    def _enqueue(self, future: "Future[None]", num_bytes: int) -> None:
-        self._waiting.append((future, num_bytes))
-        self._waiting_bytes += num_bytes
-        while self._waiting_bytes > BEHIND_BYTES or (self._waiting and self._waiting[0][0].done()):
-            self._take()
 
     def _take(self) -> None:
         future, num_bytes = self._waiting.popleft()
