@@ -49,6 +49,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAGE_BYTES = 4096
 COPY_BYTES = 16 << 20
+HASH_BYTES = 1 << 20  # read back at a time: little enough to stay in a processor's cache until it is hashed
 BEHIND_BYTES = 1 << 30  # handed over to the writer's thread and not written
 SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
 
@@ -229,15 +230,16 @@ class ShardWriter:
 
     def _hash_until(self, end: int) -> None:
         """Read back and hash what is not hashed yet, up to a byte of the file."""
+        buffer = memoryview(bytearray(HASH_BYTES))
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._hashed)
             while self._hashed < end:
-                piece = file.read(min(COPY_BYTES, end - self._hashed))
-                if not piece:
+                count = file.readinto(buffer[: min(HASH_BYTES, end - self._hashed)])
+                if not count:
                     raise TruncatedShardError(f"{self.path} became shorter while it was written")
-                self._digest.update(piece)
-                self._hashed += len(piece)
-                self.bytes_read_back += len(piece)
+                self._digest.update(buffer[:count])
+                self._hashed += count
+                self.bytes_read_back += count
 
 
 class _Behind:

@@ -185,7 +185,8 @@ def inputs_path(work: Path, layer: int) -> Path:
 
 def _sort_by_expert(inputs: Activations, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
     """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
-    by_expert = torch.argsort(ids.flatten(), stable=True)
+    place = inputs.values.device if isinstance(inputs, ResidentActivations) else ids.device
+    by_expert = torch.argsort(ids.flatten().to(place), stable=True).to(ids.device)  # no order but this one
     counts = torch.bincount(ids.flatten(), minlength=num_experts)
     return Routing(
         inputs=inputs,

@@ -23,9 +23,7 @@ from moe4.quantize.bench import Workbench
 from moe4.quantize.gpu_experts import batch_size
 from moe4.quantize.gpu_memory import to_device, use_device
 from moe4.quantize.ranks import Parcel
-from moe4.quantize.reader import Stored
-
-NUM_FILE_READERS = 8
+from moe4.quantize.reader import NUM_FILE_READERS, Stored
 
 Solve = Callable[[list[int], list[dict[Part, Stored]]], list[Parcel]]
 

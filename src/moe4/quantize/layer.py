@@ -20,6 +20,7 @@ from moe4.model.experts import set_capture
 from moe4.quantize.attend import LayerRunner, attend_and_route
 from moe4.quantize.audit import LayerRecord, matrix_record
 from moe4.quantize.bench import Workbench, copy_tensors, stored_tensors, write_all
+from moe4.quantize.commit_queue import commits_behind
 from moe4.quantize.gpu_memory import make_activations
 from moe4.quantize.plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.ranks import Parcel
@@ -81,7 +82,8 @@ def quantize_layer_gptq(
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
     keep = None if bench.probe is None else bench.probe.stored
-    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep)
+    ahead = bench.network.layer_tensors(layer) if commits_behind(bench.device) else ()
+    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, ahead)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:

@@ -11,8 +11,10 @@ from torch import Tensor
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import PARTS, ExpertShape, Part
-from moe4.quantize.gpu_memory import to_device
+from moe4.quantize.gpu_memory import to_device, use_device
 from moe4.quantize.plan import ShardPlan
+
+NUM_FILE_READERS = 8  # one thread reads 3.7 GB/s from the page cache into pinned memory, eight 26
 
 Stored = tuple[Tensor, ...]  # what Checkpoint.read gives
 
@@ -59,7 +61,8 @@ class LayerReader:
     """Reads what a layer has beside its routed experts; what is copied is written as it is read.
 
     FP8 is decoded on `device`, which changes no bit. Only rank 0 has a writer. What is loaded is put into
-    `keep`, as it is stored.
+    `keep`, as it is stored. Threads begin at once to read the tensors named in `ahead`, which all lie in
+    memory until they are loaded.
     """
 
     def __init__(
@@ -69,11 +72,20 @@ class LayerReader:
         writer: ShardWriter | None,
         device: torch.device,
         keep: dict[str, Stored] | None = None,
+        ahead: Iterable[str] = (),
     ) -> None:
         self._checkpoint, self._plan, self._writer, self._device = checkpoint, plan, writer, device
         self._keep = keep
         self._quantized = {weight.name for stage in plan.linear_stages for weight in stage}
         self._kept: dict[str, Stored] = {}
+        threads = ThreadPoolExecutor(
+            max_workers=NUM_FILE_READERS,
+            thread_name_prefix="moe4-files",
+            initializer=use_device,
+            initargs=(device,),
+        )
+        self._ahead = {name: threads.submit(self._read_from_file, name) for name in ahead}
+        threads.shutdown(wait=False)
 
     def load(self, name: str) -> Tensor:
         """Return a tensor as `Checkpoint.load` does, on the device."""
@@ -91,10 +103,14 @@ class LayerReader:
         return self._decode(name, stored)
 
     def _read(self, name: str) -> Stored:
-        stored = self._checkpoint.read(name, pinned=self._device.type == "cuda")
+        future = self._ahead.pop(name, None)
+        stored = self._read_from_file(name) if future is None else future.result()
         if self._keep is not None:
             self._keep[name] = stored
         return stored
+
+    def _read_from_file(self, name: str) -> Stored:
+        return self._checkpoint.read(name, pinned=self._device.type == "cuda")
 
     def _decode(self, name: str, stored: Stored) -> Tensor:
         return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))

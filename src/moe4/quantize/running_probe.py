@@ -142,7 +142,7 @@ class RunningProbe:
         """
         hidden = [self._passes.streams[name].hidden for name in PASSES]
         if behind:
-            hidden = [values.to("cpu", copy=True) for values in hidden]
+            hidden = [values.clone() for values in hidden]
 
         def write() -> str:
             data = b"".join(tensor_bytes(values) for values in hidden)
