@@ -89,6 +89,20 @@ def test_experts_that_take_twice_as_long_are_noticed_in_their_own_layer(batch: i
     assert left.seconds() == pytest.approx(truth, rel=0.1)
 
 
+@pytest.mark.parametrize("batch", [8, 16])
+def test_experts_that_come_together_are_no_pace(batch: int) -> None:
+    """On a GPU the first batches end at the same moment: the estimate must not fall to nothing then."""
+    clock = Clock()
+    left = TimeLeft(K2, clock=clock)
+    run_layer(left, clock, 3.0, 0.0, 0)
+    clock.now += 2.0 + 0.03 * batch
+    for number in range(batch):
+        clock.now += 1e-4
+        left.expert_done()
+        truth = 0.03 * (384 - number - 1) + whole(K2[2:])
+        assert left.seconds() == pytest.approx(truth, rel=0.1)
+
+
 @given(rest=st.floats(0.2, 5.0), experts=st.floats(0.2, 5.0), done=st.integers(2, 61))
 def test_after_a_layer_of_each_kind_the_rest_follows(rest: float, experts: float, done: int) -> None:
     """However wrong the expectation was, by a factor of its own for each kind of work."""

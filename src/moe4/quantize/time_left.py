@@ -28,7 +28,7 @@ class TimeLeft:
     ) -> None:
         self._layers, self._layer, self._clock = layers, num_done, clock
         self._lock = threading.Lock()  # the thread that commits asks what is left
-        self._num_experts = 0
+        self._num_experts = self._num_in_first_burst = 0
         self._measured = {"rest": [0.0, 0.0], "experts": [0.0, 0.0]}  # taken, expected
         self._layer_start = self._first_expert = self._last_expert = clock()
 
@@ -37,7 +37,9 @@ class TimeLeft:
         with self._lock:
             now = self._clock()
             if self._num_experts == 0:
-                self._first_expert = now
+                self._first_expert, self._num_in_first_burst = now, 0
+            if now - self._first_expert < self._expert_seconds():
+                self._num_in_first_burst += 1
             self._last_expert = now
             self._num_experts += 1
 
@@ -48,7 +50,7 @@ class TimeLeft:
                 return
             now, layer = self._clock(), self._layers[self._layer]
             taken = self._experts_taken()
-            if layer.num_experts and self._num_experts:
+            if taken:
                 self._note("experts", taken, layer.expert_seconds * self._num_experts)
             self._note("rest", now - self._layer_start - taken, layer.rest_seconds)
             self._layer, self._num_experts, self._layer_start = self._layer + 1, 0, now
@@ -81,12 +83,21 @@ class TimeLeft:
             done += self._layers[self._layer].expert_seconds * self._num_experts
         return done / max(sum(expected), 1e-9)
 
+    def _expert_seconds(self) -> float:
+        """Return what an expert of this layer is expected to take."""
+        return self._layers[self._layer].expert_seconds if self._layer < len(self._layers) else 0.0
+
     def _experts_taken(self) -> float:
-        """Return what this layer's experts have taken; the first also waits for the forward pass."""
-        between = self._last_expert - self._first_expert
-        if self._num_experts < 2:
-            return between
-        return between * self._num_experts / (self._num_experts - 1)
+        """Return what this layer's experts have taken, from the pace of those after the first ones.
+
+        The first also waits for the forward pass. On a GPU experts are done some at a time, and as many as
+        came with the first have waited with it.
+        """
+        between, counted = (
+            self._last_expert - self._first_expert,
+            self._num_experts - self._num_in_first_burst,
+        )
+        return between * self._num_experts / counted if counted > 0 else 0.0
 
     def _note(self, kind: str, taken: float, expected: float) -> None:
         self._measured[kind][0] += taken
@@ -95,10 +106,8 @@ class TimeLeft:
     def _factor(self, kind: str) -> float:
         """Return how many times as long as expected work of a kind takes."""
         taken, expected = self._measured[kind]
-        if kind == "experts" and self._num_experts >= 8:
-            layer = self._layers[self._layer]
-            taken, expected = (
-                taken + self._experts_taken(),
-                expected + layer.expert_seconds * self._num_experts,
-            )
+        enough = 8 * self._expert_seconds()  # before that a pace is chance
+        if kind == "experts" and self._num_experts and self._last_expert - self._first_expert >= enough:
+            taken += self._experts_taken()
+            expected += self._expert_seconds() * self._num_experts
         return taken / expected if expected else 1.0
