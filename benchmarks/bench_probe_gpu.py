@@ -126,6 +126,7 @@ def describe_gpus() -> list[str]:
 
 def main() -> None:
     """Run all ways and write one JSON file, after each of them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is a session of its own: end it, too
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

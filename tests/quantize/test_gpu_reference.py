@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe4.checkpoint.packed import unpack
-from moe4.evaluate.compare import CompareOptions, compare
+from moe4.evaluate.compare import REFERENCE_TEXT, CompareOptions, compare
 from moe4.quantize.progress import ProgressReporter
 from moe4.quantize.run import Request, quantize
 from moe4.recipe import Recipe
@@ -56,7 +56,12 @@ def test_a_release_from_a_gpu_is_as_good_as_the_cpus(
     kl = {}
     for device in ("cuda", "cpu"):
         options = CompareOptions(
-            source=SOURCE, release=tmp_path / device, num_sequences=60, compute_dtype="float32", device="cuda"
+            source=SOURCE,
+            release=tmp_path / device,
+            data=SOURCE.parent / "data" / REFERENCE_TEXT,
+            num_sequences=60,
+            compute_dtype="float32",
+            device="cuda",
         )
         kl[device] = compare(options, say=lambda _: None)["kl"]
     found = {
