@@ -9,7 +9,6 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from moe4.checkpoint.shard import (
     read_shard,
     read_tensor,
 )
+from moe4.config import ModelConfig, parse_config
 from moe4.errors import (
     CheckpointError,
     MissingFileError,
@@ -52,7 +52,7 @@ class Checkpoint:
         if not (folder / CONFIG_NAME).is_file():
             raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
         self.folder = folder
-        self.config: dict[str, Any] = read_json_object(folder / CONFIG_NAME)
+        self.config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
         weight_map = read_weight_map(folder)
         self.shards: dict[str, Shard] = {
             name: read_shard(folder / name) for name in sorted(set(weight_map.values()))
@@ -209,16 +209,14 @@ def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int
     return weight.float().mul_(expanded.repeat_interleave(width, dim=1)[:, :columns])
 
 
-def fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:
+def fp8_block_size(config: ModelConfig) -> tuple[int, int]:
     """Return the block size of an FP8 checkpoint; refuse one that is quantized in any other way."""
-    text = config.get("text_config")
-    quantization = config.get("quantization_config") or (text or {}).get("quantization_config")
-    if quantization is None:
+    if config.quantization is None:
         return (128, 128)
-    if quantization.get("quant_method") != "fp8":
+    if config.quantization.quant_method != "fp8":
         raise UnsupportedModelError(
-            f"the checkpoint is quantized already ({quantization.get('quant_method')}); "
+            f"the checkpoint is quantized already ({config.quantization.quant_method}); "
             "moe4 reads BF16 and block-FP8"
         )
-    rows, columns = quantization.get("weight_block_size") or (128, 128)
-    return (int(rows), int(columns))
+    rows, columns = config.quantization.weight_block_size or (128, 128)
+    return (rows, columns)

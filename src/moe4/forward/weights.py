@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,13 +10,14 @@ from torch import Tensor
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
+from moe4.config import ModelConfig, parse_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 
 
 class Weights(Protocol):
     """A model's config and its weights by their unquantized names."""
 
-    config: dict[str, Any]
+    config: ModelConfig
 
     def load(self, name: str) -> Tensor:
         """Return a weight; float32 [out, in] where it was stored in FP8 or INT4."""
@@ -34,7 +35,7 @@ class Release:
         if not (folder / CONFIG_NAME).is_file() or not (folder / INDEX_NAME).is_file():
             raise MissingFileError(f"{folder} is no release: it has no {CONFIG_NAME} or no {INDEX_NAME}")
         self.folder = folder
-        self.config = read_json_object(folder / CONFIG_NAME)
+        self.config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
         weight_map = read_json_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map")
@@ -86,5 +87,5 @@ def open_weights(folder: Path) -> Weights:
     """Open a release or a plain checkpoint, as its config says. Raises CheckpointError's children."""
     if not (folder / CONFIG_NAME).is_file():
         raise MissingFileError(f"{folder} is no checkpoint or release: it has no {CONFIG_NAME}")
-    quantization = read_json_object(folder / CONFIG_NAME).get("quantization_config") or {}
-    return Release(folder) if quantization.get("format") == "pack-quantized" else Checkpoint(folder)
+    quantization = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME).quantization
+    return Release(folder) if quantization and quantization.is_packed else Checkpoint(folder)

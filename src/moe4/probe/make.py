@@ -75,7 +75,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
         num_unreached = _run_layers(passes, say)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(
-        str(models["released"].config.get("model_type")),
+        str(models["released"].config.model_type),
         chosen,
         remarks,
         expected,

@@ -6,6 +6,7 @@ from typing import Any
 
 from moe4.checkpoint.release import REPORT_NAME
 from moe4.checkpoint.source import CONFIG_NAME, read_json_object
+from moe4.config import ModelConfig, parse_config
 from moe4.errors import MissingFileError
 
 PROOF_FOLDER = "proof"
@@ -19,7 +20,7 @@ class Proof:
     """A release and what was measured of it; None for what was not."""
 
     folder: Path
-    config: dict[str, Any]
+    config: ModelConfig
     report: dict[str, Any]
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
@@ -44,7 +45,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     }
     return Proof(
         folder=out,
-        config=read_json_object(out / CONFIG_NAME),
+        config=parse_config(read_json_object(out / CONFIG_NAME), out / CONFIG_NAME),
         report=read_json_object(out / REPORT_NAME),
         evaluation=found[EVALUATION],
         comparison=found[COMPARISON],

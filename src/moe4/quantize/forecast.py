@@ -10,6 +10,7 @@ from moe4.calibration.corpus import load_corpus
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, StoredTensor, TensorSpec
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.source import Checkpoint, fp8_block_size, read_json_object
+from moe4.config import parse_config
 from moe4.errors import Moe4Error
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
@@ -25,11 +26,11 @@ class SketchedCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.shards = folder, {}
-        self.config = read_json_object(folder / CONFIG_NAME)
+        self.config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
         self.block_size = fp8_block_size(self.config)
-        is_fp8 = self.config.get("quantization_config") is not None
+        is_fp8 = self.config.quantization is not None
         self._stored = {}
-        for entry in list_tensors(self.config):
+        for entry in list_tensors(self.config.family):
             for number in range(entry.copies):
                 name = entry.name.replace("{expert}", str(number))
                 dtype = "F32" if entry.float32 else "BF16"
@@ -84,7 +85,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
         "problems": problems,
         "warnings": group_size_warnings(recipe.group_size, network),
         "source": {
-            "model_type": checkpoint.config.get("model_type"),
+            "model_type": checkpoint.config.model_type,
             "has_weights": has_weights,
             "num_tensors": len(checkpoint.tensors),
             "num_bytes": checkpoint.num_bytes,

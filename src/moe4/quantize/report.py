@@ -35,7 +35,7 @@ def build_report(
         "recipe": recipe.to_dict(),
         "fingerprint": fingerprint,
         "source": {
-            "model_type": checkpoint.config.get("model_type"),
+            "model_type": checkpoint.config.model_type,
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
         },
         "calibration": None

@@ -13,6 +13,7 @@ from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
+from moe4.config import parse_config
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.model.architecture import PARTS, Network
 from moe4.probe.form import PROBE_NAME, read_probe
@@ -41,7 +42,7 @@ class _Verifier:
         self.out, self.source = out, source
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.config = read_json_object(out / CONFIG_NAME)
+        self.config = parse_config(read_json_object(out / CONFIG_NAME), out / CONFIG_NAME)
         self.index = read_json_object(out / INDEX_NAME)
         self.tensors: dict[str, StoredTensor] = {}
         self.num_bytes = 0
@@ -96,7 +97,7 @@ class _Verifier:
         """Check that compressed-tensors reads the config and vLLM takes what it says."""
         from compressed_tensors.quantization import QuantizationConfig
 
-        quantization = self.config.get("quantization_config")
+        quantization = self.config.document.get("quantization_config")
         if not isinstance(quantization, dict):
             self.problems.append(f"{CONFIG_NAME} has no quantization_config")
             return
@@ -144,7 +145,7 @@ class _Verifier:
             network.embedding_name: vocabulary,
             network.norm_name: vocabulary[1:],
         }
-        if not self.config.get("tie_word_embeddings"):
+        if not self.config.family.tie_word_embeddings:
             needed[network.head_name] = vocabulary
         for layer in range(network.num_layers):
             needed.update(network.layer_tensors(layer))
@@ -160,7 +161,7 @@ class _Verifier:
 
     def _check_names(self, network: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Check that every tensor is there; yield each quantized matrix without its leaf, and its shape."""
-        ignore = self.config["quantization_config"].get("ignore") or []
+        ignore = (self.config.quantization and self.config.quantization.ignore) or []
         known: set[str] = set()
         for name, shape in self._needed(network).items():
             base = name.removesuffix("weight")
@@ -280,8 +281,9 @@ class _Verifier:
             copy = self.out / path.name
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 self.problems.append(f"{path.name} is missing or differs from the source")
-        for key in sorted(set(source.config) | set(self.config)):
-            if key != "quantization_config" and source.config.get(key) != self.config.get(key):
+        theirs, ours = source.config.document, self.config.document
+        for key in sorted(set(theirs) | set(ours)):
+            if key != "quantization_config" and theirs.get(key) != ours.get(key):
                 self.problems.append(f"{CONFIG_NAME}: {key} differs from the source")
         if report and report["fingerprint"]["source"] != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
