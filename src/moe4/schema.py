@@ -136,7 +136,8 @@ def _describe(fault: Any) -> str:
         return f"{name} {fault['msg']}"
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
-        return f"{name} must have {'at least' if kind == 'too_short' else 'at most'} {bound} entries"
+        most = "at least" if kind == "too_short" else "at most"
+        return f"{name} must have {most} {bound} {'entry' if bound == 1 else 'entries'}"
     expected = EXPECTED.get(kind)
     if expected is None:
         return f"{name or 'the file'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

@@ -80,7 +80,10 @@ class DeepseekV3(LatentFamily):
     def missing(self) -> Iterator[str]:
         """Yield what must be there before this model is run: transformers does without, vLLM does not."""
         if self.scoring_func is None:
-            yield f'scoring_func is missing: vLLM would take "softmax", while {SIGMOID.why}; set it to "sigmoid"'
+            yield (
+                f'scoring_func is missing: vLLM would take "softmax", while {SIGMOID.why}; '
+                'set it to "sigmoid"'
+            )
         if self.topk_method is None:
             yield (
                 f"topk_method is missing: vLLM would have no correction bias, while {CORRECTED.why}; "

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe4.calibration.corpus import Document, is_reference_model, load_tokenizer, read_jsonl, tokenize
+from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize
+from moe4.calibration.documents import Document, join_parts
 from moe4.errors import CalibrationError
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_weights
@@ -198,8 +199,7 @@ def document_text(document: Document) -> str:
     """Return a document's words: its text, or the contents of its messages."""
     if "text" in document:
         return str(document["text"])
-    contents = [message.get("content") for message in document["messages"]]
-    return " ".join(content for content in contents if isinstance(content, str))
+    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
 
 
 def describe(result: dict[str, Any]) -> str:
