@@ -138,7 +138,8 @@ def _describe(fault: Any) -> str:
         bound = context.get("min_length", context.get("max_length"))
         most = "at least" if kind == "too_short" else "at most"
         return f"{name} must have {most} {bound} {'entry' if bound == 1 else 'entries'}"
+    whole = {key: int(value) for key, value in context.items() if value in (0.0, 1.0)}
     expected = EXPECTED.get(kind)
     if expected is None:
         return f"{name or 'the file'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    return f"{name or 'the file'} must be {expected.format(**context)}, found {show(fault['input'])}"
+    return f"{name or 'the file'} must be {expected.format(**{**context, **whole})}, found {show(fault['input'])}"

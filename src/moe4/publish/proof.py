@@ -8,16 +8,14 @@ from moe4.checkpoint.release import REPORT_NAME
 from moe4.checkpoint.source import CONFIG_NAME, read_json_object
 from moe4.config import ModelConfig, parse_config
 from moe4.errors import MissingFileError
+from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
 
 PROOF_FOLDER = "proof"
-EVALUATION = "evaluation.json"
-COMPARISON = "comparison.json"
-TOOLCHECK = "toolcheck.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """A release and what was measured of it; None for what was not."""
+    """A release and what was measured of it, as `evaluate/files.py` has it; None for what was not."""
 
     folder: Path
     config: ModelConfig
@@ -32,7 +30,10 @@ class Proof:
 
 
 def read_proof(out: Path, proof: Path | None = None) -> Proof:
-    """Read a release's results, from `proof` or OUT/proof. Raises CheckpointError's children."""
+    """Read a release's results, from `proof` or OUT/proof.
+
+    Raises CheckpointError's children, or EvaluationError for a result that is not as its file has to be.
+    """
     for name in (CONFIG_NAME, REPORT_NAME):
         if not (out / name).is_file():
             raise MissingFileError(f"{out} is no release of moe4: it has no {name}")
@@ -40,7 +41,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     if proof is not None and not proof.is_dir():
         raise MissingFileError(f"--proof {proof} is not a folder")
     found = {
-        name: read_json_object(folder / name) if (folder / name).is_file() else None
+        name: read_result(folder / name) if (folder / name).is_file() else None
         for name in (EVALUATION, COMPARISON, TOOLCHECK)
     }
     return Proof(
