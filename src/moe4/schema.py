@@ -142,4 +142,5 @@ def _describe(fault: Any) -> str:
     expected = EXPECTED.get(kind)
     if expected is None:
         return f"{name or 'the file'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    return f"{name or 'the file'} must be {expected.format(**{**context, **whole})}, found {show(fault['input'])}"
+    expected = expected.format(**{**context, **whole})
+    return f"{name or 'the file'} must be {expected}, found {show(fault['input'])}"
