@@ -120,6 +120,14 @@ def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) 
     raise error(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}")
 
 
+def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
+    """Return what JSON says. Raises `error` with one line, also for what is nested too deep to read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as caught:
+        raise error(f"{where}: not JSON: {caught}") from None
+
+
 def _describe(fault: Any) -> str:
     """Return one of pydantic's faults as a clause that names the field."""
     name = ""

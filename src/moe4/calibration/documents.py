@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from moe4.errors import CalibrationError
-from moe4.schema import Foreign, Only, parse, show
+from moe4.schema import Foreign, Only, decode, parse, show
 
 Document = dict[str, Any]
 
@@ -41,7 +41,7 @@ def _to_arguments(arguments: Any) -> Any:
     """Return a call's arguments as an object; a server takes none for an empty one."""
     try:
         found = json.loads(arguments) if isinstance(arguments, str) and arguments else arguments or {}
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise PydanticCustomError(
@@ -76,10 +76,7 @@ class _Line(Foreign):
 
 def parse_line(line: bytes, where: str) -> Document:
     """Return a line as a document for `tokenize`. Raises CalibrationError with `where` and the field."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{where}: not JSON: {error}") from None
+    data = decode(line, where, CalibrationError)
     given = data if isinstance(data, dict) else {}
     if (given.get("text") is None) == (given.get("messages") is None):
         raise CalibrationError(f'{where}: expected an object with either "messages" or "text"')

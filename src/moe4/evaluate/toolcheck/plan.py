@@ -212,7 +212,7 @@ def _read_kept(path: Path) -> dict[str, Reply]:
     for number, text in enumerate(content.splitlines(), start=1):
         try:
             entry = json.loads(text)
-        except ValueError:  # the last line of a run that was killed
+        except (ValueError, RecursionError):  # the last line of a run that was killed
             continue
         if isinstance(entry, dict) and entry.get("status") == "success" and "reply" in entry:
             line = parse(_Kept, entry, f"{path}:{number}", EvaluationError)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from moe4.errors import EvaluationError
-from moe4.schema import Foreign, parse
+from moe4.schema import Foreign, decode, parse
 
 HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"
 REFERENCE_TURNS = "heldout-tools.jsonl"
@@ -154,10 +154,7 @@ def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parse_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{where}: not JSON: {error}") from None
+    data = decode(line, where, EvaluationError)
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]}")
     return data
