@@ -16,8 +16,8 @@ import pytest
 from configs import BY_FAMILY, KIMI_K25, PUBLISHED, W4A16
 from pydantic import BaseModel
 
-from moe4.config import FAMILIES, TEXT_MODELS, parse_config
-from moe4.errors import UnsupportedModelError
+from moe4.config import FAMILIES, TEXT_MODELS, parse_config, parse_tokenizer_config
+from moe4.errors import CheckpointError, UnsupportedModelError
 from moe4.schema import Only
 
 SAMPLES: dict[type, tuple[Any, ...]] = {
@@ -316,3 +316,20 @@ def test_an_empty_quantization_config_says_nothing() -> None:
     text = {**KIMI_K25["text_config"], "quantization_config": W4A16}
     config = parse_config({**KIMI_K25, "quantization_config": {}, "text_config": text})
     assert config.quantization is not None and config.quantization.is_packed
+
+
+def test_a_tokenizer_config_is_read_by_its_types() -> None:
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    found = parse_tokenizer_config(
+        {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "chat_template": named}, "t.json"
+    )
+    assert found.is_code and found.chat_template == "a\nb"
+    assert not parse_tokenizer_config({"auto_map": None, "chat_template": None}, "t.json").is_code
+    for name, value in (
+        ("auto_map", 3),
+        ("auto_map", "AutoTokenizer"),
+        ("chat_template", 3),
+        ("chat_template", [3]),
+    ):
+        with pytest.raises(CheckpointError, match=f"^t.json: {name} must be"):
+            parse_tokenizer_config({name: value}, "t.json")

@@ -13,7 +13,7 @@ from moe4.checkpoint.header import (
     read_shard,
     read_weight_map,
 )
-from moe4.config import FAMILIES, Family, ModelConfig, parse_config
+from moe4.config import FAMILIES, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.model.groups import choose_group_size
 from moe4.model.inventory import Tensors, list_tensors
@@ -268,9 +268,10 @@ def _empty(
             f"the config of {where} has no num_hidden_layers; is it a language model?"
         )
     tokenizer = folder / "tokenizer_config.json" if folder else None
-    tokenizer_config = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
+    found = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
+    tokenizer_config = parse_tokenizer_config(found, tokenizer)
     needs_own_code = config.model_type == "kimi_k2"  # as published; known where its files are seen
-    if folder and tokenizer_config:
+    if folder and found:
         needs_own_code = tokenizer_needs_own_code(folder, tokenizer_config)
     return Release(
         name=name,

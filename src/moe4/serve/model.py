@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
-from moe4.config import Family, ModelConfig, TextModel, parse_config
+from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, MissingFileError
 from moe4.model.inventory import list_tensors
 
@@ -58,7 +57,9 @@ def read_served_model(folder: Path) -> ServedModel:
         raise CheckpointError(f"{folder / CONFIG_NAME} names no architecture; is it a language model?")
     _check_shards(folder)
     tokenizer = folder / "tokenizer_config.json"
-    tokenizer_config = read_json_object(tokenizer) if tokenizer.is_file() else {}
+    tokenizer_config = parse_tokenizer_config(
+        read_json_object(tokenizer) if tokenizer.is_file() else {}, tokenizer
+    )
     config.require_complete()
     text, quantization = config.text, config.quantization
     dense, shared = _other_widths(text)
@@ -107,17 +108,16 @@ def _check_shards(folder: Path) -> None:
         read_shard(shard)
 
 
-def tokenizer_needs_own_code(folder: Path, tokenizer_config: dict[str, Any]) -> bool:
+def tokenizer_needs_own_code(folder: Path, tokenizer_config: TokenizerConfig) -> bool:
     """Say whether the tokenizer comes as Python code and in no other form."""
-    is_code = "AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
-    return is_code and not (folder / "tokenizer.json").is_file()
+    return tokenizer_config.is_code and not (folder / "tokenizer.json").is_file()
 
 
-def writes_kimi_calls(folder: Path | None, config: ModelConfig, tokenizer_config: dict[str, Any]) -> bool:
+def writes_kimi_calls(folder: Path | None, config: ModelConfig, tokenizer_config: TokenizerConfig) -> bool:
     """Say whether the chat template, or else the model's kind, writes tool calls in Kimi's form."""
     template = folder / "chat_template.jinja" if folder else None
     if template is not None and template.is_file():
         text = template.read_text(encoding="utf-8")
     else:
-        text = str(tokenizer_config.get("chat_template") or "")
+        text = tokenizer_config.chat_template or ""
     return KIMI_CALL_TOKEN in text if text else config.model_type == "kimi_k2"
