@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.corpus import load_corpus
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, StoredTensor, TensorSpec
+from moe4.checkpoint.header import StoredTensor, TensorSpec
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.source import Checkpoint, fp8_block_size, read_json_object
 from moe4.errors import Moe4Error
@@ -24,7 +25,7 @@ class SketchedCheckpoint(Checkpoint):
     """A checkpoint of which only the config is there: the tensors it would have, in the dtypes it says."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.shards = folder, {}
+        self.folder, self.shards, self.unlisted = folder, {}, {}
         self.config = read_json_object(folder / CONFIG_NAME)
         self.block_size = fp8_block_size(self.config)
         is_fp8 = self.config.get("quantization_config") is not None

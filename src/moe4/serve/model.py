@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
-from moe4.errors import CheckpointError, MissingFileError, UnsupportedModelError
+from moe4.checkpoint.files import read_json_object, read_text
+from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
+from moe4.errors import CheckpointError, UnsupportedModelError
 from moe4.model.inventory import (
     expert_width,
     kv_bytes_per_token,
@@ -56,12 +57,9 @@ def read_served_model(folder: Path) -> ServedModel:
         raise CheckpointError(
             f"{folder} holds an unfinished release; finish it with the command that began it and --resume"
         )
-    if not (folder / CONFIG_NAME).is_file():
-        raise MissingFileError(f"{folder} is no release or checkpoint: it has no {CONFIG_NAME}")
-    config = read_json_object(folder / CONFIG_NAME)
+    config = CheckpointIndex(folder).config
     if not isinstance(config.get("architectures"), list):
         raise CheckpointError(f"{folder / CONFIG_NAME} names no architecture; is it a language model?")
-    _check_shards(folder)
     tokenizer = folder / "tokenizer_config.json"
     tokenizer_config = read_json_object(tokenizer) if tokenizer.is_file() else {}
     heads = int(config.get("num_attention_heads") or 1)
@@ -94,24 +92,6 @@ def _other_widths(config: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(sorted(dense)), tuple(sorted(shared))
 
 
-def _check_shards(folder: Path) -> None:
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map")
-        shards = sorted({folder / str(name) for name in weight_map.values()})
-        for shard in shards:
-            if not shard.is_file():
-                raise MissingFileError(f"{index} names the shard {shard.name}, which is not in {folder}")
-    else:
-        shards = sorted(folder.glob("*.safetensors"))
-        if not shards:
-            raise MissingFileError(f"{folder} is no release or checkpoint: it has no safetensors file")
-    for shard in shards:
-        read_shard(shard)
-
-
 def tokenizer_needs_own_code(folder: Path, tokenizer_config: dict[str, Any]) -> bool:
     """Say whether the tokenizer comes as Python code and in no other form."""
     is_code = "AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
@@ -122,7 +102,7 @@ def writes_kimi_calls(folder: Path | None, config: dict[str, Any], tokenizer_con
     """Say whether the chat template, or else the model's kind, writes tool calls in Kimi's form."""
     template = folder / "chat_template.jinja" if folder else None
     if template is not None and template.is_file():
-        text = template.read_text(encoding="utf-8")
+        text = read_text(template)
     else:
         text = str(tokenizer_config.get("chat_template") or "")
     return KIMI_CALL_TOKEN in text if text else config.get("model_type") == "kimi_k2"
