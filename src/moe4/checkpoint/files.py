@@ -84,9 +84,9 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object that can be written again. Raises CheckpointError."""
-    data = read_bytes(path)
+    data = read_bytes(path, max_bytes)
     try:
         value = parse_json(data)
         _check_values(value)
@@ -123,7 +123,7 @@ def is_encodable(text: str) -> bool:
 
 def has_control_characters(text: str) -> bool:
     """Say whether text has line breaks, escape sequences and the like, which no name needs."""
-    return any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in text)
+    return not text.isprintable() and any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

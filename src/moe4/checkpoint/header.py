@@ -125,7 +125,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTe
         raise ValueError(f"tensor {name} has no shape of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(f"tensor {name} has no pair of data_offsets")
-    if not all(type(size) is int and size >= 0 for size in (*shape, *offsets)):
+    if any(type(size) is not int or size < 0 for size in shape + offsets):
         raise ValueError(f"tensor {name} has a negative size or offset, or one that is no whole number")
     spec = TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
     start, end = offsets

@@ -27,6 +27,7 @@ PROBE_NAME = "moe4-probe.json"
 SHARD_SUFFIX = ".safetensors"
 OTHER_COPY = "consolidated"
 BLOBS = "blobs"
+MAX_CONFIG_BYTES = 16 << 20
 
 
 class CheckpointIndex:
@@ -96,7 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} {found}; give the folder of a checkpoint or release")
     if not os.path.lexists(folder / CONFIG_NAME):
         raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
-    return read_json_object(checked_path(folder, CONFIG_NAME))
+    return read_json_object(checked_path(folder, CONFIG_NAME), MAX_CONFIG_BYTES)
 
 
 def has_weights(folder: Path) -> bool:

@@ -107,12 +107,12 @@ class Plan:
         found = []
         if self.left_out:
             found.append(
-                f"{len(self.left_out)} tensors for which the model has no place are left out of the release: "
+                "the release leaves out tensors for which the model has no place: "
                 + summarize_names(self.left_out)
             )
         if self.unlisted:
             found.append(
-                f"{len(self.unlisted)} tensors that the source's index does not name are not read: "
+                "tensors in the source's shards that its index does not name are not read: "
                 + summarize_names(self.unlisted)
             )
         return found
