@@ -176,9 +176,11 @@ def describe(result: dict[str, Any]) -> str:
     source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
     kinds = " · ".join(f"{dtype} {_count(count)}" for dtype, count in release["elements"].items())
     counts = {kind: count for kind, count in source["num_tensors_by_kind"].items() if count}
-    by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    by_kind = (
+        "" if len(counts) < 2 else f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
+    )
     lines = [
-        f"source    {source['num_tensors']} tensors ({by_kind}), {format_bytes(source['num_bytes'])}"
+        f"source    {source['num_tensors']} tensors{by_kind}, {format_bytes(source['num_bytes'])}"
         + ("" if source["has_weights"] else ", from the config alone"),
         f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
         f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
