@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.documents import Document, join_parts, parse_line
-from moe4.errors import CalibrationError, MissingDependencyError
+from moe4.checkpoint.files import read_text
+from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError
 from moe4.recipe import Calibration
 
 REFERENCE_PROMPT = "You are k2-tiny, a small AI assistant."  # in k2-tiny's chat template, and in no other
@@ -61,7 +62,7 @@ def load_corpus(
             for number, document in enumerate(_reference_documents(settings))
         ]
     else:
-        description = path.name
+        description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
         documents = list(_sample(read_jsonl(path), settings))
     sequences = [tokenize(tokenizer, document, where) for where, document in documents]
     sequences = [sequence[: settings.max_sequence_tokens] for sequence in sequences]
@@ -148,8 +149,8 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
 def is_reference_model(folder: Path) -> bool:
     """Say whether the model speaks as k2-tiny, for which this project has a generator of documents."""
     try:
-        return REFERENCE_PROMPT in (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return REFERENCE_PROMPT in read_text(folder / "chat_template.jinja")
+    except CheckpointError:
         return False
 
 

@@ -5,14 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moe4.checkpoint.header import (
-    CONFIG_NAME,
-    ITEM_BYTES,
-    TensorSpec,
-    read_json_object,
-    read_shard,
-    read_weight_map,
-)
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.header import ITEM_BITS, TensorSpec
+from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, read_config
 from moe4.config import FAMILIES, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.model.groups import choose_group_size
@@ -171,14 +166,11 @@ def read_release(where: str, group_size: int | None = None, token: str | None = 
 
 
 def _from_folder(folder: Path, where: str, group_size: int | None) -> Release:
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{where} is no release or checkpoint: it has no {CONFIG_NAME}")
-    config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
-    if not any(folder.glob("*.safetensors*")):
-        return _from_config(folder.resolve().name, where, config, group_size, folder)
-    names = sorted(set(read_weight_map(folder).values()))
-    specs = [tensor.spec for name in names for tensor in read_shard(folder / name).tensors.values()]
-    return _from_specs(folder.resolve().name, where, config, specs, folder)
+    if not has_weights(folder):
+        return _from_config(folder.resolve().name, where, read_config(folder), group_size, folder)
+    index = CheckpointIndex(folder)
+    specs = [tensor.spec for tensor in index.tensors.values()]
+    return _from_specs(folder.resolve().name, where, index.config, specs, folder)
 
 
 def _from_hub(repository: str, token: str | None) -> Release:
@@ -210,7 +202,7 @@ def _from_specs(
 ) -> Release:
     release = _empty(name, where, "headers", config, _group_size(config), folder)
     for spec in specs:
-        if spec.dtype not in ITEM_BYTES:
+        if spec.dtype not in ITEM_BITS:
             raise CheckpointError(
                 f"{where}: {spec.name} has the dtype {spec.dtype}, which moe4 does not know"
             )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AllowInfNan, Field
 from pydantic_core import PydanticCustomError
 
-from moe4.checkpoint.header import read_json_object
+from moe4.checkpoint.files import read_json_object
 from moe4.errors import EvaluationError
 from moe4.schema import Own, parse
 

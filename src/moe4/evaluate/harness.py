@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe4 import __version__
-from moe4.checkpoint.header import CONFIG_NAME, read_json_object
-from moe4.config import parse_config
+from moe4.checkpoint.index import read_config
 from moe4.errors import EvaluationError, MissingDependencyError
 from moe4.evaluate.cache import AnswerCache, folder_identity
 from moe4.evaluate.request import TASKS, TASKS_FOLDER, EvaluationRequest
@@ -185,8 +184,7 @@ def vllm_distribution() -> str:
 
 
 def _longest(folder: Path) -> int:
-    config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
-    return config.text.max_position_embeddings or MAX_MODEL_LEN
+    return read_config(folder).text.max_position_embeddings or MAX_MODEL_LEN
 
 
 def _one_line(error: Exception) -> str:

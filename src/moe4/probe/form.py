@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe4 import __version__
-from moe4.checkpoint.header import PROBE_NAME
+from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import ProbeError
 
 __all__ = [

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
-from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_config, parse_tokenizer_config
-from moe4.errors import CheckpointError, MissingFileError
+from moe4.checkpoint.files import read_json_object, read_text
+from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
+from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_tokenizer_config
+from moe4.errors import CheckpointError
 from moe4.model.inventory import list_tensors
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
@@ -50,12 +51,9 @@ def read_served_model(folder: Path) -> ServedModel:
         raise CheckpointError(
             f"{folder} holds an unfinished release; finish it with the command that began it and --resume"
         )
-    if not (folder / CONFIG_NAME).is_file():
-        raise MissingFileError(f"{folder} is no release or checkpoint: it has no {CONFIG_NAME}")
-    config = parse_config(read_json_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
+    config = CheckpointIndex(folder).config
     if not config.architectures:
         raise CheckpointError(f"{folder / CONFIG_NAME} names no architecture; is it a language model?")
-    _check_shards(folder)
     tokenizer = folder / "tokenizer_config.json"
     tokenizer_config = parse_tokenizer_config(
         read_json_object(tokenizer) if tokenizer.is_file() else {}, tokenizer
@@ -90,24 +88,6 @@ def _other_widths(text: TextModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(sorted(dense)), tuple(sorted(shared))
 
 
-def _check_shards(folder: Path) -> None:
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map")
-        shards = sorted({folder / str(name) for name in weight_map.values()})
-        for shard in shards:
-            if not shard.is_file():
-                raise MissingFileError(f"{index} names the shard {shard.name}, which is not in {folder}")
-    else:
-        shards = sorted(folder.glob("*.safetensors"))
-        if not shards:
-            raise MissingFileError(f"{folder} is no release or checkpoint: it has no safetensors file")
-    for shard in shards:
-        read_shard(shard)
-
-
 def tokenizer_needs_own_code(folder: Path, tokenizer_config: TokenizerConfig) -> bool:
     """Say whether the tokenizer comes as Python code and in no other form."""
     return tokenizer_config.is_code and not (folder / "tokenizer.json").is_file()
@@ -117,7 +97,7 @@ def writes_kimi_calls(folder: Path | None, config: ModelConfig, tokenizer_config
     """Say whether the chat template, or else the model's kind, writes tool calls in Kimi's form."""
     template = folder / "chat_template.jinja" if folder else None
     if template is not None and template.is_file():
-        text = template.read_text(encoding="utf-8")
+        text = read_text(template)
     else:
         text = tokenizer_config.chat_template or ""
     return KIMI_CALL_TOKEN in text if text else config.model_type == "kimi_k2"
