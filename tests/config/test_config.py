@@ -333,3 +333,12 @@ def test_a_tokenizer_config_is_read_by_its_types() -> None:
     ):
         with pytest.raises(CheckpointError, match=f"^t.json: {name} must be"):
             parse_tokenizer_config({name: value}, "t.json")
+
+
+@pytest.mark.parametrize("value", ["a\nb", "\x1b[31m", "\ud800", "é" * 200])
+@pytest.mark.parametrize("where", [("hidden_act",), ("rope_scaling", "rope_type"), ("hidden_size",)])
+def test_what_is_shown_of_a_value_stays_one_printable_line(where: Path, value: str) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        parse_config(changed("qwen3_moe", where, value))
+    line = str(caught.value)
+    assert line.isprintable() and len(line) < 400

@@ -45,7 +45,7 @@ class ModelConfig:
         """The language model, of a family that moe4 quantizes. Raises UnsupportedModelError for another."""
         if not isinstance(self.text, Family):
             raise UnsupportedModelError(
-                f"{self.where}: model_type {self.text.model_type!r} is not supported; "
+                f"{self.where}: model_type {self.text.model_type!r:.60} is not supported; "
                 f"moe4 streams {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))}"
             )
         return self.text
