@@ -128,7 +128,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config with many digits": (raw("config.json", b'{"a": ' + b"9" * 4000 + b"}"), "has 4000 digits"),
     "config with half a surrogate pair": (
         raw("config.json", b'{"a": {"b": ["\\ud800"]}}'),
-        "a.b.0 holds half of a surrogate pair",
+        "'a.b.0' holds half of a surrogate pair",
     ),
     "config with such a key": (raw("config.json", b'{"\\udfff": 1}'), "holds half of a surrogate pair"),
     "config that is a list": (raw("config.json", b"[]"), "must hold a JSON object, found list"),
@@ -233,6 +233,8 @@ def test_side_files_go_by_their_names_in_any_case(tmp_path: Path) -> None:
     for name in ("Readme.md", "extra.BIN", "tokenizer.json", "Config.JSON"):
         (folder / name).write_text("{}")
     assert [path.name for path in Checkpoint(folder).side_files()] == ["tokenizer.json"]
-    (folder / os.fsdecode(b"bad\xff.txt")).write_text("x")
-    with pytest.raises(CheckpointError, match="is not UTF-8; rename it"):
-        list(Checkpoint(folder).side_files())
+    for name in (os.fsdecode(b"bad\xff.txt"), "two\nlines.txt"):
+        (folder / name).write_text("x")
+        with pytest.raises(CheckpointError, match=r"holds '(bad|two)\\.*\.txt', a name that"):
+            Checkpoint(folder)
+        (folder / name).unlink()

@@ -185,7 +185,7 @@ def test_broken_questions_are_named(server: str, tmp_path: Path) -> None:
 def test_the_harness_failing_is_one_line_with_its_log(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "model.safetensors").write_text("")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     result = moe4_eval(str(tmp_path), "--limit", "1")
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]

@@ -131,7 +131,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r:.80} is there twice")
     return found
 
 
@@ -159,15 +159,15 @@ def _check_values(value: Any) -> None:
         item, place, depth = waiting.pop()
         if isinstance(item, str):
             if not is_encodable(item):
-                raise ValueError(f"{place or 'the text'} holds half of a surrogate pair, which is no text")
+                raise ValueError(f"{place!r:.80} holds half of a surrogate pair, which is no text")
             continue
         if not isinstance(item, dict | list):
             continue
         if depth > MAX_DEPTH:
-            raise ValueError(f"{place[:60]} is nested deeper than {MAX_DEPTH} levels")
+            raise ValueError(f"{place!r:.80} is nested deeper than {MAX_DEPTH} levels")
         entries = item.items() if isinstance(item, dict) else enumerate(item)
         for key, child in entries:
             if isinstance(key, str) and not is_encodable(key):
-                raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is no text")
+                raise ValueError(f"the key {key!r:.80} holds half of a surrogate pair, which is no text")
             if isinstance(child, dict | list | str):
                 waiting.append((child, f"{place}.{key}".lstrip("."), depth + 1))

@@ -21,8 +21,9 @@ from moe4.checkpoint.files import (
 from moe4.errors import TensorError, TruncatedShardError
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-MAX_TENSORS = 1 << 21  # Kimi-K2's release has 208,000
+MAX_TENSORS = 1 << 20  # Kimi-K2's release has 208,000
 MAX_DIMENSIONS = 16
+MAX_NAME_LENGTH = 1024
 # Every dtype that safetensors 0.8 knows, also those that moe4 has no use for: a file that holds one is whole.
 ITEM_BITS = {
     "F4": 4,
@@ -120,7 +121,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTe
         raise ValueError(f"tensor {name} must have a dtype, a shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise TensorError(f"{path}: tensor {name} has the dtype {dtype!r}, which moe4 does not read")
+        raise TensorError(f"{path}: tensor {name} has the dtype {dtype!r:.60}, which moe4 does not read")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"tensor {name} has no shape of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2:
@@ -136,5 +137,5 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTe
 
 def check_tensor_name(name: str) -> None:
     """Raise ValueError for a name that no model uses and that could not be printed in a line or written."""
-    if not name or has_control_characters(name) or not is_encodable(name):
-        raise ValueError(f"{name!r} cannot be the name of a tensor")
+    if not 0 < len(name) <= MAX_NAME_LENGTH or has_control_characters(name) or not is_encodable(name):
+        raise ValueError(f"{name!r:.80} cannot be the name of a tensor")

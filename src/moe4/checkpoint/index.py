@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe4.checkpoint.files import has_control_characters, open_regular, read_json_object
+from moe4.checkpoint.files import has_control_characters, is_encodable, open_regular, read_json_object
 from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
 from moe4.config import ModelConfig, parse_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
@@ -133,10 +133,20 @@ def check_files(folder: Path) -> None:
 
 
 def side_paths(folder: Path) -> Iterator[Path]:
-    """Yield what a folder holds beside weights and hidden entries, sorted by name."""
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and not path.name.lower().endswith(SHARD_SUFFIX):
-            yield path
+    """Yield what a folder holds beside weights and hidden entries, sorted by name.
+
+    Raises CheckpointError for a name that no message or report could hold.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
+    for path in paths:
+        if path.name.startswith(".") or path.name.lower().endswith(SHARD_SUFFIX):
+            continue
+        if has_control_characters(path.name) or not is_encodable(path.name):
+            raise CheckpointError(f"{folder} holds {path.name!r}, a name that is no plain text; rename it")
+        yield path
 
 
 def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
@@ -147,12 +157,12 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
     if len(weight_map) > MAX_TENSORS:
         raise CheckpointError(f"{path} names {len(weight_map)} tensors; at most {MAX_TENSORS} are read")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str):
-            raise CheckpointError(f"{path}: weight_map gives {tensor} {name!r:.60}, not a shard's name")
         try:
             check_tensor_name(tensor)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: weight_map gives {tensor} {name!r:.60}, not a shard's name")
     names = set(weight_map.values())
     for name in sorted(names):
         _check_shard_name(path, name)
@@ -165,7 +175,8 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
 
 def _check_shard_name(index: Path, name: str) -> None:
     path = PurePosixPath(name)
-    is_plain = str(path) == name and "\\" not in name and not has_control_characters(name)
+    is_text = is_encodable(name) and not has_control_characters(name)
+    is_plain = is_text and str(path) == name and "\\" not in name
     if not is_plain or path.is_absolute() or ".." in path.parts or path.suffix != SHARD_SUFFIX:
         raise UnsafePathError(
             f"{index} names {name!r:.200}, which is not a safetensors file inside the folder"
@@ -177,6 +188,7 @@ def _only_shard(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob(f"*{SHARD_SUFFIX}") if not path.name.startswith("."))
     own = [name for name in names if not name.startswith(OTHER_COPY)] or names
     if len(own) == 1:
+        _check_shard_name(folder, own[0])
         return own[0]
     if not own:
         raise MissingFileError(f"{folder} is no checkpoint: it has no {INDEX_NAME} and no safetensors file")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.files import is_encodable, read_json_object
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, PROBE_NAME, CheckpointIndex, side_paths
 from moe4.checkpoint.shard import DTYPES, Shard, iterate_bytes, iterate_rows, read_tensor
 from moe4.config import ModelConfig
-from moe4.errors import CheckpointError, TensorError, UnsupportedModelError
+from moe4.errors import TensorError, UnsupportedModelError
 
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "dequantize_blocks", "read_json_object"]
 
@@ -53,6 +54,11 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Size of all tensors, scales included."""
         return sum(stored.spec.num_bytes for stored in self._stored.values())
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor's dtype and shape as they are stored."""
+        return {name: stored.spec for name, stored in self.tensors.items()}
 
     def is_fp8(self, name: str) -> bool:
         """Say whether a tensor is stored in FP8 with block scales, which opening the checkpoint has seen."""
@@ -138,19 +144,12 @@ class Checkpoint:
         return digest.hexdigest()
 
     def side_files(self) -> Iterator[Path]:
-        """Yield the files beside the weights that go into a release as they are, sorted by name.
-
-        Raises CheckpointError for a name that a release's report could not hold.
-        """
+        """Yield the files beside the weights that go into a release as they are, sorted by name."""
         for path in side_paths(self.folder):
             name = path.name.lower()
             ours = name in (CONFIG_NAME, PROBE_NAME, "readme.md") or name.endswith(".index.json")
             if ours or not path.is_file() or Path(name).suffix in WEIGHT_SUFFIXES:
                 continue
-            if not is_encodable(path.name):
-                raise CheckpointError(
-                    f"{self.folder} holds {path.name!r}, whose name is not UTF-8; rename it"
-                )
             yield path
 
     def _is_scale(self, name: str) -> bool:

@@ -19,8 +19,7 @@ from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jso
 from moe4.calibration.documents import Document, join_parts
 from moe4.errors import CalibrationError
 from moe4.forward.stream import Stream, run_expert
-from moe4.forward.weights import open_weights
-from moe4.model.architecture import Network
+from moe4.forward.weights import open_model
 
 COLD_SHOWN, SUGGESTED = 10, 5
 Counts = NDArray[np.int32]
@@ -53,8 +52,7 @@ class Coverage:
 
 def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
-    weights = open_weights(options.model)
-    network = Network(weights.config, torch.bfloat16)
+    weights, network = open_model(options.model, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
     sequences = [

@@ -7,12 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CheckpointIndex, read_config
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_tensor
 from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, TensorError
+from moe4.model.accounting import Accounting
+from moe4.model.architecture import Network
 
 
 class Weights(Protocol):
@@ -35,6 +38,16 @@ class Release:
     def __init__(self, folder: Path) -> None:
         index = CheckpointIndex(folder)
         self.folder, self.config, self._stored = folder, index.config, index.tensors
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor by its unquantized name; BF16 stands for the dtype of those that are quantized."""
+        found = {name: stored.spec for name, stored in self._stored.items()}
+        for name, spec in list(found.items()):
+            if name.endswith(".weight_packed") and len(spec.shape) == 2:
+                plain, (rows, words) = name.removesuffix("_packed"), spec.shape
+                found[plain] = TensorSpec(name=plain, dtype="BF16", shape=(rows, 8 * words))
+        return found
 
     def load(self, name: str) -> Tensor:
         """Return a weight; float32 where it is quantized, every product exact."""
@@ -82,7 +95,19 @@ def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
     return torch.empty_like(joined).index_copy_(0, by_row, joined)
 
 
-def open_weights(folder: Path) -> Weights:
+def open_model(folder: Path, compute_dtype: torch.dtype) -> tuple[Weights, Network]:
+    """Open a release or a plain checkpoint with its network, once it is seen to hold every tensor of it.
+
+    Raises CheckpointError's children.
+    """
+    weights = open_weights(folder)
+    network = Network(weights.config, compute_dtype)
+    for problem in Accounting(network, weights.config).check(weights.specs, {}).problems:
+        raise problem
+    return weights, network
+
+
+def open_weights(folder: Path) -> Checkpoint | Release:
     """Open a release or a plain checkpoint, as its config says. Raises CheckpointError's children."""
     quantization = read_config(folder).quantization
     return Release(folder) if quantization and quantization.is_packed else Checkpoint(folder)

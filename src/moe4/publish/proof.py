@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release import REPORT_NAME
-from moe4.checkpoint.source import CONFIG_NAME, read_json_object
-from moe4.config import ModelConfig, parse_config
+from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
 from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
 
@@ -46,7 +47,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     }
     return Proof(
         folder=out,
-        config=parse_config(read_json_object(out / CONFIG_NAME), out / CONFIG_NAME),
+        config=read_config(out),
         report=read_json_object(out / REPORT_NAME),
         evaluation=found[EVALUATION],
         comparison=found[COMPARISON],

@@ -133,7 +133,7 @@ def make_plan(
     """
     num_shards = network.num_layers + 1
     accounting = Accounting(network, checkpoint.config)
-    stored = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    stored = checkpoint.specs
     balance = accounting.check(stored, checkpoint.unlisted)
     _raise_or_note(problems, [*balance.problems, *([] if allow_extra else balance.refuse_unknown())])
     kinds = {name: accounting.kind(name) for name in sorted(stored)}
