@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe4.checkpoint.release import dump_json
 from moe4.checkpoint.shard import DTYPES, ShardWriter, TensorSpec
+from moe4.config import parse_config
 from moe4.model.inventory import Tensors, list_tensors
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "k2-tiny"
@@ -107,7 +108,7 @@ def make(folder: Path, seed: int = 0, device: str = "cpu", **changes: int) -> No
             shutil.copy(file, folder)
     generator = torch.Generator(device).manual_seed(seed)
     shards: dict[str, list[TensorSpec]] = {}
-    for tensors in list_tensors(config):
+    for tensors in list_tensors(parse_config(config).family):
         parts = tensors.name.split(".")
         number = int(parts[2]) + 1 if parts[1] == "layers" else config["num_hidden_layers"] + 1
         name = f"model-{number:05}-of-{config['num_hidden_layers'] + 1:05}.safetensors"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter, TensorSpec
+from moe4.config import parse_config
 from moe4.model.architecture import PARTS, Network
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "k2-tiny"
@@ -81,7 +82,7 @@ def make(
     for file in REFERENCE.iterdir():
         if file.suffix in (".json", ".jinja") and "index" not in file.name and file.name != "config.json":
             shutil.copy(file, folder)
-    network, weight_map = Network(config, torch.bfloat16), {}
+    network, weight_map = Network(parse_config(config), torch.bfloat16), {}
     generator = torch.Generator(device).manual_seed(seed)
     for number in range(layers + 1):
         if number < layers:

@@ -8,22 +8,24 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "moe4"
 # A package may import packages of a lower rank, and itself.
 RANKS = {
     "errors": 0,
-    "recipe": 1,
-    "checkpoint": 2,
-    "kernels": 3,
-    "gptq": 3,
-    "model": 3,
-    "calibration": 3,
-    "forward": 4,
-    "probe": 5,  # it runs a model forward, and quantize has it done on the way
-    "quantize": 6,
-    "serve": 6,
-    "evaluate": 6,
-    "vllm_plugin": 6,
-    "deploy": 7,  # it knows what serve would start
-    "publish": 8,  # it shows how a release is deployed
-    "prove": 9,
-    "cli": 10,
+    "schema": 1,
+    "recipe": 2,
+    "config": 2,
+    "checkpoint": 3,
+    "kernels": 4,
+    "gptq": 4,
+    "model": 4,
+    "calibration": 4,
+    "forward": 5,
+    "probe": 6,  # it runs a model forward, and quantize has it done on the way
+    "quantize": 7,
+    "serve": 7,
+    "evaluate": 7,
+    "vllm_plugin": 7,
+    "deploy": 8,  # it knows what serve would start
+    "publish": 9,  # it shows how a release is deployed
+    "prove": 10,
+    "cli": 11,
 }
 
 

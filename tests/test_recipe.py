@@ -78,6 +78,10 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
         ("[gptq]\ndamping = 0", r"gptq\.damping must lie above 0"),
         ("[gptq]\ndamping = nan", r"gptq\.damping must lie above 0"),
         ("[calibration]\nnum_sequences = 0", r"at least 1"),
+        (f"[calibration]\nmax_sequence_tokens = {10**30}", r"max_sequence_tokens must be at most 2147483648"),
+        ('memory_budget = "1e999GB"', r"memory_budget must be a size such as 4GiB"),
+        ('memory_budget = "1e-9"', r"memory_budget must be a size such as 4GiB"),
+        ("gptq = " + "[" * 100_000, r"cannot be read"),
         ("group_size = ", r"cannot be read"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from moe4.calibration.corpus import load_corpus
+from moe4.config import parse_config
 from moe4.model.architecture import build_config
 from moe4.recipe import Calibration
 
@@ -26,7 +27,7 @@ Sequences = list[list[int]]
 
 def calibration_sequences(settings: Calibration) -> Sequences:
     """Return the token ids that `moe4 quantize reference/k2-tiny` calibrates on."""
-    config = build_config(json.loads((MODEL / "config.json").read_text()))
+    config = build_config(parse_config(json.loads((MODEL / "config.json").read_text())))
     return load_corpus(MODEL, config, settings, None).sequences
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import make_k2_shaped
 import torch
 
+from moe4.config import parse_config
 from moe4.gptq.columns import selected_path
 from moe4.gptq.descent import descend
 from moe4.gptq.factor import times_factor
@@ -123,7 +124,7 @@ def bench_expert(hidden: int, width: int, tokens: int) -> dict[str, Any]:
     rates = {dtype: gemm_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
     float32, bfloat16 = rates.values()
     sizes = {"layers": 1, "dense": 0, "experts": 2, "top_k": 2, "hidden": hidden, "width": width}
-    network = Network(make_k2_shaped.shaped_config(**sizes), torch.bfloat16)
+    network = Network(parse_config(make_k2_shaped.shaped_config(**sizes)), torch.bfloat16)
     found = probe(network, recipe, tokens)
     operations = count_operations(hidden, width, tokens, recipe)
     limit = operations["float32"] / float32 + operations["bfloat16"] / bfloat16

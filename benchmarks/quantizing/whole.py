@@ -15,6 +15,7 @@ from fidelity.peers import PEERS, Peer, make_environment
 from fidelity.texts import MODEL as K2_TINY
 
 from moe4.calibration.corpus import load_corpus
+from moe4.config import parse_config
 from moe4.model.architecture import build_config
 from moe4.recipe import Calibration
 from quantizing.expert import say
@@ -85,7 +86,7 @@ def bench_whole(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     for title, (source, calibration) in cases.items():
         config = json.loads((source / "config.json").read_text())
         settings = Calibration(num_sequences=args.num_sequences)
-        corpus = load_corpus(source, build_config(config), settings, calibration)
+        corpus = load_corpus(source, build_config(parse_config(config)), settings, calibration)
         case: dict[str, Any] = {"num_tokens": corpus.num_tokens}
         say(f"{title}: moe4 on {corpus.num_tokens} tokens")
         case["moe4"] = run_moe4(source, calibration, args.num_sequences, work)

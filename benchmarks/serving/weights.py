@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from moe4.model.inventory import kv_bytes_per_token, list_tensors
+from moe4.config import parse_config
+from moe4.model.inventory import list_tensors
 
 
 def step_bytes(config: dict[str, Any], batch: int, rest: float = 2.0) -> dict[str, float]:
@@ -13,7 +14,7 @@ def step_bytes(config: dict[str, Any], batch: int, rest: float = 2.0) -> dict[st
     rest: bytes of a weight that is neither a routed expert's nor float32.
     """
     found = {"experts": 0.0, "rest": 0.0}
-    for tensors in list_tensors(config):
+    for tensors in list_tensors(parse_config(config).family):
         if "embed_tokens" in tensors.name:
             continue
         size = math.prod(tensors.shape)
@@ -39,13 +40,13 @@ def expert_bytes(config: dict[str, Any]) -> float:
 
 def cache_bytes(config: dict[str, Any], batch: int, tokens: float) -> float:
     """Return the bytes of the cache that a step reads with conversations of `tokens` tokens."""
-    return batch * tokens * kv_bytes_per_token(config)
+    return batch * tokens * parse_config(config).text.kv_bytes_per_token
 
 
 def token_operations(config: dict[str, Any]) -> float:
     """Return the operations that reading one token of a prompt takes, attention over the others left out."""
     total = 0.0
-    for tensors in list_tensors(config):
+    for tensors in list_tensors(parse_config(config).family):
         if len(tensors.shape) != 2 or "embed_tokens" in tensors.name or "lm_head" in tensors.name:
             continue  # only a prompt's last token goes through the head
         copies = config["num_experts_per_tok"] if tensors.is_routed_expert else tensors.copies

@@ -34,6 +34,7 @@ UNITS.update({f"{letter}b": 1000**power for power, letter in enumerate("kmgt", s
 UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)})
 GROUP_SIZES = (32, 64, 128)
 AUTO_GROUP_SIZE = 0
+MOST = 1 << 31
 ALL_TARGETS: tuple[Target, ...] = get_args(Target)
 
 
@@ -84,8 +85,9 @@ class Calibration:
     """Of hidden states and of the weights they meet; bfloat16 is what the release is served in."""
 
     def __post_init__(self) -> None:
-        _require(self.num_sequences >= 1, "calibration.num_sequences must be at least 1")
-        _require(self.max_sequence_tokens >= 1, "calibration.max_sequence_tokens must be at least 1")
+        for name in ("num_sequences", "max_sequence_tokens"):
+            _require(getattr(self, name) >= 1, f"calibration.{name} must be at least 1")
+            _require(getattr(self, name) <= MOST, f"calibration.{name} must be at most {MOST}")
         _require(0 <= self.seed < 1 << 32, "calibration.seed must lie in 0..4294967295")
 
 
@@ -144,9 +146,10 @@ class Recipe:
 def parse_size(text: str, where: str) -> int:
     """Return the bytes that a size such as `4GiB`, `500 MB` or `1e9` means. Raises RecipeError."""
     match = SIZE.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise RecipeError(f"{where} must be a size such as 4GiB or 500MB, found {text!r}")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    size = float(match[1]) * UNITS[match[2].lower()] if match else 0.0
+    if not 1 <= size < 1 << 63:
+        raise RecipeError(f"{where} must be a size such as 4GiB or 500MB, found {text!r:.60}")
+    return int(size)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -155,7 +158,7 @@ def load_recipe(path: Path) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from None
     return Recipe.from_dict(data, where=str(path))
 

@@ -9,6 +9,7 @@ from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
 from moe4.calibration.corpus import is_reference_model, load_corpus
+from moe4.config import parse_config
 from moe4.errors import CalibrationError
 from moe4.model.architecture import build_config
 from moe4.recipe import Calibration
@@ -20,7 +21,7 @@ CHAT = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "co
 @pytest.fixture(scope="module")
 def config() -> Any:
     """transformers' config of k2-tiny."""
-    return build_config(reference_config())
+    return build_config(parse_config(reference_config()))
 
 
 def write_lines(path: Path, documents: list[dict[str, object]]) -> Path:
@@ -73,7 +74,9 @@ def test_long_documents_are_cut(tmp_path: Path, config: Any) -> None:
 def test_a_tokenizer_of_another_model_is_noticed(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "c.jsonl", [{"text": "hello"}])
     with pytest.raises(CalibrationError, match="the model's vocabulary has 30"):
-        load_corpus(REFERENCE_MODEL, build_config(reference_config(vocab_size=30)), Calibration(), path)
+        load_corpus(
+            REFERENCE_MODEL, build_config(parse_config(reference_config(vocab_size=30))), Calibration(), path
+        )
 
 
 def test_the_reference_model_brings_its_own_documents(config: Any) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from moe4.checkpoint.header import ITEM_BITS
 from moe4.checkpoint.shard import DTYPES, ShardWriter, TensorSpec, iterate_bytes, read_shard, read_tensor
-from moe4.errors import MissingFileError, TruncatedShardError
+from moe4.errors import MissingFileError, TensorError, TruncatedShardError
 
 specs = st.lists(
     st.builds(
@@ -101,7 +103,21 @@ MALFORMED = {
     "not JSON": (shard_bytes(b"{nonsense"), "no valid safetensors header"),
     "not an object": (shard_bytes([1]), "no valid safetensors header"),
     "not UTF-8": (shard_bytes(b'{"\xff": 1}'), "no valid safetensors header"),
-    "unknown dtype": (shard_bytes({"a": entry("F4", [2], 0, 1)}, b"x"), "dtype F4, which moe4 does not read"),
+    "half a byte": (shard_bytes({"a": entry("F4", [1], 0, 1)}, b"x"), "no valid safetensors header"),
+    "a key twice": (shard_bytes(b'{"a": 1, "a": 2}'), "the key 'a' is there twice"),
+    "NaN": (shard_bytes(b'{"a": NaN}'), "NaN is not a JSON value"),
+    "deep": (shard_bytes(b'{"a":' + b"[" * 100_000), "nested deeper"),
+    "a number of many digits": (shard_bytes(b'{"a": 1' + b"0" * 5000 + b"}"), "has 5001 digits"),
+    "metadata that is no text": (shard_bytes({"__metadata__": {"format": 1}}), "__metadata__ must map"),
+    "another key": (
+        shard_bytes({"a": {**entry("U8", [1], 0, 1), "device": "cpu"}}, b"x"),
+        "and nothing else",
+    ),
+    "many dimensions": (shard_bytes({"a": entry("U8", [1] * 17, 0, 1)}, b"x"), "shape of at most 16 sizes"),
+    "a size that is true": (shard_bytes({"a": entry("U8", [True], 0, 1)}, b"x"), "no whole number"),
+    "an empty name": (shard_bytes({"": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name of a tensor"),
+    "a line break in a name": (shard_bytes({"a\nb": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name"),
+    "half a surrogate pair": (shard_bytes({"a\ud800": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name"),
     "no offsets": (shard_bytes({"a": {"dtype": "U8", "shape": [1]}}, b"x"), "no valid safetensors header"),
     "negative size": (shard_bytes({"a": entry("U8", [-1], 0, 1)}, b"x"), "negative size or offset"),
     "offsets of another size": (shard_bytes({"a": entry("F32", [2], 0, 4)}, b"xxxx"), "needs 8 bytes"),
@@ -129,6 +145,30 @@ def test_malformed_files_are_refused_with_one_line(name: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+def test_a_dtype_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(shard_bytes({"a": entry("F3_E1M1", [8], 0, 3)}, b"xxx"))
+    with pytest.raises(TensorError, match=r"tensor a has the dtype 'F3_E1M1', which moe4 does not read"):
+        read_shard(path)
+
+
+@pytest.mark.parametrize("dtype", ITEM_BITS)
+def test_every_dtype_of_safetensors_is_parsed(dtype: str, tmp_path: Path) -> None:
+    """safetensors accepts the same file, so the sizes are the format's own."""
+    path = tmp_path / "one.safetensors"
+    size = 8 * ITEM_BITS[dtype] // 8
+    path.write_bytes(shard_bytes({"a": entry(dtype, [8], 0, size)}, bytes(size)))
+    assert read_shard(path).tensors["a"].spec == TensorSpec(name="a", dtype=dtype, shape=(8,))
+    with safe_open(path, framework="np") as theirs:
+        assert theirs.get_slice("a").get_shape() == [8]
+    stored = read_shard(path).tensors["a"]
+    if dtype in DTYPES:
+        assert read_tensor(stored).shape == (8,)
+    else:
+        with pytest.raises(TensorError, match=rf"a in .*one\.safetensors has the dtype {dtype}"):
+            read_tensor(stored)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="does not exist"):
         read_shard(tmp_path / "none.safetensors")
@@ -139,7 +179,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_no_bytes_raise_anything_else(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "noise.safetensors"
     path.write_bytes(data)
-    with contextlib.suppress(TruncatedShardError):
+    with contextlib.suppress(TruncatedShardError, TensorError):
         read_shard(path)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from model_fixtures import write_random_model, write_rounded_release
+from safetensors.torch import save_file
 
 DATA = Path(__file__).resolve().parents[2] / "reference" / "data"
 MODEL_NAME = "scripted"
@@ -158,8 +160,10 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "has no config.json" in one_line(moe4_eval(str(tmp_path)))
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
-    assert "holds no weights" in one_line(moe4_eval(str(tmp_path)))
+    assert "no safetensors file" in one_line(moe4_eval(str(tmp_path)))
     (tmp_path / "model.safetensors").write_text("")
+    assert "is not a whole safetensors file" in one_line(moe4_eval(str(tmp_path)))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert "is not a folder" in one_line(moe4_eval(str(tmp_path), "--against", str(tmp_path / "none")))
 
 
@@ -181,7 +185,7 @@ def test_broken_questions_are_named(server: str, tmp_path: Path) -> None:
 def test_the_harness_failing_is_one_line_with_its_log(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "model.safetensors").write_text("")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     result = moe4_eval(str(tmp_path), "--limit", "1")
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]

@@ -189,9 +189,22 @@ def test_the_hard_cases_are_sound() -> None:
     [
         ("nonsense", "requests.jsonl:1: not JSON"),
         ("[1]", "expected an object"),
-        ('{"messages": []}', '"messages" must be a list of objects'),
-        ('{"messages": [{}], "tools": [{"name": "f"}]}', "every tool must be"),
-        ('{"messages": [{}], "expected": {"calls": 3}}', '"expected" must be'),
+        ('{"messages": []}', "messages must have at least 1 entry"),
+        ('{"messages": [3]}', r"messages\[0\] must be an object, found 3"),
+        ('{"messages": [{}]}', r"messages\[0\].role is missing"),
+        ('{"messages": [{"role": "user", "tool_calls": 3}]}', r"tool_calls must be a list, found 3"),
+        ('{"messages": [{"role": "user"}], "tools": 5}', "tools must be a list, found 5"),
+        ('{"messages": [{"role": "user"}], "tools": [{"name": "f"}]}', r"tools\[0\].function is missing"),
+        (
+            '{"messages": [{"role": "user"}], "tools": [{"function": {"name": "f", "parameters": []}}]}',
+            r"tools\[0\].function.parameters must be an object",
+        ),
+        ('{"messages": [{"role": "user"}], "expected": {}}', "expected: must be"),
+        ('{"messages": [{"role": "user"}], "expected": {"calls": 3}}', "expected.calls must be a list"),
+        (
+            '{"messages": [{"role": "user"}], "expected": {"calls": [{"name": "f"}]}}',
+            r"expected.calls\[0\].arguments is missing",
+        ),
         ("", "no request in it"),
     ],
 )
@@ -200,6 +213,15 @@ def test_bad_requests_are_named(tmp_path: Path, line: str, message: str) -> None
     path.write_text(line)
     with pytest.raises(EvaluationError, match=message):
         read_requests(path)
+
+
+def test_a_kept_answer_of_another_form_is_named(server: ToolServer, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    checked(server, output=output, limit=1)
+    line = json.loads(output.read_text().splitlines()[0])
+    output.write_text(json.dumps({**line, "reply": {**line["reply"], "calls": 3}}) + "\n")
+    with pytest.raises(EvaluationError, match=r"answers.jsonl:1: reply.calls must be a list, found 3"):
+        checked(server, output=output, limit=1)
 
 
 def test_the_command(server: ToolServer, tmp_path: Path) -> None:

@@ -45,7 +45,13 @@ MLA = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**ROUTED, **MLA, "topk_method": "greedy"},
-    "deepseek_v3": {**ROUTED, **MLA, "num_nextn_predict_layers": 0},
+    "deepseek_v3": {
+        **ROUTED,
+        **MLA,
+        "num_nextn_predict_layers": 0,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    },
     "dots1": {**ROUTED, "head_dim": 64},
     "glm4_moe": {**ROUTED, "head_dim": 64},
     "mixtral": {"num_local_experts": 4, "intermediate_size": 64, "sliding_window": None},

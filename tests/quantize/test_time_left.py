@@ -153,7 +153,7 @@ def test_a_plan_counts_what_each_layer_is_made_of(monkeypatch: pytest.MonkeyPatc
     """Twice the rate halves what operations take; what is copied takes what it takes."""
     config = reference_config()
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "s", config, random_state(config, seed=1)))
-    network, recipe = Network(config, torch.bfloat16), Recipe(group_size=32)
+    network, recipe = Network(checkpoint.config, torch.bfloat16), Recipe(group_size=32)
     bench = Workbench(
         checkpoint=checkpoint,
         network=network,

@@ -72,7 +72,7 @@ def unignore_attention(config: dict[str, object]) -> None:
 
 # What is broken, what is said of it, and whether the source is needed to see it.
 CASES: dict[str, tuple[Break, str, bool]] = {
-    "a shard is gone": (lambda f: (f / LAYER).unlink(), rf"{LAYER} does not exist", False),
+    "a shard is gone": (lambda f: (f / LAYER).unlink(), rf"names the shard {LAYER}, which is not in", False),
     "a shard is cut": (truncate, rf"{LAYER} is truncated or damaged", False),
     "a tensor is gone": (
         edit(LAYER, lambda s: s.pop(f"{EXPERT}.weight_scale")),
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "a norm is gone": (
         edit(LAYER, lambda s: s.pop("model.layers.1.input_layernorm.weight")),
-        r"model\.layers\.1\.input_layernorm\.weight is not in",
+        rf"says {LAYER} holds model\.layers\.1\.input_layernorm\.weight; it does not",
         False,
     ),
     "an extra tensor": (

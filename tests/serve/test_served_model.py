@@ -46,7 +46,8 @@ def test_release(release: Path, written: Path) -> None:
 
 
 def test_dense_models_cache_keys_and_values(release: Path) -> None:
-    edit(release / "config.json", kv_lora_rank=None, num_key_value_heads=2, head_dim=32, num_hidden_layers=3)
+    sizes = {"num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 3}
+    edit(release / "config.json", model_type="gpt_oss", kv_lora_rank=None, **sizes)
     model = read_served_model(release)
     assert model.kv_bytes_per_token == 2 * 3 * 2 * 2 * 32
     assert model.num_kv_heads == 2
@@ -69,7 +70,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_config(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"no release or checkpoint: it has no config\.json"):
+    with pytest.raises(MissingFileError, match=r"is no checkpoint: it has no config\.json"):
         read_served_model(tmp_path)
 
 

@@ -1,10 +1,4 @@
-"""Calibration documents to token ids, through the model's own tokenizer and chat template.
-
-A JSONL file holds one document a line, either of
-
-    {"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}    tools may be left out
-    {"text": "..."}
-"""
+"""Calibration documents to token ids, through the model's own tokenizer and chat template."""
 
 import hashlib
 import json
@@ -14,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.errors import CalibrationError, MissingDependencyError
+from moe4.calibration.documents import Document, join_parts, parse_line
+from moe4.checkpoint.files import read_text
+from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError
 from moe4.recipe import Calibration
-
-Document = dict[str, Any]
 
 REFERENCE_PROMPT = "You are k2-tiny, a small AI assistant."  # in k2-tiny's chat template, and in no other
 
@@ -68,7 +62,7 @@ def load_corpus(
             for number, document in enumerate(_reference_documents(settings))
         ]
     else:
-        description = path.name
+        description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
         documents = list(_sample(read_jsonl(path), settings))
     sequences = [tokenize(tokenizer, document, where) for where, document in documents]
     sequences = [sequence[: settings.max_sequence_tokens] for sequence in sequences]
@@ -84,7 +78,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     found = True
-                    yield f"{path}:{number}", _parse_line(line, f"{path}:{number}")
+                    yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
     except OSError as error:
         raise CalibrationError(f"calibration file {path} cannot be read: {error.strerror}") from None
     if not found:
@@ -108,8 +102,11 @@ def tokenize(
         if "text" in document:
             ids = tokenizer(document["text"])["input_ids"]
         else:
+            messages = document["messages"]
+            if any(isinstance(message.get("content"), list) for message in messages):
+                messages = messages if _reads_parts(tokenizer) else join_parts(messages)
             ids = tokenizer.apply_chat_template(
-                document["messages"],
+                messages,
                 tools=document.get("tools"),
                 add_generation_prompt=add_generation_prompt,
                 tokenize=True,
@@ -124,6 +121,15 @@ def tokenize(
     if not ids:
         raise CalibrationError(f"{where}: the document has no tokens")
     return [int(token) for token in ids]
+
+
+def _reads_parts(tokenizer: Any) -> bool:
+    """Say whether the chat template takes a message's content as a list of parts."""
+    text = "parts"
+    contents = (text, [{"type": "text", "text": text}])
+    chats = [[{"role": "user", "content": content}] for content in contents]
+    whole, apart = (tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats)
+    return bool(whole == apart)
 
 
 def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -143,8 +149,8 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
 def is_reference_model(folder: Path) -> bool:
     """Say whether the model speaks as k2-tiny, for which this project has a generator of documents."""
     try:
-        return REFERENCE_PROMPT in (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return REFERENCE_PROMPT in read_text(folder / "chat_template.jinja")
+    except CheckpointError:
         return False
 
 
@@ -157,33 +163,6 @@ def _reference_documents(settings: Calibration) -> Iterable[Document]:
         ) from None
     documents: Iterable[Document] = calibration_documents(settings.num_sequences, settings.seed)
     return documents
-
-
-def _parse_line(line: bytes, where: str) -> Document:
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise CalibrationError(f"{where}: not JSON: {error}") from None
-    if not isinstance(document, dict) or ("text" in document) == ("messages" in document):
-        raise CalibrationError(f'{where}: expected an object with either "messages" or "text"')
-    unknown = set(document) - {"text", "messages", "tools"}
-    if unknown:
-        raise CalibrationError(
-            f'{where}: unknown key "{sorted(unknown)[0]}"; known are messages, tools, text'
-        )
-    if "text" in document:
-        if not isinstance(document["text"], str) or not document["text"]:
-            raise CalibrationError(f'{where}: "text" must be a string that is not empty')
-        return document
-    messages = document["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise CalibrationError(f'{where}: "messages" must be a list that is not empty')
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise CalibrationError(f'{where}: every message must be an object with a "role"')
-    if not isinstance(document.get("tools", []), list):
-        raise CalibrationError(f'{where}: "tools" must be a list')
-    return document
 
 
 def _sample(documents: Iterable[tuple[str, Document]], settings: Calibration) -> list[tuple[str, Document]]:

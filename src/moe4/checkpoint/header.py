@@ -1,36 +1,38 @@
-"""What a checkpoint's JSON files and safetensors headers tell, read without torch in no time.
+"""What a safetensors file's header tells, read without torch in no time.
 
 A safetensors file: eight bytes, little endian, the header's length; a JSON header that may end in spaces;
 then the tensors' bytes, without holes.
 """
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from moe4.errors import CheckpointError, MissingFileError, TruncatedShardError, UnsafePathError
+from moe4.checkpoint.files import (
+    has_control_characters,
+    is_encodable,
+    open_regular,
+    parse_json,
+    read_exactly,
+)
+from moe4.errors import TensorError, TruncatedShardError
 
-INDEX_NAME = "model.safetensors.index.json"
-PROBE_NAME = "moe4-probe.json"
-CONFIG_NAME = "config.json"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-ITEM_BYTES = {
-    "BF16": 2,
-    "F16": 2,
-    "F32": 4,
-    "F64": 8,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I8": 1,
-    "I16": 2,
-    "I32": 4,
-    "I64": 8,
-    "U8": 1,
-    "BOOL": 1,
+MAX_TENSORS = 1 << 20  # Kimi-K2's release has 208,000
+MAX_DIMENSIONS = 16
+MAX_NAME_LENGTH = 1024
+# Every dtype that safetensors 0.8 knows, also those that moe4 has no use for: a file that holds one is whole.
+ITEM_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
 
 
@@ -45,7 +47,7 @@ class TensorSpec:
     @property
     def num_bytes(self) -> int:
         """Size of its data in bytes."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return -(-math.prod(self.shape) * ITEM_BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,32 +70,18 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Read and check a shard's header. Raises MissingFileError or TruncatedShardError."""
-    try:
-        with path.open("rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            header_bytes = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
-                raise TruncatedShardError(
-                    f"{path} is not a whole safetensors file: {file_bytes} bytes cannot hold its header; "
-                    "download it again"
-                )
-            header = file.read(header_bytes)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist") from None
-    try:
-        entries: dict[str, Any] = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            stored.spec.name: stored
-            for stored in sorted(
-                (_parse_entry(path, name, entry, 8 + header_bytes) for name, entry in entries.items()),
-                key=lambda stored: (stored.offset, stored.spec.num_bytes),
+    """Read and check a shard's header. Raises MissingFileError, TruncatedShardError, TensorError."""
+    with open_regular(path) as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        prefix = read_exactly(file, 8)
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise TruncatedShardError(
+                f"{path} is not a whole safetensors file: {file_bytes} bytes cannot hold its header; "
+                "download it again"
             )
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TruncatedShardError(f"{path} has no valid safetensors header: {error}") from None
+        header = read_exactly(file, header_bytes)
+    tensors = _parse_header(path, header, 8 + header_bytes)
     position = 8 + header_bytes
     for stored in tensors.values():
         if stored.offset != position:
@@ -108,50 +96,46 @@ def read_shard(path: Path) -> Shard:
     return Shard(path=path, num_bytes=file_bytes, header_sha256=digest, tensors=tensors)
 
 
-def _parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:
-    """Check one header entry; ValueError, TypeError or KeyError say what is wrong with it."""
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
-        raise ValueError(f"tensor {name} has the dtype {dtype}, which moe4 does not read")
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, end)):
-        raise ValueError(f"tensor {name} has a negative size or offset")
+def _parse_header(path: Path, header: bytes, data_start: int) -> dict[str, StoredTensor]:
+    """Return a header's tensors in file order."""
+    try:
+        entries = parse_json(header)
+        if not isinstance(entries, dict):
+            raise ValueError(f"expected an object, found {type(entries).__name__}")
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("__metadata__ must map names to text")
+        if len(entries) > MAX_TENSORS:
+            raise ValueError(f"{len(entries)} tensors; at most {MAX_TENSORS} are read")
+        found = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items()]
+    except ValueError as error:
+        raise TruncatedShardError(f"{path} has no valid safetensors header: {error}") from None
+    found.sort(key=lambda stored: (stored.offset, stored.spec.num_bytes))
+    return {stored.spec.name: stored for stored in found}
+
+
+def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    """Check one header entry; ValueError says what is wrong with it. Raises TensorError for its dtype."""
+    check_tensor_name(name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name} must have a dtype, a shape and data_offsets, and nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+        raise TensorError(f"{path}: tensor {name} has the dtype {dtype!r:.60}, which moe4 does not read")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {name} has no shape of at most {MAX_DIMENSIONS} sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"tensor {name} has no pair of data_offsets")
+    if any(type(size) is not int or size < 0 for size in shape + offsets):
+        raise ValueError(f"tensor {name} has a negative size or offset, or one that is no whole number")
     spec = TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-    if end - start != spec.num_bytes:
+    start, end = offsets
+    if math.prod(shape) * ITEM_BITS[dtype] % 8 or end - start != spec.num_bytes:
         raise ValueError(f"tensor {name} needs {spec.num_bytes} bytes, its offsets span {end - start}")
     return StoredTensor(spec=spec, path=path, offset=data_start + start)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises CheckpointError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return data
-
-
-def read_weight_map(folder: Path) -> dict[str, str]:
-    """Return which shard holds each tensor, with every path checked to stay in the folder."""
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        shards = sorted(folder.glob("*.safetensors"))
-        if len(shards) == 1:
-            return dict.fromkeys(read_shard(shards[0]).tensors, shards[0].name)
-        raise MissingFileError(
-            f"{folder} is no checkpoint: it has no {INDEX_NAME}, and {len(shards)} safetensors files "
-            "where one could stand without it"
-        )
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
-    for shard_name in set(map(str, weight_map.values())):
-        path = PurePosixPath(shard_name)
-        if path.is_absolute() or ".." in path.parts or "\\" in shard_name or path.suffix != ".safetensors":
-            raise UnsafePathError(
-                f"{index} names {shard_name!r}, which is not a safetensors file inside the folder"
-            )
-        if not (folder / shard_name).is_file():
-            raise MissingFileError(f"{index} names the shard {shard_name}, which is not in {folder}")
-    return {str(name): str(shard_name) for name, shard_name in weight_map.items()}
+def check_tensor_name(name: str) -> None:
+    """Raise ValueError for a name that no model uses and that could not be printed in a line or written."""
+    if not 0 < len(name) <= MAX_NAME_LENGTH or has_control_characters(name) or not is_encodable(name):
+        raise ValueError(f"{name!r:.80} cannot be the name of a tensor")

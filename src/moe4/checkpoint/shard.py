@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.header import Shard, StoredTensor, TensorSpec, read_shard
-from moe4.errors import TruncatedShardError
+from moe4.errors import TensorError, TruncatedShardError
 
 __all__ = [
     "Shard",
@@ -44,6 +44,13 @@ DTYPES: dict[str, torch.dtype] = {
     "I32": torch.int32,
     "I64": torch.int64,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -58,7 +65,12 @@ def read_tensor(stored: StoredTensor, *, pinned: bool = False) -> Tensor:
     """Read one tensor into fresh memory, in its stored dtype and shape.
 
     `pinned` memory is what a GPU copies from at full speed; it needs CUDA.
+    Raises TensorError for a dtype that torch does not have.
     """
+    if stored.spec.dtype not in DTYPES:
+        raise TensorError(
+            f"{stored.spec.name} in {stored.path} has the dtype {stored.spec.dtype}, which moe4 does not read"
+        )
     tensor = torch.empty(stored.spec.shape, dtype=DTYPES[stored.spec.dtype], pin_memory=pinned)
     with stored.path.open("rb", buffering=0) as file:
         file.seek(stored.offset)

@@ -1,43 +1,32 @@
-"""Read any safetensors checkpoint through its index, in BF16 or block-FP8, one shard or many.
-
-Nothing but safetensors and JSON is read. Everything that headers can tell is checked when it is opened: that
-every shard the index names is there, whole and inside the folder, and holds the tensors the index says it
-does.
-"""
+"""A source checkpoint's tensors by name, in BF16 or block-FP8, read by the rules of `index.py`."""
 
 import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, PROBE_NAME, read_json_object, read_weight_map
-from moe4.checkpoint.shard import (
-    DTYPES,
-    Shard,
-    StoredTensor,
-    iterate_bytes,
-    iterate_rows,
-    read_shard,
-    read_tensor,
-)
-from moe4.errors import (
-    CheckpointError,
-    MissingFileError,
-    TensorError,
-    UnsupportedModelError,
-)
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.header import TensorSpec
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, PROBE_NAME, CheckpointIndex, side_paths
+from moe4.checkpoint.shard import DTYPES, Shard, iterate_bytes, iterate_rows, read_tensor
+from moe4.config import ModelConfig
+from moe4.errors import TensorError, UnsupportedModelError
 
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "dequantize_blocks", "read_json_object"]
 
 SCALE_SUFFIX = "_scale_inv"
 NUM_SAMPLES, SAMPLE_BYTES = 32, 4096
 FLOAT_DTYPES = ("BF16", "F16", "F32")
+PLAIN_DTYPES = (*FLOAT_DTYPES, "F64")
+"""What a weight that stays as it is may have; those that are quantized have one of FLOAT_DTYPES or FP8."""
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
+SCALE_DTYPES = (*FLOAT_DTYPES, "F8_E8M0")
+EXPONENT_FORMAT = "ue8m0"
+MAX_BLOCK = 1 << 20
 
 
 class Checkpoint:
@@ -47,22 +36,11 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder")
-        if not (folder / CONFIG_NAME).is_file():
-            raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
-        self.folder = folder
-        self.config: dict[str, Any] = read_json_object(folder / CONFIG_NAME)
-        weight_map = read_weight_map(folder)
-        self.shards: dict[str, Shard] = {
-            name: read_shard(folder / name) for name in sorted(set(weight_map.values()))
-        }
-        self._stored: dict[str, StoredTensor] = {}
-        for name, shard_name in weight_map.items():
-            stored = self.shards[shard_name].tensors.get(name)
-            if stored is None:
-                raise CheckpointError(f"{folder / INDEX_NAME} says {shard_name} holds {name}; it does not")
-            self._stored[name] = stored
+        """Read the folder's headers. Raises CheckpointError or one of its children."""
+        index = CheckpointIndex(folder)
+        self.folder, self.config, self.shards = folder, index.config, index.shards
+        self.unlisted = index.unlisted
+        self._stored = index.tensors
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
@@ -77,8 +55,13 @@ class Checkpoint:
         """Size of all tensors, scales included."""
         return sum(stored.spec.num_bytes for stored in self._stored.values())
 
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor's dtype and shape as they are stored."""
+        return {name: stored.spec for name, stored in self.tensors.items()}
+
     def is_fp8(self, name: str) -> bool:
-        """Say whether a tensor is stored in FP8 with block scales."""
+        """Say whether a tensor is stored in FP8 with block scales, which opening the checkpoint has seen."""
         return self._stored[name].spec.dtype in FP8_DTYPES
 
     def load(self, name: str) -> Tensor:
@@ -91,11 +74,16 @@ class Checkpoint:
     def read(self, name: str, *, pinned: bool = False) -> tuple[Tensor, ...]:
         """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this.
 
-        `pinned` memory is for copies to a GPU.
+        Scales that are stored as exponents come as the float32 powers of two that they mean. `pinned` memory
+        is for copies to a GPU.
         """
         names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
         pieces = tuple(read_tensor(self._stored[part], pinned=pinned) for part in names)
         self._add_bytes(sum(piece.nbytes for piece in pieces))
+        if len(pieces) == 2 and pieces[1].itemsize == 1:
+            exponents = pieces[1].view(torch.float8_e8m0fnu)
+            scales = torch.empty(exponents.shape, dtype=torch.float32, pin_memory=pinned)
+            pieces = (pieces[0], scales.copy_(exponents))
         return pieces
 
     def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
@@ -111,7 +99,8 @@ class Checkpoint:
         stored = self._stored[name]
         for piece in iterate_bytes(stored):
             self._add_bytes(len(piece))
-            self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
+            if stored.spec.dtype in PLAIN_DTYPES:
+                self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
             yield piece
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
@@ -156,18 +145,16 @@ class Checkpoint:
 
     def side_files(self) -> Iterator[Path]:
         """Yield the files beside the weights that go into a release as they are, sorted by name."""
-        for path in sorted(self.folder.iterdir()):
-            ours = path.name in (CONFIG_NAME, PROBE_NAME, "README.md") or path.name.endswith(".index.json")
-            if (
-                path.is_file()
-                and not path.name.startswith(".")
-                and not ours
-                and path.suffix not in WEIGHT_SUFFIXES
-            ):
-                yield path
+        for path in side_paths(self.folder):
+            name = path.name.lower()
+            ours = name in (CONFIG_NAME, PROBE_NAME, "readme.md") or name.endswith(".index.json")
+            if ours or not path.is_file() or Path(name).suffix in WEIGHT_SUFFIXES:
+                continue
+            yield path
 
     def _is_scale(self, name: str) -> bool:
-        return name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in self._stored
+        weight = self._stored.get(name.removesuffix(SCALE_SUFFIX)) if name.endswith(SCALE_SUFFIX) else None
+        return weight is not None and weight.spec.dtype in FP8_DTYPES
 
     def _check_fp8(self, name: str) -> None:
         spec = self._stored[name].spec
@@ -182,6 +169,15 @@ class Checkpoint:
                 f"{scales.spec.name} must have shape {list(blocks)} for {name} of shape {list(spec.shape)} "
                 f"in blocks of {list(self.block_size)}, found {list(scales.spec.shape)}"
             )
+        dtype = scales.spec.dtype
+        if dtype not in SCALE_DTYPES and not (dtype == "U8" and self._has_exponents()):
+            raise TensorError(
+                f"{scales.spec.name} has the dtype {dtype}; expected one of {', '.join(SCALE_DTYPES)}, or U8 "
+                f'where quantization_config says "scale_fmt": "{EXPONENT_FORMAT}"'
+            )
+
+    def _has_exponents(self) -> bool:
+        return self.config.quantization is not None and self.config.quantization.scale_fmt == EXPONENT_FORMAT
 
 
 def _sample(shard: Shard) -> bytes:
@@ -209,16 +205,14 @@ def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int
     return weight.float().mul_(expanded.repeat_interleave(width, dim=1)[:, :columns])
 
 
-def fp8_block_size(config: dict[str, Any]) -> tuple[int, int]:
+def fp8_block_size(config: ModelConfig) -> tuple[int, int]:
     """Return the block size of an FP8 checkpoint; refuse one that is quantized in any other way."""
-    text = config.get("text_config")
-    quantization = config.get("quantization_config") or (text or {}).get("quantization_config")
-    if quantization is None:
+    if config.quantization is None:
         return (128, 128)
-    if quantization.get("quant_method") != "fp8":
+    if config.quantization.quant_method != "fp8":
         raise UnsupportedModelError(
-            f"the checkpoint is quantized already ({quantization.get('quant_method')}); "
+            f"the checkpoint is quantized already ({config.quantization.quant_method}); "
             "moe4 reads BF16 and block-FP8"
         )
-    rows, columns = quantization.get("weight_block_size") or (128, 128)
-    return (int(rows), int(columns))
+    rows, columns = config.quantization.weight_block_size or (128, 128)
+    return (rows, columns)

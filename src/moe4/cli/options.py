@@ -38,6 +38,12 @@ NumSequences = Annotated[int | None, typer.Option(help="Calibration documents to
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
 ]
+AllowExtra = Annotated[
+    bool,
+    typer.Option(
+        "--allow-extra", help="Go on if SOURCE has tensors the model has no place for; they are left out."
+    ),
+]
 
 NumGpus = Annotated[int | None, typer.Option("--gpus", help="How many; the fewest that work if not given.")]
 DataParallel = Annotated[

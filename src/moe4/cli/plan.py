@@ -28,6 +28,7 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
+    allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
     time_it: Annotated[
         bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
@@ -53,6 +54,7 @@ def command(
         recipe=resolved,
         calibration=calibration,
         trust_remote_code=trust_remote_code,
+        allow_extra=allow_extra,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
     typer.echo(json.dumps(result) if as_json else describe(result))

@@ -32,6 +32,7 @@ def command(
         str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
+    allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -58,6 +59,7 @@ def command(
         resume=resume,
         device=device,
         trust_remote_code=trust_remote_code,
+        allow_extra=allow_extra,
     )
     ranks = Ranks.from_environment()
     try:

@@ -4,26 +4,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from moe4.checkpoint.header import (
-    CONFIG_NAME,
-    ITEM_BYTES,
-    TensorSpec,
-    read_json_object,
-    read_shard,
-    read_weight_map,
-)
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.header import ITEM_BITS, TensorSpec
+from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, read_config
+from moe4.config import FAMILIES, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.model.groups import choose_group_size
-from moe4.model.inventory import (
-    Tensors,
-    expert_width,
-    kv_bytes_per_token,
-    list_tensors,
-    num_routed_experts,
-    w4a16_group_size,
-)
+from moe4.model.inventory import Tensors, list_tensors
 from moe4.recipe import GROUP_SIZES
 from moe4.serve.model import tokenizer_needs_own_code, writes_kimi_calls
 
@@ -62,7 +50,7 @@ class Release:
     name: str
     where: str
     origin: str
-    config: dict[str, Any]
+    config: ModelConfig
     group_size: int | None
     layers: list[LayerBytes]
     embedding_bytes: int = 0
@@ -83,42 +71,42 @@ class Release:
     @property
     def num_experts(self) -> int:
         """Routed experts of a layer; 0 for a dense model."""
-        return num_routed_experts(self.config)
+        return self.config.text.num_routed_experts
 
     @property
     def expert_width(self) -> int:
         """The routed experts' inner width."""
-        return expert_width(self.config)
+        return self.config.text.expert_width
 
     @property
     def experts_per_token(self) -> int:
         """Routed experts that a token passes in a layer."""
-        return int(self.config.get("num_experts_per_tok") or 1)
+        return self.config.text.num_experts_per_tok or 1
 
     @property
     def num_heads(self) -> int:
         """Attention heads."""
-        return int(self.config.get("num_attention_heads") or 1)
+        return self.config.text.num_heads
 
     @property
     def has_latent_cache(self) -> bool:
         """Whether attention is MLA, whose cache every tensor-parallel rank holds whole."""
-        return bool(self.config.get("kv_lora_rank"))
+        return bool(self.config.text.kv_lora_rank)
 
     @property
     def num_kv_heads(self) -> int:
         """Heads whose keys and values are cached; 1 with MLA."""
-        return 1 if self.has_latent_cache else int(self.config.get("num_key_value_heads") or self.num_heads)
+        return 1 if self.has_latent_cache else self.config.text.num_kv_heads
 
     @property
     def kv_bytes_per_token(self) -> int:
         """A token's BF16 cache bytes in all layers."""
-        return kv_bytes_per_token(self.config)
+        return self.config.text.kv_bytes_per_token
 
     @property
     def max_position_embeddings(self) -> int:
         """Tokens the model was made for."""
-        return int(self.config.get("max_position_embeddings") or 4096)
+        return self.config.text.max_position_embeddings or 4096
 
     @property
     def expert_bytes_read(self) -> int:
@@ -133,7 +121,7 @@ class Release:
         return sum(layer.split + layer.whole for layer in self.layers) + head + self.other_bytes
 
     def _add(self, spec: TensorSpec, copies: int) -> None:
-        size, name = spec.num_bytes * copies, spec.name
+        size, name = spec.num_bytes * copies, spec.name.removeprefix(self.config.text_prefix)
         self.num_elements += math.prod(spec.shape) * copies
         self.bytes_by_dtype[spec.dtype] = self.bytes_by_dtype.get(spec.dtype, 0) + size
         parts = name.split(".")
@@ -165,9 +153,8 @@ def read_release(where: str, group_size: int | None = None, token: str | None = 
     """
     path = Path(where)
     if path.is_file():
-        return _from_config(
-            path.resolve().parent.name, where, read_json_object(path), group_size, path.parent
-        )
+        config = parse_config(read_json_object(path), path)
+        return _from_config(path.resolve().parent.name, where, config, group_size, path.parent)
     if path.is_dir():
         return _from_folder(path, where, group_size)
     if where.count("/") == 1 and not where.startswith((".", "/", "~")):
@@ -179,14 +166,11 @@ def read_release(where: str, group_size: int | None = None, token: str | None = 
 
 
 def _from_folder(folder: Path, where: str, group_size: int | None) -> Release:
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{where} is no release or checkpoint: it has no {CONFIG_NAME}")
-    config = read_json_object(folder / CONFIG_NAME)
-    if not any(folder.glob("*.safetensors*")):
-        return _from_config(folder.resolve().name, where, config, group_size, folder)
-    names = sorted(set(read_weight_map(folder).values()))
-    specs = [tensor.spec for name in names for tensor in read_shard(folder / name).tensors.values()]
-    return _from_specs(folder.resolve().name, where, config, specs, folder)
+    if not has_weights(folder):
+        return _from_config(folder.resolve().name, where, read_config(folder), group_size, folder)
+    index = CheckpointIndex(folder)
+    specs = [tensor.spec for tensor in index.tensors.values()]
+    return _from_specs(folder.resolve().name, where, index.config, specs, folder)
 
 
 def _from_hub(repository: str, token: str | None) -> Release:
@@ -195,7 +179,8 @@ def _from_hub(repository: str, token: str | None) -> Release:
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 
     try:
-        config = read_json_object(Path(huggingface_hub.hf_hub_download(repository, CONFIG_NAME, token=token)))
+        file = Path(huggingface_hub.hf_hub_download(repository, CONFIG_NAME, token=token))
+        config = parse_config(read_json_object(file), f"{repository}/{CONFIG_NAME}")
         metadata = huggingface_hub.get_safetensors_metadata(repository, token=token)
     except NotASafetensorsRepoError:
         raise CheckpointError(f"the repository {repository} has no safetensors files") from None
@@ -213,11 +198,11 @@ def _from_hub(repository: str, token: str | None) -> Release:
 
 
 def _from_specs(
-    name: str, where: str, config: dict[str, Any], specs: Iterable[TensorSpec], folder: Path | None
+    name: str, where: str, config: ModelConfig, specs: Iterable[TensorSpec], folder: Path | None
 ) -> Release:
-    release = _empty(name, where, "headers", config, w4a16_group_size(config), folder)
+    release = _empty(name, where, "headers", config, _group_size(config), folder)
     for spec in specs:
-        if spec.dtype not in ITEM_BYTES:
+        if spec.dtype not in ITEM_BITS:
             raise CheckpointError(
                 f"{where}: {spec.name} has the dtype {spec.dtype}, which moe4 does not know"
             )
@@ -225,25 +210,33 @@ def _from_specs(
     return release
 
 
-def _from_config(
-    name: str, where: str, config: dict[str, Any], group_size: int | None, folder: Path
-) -> Release:
-    if not num_routed_experts(config):
+def _from_config(name: str, where: str, config: ModelConfig, group_size: int | None, folder: Path) -> Release:
+    text = config.text
+    if not text.num_routed_experts:
         raise UnsupportedModelError(
             f"{where} describes no routed experts; moe4 sizes Mixture-of-Experts models"
         )
-    width, hidden = expert_width(config), int(config.get("hidden_size") or 0)
-    group_size = w4a16_group_size(config) or group_size or choose_group_size((width, hidden), width)
+    if not isinstance(text, Family):
+        raise UnsupportedModelError(
+            f"model_type {text.model_type!r} cannot be sized from a config alone; known are "
+            f"{', '.join(sorted(FAMILIES))}. Give a folder or repository with its safetensors files"
+        )
+    width, hidden = text.expert_width, text.hidden_size
+    group_size = _group_size(config) or group_size or choose_group_size((width, hidden), width)
     if group_size not in GROUP_SIZES or width % group_size or hidden % group_size:
         raise DeployError(
             f"groups of {group_size} codes do not divide the experts of {where} ({width} by {hidden}); "
             "use --group-size 32, 64 or 128"
         )
     release = _empty(name, where, "config", config, group_size, folder)
-    for tensors in list_tensors(config):
+    for tensors in list_tensors(text):
         for spec in _stored(tensors, group_size):
             release._add(spec, tensors.copies)
     return release
+
+
+def _group_size(config: ModelConfig) -> int | None:
+    return config.quantization.w4a16_group_size if config.quantization else None
 
 
 def _stored(tensors: Tensors, group_size: int) -> Iterable[TensorSpec]:
@@ -259,17 +252,18 @@ def _stored(tensors: Tensors, group_size: int) -> Iterable[TensorSpec]:
 
 
 def _empty(
-    name: str, where: str, origin: str, config: dict[str, Any], group_size: int | None, folder: Path | None
+    name: str, where: str, origin: str, config: ModelConfig, group_size: int | None, folder: Path | None
 ) -> Release:
-    num_layers = config.get("num_hidden_layers")
-    if not isinstance(num_layers, int) or num_layers < 1:
+    num_layers = config.text.num_hidden_layers
+    if not num_layers:
         raise UnsupportedModelError(
             f"the config of {where} has no num_hidden_layers; is it a language model?"
         )
     tokenizer = folder / "tokenizer_config.json" if folder else None
-    tokenizer_config = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
-    needs_own_code = config.get("model_type") == "kimi_k2"  # as published; known where its files are seen
-    if folder and tokenizer_config:
+    found = read_json_object(tokenizer) if tokenizer and tokenizer.is_file() else {}
+    tokenizer_config = parse_tokenizer_config(found, tokenizer)
+    needs_own_code = config.model_type == "kimi_k2"  # as published; known where its files are seen
+    if folder and found:
         needs_own_code = tokenizer_needs_own_code(folder, tokenizer_config)
     return Release(
         name=name,

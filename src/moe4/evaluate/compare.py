@@ -19,7 +19,7 @@ from moe4.errors import EvaluationError
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.request import find_data
 from moe4.forward.stream import LayerPass, Stream, run_expert
-from moe4.forward.weights import open_weights
+from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
 from moe4.recipe import Calibration
 
@@ -46,9 +46,11 @@ class CompareOptions:
 
 def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
-    source, release = open_weights(options.source), open_weights(options.release)
     dtype = DTYPES[options.compute_dtype]
-    networks = [Network(weights.config, dtype) for weights in (source, release)]
+    (source, network), (release, other) = (
+        open_model(folder, dtype) for folder in (options.source, options.release)
+    )
+    networks = [network, other]
     _check_alike(options, *networks)
     corpus = load_corpus(
         options.source,

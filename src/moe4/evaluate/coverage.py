@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe4.calibration.corpus import Document, is_reference_model, load_tokenizer, read_jsonl, tokenize
+from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize
+from moe4.calibration.documents import Document, join_parts
 from moe4.errors import CalibrationError
 from moe4.forward.stream import Stream, run_expert
-from moe4.forward.weights import open_weights
-from moe4.model.architecture import Network
+from moe4.forward.weights import open_model
 
 COLD_SHOWN, SUGGESTED = 10, 5
 Counts = NDArray[np.int32]
@@ -52,8 +52,7 @@ class Coverage:
 
 def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
-    weights = open_weights(options.model)
-    network = Network(weights.config, torch.bfloat16)
+    weights, network = open_model(options.model, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
     sequences = [
@@ -198,8 +197,7 @@ def document_text(document: Document) -> str:
     """Return a document's words: its text, or the contents of its messages."""
     if "text" in document:
         return str(document["text"])
-    contents = [message.get("content") for message in document["messages"]]
-    return " ".join(content for content in contents if isinstance(content, str))
+    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -7,12 +7,12 @@ process of its own, one a model.
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from moe4 import __version__
+from moe4.checkpoint.index import read_config
 from moe4.errors import EvaluationError, MissingDependencyError
 from moe4.evaluate.cache import AnswerCache, folder_identity
 from moe4.evaluate.request import TASKS, TASKS_FOLDER, EvaluationRequest
@@ -184,8 +184,7 @@ def vllm_distribution() -> str:
 
 
 def _longest(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings") or MAX_MODEL_LEN)
+    return read_config(folder).text.max_position_embeddings or MAX_MODEL_LEN
 
 
 def _one_line(error: Exception) -> str:

@@ -1,12 +1,12 @@
 """Do calibration and evaluation share text? Word n-grams, as contamination of training data is told."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe4.errors import EvaluationError
+from moe4.schema import decode
 
 NGRAM_WORDS = 13  # Brown et al. 2020 (GPT-3), appendix C
 WORD = re.compile(r"\w+")
@@ -45,10 +45,7 @@ def read_questions(path: Path) -> list[tuple[str, str]]:
 
 
 def _question(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise EvaluationError(f"{where}: not JSON: {error}") from None
+    row = decode(line, where, EvaluationError)
     if isinstance(row, dict):
         for key in KEYS:
             if isinstance(row.get(key), str):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.checkpoint.index import CheckpointIndex
 from moe4.errors import CheckpointError, EvaluationError, MissingFileError
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
@@ -73,8 +74,7 @@ def check_model(model: str) -> str:
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise MissingFileError(f"{model} holds no model that can be evaluated: it has no {name}")
-    if not any(folder.glob("*.safetensors")):
-        raise MissingFileError(f"{model} holds no weights: it has no .safetensors file")
+    CheckpointIndex(folder)
     return str(folder.resolve())
 
 

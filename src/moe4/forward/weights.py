@@ -2,21 +2,26 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from moe4.checkpoint.header import TensorSpec
+from moe4.checkpoint.index import CheckpointIndex, read_config
 from moe4.checkpoint.packed import dequantize, unpack
-from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_shard, read_tensor
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
-from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
+from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_tensor
+from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
+from moe4.config import ModelConfig
+from moe4.errors import CheckpointError, TensorError
+from moe4.model.accounting import Accounting
+from moe4.model.architecture import Network
 
 
 class Weights(Protocol):
     """A model's config and its weights by their unquantized names."""
 
-    config: dict[str, Any]
+    config: ModelConfig
 
     def load(self, name: str) -> Tensor:
         """Return a weight; float32 [out, in] where it was stored in FP8 or INT4."""
@@ -31,32 +36,26 @@ class Release:
     """A W4A16 release. Raises CheckpointError's children."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / CONFIG_NAME).is_file() or not (folder / INDEX_NAME).is_file():
-            raise MissingFileError(f"{folder} is no release: it has no {CONFIG_NAME} or no {INDEX_NAME}")
-        self.folder = folder
-        self.config = read_json_object(folder / CONFIG_NAME)
-        weight_map = read_json_object(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map")
-        shards = {}
-        for shard_name in sorted(set(map(str, weight_map.values()))):
-            if Path(shard_name).name != shard_name:
-                raise UnsafePathError(f"{INDEX_NAME} names {shard_name}, which is not a file in the folder")
-            shards[shard_name] = read_shard(folder / shard_name).tensors
-        self._stored: dict[str, StoredTensor] = {}
-        for name, shard_name in weight_map.items():
-            if name not in shards[shard_name]:
-                raise CheckpointError(f"{folder / INDEX_NAME} says {shard_name} holds {name}; it does not")
-            self._stored[name] = shards[shard_name][name]
+        index = CheckpointIndex(folder)
+        self.folder, self.config, self._stored = folder, index.config, index.tensors
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor by its unquantized name; BF16 stands for the dtype of those that are quantized."""
+        found = {name: stored.spec for name, stored in self._stored.items()}
+        for name, spec in list(found.items()):
+            if name.endswith(".weight_packed") and len(spec.shape) == 2:
+                plain, (rows, words) = name.removesuffix("_packed"), spec.shape
+                found[plain] = TensorSpec(name=plain, dtype="BF16", shape=(rows, 8 * words))
+        return found
 
     def load(self, name: str) -> Tensor:
         """Return a weight; float32 where it is quantized, every product exact."""
         base = name.removesuffix("weight")
         if f"{base}weight_packed" in self._stored:
-            packed, scales = (
-                read_tensor(self._stored[f"{base}weight_{leaf}"]) for leaf in ("packed", "scale")
-            )
-            return dequantize(unpack(packed), scales)
+            packed, scales = (self._plain(f"{base}weight_{leaf}") for leaf in ("packed", "scale"))
+            _check_quantized(packed, scales)
+            return dequantize(unpack(read_tensor(packed)), read_tensor(scales))
         return read_tensor(self._plain(name))
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
@@ -67,6 +66,20 @@ class Release:
         if name not in self._stored:
             raise CheckpointError(f"{self.folder} has no {name}, which its architecture needs")
         return self._stored[name]
+
+
+def _check_quantized(packed: StoredTensor, scales: StoredTensor) -> None:
+    """Raise TensorError unless codes and scales fit each other."""
+    words, groups = packed.spec, scales.spec
+    fits = (words.dtype, groups.dtype in FLOAT_DTYPES) == ("I32", True)
+    if fits and len(words.shape) == len(groups.shape) == 2 and words.shape[0] == groups.shape[0]:
+        num_codes, num_groups = 8 * words.shape[1], groups.shape[1]
+        if num_groups and num_codes % num_groups == 0:
+            return
+    raise TensorError(
+        f"{packed.path}: {groups.name} ({groups.dtype} {list(groups.shape)}) does not fit "
+        f"{words.name} ({words.dtype} {list(words.shape)})"
+    )
 
 
 def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
@@ -82,9 +95,19 @@ def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
     return torch.empty_like(joined).index_copy_(0, by_row, joined)
 
 
-def open_weights(folder: Path) -> Weights:
+def open_model(folder: Path, compute_dtype: torch.dtype) -> tuple[Weights, Network]:
+    """Open a release or a plain checkpoint with its network, once it is seen to hold every tensor of it.
+
+    Raises CheckpointError's children.
+    """
+    weights = open_weights(folder)
+    network = Network(weights.config, compute_dtype)
+    for problem in Accounting(network, weights.config).check(weights.specs, {}).problems:
+        raise problem
+    return weights, network
+
+
+def open_weights(folder: Path) -> Checkpoint | Release:
     """Open a release or a plain checkpoint, as its config says. Raises CheckpointError's children."""
-    if not (folder / CONFIG_NAME).is_file():
-        raise MissingFileError(f"{folder} is no checkpoint or release: it has no {CONFIG_NAME}")
-    quantization = read_json_object(folder / CONFIG_NAME).get("quantization_config") or {}
-    return Release(folder) if quantization.get("format") == "pack-quantized" else Checkpoint(folder)
+    quantization = read_config(folder).quantization
+    return Release(folder) if quantization and quantization.is_packed else Checkpoint(folder)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
 from moe4.model.experts import EXPERTS_IMPLEMENTATION
-from moe4.model.names import PARTS, TEXT_MODELS, Names, Part, find_names, text_config
+from moe4.model.names import PARTS, Names, Part, find_names
 
 __all__ = ["PARTS", "SUPPORTED_MODEL_TYPES", "ExpertShape", "Network", "Part", "build_config"]
 
@@ -63,20 +64,19 @@ class Network:
     Raises UnsupportedModelError for a model that cannot be streamed.
     """
 
-    def __init__(self, config: dict[str, Any], compute_dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
         self.compute_dtype = compute_dtype
         self.config = build_config(config)
-        inner, prefix = text_config(config)
-        model_type = inner["model_type"]
-        self.names = replace(find_names(model_type, SUPPORTED_MODEL_TYPES[model_type]), text_prefix=prefix)
+        config.require_complete()
+        model_type = config.family.model_type
+        names = find_names(model_type, SUPPORTED_MODEL_TYPES[model_type])
+        self.names = replace(names, text_prefix=config.text_prefix)
         model = _build_skeleton(self.config, compute_dtype)
         model.eval().requires_grad_(False)
         self._decoder = model.model
         self.num_layers: int = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(model._keep_in_fp32_modules_strict or ())
         self.experts = [self._find_experts(layer) for layer in range(self.num_layers)]
-        if not any(self.experts):
-            raise UnsupportedModelError("the model has no layer with routed experts")
 
     @property
     def embedding_name(self) -> str:
@@ -189,38 +189,22 @@ def _build_skeleton(config: Any, dtype: torch.dtype) -> Any:
         raise UnsupportedModelError(f"transformers cannot build this model: {reason}") from error
 
 
-def build_config(config: dict[str, Any]) -> Any:
+def build_config(config: ModelConfig) -> Any:
     """Return transformers' config for a checkpoint's config.json; never runs code of the checkpoint's.
 
     Raises UnsupportedModelError.
     """
-    config, _ = text_config(config)
-    model_type = config.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported; "
-            f"moe4 streams {', '.join(sorted({*SUPPORTED_MODEL_TYPES, *TEXT_MODELS}))}"
-        )
     from transformers import AutoConfig
 
+    model_type = config.family.model_type
     dropped = ("model_type", "quantization_config", "auto_map", "architectures", "transformers_version")
     # transformers writes into nested tables of what it is given.
-    values = {key: copy.deepcopy(value) for key, value in config.items() if key not in dropped}
+    document = config.text_document
+    values = {key: copy.deepcopy(value) for key, value in document.items() if key not in dropped}
     try:
-        built = AutoConfig.for_model(SUPPORTED_MODEL_TYPES[model_type], **values)
+        return AutoConfig.for_model(SUPPORTED_MODEL_TYPES[model_type], **values)
     except Exception as error:
         reason = str(error).replace("\n", " ")
         raise UnsupportedModelError(
-            f"transformers cannot build this {model_type} config: {reason}"
+            f"{config.where}: transformers cannot build this {model_type} config: {reason}"
         ) from error
-    layer_types = getattr(built, "layer_types", None)
-    slides = (
-        getattr(built, "sliding_window", None)
-        if layer_types is None
-        else set(layer_types) != {"full_attention"}
-    )
-    if slides:
-        raise UnsupportedModelError(
-            "only full attention is supported; this config has sliding windows or other kinds"
-        )
-    return built

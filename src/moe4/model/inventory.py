@@ -5,11 +5,10 @@ Held to transformers' own models by tests/model/test_inventory.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from moe4.errors import UnsupportedModelError
-
-Config = dict[str, Any]
+from moe4.config import Family, LatentFamily
+from moe4.config.families import Qwen2Moe
+from moe4.config.text import RoutedFamily
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,124 +30,53 @@ class Tensors:
 MLP_LEAVES = ("gate_proj", "up_proj", "down_proj")
 
 
-# What differs between the families moe4 streams, beside what their configs say. `bias`: of query, key, value.
-# `norms`: of queries and keys, per head or over all heads. `shared`: the shared experts' module and width.
+# What differs between the families moe4 streams, beside what their configs say. `norms`: of queries and keys,
+# per head or over all heads. `leaves`: what an expert's gate, up and down are called.
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Family:
-    num_experts: str
-    bias: bool | str = False
+class _Layout:
     norms: str | None = None
-    shared: str | None = None
-    shared_gate: bool = False
     correction_bias: bool = False
-    latent: bool = False
-    norm_gate: str | None = None
+    output_bias: bool = False
     module: str = "mlp"
     leaves: tuple[str, ...] = MLP_LEAVES
 
 
-_DEEPSEEK = _Family(num_experts="n_routed_experts", shared="n_shared_experts", latent=True)
-_DEEPSEEK3 = _Family(
-    num_experts="n_routed_experts", shared="n_shared_experts", correction_bias=True, latent=True
-)
-_GLM = _Family(
-    num_experts="n_routed_experts",
-    bias="attention_bias",
-    norms="head",
-    norm_gate="use_qk_norm",
-    shared="n_shared_experts",
-    correction_bias=True,
-)
-FAMILIES = {
-    "deepseek_v2": _DEEPSEEK,
+_DEEPSEEK3 = _Layout(correction_bias=True)
+LAYOUTS = {
+    "deepseek_v2": _Layout(),
     "deepseek_v3": _DEEPSEEK3,
-    "dots1": _Family(
-        num_experts="n_routed_experts",
-        bias="attention_bias",
-        norms="head",
-        shared="n_shared_experts",
-        correction_bias=True,
-    ),
-    "glm4_moe": _GLM,
+    "dots1": _Layout(norms="head", correction_bias=True, output_bias=True),
+    "glm4_moe": _Layout(norms="head", correction_bias=True),
     "kimi_k2": _DEEPSEEK3,
-    "mixtral": _Family(num_experts="num_local_experts", module="block_sparse_moe", leaves=("w1", "w3", "w2")),
-    "olmoe": _Family(num_experts="num_experts", bias="attention_bias", norms="all"),
-    "qwen2_moe": _Family(
-        num_experts="num_experts", bias=True, shared="shared_expert_intermediate_size", shared_gate=True
-    ),
-    "qwen3_moe": _Family(num_experts="num_experts", bias="attention_bias", norms="head"),
+    "mixtral": _Layout(module="block_sparse_moe", leaves=("w1", "w3", "w2")),
+    "olmoe": _Layout(norms="all"),
+    "qwen2_moe": _Layout(),
+    "qwen3_moe": _Layout(norms="head"),
 }
 
 
-def num_routed_experts(config: Config) -> int:
-    """Return the routed experts of a layer; 0 for a dense model."""
-    for key in ("n_routed_experts", "num_experts", "num_local_experts"):
-        if config.get(key):
-            return int(config[key])
-    return 0
+def list_tensors(config: Family) -> list[Tensors]:
+    """Return every tensor of the BF16 checkpoint that `config` describes, in the names of its text model."""
+    return list(_iterate(config, LAYOUTS[config.model_type]))
 
 
-def expert_width(config: Config) -> int:
-    """Return the routed experts' inner width. `intermediate_size` stands for it in OLMoE."""
-    return int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 0)
-
-
-def kv_bytes_per_token(config: Config) -> int:
-    """Return a token's BF16 cache bytes in all layers: MLA's latent and rotary key, or keys and values."""
-    return 2 * int(config.get("num_hidden_layers") or 1) * _cache_width(config)
-
-
-def w4a16_group_size(config: Config) -> int | None:
-    """Return the group size of a W4A16 release; None for other weights."""
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("format") != "pack-quantized":
-        return None
-    for group in (quantization.get("config_groups") or {}).values():
-        weights = group.get("weights") or {}
-        if weights.get("num_bits") == 4 and weights.get("group_size"):
-            return int(weights["group_size"])
-    return None
-
-
-def is_moe_layer(config: Config, layer: int) -> bool:
-    """Say whether a decoder layer has routed experts, as the families' configs spell it."""
-    if config.get("model_type") == "qwen2_moe" or config.get("model_type") == "qwen3_moe":
-        step = int(config.get("decoder_sparse_step", 1))
-        return layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % step == 0
-    return layer >= int(config.get("first_k_dense_replace", 0))
-
-
-def list_tensors(config: Config) -> list[Tensors]:
-    """Return every tensor of the BF16 checkpoint that `config` describes, in the checkpoint's names.
-
-    Raises UnsupportedModelError for a family moe4 does not know or a config that lacks a size.
-    """
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        raise UnsupportedModelError(
-            f"model_type {config.get('model_type')!r} cannot be sized from a config alone; known are "
-            f"{', '.join(sorted(FAMILIES))}. Give a folder or repository with its safetensors files"
-        )
-    try:
-        return list(_iterate(config, family))
-    except (KeyError, TypeError) as error:
-        raise UnsupportedModelError(f"the {config['model_type']} config has no {error}") from None
-
-
-def _iterate(config: Config, family: _Family) -> Iterator[Tensors]:
-    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+def _iterate(config: Family, layout: _Layout) -> Iterator[Tensors]:
+    hidden, vocab = config.hidden_size, config.vocab_size
     yield Tensors(name="model.embed_tokens.weight", shape=(vocab, hidden))
-    for layer in range(int(config["num_hidden_layers"])):
+    for layer, has_experts in enumerate(config.expert_layers):
         prefix = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield Tensors(name=f"{prefix}{norm}.weight", shape=(hidden,))
-        yield from (_latent_attention if family.latent else _attention)(config, family, f"{prefix}self_attn.")
-        if is_moe_layer(config, layer):
-            yield from _experts(config, family, f"{prefix}{family.module}.")
+        if isinstance(config, LatentFamily):
+            yield from _latent_attention(config, f"{prefix}self_attn.")
         else:
-            yield from _mlp(f"{prefix}mlp.", hidden, int(config["intermediate_size"]))
+            yield from _attention(config, layout, f"{prefix}self_attn.")
+        if has_experts:
+            yield from _experts(config, layout, f"{prefix}{layout.module}.")
+        else:
+            yield from _mlp(f"{prefix}mlp.", hidden, config.intermediate_size)
     yield Tensors(name="model.norm.weight", shape=(hidden,))
-    if not config.get("tie_word_embeddings"):
+    if not config.tie_word_embeddings:
         yield Tensors(name="lm_head.weight", shape=(vocab, hidden))
 
 
@@ -159,28 +87,27 @@ def _mlp(
         yield Tensors(name=f"{prefix}{leaf}.weight", shape=shape, copies=copies)
 
 
-def _experts(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:
-    hidden, width = int(config["hidden_size"]), expert_width(config)
-    num_experts = int(config[family.num_experts])
+def _experts(config: Family, layout: _Layout, prefix: str) -> Iterator[Tensors]:
+    hidden, num_experts = config.hidden_size, config.num_routed_experts
     yield Tensors(name=f"{prefix}gate.weight", shape=(num_experts, hidden))
-    if family.correction_bias:
+    if layout.correction_bias:
         yield Tensors(name=f"{prefix}gate.e_score_correction_bias", shape=(num_experts,), float32=True)
-    if family.shared_gate:
-        yield from _mlp(f"{prefix}shared_expert.", hidden, int(config[str(family.shared)]))
+    if isinstance(config, Qwen2Moe):
+        yield from _mlp(f"{prefix}shared_expert.", hidden, config.shared_expert_intermediate_size)
         yield Tensors(name=f"{prefix}shared_expert_gate.weight", shape=(1, hidden))
-    elif family.shared and config.get(family.shared):
-        yield from _mlp(f"{prefix}shared_experts.", hidden, width * int(config[family.shared]))
-    yield from _mlp(f"{prefix}experts.{{expert}}.", hidden, width, num_experts, family.leaves)
+    elif isinstance(config, RoutedFamily):
+        yield from _mlp(f"{prefix}shared_experts.", hidden, config.expert_width * config.n_shared_experts)
+    yield from _mlp(f"{prefix}experts.{{expert}}.", hidden, config.expert_width, num_experts, layout.leaves)
 
 
-def _latent_attention(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:
+def _latent_attention(config: LatentFamily, prefix: str) -> Iterator[Tensors]:
     """Yield the tensors of multi-head latent attention (MLA)."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    nope, rope = int(config["qk_nope_head_dim"]), int(config["qk_rope_head_dim"])
-    value, rank = int(config["v_head_dim"]), int(config["kv_lora_rank"])
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+    value, rank = config.v_head_dim, config.kv_lora_rank
     shapes: dict[str, tuple[int, ...]] = {}
-    if config.get("q_lora_rank"):
-        q_rank = int(config["q_lora_rank"])
+    if config.q_lora_rank:
+        q_rank = config.q_lora_rank
         shapes["q_a_proj"] = (q_rank, hidden)
         shapes["q_a_layernorm"] = (q_rank,)
         shapes["q_b_proj"] = (heads * (nope + rope), q_rank)
@@ -194,32 +121,19 @@ def _latent_attention(config: Config, family: _Family, prefix: str) -> Iterator[
         yield Tensors(name=f"{prefix}{name}.weight", shape=shape)
 
 
-def _attention(config: Config, family: _Family, prefix: str) -> Iterator[Tensors]:
+def _attention(config: Family, layout: _Layout, prefix: str) -> Iterator[Tensors]:
     """Yield the tensors of attention with keys and values in groups of heads."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads, head_dim = int(config.get("num_key_value_heads") or heads), _head_dim(config)
-    widths = {"q_proj": heads * head_dim, "k_proj": kv_heads * head_dim, "v_proj": kv_heads * head_dim}
-    bias = family.bias if isinstance(family.bias, bool) else bool(config.get(family.bias))
+    hidden, heads, head_size = config.hidden_size, config.num_attention_heads, config.head_size
+    key_width = config.num_kv_heads * head_size
+    widths = {"q_proj": heads * head_size, "k_proj": key_width, "v_proj": key_width}
     for name, width in widths.items():
         yield Tensors(name=f"{prefix}{name}.weight", shape=(width, hidden))
-        if bias:
+        if config.has_attention_bias:
             yield Tensors(name=f"{prefix}{name}.bias", shape=(width,))
-    yield Tensors(name=f"{prefix}o_proj.weight", shape=(hidden, heads * head_dim))
-    if bias and config["model_type"] in ("olmoe", "qwen3_moe", "dots1"):
+    yield Tensors(name=f"{prefix}o_proj.weight", shape=(hidden, heads * head_size))
+    if layout.output_bias and config.has_attention_bias:
         yield Tensors(name=f"{prefix}o_proj.bias", shape=(hidden,))
-    if family.norms and (family.norm_gate is None or config.get(family.norm_gate)):
-        whole = family.norms == "all"
-        for name, width in (("q_norm", widths["q_proj"]), ("k_norm", widths["k_proj"])):
-            yield Tensors(name=f"{prefix}{name}.weight", shape=(width if whole else head_dim,))
-
-
-def _head_dim(config: Config) -> int:
-    heads = int(config.get("num_attention_heads") or 1)
-    return int(config.get("head_dim") or int(config.get("hidden_size") or heads) // heads)
-
-
-def _cache_width(config: Config) -> int:
-    if config.get("kv_lora_rank"):
-        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
-    heads = int(config.get("num_attention_heads") or 1)
-    return 2 * int(config.get("num_key_value_heads") or heads) * _head_dim(config)
+    if layout.norms and config.has_query_norms:
+        whole = layout.norms == "all"
+        for name, width in (("q_norm", widths["q_proj"]), ("k_norm", key_width)):
+            yield Tensors(name=f"{prefix}{name}.weight", shape=(width if whole else head_size,))

@@ -4,15 +4,12 @@ The differences are transformers' own: the conversions it loads the family's che
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from moe4.errors import UnsupportedModelError
 
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
-
-# Families whose text model is one of several: model_type -> prefix of the text model's tensors.
-TEXT_MODELS = {"kimi_k25": "language_model."}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +60,3 @@ def find_names(model_type: str, transformers_type: str) -> Names:
             f"transformers does not store the experts of {model_type} as one tensor each"
         )
     return Names(renamings=tuple(renamings), expert_leaves=leaves)
-
-
-def text_config(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the text model's part of a config.json, and the prefix of its tensors."""
-    model_type = config.get("model_type")
-    if model_type not in TEXT_MODELS:
-        return config, ""
-    inner = config.get("text_config")
-    if not isinstance(inner, dict):
-        raise UnsupportedModelError(f"the config of this {model_type} model has no text_config")
-    return inner, TEXT_MODELS[model_type]

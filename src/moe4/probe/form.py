@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe4 import __version__
-from moe4.checkpoint.header import PROBE_NAME
+from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import ProbeError
 
 __all__ = [
@@ -31,6 +31,7 @@ FORMAT, VERSION = "moe4-probe", 1
 TOP = 20  # the most that vLLM gives by default (--max-logprobs)
 DECIMALS = 6
 OPTIONAL = ("source", "bf16")  # expectations beside "released"
+LARGEST_COUNT = 1 << 53
 KINDS = ("chat", "tool_call", "tool_result", "text")
 MOST_SUM = 1 + TOP * 10**-DECIMALS  # of the probabilities: each log-probability is rounded
 
@@ -123,7 +124,7 @@ def read_probe(path: Path, vocab_size: int | None = None) -> ExpectedAnswers:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise ProbeError(f"{path} cannot be read: {error.strerror}; moe4 probe RELEASE makes it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProbeError(f"{path} is not JSON: {error}; moe4 probe RELEASE --force makes it again") from None
     problem = next(find_problems(data, vocab_size), None)
     if problem is not None:
@@ -223,8 +224,10 @@ def _id_problem(ids: Any, vocab_size: int | None) -> str | None:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A float holds the whole numbers up to here; math.isfinite raises where an integer is too large for one.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -LARGEST_COUNT <= value <= LARGEST_COUNT

@@ -16,7 +16,7 @@ from moe4.checkpoint.durable import file_sha256, write_file
 from moe4.checkpoint.release import REPORT_NAME, dump_json
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import CalibrationError, OutputError, ProbeError
-from moe4.forward.weights import Weights, open_weights
+from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network
 from moe4.probe.form import (
     OPTIONAL,
@@ -57,11 +57,11 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     """
     if options.path.exists() and not options.force:
         raise OutputError(f"{options.path} is there already; --force makes it again")
-    models: dict[str, Weights] = {"released": open_weights(options.release)}
-    network = Network(models["released"].config, torch.float32)
+    release, network = open_model(options.release, torch.float32)
+    models: dict[str, Weights] = {"released": release}
     if options.source is not None:
-        models["source"] = open_weights(options.source)
-        _check_alike(options, network, Network(models["source"].config, torch.float32))
+        models["source"], other = open_model(options.source, torch.float32)
+        _check_alike(options, network, other)
     try:
         tokenizer = load_tokenizer(
             options.release, network.config, trust_remote_code=options.trust_remote_code
@@ -75,7 +75,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
         num_unreached = _run_layers(passes, say)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(
-        str(models["released"].config.get("model_type")),
+        str(models["released"].config.model_type),
         chosen,
         remarks,
         expected,

@@ -16,6 +16,7 @@ from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
 from moe4.evaluate.cache import default_cache_folder, folder_identity
 from moe4.evaluate.compare import CompareOptions, compare, find_text
+from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
 from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_output
 from moe4.evaluate.results import Comparison
 from moe4.evaluate.server import api_key
@@ -23,7 +24,7 @@ from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.plan import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, render_card
-from moe4.publish.proof import COMPARISON, EVALUATION, PROOF_FOLDER, TOOLCHECK, read_proof
+from moe4.publish.proof import PROOF_FOLDER, read_proof
 from moe4.publish.report import percent, render_report
 from moe4.publish.write import write_text
 from moe4.quantize.verify import verify
@@ -96,7 +97,7 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
         found = None if options.again else stamp.read(folder / name)
         if found is None:
             found = step(options, stamp, say)
-            write_json(folder / name, {**found, "stamp": stamp.value})
+            write_json(folder / name, {"version": 1, **found, "stamp": stamp.value})
             say(f"{part}: {time.monotonic() - began:.0f} s")
         else:
             say(f"{part}: measured already, {folder / name}")
@@ -130,8 +131,8 @@ class _Stamp:
         """Return an earlier result of the same, or None."""
         if not path.is_file():
             return None
-        found = read_json_object(path)
-        return found if found.get("stamp") == self.value else None
+        is_same = read_json_object(path).get("stamp") == self.value
+        return read_result(path) if is_same else None
 
 
 def _content(path: Path) -> str:

@@ -112,12 +112,9 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 
 
 def _architecture(proof: Proof) -> str:
-    rows = [f"| model type | `{proof.config.get('model_type')}` |"]
-    rows += [
-        f"| {text} | {proof.config[key]:,} |"
-        for key, text in ARCHITECTURE.items()
-        if isinstance(proof.config.get(key), int)
-    ]
+    rows = [f"| model type | `{proof.config.model_type}` |"]
+    given = proof.config.text.model_dump(include=set(ARCHITECTURE), exclude_unset=True, exclude_none=True)
+    rows += [f"| {text} | {given[key]:,} |" for key, text in ARCHITECTURE.items() if key in given]
     return "## Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
 
 
@@ -280,7 +277,7 @@ def _creation(proof: Proof) -> str:
 
 
 def _license_name(proof: Proof) -> str | None:
-    found = proof.config.get("license")
+    found = proof.config.document.get("license")
     if isinstance(found, str):
         return found
     for name in LICENSE_FILES[:4]:

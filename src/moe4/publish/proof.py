@@ -4,22 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe4.checkpoint.files import read_json_object
+from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release import REPORT_NAME
-from moe4.checkpoint.source import CONFIG_NAME, read_json_object
+from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
+from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
 
 PROOF_FOLDER = "proof"
-EVALUATION = "evaluation.json"
-COMPARISON = "comparison.json"
-TOOLCHECK = "toolcheck.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """A release and what was measured of it; None for what was not."""
+    """A release and what was measured of it, as `evaluate/files.py` has it; None for what was not."""
 
     folder: Path
-    config: dict[str, Any]
+    config: ModelConfig
     report: dict[str, Any]
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
@@ -31,7 +31,10 @@ class Proof:
 
 
 def read_proof(out: Path, proof: Path | None = None) -> Proof:
-    """Read a release's results, from `proof` or OUT/proof. Raises CheckpointError's children."""
+    """Read a release's results, from `proof` or OUT/proof.
+
+    Raises CheckpointError's children, or EvaluationError for a result that is not as its file has to be.
+    """
     for name in (CONFIG_NAME, REPORT_NAME):
         if not (out / name).is_file():
             raise MissingFileError(f"{out} is no release of moe4: it has no {name}")
@@ -39,12 +42,12 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     if proof is not None and not proof.is_dir():
         raise MissingFileError(f"--proof {proof} is not a folder")
     found = {
-        name: read_json_object(folder / name) if (folder / name).is_file() else None
+        name: read_result(folder / name) if (folder / name).is_file() else None
         for name in (EVALUATION, COMPARISON, TOOLCHECK)
     }
     return Proof(
         folder=out,
-        config=read_json_object(out / CONFIG_NAME),
+        config=read_config(out),
         report=read_json_object(out / REPORT_NAME),
         evaluation=found[EVALUATION],
         comparison=found[COMPARISON],

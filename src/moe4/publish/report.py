@@ -49,7 +49,6 @@ def _context(proof: Proof) -> dict[str, Any]:
     return {
         "name": proof.name,
         "report": report,
-        "config": proof.config,
         "tasks": tasks,
         "comparison": proof.comparison,
         "toolcheck": proof.toolcheck,

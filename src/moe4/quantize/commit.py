@@ -97,7 +97,7 @@ class Committer:
             num_pairs=count_pairs(self.bench.network),
             num_unreached=sum(item["num_unreached"] for item in found),
         )
-        model_type = str(self.bench.checkpoint.config.get("model_type"))
+        model_type = str(self.bench.checkpoint.config.model_type)
         answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
         data = encode_probe(answers)
         write_file(self.folder.folder / PROBE_NAME, data, self.folder.work)
@@ -106,7 +106,7 @@ class Committer:
     def finish(self, report: dict[str, Any]) -> None:
         """Write everything that is neither shard nor side file, and remove the work folder."""
         self.folder.write_json(REPORT_NAME, report)
-        config = without_quantization(self.bench.checkpoint.config)
+        config = without_quantization(self.bench.checkpoint.config.document)
         config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
         self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
 

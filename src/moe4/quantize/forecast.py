@@ -4,13 +4,15 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from moe4.calibration.corpus import load_corpus
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, StoredTensor, TensorSpec
+from moe4.checkpoint.header import StoredTensor, TensorSpec
+from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
-from moe4.checkpoint.source import Checkpoint, fp8_block_size, read_json_object
+from moe4.checkpoint.source import Checkpoint, fp8_block_size
 from moe4.errors import Moe4Error
+from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.needs import available_bytes, disk_need, memory_need, require_memory
@@ -24,12 +26,12 @@ class SketchedCheckpoint(Checkpoint):
     """A checkpoint of which only the config is there: the tensors it would have, in the dtypes it says."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.shards = folder, {}
-        self.config = read_json_object(folder / CONFIG_NAME)
+        self.folder, self.shards, self.unlisted = folder, {}, {}
+        self.config = read_config(folder)
         self.block_size = fp8_block_size(self.config)
-        is_fp8 = self.config.get("quantization_config") is not None
+        is_fp8 = self.config.quantization is not None
         self._stored = {}
-        for entry in list_tensors(self.config):
+        for entry in list_tensors(self.config.family):
             for number in range(entry.copies):
                 name = entry.name.replace("{expert}", str(number))
                 dtype = "F32" if entry.float32 else "BF16"
@@ -63,14 +65,14 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     one expert of made-up weights. Raises CheckpointError if SOURCE cannot be read at all.
     """
     problems: list[str] = []
-    has_weights = _has_weights(request.source)
-    checkpoint = Checkpoint(request.source) if has_weights else SketchedCheckpoint(request.source)
+    is_whole = has_weights(request.source)
+    checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     recipe = resolve_group_size(request.recipe, checkpoint, network)
-    plan = make_plan(checkpoint, network, recipe, problems)
-    calibration = _count_tokens(request, network, problems, has_weights)
+    plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
+    calibration = _count_tokens(request, network, problems, is_whole)
     probe_tokens = PROBE_TOKENS
-    if has_weights:
+    if is_whole:
         trusted = request.trust_remote_code
         probe_tokens = find_prompts(request.source, network, trust_remote_code=trusted).num_tokens
     need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
@@ -82,12 +84,13 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     result: dict[str, Any] = {
         "ok": not problems,
         "problems": problems,
-        "warnings": group_size_warnings(recipe.group_size, network),
+        "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network)],
         "source": {
-            "model_type": checkpoint.config.get("model_type"),
-            "has_weights": has_weights,
+            "model_type": checkpoint.config.model_type,
+            "has_weights": is_whole,
             "num_tensors": len(checkpoint.tensors),
             "num_bytes": checkpoint.num_bytes,
+            "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
         "release": {"group_size": recipe.group_size, **_release(plan)},
         "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
@@ -118,12 +121,12 @@ def _release(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _count_tokens(request: Request, network: Network, problems: list[str], has_weights: bool) -> _Calibration:
+def _count_tokens(request: Request, network: Network, problems: list[str], is_whole: bool) -> _Calibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
     settings = request.recipe.calibration
     if request.recipe.method == "rtn":
         return _Calibration(num_tokens=0, exact=True)
-    if has_weights or request.calibration is not None:
+    if is_whole or request.calibration is not None:
         try:
             corpus = load_corpus(
                 request.source,
@@ -154,14 +157,6 @@ def _note(problems: list[str], check: Any) -> None:
         problems.append(str(error))
 
 
-def _has_weights(folder: Path) -> bool:
-    return (
-        not (folder / CONFIG_NAME).is_file()
-        or (folder / INDEX_NAME).is_file()
-        or any(folder.glob("*.safetensors"))
-    )
-
-
 def _time(found: Probe, network: Network) -> dict[str, Any]:
     layers = [shape for shape in network.experts if shape]
     num_experts = sum(shape.num_experts for shape in layers)
@@ -180,11 +175,15 @@ def describe(result: dict[str, Any]) -> str:
     """Return a forecast in a few lines."""
     source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
     kinds = " · ".join(f"{dtype} {_count(count)}" for dtype, count in release["elements"].items())
+    counts = {kind: count for kind, count in source["num_tensors_by_kind"].items() if count}
+    by_kind = (
+        "" if len(counts) < 2 else f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
+    )
     lines = [
-        f"source    {source['num_tensors']} tensors, {format_bytes(source['num_bytes'])}"
+        f"source    {source['num_tensors']} tensors{by_kind}, {format_bytes(source['num_bytes'])}"
         + ("" if source["has_weights"] else ", from the config alone"),
         f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
-        f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / source['num_bytes']:.1%})",
+        f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
         f"elements  {_count(release['num_elements'])}: {kinds}",
     ]
     lines.append(f"groups    of {release['group_size']} codes")
@@ -208,7 +207,7 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
-    lines.append("ok        nothing speaks against it" if result["ok"] else "failed    it would not work")
+    lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
     return "\n".join(lines)
 
 

@@ -93,8 +93,8 @@ def memory_need(
     largest = max((stored.spec.num_bytes for name, stored in _loaded(plan, checkpoint)), default=0)
     phases = {"copying a tensor": 7 * largest}
     shape = next(filter(None, network.experts))
-    stored = max(checkpoint.tensors[shape.weight_name(0, part)].spec.num_bytes for part in PARTS)
     weights = shape.hidden_size * shape.width
+    stored = max(_stored_bytes(checkpoint, shape))
     probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
     probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
     if probe_tokens:
@@ -131,9 +131,16 @@ def _staging_bytes(plan: Plan, checkpoint: Checkpoint, shape: ExpertShape) -> in
     def block(num_bytes: int) -> int:
         return 1 << max(0, num_bytes - 1).bit_length()
 
-    stored = sum(block(checkpoint.tensors[shape.weight_name(0, part)].spec.num_bytes) for part in PARTS)
+    stored = sum(map(block, _stored_bytes(checkpoint, shape)))
     largest = max((tensor.spec.num_bytes for _, tensor in _loaded(plan, checkpoint)), default=0)
     return GPU_EXPERTS_AHEAD * stored + 2 * BEHIND_BYTES + 4 * block(largest)
+
+
+def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
+    """Return the bytes of an expert's parts on disk, or in BF16 if they are missing (`plan.py` says so)."""
+    found = [checkpoint.tensors.get(shape.weight_name(0, part)) for part in PARTS]
+    plain = 2 * shape.hidden_size * shape.width
+    return [plain if stored is None else stored.spec.num_bytes for stored in found]
 
 
 def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:

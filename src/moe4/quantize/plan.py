@@ -1,17 +1,17 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
 from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
-from moe4.errors import MissingFileError, Moe4Error, RecipeError, TensorError
+from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
+from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice
-from moe4.recipe import Recipe, Target
-
-DROPPED_SUFFIX = ".rotary_emb.inv_freq"  # computed from the config by every loader
+from moe4.recipe import GROUP_SIZES, Recipe, Target
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
 # Hessian. kv_b_proj stays as it is: vLLM's MLA takes its plain weights apart instead of calling it.
@@ -83,36 +83,77 @@ def expert_weight(experts: ExpertShape, expert: int, part: Part) -> QuantizedWei
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The whole release."""
+    """The whole release.
+
+    num_tensors: of the source, by what they are to the model.
+    left_out: tensors for which the model has no place. unlisted: tensors that shards hold and the source's
+    index does not name. Neither go into the release.
+    """
 
     shards: list[ShardPlan]
     ignore: list[str]
+    num_tensors: dict[Kind, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
         """Size of all tensors of the release."""
         return sum(shard.num_bytes for shard in self.shards)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What users of the release should know of the source's other tensors."""
+        found = []
+        if self.left_out:
+            found.append(
+                "the release leaves out tensors for which the model has no place: "
+                + summarize_names(self.left_out)
+            )
+        if self.unlisted:
+            found.append(
+                "tensors in the source's shards that its index does not name are not read: "
+                + summarize_names(self.unlisted)
+            )
+        return found
+
 
 def make_plan(
-    checkpoint: Checkpoint, network: Network, recipe: Recipe, problems: list[str] | None = None
+    checkpoint: Checkpoint,
+    network: Network,
+    recipe: Recipe,
+    problems: list[str] | None = None,
+    *,
+    allow_extra: bool = False,
 ) -> Plan:
     """Plan a resolved recipe's release. Raises MissingFileError, TensorError or RecipeError with the tensor.
 
     With a list of `problems` those errors are put there instead, and what they name is left out.
+    allow_extra: leave out tensors for which the model has no place, instead of refusing them.
     """
     num_shards = network.num_layers + 1
-    by_layer, rest = _sort_names(checkpoint, network)
-    for name in (network.embedding_name, network.norm_name):
-        _passes(problems, _check_there, checkpoint, name)
+    accounting = Accounting(network, checkpoint.config)
+    stored = checkpoint.specs
+    balance = accounting.check(stored, checkpoint.unlisted)
+    _raise_or_note(problems, [*balance.problems, *([] if allow_extra else balance.refuse_unknown())])
+    kinds = {name: accounting.kind(name) for name in sorted(stored)}
+    kept = [name for name, kind in kinds.items() if kind in ("needed", "extra")]
+    by_layer, rest = _sort_names(kept, network)
     shards = []
     for layer, names in enumerate(by_layer):
         file_name = f"model-{layer + 1:05d}-of-{num_shards:05d}.safetensors"
-        shards.append(_plan_layer(checkpoint, network, recipe, layer, names, file_name, problems))
+        usable = [name for name in names if name not in balance.unusable]
+        shards.append(_plan_layer(checkpoint, network, recipe, layer, usable, file_name, problems))
     specs = [_copied_spec(checkpoint, name) for name in rest]
     file_name = f"model-{num_shards:05d}-of-{num_shards:05d}.safetensors"
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
-    return Plan(shards=shards, ignore=_ignore_list(network, recipe, rest))
+    return Plan(
+        shards=shards,
+        ignore=_ignore_list(network, recipe, rest),
+        num_tensors=dict(Counter(kinds.values())),
+        left_out=balance.unknown if allow_extra else [],
+        unlisted=sorted(checkpoint.unlisted),
+    )
 
 
 def resolve_group_size(recipe: Recipe, checkpoint: Checkpoint, network: Network) -> Recipe:
@@ -123,8 +164,9 @@ def resolve_group_size(recipe: Recipe, checkpoint: Checkpoint, network: Network)
     inputs = {size for shape in experts for size in (shape.hidden_size, shape.width)}
     modules = [module for target, stage in LINEAR_STAGES if target in recipe.targets for module in stage]
     for layer in range(network.num_layers):
+        shapes = network.layer_tensors(layer)
         names = (f"{network.layer_prefix(layer)}{module}.weight" for module in modules)
-        inputs.update(checkpoint.tensors[name].spec.shape[-1] for name in names if name in checkpoint.tensors)
+        inputs.update(shapes[name][-1] for name in names if name in shapes)
     return replace(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
 
 
@@ -158,13 +200,11 @@ def quantization_config(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sort_names(checkpoint: Checkpoint, network: Network) -> tuple[list[list[str]], list[str]]:
-    """Return every tensor's name by decoder layer, and those outside the layers that are run."""
+def _sort_names(names: list[str], network: Network) -> tuple[list[list[str]], list[str]]:
+    """Return tensors' names by decoder layer, and those outside the layers that are run."""
     by_layer: list[list[str]] = [[] for _ in range(network.num_layers)]
     rest = []
-    for name in sorted(checkpoint.tensors):
-        if name.endswith(DROPPED_SUFFIX):
-            continue
+    for name in names:
         layer = network.layer_of(name)
         if layer is not None and layer < network.num_layers:
             by_layer[layer].append(name)
@@ -184,13 +224,12 @@ def _plan_layer(
 ) -> ShardPlan:
     experts = network.experts[layer]
     plan = ShardPlan(file_name=file_name, layer=layer, experts=experts)
-    for name, shape in network.layer_tensors(layer).items():
-        _passes(problems, _check_shape, checkpoint, name, shape)
+    there = set(names)
     for target, modules in LINEAR_STAGES:
         stage = []
         for module in modules:
             name = f"{network.layer_prefix(layer)}{module}.weight"
-            if target in recipe.targets and name in names:
+            if target in recipe.targets and name in there:
                 rows, columns = checkpoint.tensors[name].spec.shape
                 stage.append(QuantizedWeight(name=name, shape=(rows, columns)))
         if stage:
@@ -202,8 +241,7 @@ def _plan_layer(
     quantized = [
         weight
         for weight in quantized
-        if _passes(problems, _check_shape, checkpoint, weight.name, weight.shape)
-        and _passes(problems, _check_quantizable, checkpoint, weight, recipe.group_size)
+        if weight.name in there and _is_quantizable(checkpoint, weight, recipe.group_size, problems)
     ]
     quantized_names = {weight.name for weight in quantized}
     plan.copied.extend(name for name in names if name not in quantized_names)
@@ -235,44 +273,31 @@ def _copied_spec(checkpoint: Checkpoint, name: str) -> TensorSpec:
     return TensorSpec(name=name, dtype="BF16" if checkpoint.is_fp8(name) else spec.dtype, shape=spec.shape)
 
 
-def _passes(problems: list[str] | None, check: Callable[..., None], *arguments: Any) -> bool:
-    """Say whether a check passes; with no list for its error, raise that."""
-    try:
-        check(*arguments)
-    except Moe4Error as error:
-        if problems is None:
-            raise
-        problems.append(str(error))
-        return False
-    return True
-
-
-def _check_there(checkpoint: Checkpoint, name: str) -> None:
-    if name not in checkpoint.tensors:
-        raise MissingFileError(f"the checkpoint in {checkpoint.folder} has no tensor {name}")
-
-
-def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
-    if name not in checkpoint.tensors:
-        raise MissingFileError(
-            f"the checkpoint in {checkpoint.folder} has no tensor {name}, which its config asks for"
-        )
-    found = checkpoint.tensors[name].spec.shape
-    if found != shape:
-        raise TensorError(f"{name} must have shape {list(shape)} by the config, found {list(found)}")
-
-
-def _check_quantizable(checkpoint: Checkpoint, weight: QuantizedWeight, group_size: int) -> None:
+def _is_quantizable(
+    checkpoint: Checkpoint, weight: QuantizedWeight, group_size: int, problems: list[str] | None
+) -> bool:
+    """Say whether a weight can become codes; with no list for the reason, raise it."""
     dtype = checkpoint.tensors[weight.name].spec.dtype
+    error: CheckpointError | RecipeError | None = None
     if dtype not in FLOAT_DTYPES and not checkpoint.is_fp8(weight.name):
-        raise TensorError(f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or FP8")
-    if weight.shape[1] % group_size:
-        fitting = [str(size) for size in (32, 64, 128) if weight.shape[1] % size == 0]
+        error = TensorError(f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or FP8")
+    elif weight.shape[1] % group_size:
+        fitting = [str(size) for size in GROUP_SIZES if weight.shape[1] % size == 0]
         hint = f"use --group-size {fitting[-1]}" if fitting else "no supported group size divides it"
-        raise RecipeError(
+        error = RecipeError(
             f"{weight.name} has {weight.shape[1]} input columns, "
             f"which groups of {group_size} do not divide; {hint}"
         )
+    _raise_or_note(problems, [] if error is None else [error])
+    return error is None
+
+
+def _raise_or_note(problems: list[str] | None, errors: Sequence[Moe4Error]) -> None:
+    """Raise the first error, or put all in the list if there is one."""
+    if problems is None and errors:
+        raise errors[0]
+    if problems is not None:
+        problems.extend(map(str, errors))
 
 
 def _ignore_list(network: Network, recipe: Recipe, rest: list[str]) -> list[str]:

@@ -6,7 +6,9 @@ from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
 from moe4.checkpoint.source import Checkpoint
+from moe4.model.accounting import count_patterns
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
+from moe4.quantize.plan import Plan
 from moe4.quantize.traffic import KINDS
 from moe4.recipe import Recipe
 
@@ -16,6 +18,7 @@ def build_report(
     fingerprint: dict[str, Any],
     recipe: Recipe,
     checkpoint: Checkpoint,
+    plan: Plan,
     corpus: Corpus | None,
     shards: list[CommittedShard],
     side_files: list[str],
@@ -35,8 +38,9 @@ def build_report(
         "recipe": recipe.to_dict(),
         "fingerprint": fingerprint,
         "source": {
-            "model_type": checkpoint.config.get("model_type"),
+            "model_type": checkpoint.config.model_type,
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
+            "left_out": count_patterns(plan.left_out),
         },
         "calibration": None
         if corpus is None
@@ -69,7 +73,9 @@ def describe(report: dict[str, Any]) -> str:
     """Return a release's summary in a few lines."""
     summary, release = report["summary"], report["release"]
     before, after = report["source"]["num_bytes"], release["num_bytes"]
-    lines = [
+    left_out = report["source"]["left_out"]
+    lines = [f"left out  {count} {name}" for name, count in left_out.items()]
+    lines += [
         f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
         f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "
         f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",

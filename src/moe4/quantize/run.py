@@ -47,6 +47,7 @@ class Request:
     resume: bool = False
     device: str = "cpu"
     trust_remote_code: bool = False
+    allow_extra: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +132,8 @@ def _lead(
             probe_tokens=prepared.prompts.num_tokens,
         )
     )
-    for warning in group_size_warnings(bench.recipe.group_size, bench.network):
+    group_warnings = group_size_warnings(bench.recipe.group_size, bench.network)
+    for warning in [*prepared.plan.warnings, *group_warnings]:
         progress.say(f"warning: {warning}")
     journal = folder.open()
     _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
@@ -159,6 +161,7 @@ def _lead(
         fingerprint=fingerprint,
         recipe=bench.recipe,
         checkpoint=prepared.checkpoint,
+        plan=prepared.plan,
         corpus=prepared.corpus,
         shards=journal.shards,
         side_files=side_files,
@@ -186,7 +189,7 @@ def _prepare(request: Request) -> _Prepared:
     checkpoint = Checkpoint(request.source)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     recipe = resolve_group_size(request.recipe, checkpoint, network)
-    plan = make_plan(checkpoint, network, recipe)
+    plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
     corpus = None
     if recipe.method == "gptq":
         corpus = load_corpus(

@@ -19,6 +19,7 @@ from moe4.checkpoint.durable import write_file
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.shard import tensor_bytes
 from moe4.checkpoint.source import Checkpoint
+from moe4.config import ModelConfig
 from moe4.errors import CalibrationError, ProbeError
 from moe4.forward.weights import Weights
 from moe4.gptq.solver import QuantizedMatrix
@@ -170,7 +171,7 @@ class RunningProbe:
         return self._checkpoint.is_fp8(name)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ModelConfig:
         """The source's config."""
         return self._checkpoint.config
 

@@ -1,5 +1,6 @@
 """`moe4 verify`: read a release as its users will and name everything that is wrong with it."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,17 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
-from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
-from moe4.errors import CheckpointError, MissingFileError, ProbeError
-from moe4.model.architecture import PARTS, Network
+from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
+from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint, read_json_object
+from moe4.errors import MissingFileError, ProbeError
+from moe4.model.accounting import Accounting, summarize_names
+from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.audit import WORST_SHOWN
-from moe4.quantize.plan import DROPPED_SUFFIX, expert_weight, group_size_warnings
+from moe4.quantize.plan import group_size_warnings
 from moe4.recipe import GROUP_SIZES
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
@@ -30,7 +33,7 @@ def verify(out: Path, source: Path | None = None) -> dict[str, Any]:
 
     Raises CheckpointError's children if `out` is no release or `source` no checkpoint at all.
     """
-    if not out.is_dir() or not (out / CONFIG_NAME).is_file() or not (out / INDEX_NAME).is_file():
+    if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
         raise MissingFileError(f"{out} is no release: it has no {CONFIG_NAME} or no {INDEX_NAME}")
     verifier = _Verifier(out, Checkpoint(source) if source else None)
     return verifier.run()
@@ -41,10 +44,8 @@ class _Verifier:
         self.out, self.source = out, source
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.config = read_json_object(out / CONFIG_NAME)
-        self.index = read_json_object(out / INDEX_NAME)
-        self.tensors: dict[str, StoredTensor] = {}
-        self.num_bytes = 0
+        self.index = CheckpointIndex(out, self.problems)
+        self.config, self.tensors = self.index.config, self.index.tensors
         self.scheme: Any = None
         self.group_size = 0
         self.weight_errors: dict[str, float] = {}
@@ -53,50 +54,42 @@ class _Verifier:
         """Run every check; one whose ground is gone is left out, as the ground's problem is named."""
         if (self.out / WORK_NAME).exists():
             self.problems.append(f"{WORK_NAME} is there: the run that wrote this release has not finished")
-        self._read_shards()
+        self._check_index()
         self._check_config()
         network = Network(self.config, torch.bfloat16)
         if self.scheme is not None:
-            quantized = sorted(self._check_names(network))
+            accounting = Accounting(network, self.config)
+            quantized = sorted(self._check_names(accounting))
             for base, shape in quantized:
                 self._check_quantized(base, shape)
             self._check_plain([base for base, _ in quantized])
-            self.warnings = group_size_warnings(self.group_size, network)
+            self._check_source([base for base, _ in quantized], accounting)
+            self.warnings += group_size_warnings(self.group_size, network)
         report = self._check_report()
         self._check_probe(network, report)
         if self.source is not None:
             self._check_side_files(self.source, report)
         return self._result(report)
 
-    def _read_shards(self) -> None:
-        weight_map = self.index.get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{self.out / INDEX_NAME} has no weight_map")
-        for shard_name in sorted(set(weight_map.values())):
-            if Path(shard_name).name != shard_name:
-                self.problems.append(f"{INDEX_NAME} names {shard_name}, which is not a file in the folder")
-                continue
-            try:
-                shard = read_shard(self.out / shard_name)
-            except CheckpointError as error:
-                self.problems.append(str(error))
-                continue
-            self.num_bytes += shard.num_bytes
-            listed = {name for name, place in weight_map.items() if place == shard_name}
-            for name in sorted(listed - set(shard.tensors)):
-                self.problems.append(f"{name} is not in {shard_name}, where the index has it")
-            for name in sorted(set(shard.tensors) - listed):
-                self.problems.append(f"{name} is in {shard_name}, and the index does not say so")
-            self.tensors.update({name: shard.tensors[name] for name in listed & set(shard.tensors)})
+    def _check_index(self) -> None:
+        """Check what vLLM reads beside the tensors that the index names, and the index's own sum."""
+        for name in self.index.shards:
+            if Path(name).name != name:
+                self.problems.append(f"{INDEX_NAME} names {name}, which vLLM does not look for in a folder")
+        for name, shard_name in self.index.unlisted.items():
+            self.problems.append(f"{name} is in {shard_name}, and the index does not say so")
+        if self.problems:
+            return  # what the shards hold is not known
         total = sum(stored.spec.num_bytes for stored in self.tensors.values())
-        if self.index.get("metadata", {}).get("total_size") != total:
-            self.problems.append(f"{INDEX_NAME}: total_size should be {total}")
+        metadata = self.index.index.get("metadata")
+        if not isinstance(metadata, dict) or metadata.get("total_size") != total:
+            self.problems.append(f"{INDEX_NAME}: metadata.total_size should be {total}")
 
     def _check_config(self) -> None:
         """Check that compressed-tensors reads the config and vLLM takes what it says."""
         from compressed_tensors.quantization import QuantizationConfig
 
-        quantization = self.config.get("quantization_config")
+        quantization = self.config.document.get("quantization_config")
         if not isinstance(quantization, dict):
             self.problems.append(f"{CONFIG_NAME} has no quantization_config")
             return
@@ -137,32 +130,11 @@ class _Verifier:
         if not wrong:
             self.scheme, self.group_size = scheme, int(weights.group_size)
 
-    def _needed(self, network: Network) -> dict[str, tuple[int, ...]]:
-        """Return every weight the model is made of, with its shape, under its unquantized name."""
-        vocabulary = (int(network.config.vocab_size), int(network.config.hidden_size))
-        needed: dict[str, tuple[int, ...]] = {
-            network.embedding_name: vocabulary,
-            network.norm_name: vocabulary[1:],
-        }
-        if not self.config.get("tie_word_embeddings"):
-            needed[network.head_name] = vocabulary
-        for layer in range(network.num_layers):
-            needed.update(network.layer_tensors(layer))
-            experts = network.experts[layer]
-            if experts:
-                weights = (
-                    expert_weight(experts, expert, part)
-                    for expert in range(experts.num_experts)
-                    for part in PARTS
-                )
-                needed.update({weight.name: weight.shape for weight in weights})
-        return needed
-
-    def _check_names(self, network: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _check_names(self, accounting: Accounting) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Check that every tensor is there; yield each quantized matrix without its leaf, and its shape."""
-        ignore = self.config["quantization_config"].get("ignore") or []
+        ignore = (self.config.quantization and self.config.quantization.ignore) or []
         known: set[str] = set()
-        for name, shape in self._needed(network).items():
+        for name, shape in accounting.needed.items():
             base = name.removesuffix("weight")
             if LINEAR.search(name) and not _is_ignored(name.removesuffix(".weight"), ignore):
                 missing = [leaf for leaf in PACKED_LEAVES if base + leaf not in self.tensors]
@@ -180,6 +152,8 @@ class _Verifier:
         for name in sorted(set(self.tensors) - known):
             if name.rsplit(".", 1)[-1] in PACKED_LEAVES:
                 self.problems.append(f"{name} is quantized, and quantization_config does not say so")
+            elif accounting.kind(name) == "unknown":
+                self.problems.append(f"{name} has no place in the model that {CONFIG_NAME} describes")
 
     def _check_quantized(self, base: str, shape: tuple[int, ...]) -> None:
         """Check one matrix's shapes, dtypes, scales and codes, and its likeness to the source's."""
@@ -189,6 +163,8 @@ class _Verifier:
             "weight_scale": ("BF16", (rows, columns // self.group_size)),
             "weight_shape": ("I64", (2,)),
         }
+        if self.tensors[base + "weight_shape"].spec.dtype == "I32":  # as Kimi-K2-Thinking is published
+            expected["weight_shape"] = ("I32", (2,))
         for leaf, want in expected.items():
             spec = self.tensors[base + leaf].spec
             if (spec.dtype, spec.shape) != want:
@@ -232,21 +208,31 @@ class _Verifier:
         packed = {base + leaf for base in quantized for leaf in PACKED_LEAVES}
         for name in sorted(set(self.tensors) - packed):
             stored = self.tensors[name]
-            tensor = read_tensor(stored)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            tensor = read_tensor(stored) if stored.spec.dtype in PLAIN_DTYPES else None
+            if tensor is not None and not torch.isfinite(tensor).all():
                 self.problems.append(f"{name} holds NaN or Inf")
             if self.source is not None and name not in self.source.tensors:
                 self.problems.append(f"{name} is not in the source")
             elif self.source is not None and self.source.is_fp8(name):
-                if not torch.equal(self.source.load(name).to(torch.bfloat16), tensor):
+                if tensor is None or not torch.equal(self.source.load(name).to(torch.bfloat16), tensor):
                     self.problems.append(f"{name} is not the source's FP8 weight in BF16")
             elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
                 self.problems.append(f"{name} differs from the source")
-        if self.source is not None:
-            kept = set(self.tensors) | {base + "weight" for base in quantized}
-            for name in sorted(set(self.source.tensors) - kept):
-                if not name.endswith(DROPPED_SUFFIX):
-                    self.problems.append(f"{name} of the source is missing")
+
+    def _check_source(self, quantized: list[str], accounting: Accounting) -> None:
+        """Check that every tensor of the source which belongs to the model is in the release."""
+        if self.source is None:
+            return
+        kept = set(self.tensors) | {base + "weight" for base in quantized}
+        gone = sorted(set(self.source.tensors) - kept)
+        lost = [name for name in gone if accounting.kind(name) in ("needed", "extra")]
+        self.problems.extend(f"{name} of the source is missing" for name in lost)
+        left_out = [name for name in gone if accounting.kind(name) == "unknown"]
+        if left_out:
+            self.warnings.append(
+                "the release leaves out the source's tensors for which the model has no place: "
+                + summarize_names(left_out)
+            )
 
     def _check_report(self) -> dict[str, Any]:
         path = self.out / REPORT_NAME
@@ -280,8 +266,9 @@ class _Verifier:
             copy = self.out / path.name
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 self.problems.append(f"{path.name} is missing or differs from the source")
-        for key in sorted(set(source.config) | set(self.config)):
-            if key != "quantization_config" and source.config.get(key) != self.config.get(key):
+        theirs, ours = source.config.document, self.config.document
+        for key in sorted(set(theirs) | set(ours)):
+            if key != "quantization_config" and theirs.get(key) != ours.get(key):
                 self.problems.append(f"{CONFIG_NAME}: {key} differs from the source")
         if report and report["fingerprint"]["source"] != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
@@ -296,7 +283,7 @@ class _Verifier:
             "warnings": self.warnings,
             "num_tensors": len(self.tensors),
             "num_quantized": sum(name.endswith(".weight_packed") for name in self.tensors),
-            "num_bytes": self.num_bytes,
+            "num_bytes": self.index.num_bytes,
             "source_num_bytes": source_bytes,
             "worst": report.get("summary", {}).get("worst", []),
         }

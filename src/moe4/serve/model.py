@@ -2,17 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_shard
-from moe4.errors import CheckpointError, MissingFileError, UnsupportedModelError
-from moe4.model.inventory import (
-    expert_width,
-    kv_bytes_per_token,
-    list_tensors,
-    num_routed_experts,
-    w4a16_group_size,
-)
+from moe4.checkpoint.files import read_json_object, read_text
+from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
+from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_tokenizer_config
+from moe4.errors import CheckpointError
+from moe4.model.inventory import list_tensors
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
 JOURNAL = Path(".moe4") / "journal.jsonl"
@@ -56,73 +51,53 @@ def read_served_model(folder: Path) -> ServedModel:
         raise CheckpointError(
             f"{folder} holds an unfinished release; finish it with the command that began it and --resume"
         )
-    if not (folder / CONFIG_NAME).is_file():
-        raise MissingFileError(f"{folder} is no release or checkpoint: it has no {CONFIG_NAME}")
-    config = read_json_object(folder / CONFIG_NAME)
-    if not isinstance(config.get("architectures"), list):
+    config = CheckpointIndex(folder).config
+    if not config.architectures:
         raise CheckpointError(f"{folder / CONFIG_NAME} names no architecture; is it a language model?")
-    _check_shards(folder)
     tokenizer = folder / "tokenizer_config.json"
-    tokenizer_config = read_json_object(tokenizer) if tokenizer.is_file() else {}
-    heads = int(config.get("num_attention_heads") or 1)
-    dense, shared = _other_widths(config)
+    tokenizer_config = parse_tokenizer_config(
+        read_json_object(tokenizer) if tokenizer.is_file() else {}, tokenizer
+    )
+    config.require_complete()
+    text, quantization = config.text, config.quantization
+    dense, shared = _other_widths(text)
     return ServedModel(
         folder=folder,
         name=folder.resolve().name,
-        max_position_embeddings=int(config.get("max_position_embeddings") or 4096),
-        expert_width=expert_width(config) if num_routed_experts(config) else None,
-        group_size=w4a16_group_size(config),
-        num_heads=heads,
-        num_kv_heads=None if config.get("kv_lora_rank") else int(config.get("num_key_value_heads") or heads),
+        max_position_embeddings=text.max_position_embeddings or 4096,
+        expert_width=text.expert_width if text.num_routed_experts else None,
+        group_size=quantization.w4a16_group_size if quantization else None,
+        num_heads=text.num_heads,
+        num_kv_heads=None if text.kv_lora_rank else text.num_kv_heads,
         dense_widths=dense,
         shared_widths=shared,
-        kv_bytes_per_token=kv_bytes_per_token(config),
+        kv_bytes_per_token=text.kv_bytes_per_token,
         uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
         needs_own_code=tokenizer_needs_own_code(folder, tokenizer_config),
     )
 
 
-def _other_widths(config: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _other_widths(text: TextModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the inner widths of dense layers and of shared experts; none for a family moe4 does not know."""
-    try:
-        tensors = [t for t in list_tensors(config) if t.name.endswith(".down_proj.weight")]
-    except UnsupportedModelError:
+    if not isinstance(text, Family):
         return (), ()
+    tensors = [t for t in list_tensors(text) if t.name.endswith(".down_proj.weight")]
     others = [t for t in tensors if not t.is_routed_expert]
     shared = {t.shape[1] for t in others if ".shared_expert" in t.name}
     dense = {t.shape[1] for t in others if ".shared_expert" not in t.name}
     return tuple(sorted(dense)), tuple(sorted(shared))
 
 
-def _check_shards(folder: Path) -> None:
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map")
-        shards = sorted({folder / str(name) for name in weight_map.values()})
-        for shard in shards:
-            if not shard.is_file():
-                raise MissingFileError(f"{index} names the shard {shard.name}, which is not in {folder}")
-    else:
-        shards = sorted(folder.glob("*.safetensors"))
-        if not shards:
-            raise MissingFileError(f"{folder} is no release or checkpoint: it has no safetensors file")
-    for shard in shards:
-        read_shard(shard)
-
-
-def tokenizer_needs_own_code(folder: Path, tokenizer_config: dict[str, Any]) -> bool:
+def tokenizer_needs_own_code(folder: Path, tokenizer_config: TokenizerConfig) -> bool:
     """Say whether the tokenizer comes as Python code and in no other form."""
-    is_code = "AutoTokenizer" in (tokenizer_config.get("auto_map") or {})
-    return is_code and not (folder / "tokenizer.json").is_file()
+    return tokenizer_config.is_code and not (folder / "tokenizer.json").is_file()
 
 
-def writes_kimi_calls(folder: Path | None, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> bool:
+def writes_kimi_calls(folder: Path | None, config: ModelConfig, tokenizer_config: TokenizerConfig) -> bool:
     """Say whether the chat template, or else the model's kind, writes tool calls in Kimi's form."""
     template = folder / "chat_template.jinja" if folder else None
     if template is not None and template.is_file():
-        text = template.read_text(encoding="utf-8")
+        text = read_text(template)
     else:
-        text = str(tokenizer_config.get("chat_template") or "")
-    return KIMI_CALL_TOKEN in text if text else config.get("model_type") == "kimi_k2"
+        text = tokenizer_config.chat_template or ""
+    return KIMI_CALL_TOKEN in text if text else config.model_type == "kimi_k2"

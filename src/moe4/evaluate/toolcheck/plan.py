@@ -23,6 +23,7 @@ from moe4.evaluate.toolcheck.requests import (
     reference_decisions,
 )
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
+from moe4.schema import Foreign, Own, parse
 
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty")
 
@@ -182,6 +183,22 @@ def _keep(path: Path, entry: dict[str, Any]) -> None:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
 
 
+class _KeptReply(Own):
+    finish_reason: str | None
+    content: str
+    calls: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+    error: None
+    attempts: int
+
+
+class _Kept(Foreign):
+    """A line of --output that is used again."""
+
+    hash: str
+    reply: _KeptReply
+
+
 def _read_kept(path: Path) -> dict[str, Reply]:
     """Return the answers of an earlier run by request hash; failures are asked again."""
     kept: dict[str, Reply] = {}
@@ -192,13 +209,14 @@ def _read_kept(path: Path) -> dict[str, Reply]:
     content = path.read_text(encoding="utf-8", errors="replace")
     if content and not content.endswith("\n"):
         append_line(path, "")  # ends the line that a killed run tore
-    for line in content.splitlines():
+    for number, text in enumerate(content.splitlines(), start=1):
         try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
+            entry = json.loads(text)
+        except (ValueError, RecursionError):  # the last line of a run that was killed
             continue
         if isinstance(entry, dict) and entry.get("status") == "success" and "reply" in entry:
-            kept[entry["hash"]] = Reply(**entry["reply"])
+            line = parse(_Kept, entry, f"{path}:{number}", EvaluationError)
+            kept[line.hash] = Reply(**line.reply.model_dump())
     return kept
 
 

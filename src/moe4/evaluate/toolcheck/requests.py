@@ -13,9 +13,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from moe4.errors import EvaluationError
+from moe4.schema import Foreign, decode, parse
 
 HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"
 REFERENCE_TURNS = "heldout-tools.jsonl"
@@ -72,7 +75,8 @@ def read_requests(path: Path, limit: int | None = None) -> list[ToolRequest]:
                 if limit is not None and len(requests) >= limit:
                     break
                 if line.strip():
-                    requests.append(_parse(line, f"{path}:{number}"))
+                    where = f"{path}:{number}"
+                    requests.append(_from_body(_parse_object(line, where), where))
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"requests {path} cannot be read: {error}") from None
     if not requests:
@@ -89,11 +93,54 @@ def reference_decisions(path: Path) -> dict[str, bool]:
     for where, entry in _read_objects(path):
         if entry.get("status", "success") != "success":
             continue
-        if not isinstance(entry.get("request"), dict) or "finish_reason" not in entry:
-            raise EvaluationError(f'{where}: expected a result with "request" and "finish_reason"')
-        request = _from_body(entry["request"], where)
-        decisions.setdefault(request.key, entry["finish_reason"] == "tool_calls")
+        answered = parse(_Answered, entry, where, EvaluationError)
+        request = _from_body(answered.request, where)
+        decisions.setdefault(request.key, answered.finish_reason == "tool_calls")
     return decisions
+
+
+class _Function(Foreign):
+    name: Annotated[str, Field(min_length=1)]
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(Foreign):
+    function: _Function
+
+
+class _Message(Foreign):
+    role: Annotated[str, Field(min_length=1)]
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _Call(Foreign):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Expected(Foreign):
+    calls: list[_Call] | None = None
+    called: bool | None = None
+    kind: str | None = None
+
+    def faults(self) -> Iterator[str]:
+        """Yield that nothing is expected."""
+        if self.calls is None and self.called is None:
+            yield 'must be {"calls": [{"name": ..., "arguments": {...}}]} or {"called": true}'
+
+
+class _Request(Foreign):
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    tools: list[_Tool] | None = None
+    expected: _Expected | None = None
+    name: str | None = None
+
+
+class _Answered(Foreign):
+    """A line of a results file."""
+
+    request: dict[str, Any]
+    finish_reason: str | None
 
 
 def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,49 +153,25 @@ def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}:{number}", _parse_object(line, f"{path}:{number}")
 
 
-def _parse(line: str, where: str) -> ToolRequest:
-    return _from_body(_parse_object(line, where), where)
-
-
 def _parse_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise EvaluationError(f"{where}: not JSON: {error}") from None
+    data = decode(line, where, EvaluationError)
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]}")
     return data
 
 
 def _from_body(data: dict[str, Any], where: str) -> ToolRequest:
-    messages, tools = data.get("messages"), data.get("tools")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise EvaluationError(f'{where}: "messages" must be a list of objects that is not empty')
-    for tool in tools or []:
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise EvaluationError(f'{where}: every tool must be {{"type": "function", "function": {{...}}}}')
-    expected = data.get("expected")
-    called, calls = _read_expected(expected, where)
+    read = parse(_Request, data, where, EvaluationError)
+    called, calls = None, None
+    if read.expected is not None:
+        called = read.expected.called
+        if read.expected.calls is not None:
+            calls = tuple(data["expected"]["calls"])
+            called = bool(calls)
     body = {key: value for key, value in data.items() if key not in NOT_SENT}
     body["messages"] = [
-        {**message, "role": "system"} if message.get("role") == "_input" else message for message in messages
+        {**message, "role": "system"} if message["role"] == "_input" else message
+        for message in data["messages"]
     ]
-    kind = expected.get("kind") if isinstance(expected, dict) else None
-    name = str(data.get("name") or kind or "request")
+    name = read.name or (read.expected and read.expected.kind) or "request"
     return ToolRequest(where=where, name=name, body=body, expected_call=called, expected_calls=calls)
-
-
-def _read_expected(expected: Any, where: str) -> tuple[bool | None, tuple[Call, ...] | None]:
-    if expected is None:
-        return None, None
-    calls = expected.get("calls") if isinstance(expected, dict) else None
-    if isinstance(calls, list) and all(
-        isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
-    ):
-        return bool(calls), tuple(calls)
-    if isinstance(expected, dict) and isinstance(expected.get("called"), bool):
-        return expected["called"], None
-    raise EvaluationError(
-        f'{where}: "expected" must be {{"calls": [{{"name": ..., "arguments": ...}}]}} or {{"called": true}}'
-    )

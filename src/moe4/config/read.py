@@ -1,0 +1,94 @@
+"""From config.json's object to a typed value."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from moe4.config.families import FAMILIES
+from moe4.config.parts import Quantization
+from moe4.config.text import Family, TextModel
+from moe4.errors import UnsupportedModelError
+from moe4.schema import Foreign, parse
+
+# Families whose text model is one of several: model_type -> prefix of the text model's tensors.
+TEXT_MODELS = {"kimi_k25": "language_model."}
+
+
+class _Document(Foreign):
+    """The whole file: what is said beside the text model."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    text_config: dict[str, Any] | None = None
+    quantization_config: Quantization | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A checkpoint's config.json.
+
+    where: the file, for messages. document: its object as it is, for transformers and a release's own file.
+    text: the language model. text_prefix: of its tensors' names, where it is one of several models.
+    quantization: of the whole file or else of its text model; None for plain weights.
+    """
+
+    where: str
+    document: dict[str, Any]
+    model_type: str | None
+    architectures: list[str] | None
+    text: TextModel
+    text_document: dict[str, Any]
+    text_prefix: str
+    quantization: Quantization | None
+
+    @property
+    def family(self) -> Family:
+        """The language model, of a family that moe4 quantizes. Raises UnsupportedModelError for another."""
+        if not isinstance(self.text, Family):
+            raise UnsupportedModelError(
+                f"{self.where}: model_type {self.text.model_type!r:.60} is not supported; "
+                f"moe4 streams {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))}"
+            )
+        return self.text
+
+    def require_complete(self) -> None:
+        """Refuse a config that lacks what decides the model's answers. Raises UnsupportedModelError."""
+        missing = list(self.text.missing()) if isinstance(self.text, Family) else []
+        if missing:
+            raise UnsupportedModelError(f"{self.where}: {'; '.join(missing)}")
+
+
+def parse_config(document: dict[str, Any], where: object = "config.json") -> ModelConfig:
+    """Return config.json's object as a typed value; `where` names the file in messages.
+
+    A config of a family that moe4 quantizes is checked in full, one of another only for what serving reads.
+    Raises UnsupportedModelError with one line that names each field.
+    """
+    outer = parse(_Document, document, where, UnsupportedModelError)
+    text, prefix = document, ""
+    if outer.model_type in TEXT_MODELS:
+        if outer.text_config is None:
+            raise UnsupportedModelError(
+                f"{where}: the config of this {outer.model_type} model has no text_config"
+            )
+        text, prefix, where_text = outer.text_config, TEXT_MODELS[outer.model_type], f"{where}: text_config"
+    elif outer.text_config is not None and "num_hidden_layers" not in document:
+        text, where_text = outer.text_config, f"{where}: text_config"
+    else:
+        where_text = str(where)
+    model_type = text.get("model_type")
+    schema = FAMILIES.get(model_type, TextModel) if isinstance(model_type, str) else TextModel
+    parsed = parse(schema, text, where_text, UnsupportedModelError)
+    quantized = [  # an empty object says nothing
+        (outer.quantization_config, document.get("quantization_config")),
+        (parsed.quantization_config, text.get("quantization_config")),
+    ]
+    return ModelConfig(
+        where=str(where),
+        document=document,
+        model_type=outer.model_type,
+        architectures=outer.architectures,
+        text=parsed,
+        text_document=text,
+        text_prefix=prefix,
+        quantization=next((part for part, given in quantized if given), None),
+    )

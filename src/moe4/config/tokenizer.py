@@ -1,0 +1,37 @@
+"""What moe4 reads of a tokenizer_config.json."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from moe4.errors import CheckpointError
+from moe4.schema import Foreign, parse, show
+
+
+def _to_text(template: Any) -> Any:
+    """Return a chat template as text, or several by name as one."""
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        return "\n".join(str(entry.get("template")) for entry in template)
+    if template is not None and not isinstance(template, str):
+        raise PydanticCustomError(
+            "only", "must be a string or a list of named templates, found {found}", {"found": show(template)}
+        )
+    return template
+
+
+class TokenizerConfig(Foreign):
+    """chat_template: the text of all templates. auto_map: the classes that come as Python code."""
+
+    auto_map: dict[str, Any] | None = None
+    chat_template: Annotated[str | None, BeforeValidator(_to_text)] = None
+
+    @property
+    def is_code(self) -> bool:
+        """Whether a tokenizer comes as Python code."""
+        return "AutoTokenizer" in (self.auto_map or {})
+
+
+def parse_tokenizer_config(document: dict[str, Any], where: object) -> TokenizerConfig:
+    """Return tokenizer_config.json's object as a typed value. Raises CheckpointError."""
+    return parse(TokenizerConfig, document, where, CheckpointError)

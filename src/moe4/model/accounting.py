@@ -1,0 +1,179 @@
+"""What every tensor of a checkpoint is to the model: needed, known to lie beside it, or without a place.
+
+Found before any work, from names and shapes alone: a tensor that is missing, that has another shape than the
+config asks for, or that no loader of the model has a place for.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from moe4.checkpoint.header import TensorSpec
+from moe4.checkpoint.source import FP8_DTYPES, PLAIN_DTYPES
+from moe4.config import ModelConfig
+from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
+from moe4.model.architecture import PARTS, Network
+
+Kind = Literal["needed", "extra", "computed", "unknown"]
+PATTERNS_SHOWN = 4
+# Buffers that every loader computes from the config, and old versions of transformers saved.
+COMPUTED = re.compile(r"(.*\.)?rotary(_pos)?_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
+# What a model of several parts has beside its text model.
+TOWERS = ("vision_tower.", "mm_projector.")
+FUSED = re.compile(r".*\.experts\.(?!\d+\.)\w+(\.weight)?")
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+class Accounting:
+    """The tensors that a network is made of, and what a checkpoint's tensors are to it.
+
+    needed: every weight under its unquantized name, with its shape.
+    """
+
+    def __init__(self, network: Network, config: ModelConfig) -> None:
+        """config: the checkpoint's config.json, which says how many prediction layers lie past the last."""
+        self.needed = _list_needed(network)
+        self._model_type = config.family.model_type
+        self._first_extra = network.num_layers
+        self._num_extra = config.family.num_nextn_predict_layers or 0
+        self._layers = re.compile(re.escape(f"{network.names.decoder}layers.") + r"(0|[1-9][0-9]*)\.")
+        self._towers = TOWERS if network.names.text_prefix else ()
+        self._tied_head = {network.names.in_checkpoint("lm_head.weight")} - self.needed.keys()
+
+    def kind(self, name: str) -> Kind:
+        """Say what a tensor is by its unquantized name.
+
+        `extra` are layers that predict several tokens (MTP), as many as the config counts, what a model of
+        several parts has beside its text model, and a head that is tied to the embeddings. `computed` are
+        rotary frequencies and the like.
+        """
+        if name in self.needed:
+            return "needed"
+        if COMPUTED.fullmatch(name):
+            return "computed"
+        layer = self._layers.match(name)
+        is_prediction = layer is not None and 0 <= int(layer[1]) - self._first_extra < self._num_extra
+        if is_prediction or name.startswith(self._towers) or name in self._tied_head:
+            return "extra"
+        return "unknown"
+
+    def check(self, stored: Mapping[str, TensorSpec], unlisted: Mapping[str, str]) -> "Balance":
+        """Hold the tensors of a checkpoint that is not quantized to what is needed.
+
+        unlisted: tensors that shards hold and the index does not name, with their shards.
+        """
+        unknown = sorted(name for name in stored if self.kind(name) == "unknown")
+        missing = [name for name in self.needed if name not in stored]
+        fused = [name for name in unknown if FUSED.fullmatch(name)]
+        if fused and missing:
+            raise UnsupportedModelError(
+                f"the experts are fused, all of a layer in one tensor such as {fused[0]}; moe4 reads a "
+                "tensor for each: save the model with transformers' save_pretrained, which takes them apart "
+                "by default (save_original_format=True)"
+            )
+        there = [name for name in self.needed if name in stored]
+        misshapen = [name for name in there if stored[name].shape != self.needed[name]]
+        readable = {*PLAIN_DTYPES, *FP8_DTYPES}
+        unreadable = [name for name in there if stored[name].dtype not in readable]
+        problems: list[CheckpointError] = [
+            *(self._missing(names, unlisted) for names in _alike(missing)),
+            *(self._misshapen(names, stored) for names in _alike(misshapen)),
+            *(self._unreadable(names, stored) for names in _alike(unreadable)),
+        ]
+        return Balance(
+            unusable={*missing, *misshapen, *unreadable},
+            unknown=unknown,
+            problems=problems,
+            model_type=self._model_type,
+        )
+
+    def _missing(self, names: list[str], unlisted: Mapping[str, str]) -> CheckpointError:
+        problem = f"the checkpoint has no tensor {names[0]}, which its config asks for{_and_others(names)}"
+        if names[0] in unlisted:
+            problem += f"; {unlisted[names[0]]} holds it, but the index does not name it"
+        return MissingFileError(problem)
+
+    def _misshapen(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
+        shape, found = self.needed[names[0]], stored[names[0]].shape
+        return TensorError(
+            f"{names[0]} must have shape {list(shape)} by the config, found {list(found)}{_and_others(names)}"
+        )
+
+    def _unreadable(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
+        return TensorError(
+            f"{names[0]} has the dtype {stored[names[0]].dtype}{_and_others(names)}; "
+            f"expected {', '.join(PLAIN_DTYPES)} or block-FP8"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balance:
+    """What holding a checkpoint to its model found.
+
+    unusable: needed tensors that are missing or have another shape. unknown: stored ones without a place.
+    problems: an error for each kind of what is missing or has another shape.
+    """
+
+    unusable: Collection[str]
+    unknown: list[str]
+    problems: list[CheckpointError]
+    model_type: str
+
+    def refuse_unknown(self) -> list[CheckpointError]:
+        """Return the error that unknown tensors are, if there are any."""
+        if not self.unknown:
+            return []
+        return [
+            TensorError(
+                f"a {self.model_type} model of this config has no place for {len(self.unknown)} of the "
+                f"checkpoint's tensors: {summarize_names(self.unknown)}; --allow-extra leaves them out of "
+                "the release"
+            )
+        ]
+
+
+def count_patterns(names: Iterable[str]) -> dict[str, int]:
+    """Return how many names there are of each pattern; `*` stands for a layer's or expert's number."""
+    counts: dict[str, int] = {}
+    for group in _alike(names):
+        counts[group[0] if len(group) == 1 else NUMBER.sub("*", group[0])] = len(group)
+    return counts
+
+
+def summarize_names(names: Collection[str]) -> str:
+    """Return names in one short line, by pattern."""
+    counts = count_patterns(names)
+    shown = [
+        name if count == 1 else f"{name} ({count})" for name, count in list(counts.items())[:PATTERNS_SHOWN]
+    ]
+    rest = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {rest} other kinds" if rest else "")
+
+
+def _and_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Return names that differ in numbers alone together, in their order."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(NUMBER.sub("*", name), []).append(name)
+    return list(groups.values())
+
+
+def _list_needed(network: Network) -> dict[str, tuple[int, ...]]:
+    vocabulary = (int(network.config.vocab_size), int(network.config.hidden_size))
+    needed: dict[str, tuple[int, ...]] = {
+        network.embedding_name: vocabulary,
+        network.norm_name: vocabulary[1:],
+        network.head_name: vocabulary,
+    }
+    for layer in range(network.num_layers):
+        needed.update(network.layer_tensors(layer))
+        experts = network.experts[layer]
+        for expert in range(experts.num_experts if experts else 0):
+            assert experts is not None
+            needed.update({experts.weight_name(expert, part): experts.weight_shape(part) for part in PARTS})
+    return needed

@@ -1,0 +1,92 @@
+"""Result files: what is written is read, every wrong field is one line."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from publish.measured import TASK, comparison, evaluation, toolcheck
+
+from moe4.errors import CheckpointError, EvaluationError
+from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
+from moe4.evaluate.toolcheck.summary import compare_endpoints, summarize_endpoint
+
+FILES = {EVALUATION: evaluation(), COMPARISON: comparison(), TOOLCHECK: toolcheck()}
+
+
+def write(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_written_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+    content = {"version": 1, **FILES[name], "stamp": "x"}
+    assert read_result(write(tmp_path, name, content)) == json.loads(json.dumps(content))
+
+
+def test_what_a_toolcheck_without_answers_gives_is_read(tmp_path: Path) -> None:
+    side = {"model": "m", **summarize_endpoint([], {"answered": 1.0})}
+    content = {**toolcheck(), "release": side, "baseline": side, "agreement": compare_endpoints([], [])}
+    read_result(write(tmp_path, TOOLCHECK, content))
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(value, dict):
+        return [path, *(leaf for key in value for leaf in leaves(value[key], (*path, key)))]
+    if isinstance(value, list):
+        return [path, *(leaves(value[0], (*path, 0)) if value else [])]
+    return [path]
+
+
+PLACES = [(name, path) for name, content in FILES.items() for path in leaves(content) if path]
+
+
+@pytest.mark.parametrize(("name", "path"), PLACES)
+def test_a_field_of_another_kind_is_named(tmp_path: Path, name: str, path: tuple[Any, ...]) -> None:
+    content = copy.deepcopy(FILES[name])
+    place: Any = content
+    for key in path[:-1]:
+        place = place[key]
+    is_text = isinstance(place[path[-1]], str)
+    place[path[-1]] = 7 if is_text else "seven"
+    with pytest.raises(EvaluationError) as caught:
+        read_result(write(tmp_path, name, content))
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / name}: ")
+    assert str(path[-1] if isinstance(path[-1], str) else path[-2]) in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (EVALUATION, {"task": {}}, "task is not a field"),
+        (EVALUATION, {"version": 2}, "version must be 1, found 2"),
+        (
+            EVALUATION,
+            {"tasks": {"t": {**evaluation()["tasks"][TASK], "metric": "f1"}}},
+            "has no f1",
+        ),
+        (COMPARISON, {"layers": []}, "layers must have at least 1 entry"),
+        (COMPARISON, {"top1_agreement": 1.5}, "top1_agreement must be at most 1, found 1.5"),
+        (TOOLCHECK, {"agreement": {"num": 3}}, "agreement: decision_agreement is missing"),
+        (TOOLCHECK, {"agreement": None}, "agreement must not be null"),
+        (
+            TOOLCHECK,
+            {"baseline": {"model": "b", "num_requests": 1, "measures": {}}},
+            "baseline.measures has no id_form, release.measures has",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        read_result(write(tmp_path, name, {**FILES[name], **changes}))
+
+
+def test_what_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / EVALUATION).write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_result(tmp_path / EVALUATION)
