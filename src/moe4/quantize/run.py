@@ -1,6 +1,5 @@
 """`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
-import errno
 import importlib.util
 import socket
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
 from moe4.checkpoint.source import Checkpoint, read_json_object
@@ -29,11 +29,6 @@ from moe4.quantize.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-NO_ROOM = {
-    errno.ENOSPC: "the volume is full",
-    errno.EDQUOT: "the volume is full",
-    errno.EFBIG: "a file would be longer than the volume or ulimit -f allows",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
