@@ -1,26 +1,35 @@
 """The output folder: what it holds before a run, and how a release is finished in it.
 
 While a run is under way, `OUT/.moe4` holds its journal and whatever is not final; it goes at the end. The
-index and the config are written last, so nothing mistakes an unfinished release for a whole one.
+index and the config are written last, so nothing mistakes an unfinished release for a whole one. In the work
+folder only regular files with names that a run gives are touched; where there is anything else, nothing is.
 """
 
 import enum
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from moe4.checkpoint.durable import publish, sync_folder, write_file
+from moe4.checkpoint.durable import PARTIAL_SUFFIX, kind_of, publish, sync_folder, write_file
 from moe4.checkpoint.journal import JOURNAL_NAME, Journal
 from moe4.checkpoint.shard import TensorSpec
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint
 from moe4.errors import DiskSpaceError, OutputError, OutputNotEmptyError
 
 WORK_NAME = ".moe4"
+LOCK_NAME = "lock"
 REPORT_NAME = "moe4-report.json"
+# Whatever a run leaves in its work folder; .nfs* is what a network file system makes of a removed, open file.
+WORK_FILES = re.compile(
+    r"lock|journal\.jsonl|rest\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-[a-z]+-[a-z]+"
+    r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
+    r"|\.moe4-\w+\.partial|\.nfs\w+"
+)
 
 
 class State(enum.Enum):
@@ -63,13 +72,13 @@ class ReleaseFolder:
             self.work.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-        except PermissionError as error:
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         self._lock_folder()
         if _look_at(self.folder) is not self.state:
             self.close()
             raise OutputError(f"another moe4 quantize was writing to {self.folder}; start again")
-        for leftover in self.work.glob("*.partial"):
+        for leftover in self.work.glob(f"*{PARTIAL_SUFFIX}"):
             leftover.unlink()
         return Journal(self.work)
 
@@ -81,9 +90,10 @@ class ReleaseFolder:
 
     def _lock_folder(self) -> None:
         """Take the lock, which the system takes back when this process ends, however it ends."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._lock = (self.work / "lock").open("wb")
-        except PermissionError as error:
+            self._lock = os.fdopen(os.open(self.work / LOCK_NAME, flags, 0o666), "wb")
+        except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,14 +131,34 @@ class ReleaseFolder:
         self.remove_work_folder()
 
     def remove_work_folder(self) -> None:
-        """Remove the work folder of a finished release, the journal first: it needs the other files."""
-        if self.work.is_dir():
+        """Remove the work folder of a finished release, the journal first: it needs the other files.
+
+        Raises OutputError, with nothing removed, if something that is not a run's has come into it.
+        """
+        if kind_of(self.work) is not None:
+            check_work_folder(self.work)
             (self.work / JOURNAL_NAME).unlink(missing_ok=True)
             sync_folder(self.work)
             for path in self.work.iterdir():
                 path.unlink()
             self.work.rmdir()
             sync_folder(self.folder)
+
+
+def check_work_folder(work: Path) -> None:
+    """Raise OutputError if a work folder is a link or no folder, or holds what no run has made."""
+    kind = kind_of(work)
+    if kind not in (None, "a folder"):
+        raise OutputError(
+            f"{work} is {kind}, not a folder of moe4's; move it away, or choose an empty folder"
+        )
+    for path in sorted(work.iterdir()) if kind else ():
+        kind = kind_of(path) or "a file"
+        if kind != "a file" or WORK_FILES.fullmatch(path.name) is None:
+            what = f"is {kind}, which" if kind != "a file" else "is a file that"
+            raise OutputError(
+                f"{path} {what} moe4 did not make, and is left alone; move it away, or choose an empty folder"
+            )
 
 
 def free_bytes(folder: Path) -> int:
@@ -164,9 +194,12 @@ def format_bytes(num_bytes: float) -> str:
 
 def _look_at(folder: Path) -> State:
     if not folder.exists():
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link to {folder.readlink()}, which does not exist")
         return State.EMPTY
     if not folder.is_dir():
         raise OutputNotEmptyError(f"{folder} is a file; choose a folder")
+    check_work_folder(folder / WORK_NAME)
     names = {path.name for path in folder.iterdir()}
     if (folder / WORK_NAME / JOURNAL_NAME).is_file():
         return State.UNFINISHED
