@@ -99,7 +99,7 @@ def test_a_killed_runs_leftovers_go(tmp_path: Path) -> None:
         "total-00001.partial",
         "model-00001-of-00004.safetensors.partial",
     )
-    for name in (*names, "probe-released-hidden", "layer-00000.json", "rest.json", "hidden-00000.bin"):
+    for name in (*names, "probe-bf16-hidden", "layer-00000.json", "rest.json", "hidden-00000.bin"):
         (work / name).write_text("")
     folder = ReleaseFolder(tmp_path / "out", resume=True)
     folder.open()

@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from moe4.errors import DiskSpaceError, OutputError
@@ -55,6 +56,11 @@ def create_file(path: Path) -> int:
 
 
 def write_file(final: Path, data: bytes | memoryview, work_folder: Path | None = None) -> None:
+    """Write a whole file as `write_pieces` does."""
+    write_pieces(final, (data,), work_folder)
+
+
+def write_pieces(final: Path, pieces: Iterable[bytes | memoryview], work_folder: Path | None = None) -> None:
     """Write a whole file atomically; if that fails, what had the name before still has it.
 
     It is written in `work_folder`, on the same file system, or else beside its final place. It keeps owner
@@ -65,7 +71,7 @@ def write_file(final: Path, data: bytes | memoryview, work_folder: Path | None =
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             _keep_mode(descriptor, final)
             os.fsync(descriptor)
@@ -131,12 +137,18 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes, a MiB at a time."""
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            yield piece
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
+    for piece in read_pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ FINGERPRINT_TEXTS = {
     "recipe": "recipe",
     "calibration": "calibration data",
     "probe": "tokenizer or chat template",
+    "side_files": "side file",
 }
 
 
@@ -130,6 +131,10 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         elif key == "recipe" and "recipe_values" in before and "recipe_values" in now:
             values = _differing(before["recipe_values"], now["recipe_values"])
             detail = f" ({'; '.join(values)})" if values else ""
+        elif key == "side_files":
+            one, other = before.get(key) or {}, now.get(key) or {}
+            names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+            detail = f" ({', '.join(names)})"
         changes.append(f"another {text}{detail}")
     return " and ".join(changes)
 

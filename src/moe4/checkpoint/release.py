@@ -7,26 +7,34 @@ folder only regular files with names that a run gives are touched; where there i
 
 import enum
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from moe4.checkpoint.durable import PARTIAL_SUFFIX, kind_of, publish, sync_folder, write_file
+from moe4.checkpoint.durable import (
+    PARTIAL_SUFFIX,
+    kind_of,
+    read_pieces,
+    sync_folder,
+    write_file,
+    write_pieces,
+)
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import JOURNAL_NAME, Journal
 from moe4.checkpoint.shard import TensorSpec
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint
-from moe4.errors import DiskSpaceError, OutputError, OutputNotEmptyError
+from moe4.errors import CheckpointError, DiskSpaceError, OutputError, OutputNotEmptyError
 
 WORK_NAME = ".moe4"
 LOCK_NAME = "lock"
 REPORT_NAME = "moe4-report.json"
 # Whatever a run leaves in its work folder; .nfs* is what a network file system makes of a removed, open file.
 WORK_FILES = re.compile(
-    r"lock|journal\.jsonl|rest\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-[a-z]+-[a-z]+"
+    r"lock|journal\.jsonl|rest\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
     r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
     r"|\.moe4-\w+\.partial|\.nfs\w+"
 )
@@ -105,17 +113,14 @@ class ReleaseFolder:
         """Raise DiskSpaceError unless the volume has room."""
         require_space(self.folder, needed_bytes)
 
-    def copy_side_files(self, checkpoint: Checkpoint) -> list[str]:
-        """Copy tokenizer, template, licence and the like byte for byte; return their names."""
-        names = []
-        for source in checkpoint.side_files():
-            temporary = self.work / f"{source.name}.partial"
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            publish(temporary, self.folder / source.name)
-            names.append(source.name)
-        return names
+    def copy_side_files(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
+        """Copy tokenizer, template, licence and the like byte for byte.
+
+        Raises CheckpointError if one's SHA-256 is not that in `digests`, by name.
+        """
+        for source in files:
+            pieces = _read_unchanged(source, digests[source.name])
+            write_pieces(self.folder / source.name, pieces, self.work)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a JSON file into the release, atomically."""
@@ -159,6 +164,19 @@ def check_work_folder(work: Path) -> None:
             raise OutputError(
                 f"{path} {what} moe4 did not make, and is left alone; move it away, or choose an empty folder"
             )
+
+
+def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:
+    """Yield a file's bytes; at their end raise CheckpointError if their SHA-256 is another."""
+    digest = hashlib.sha256()
+    for piece in read_pieces(path):
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path} has changed while its release was made; put the old file back and run again "
+            "with --resume"
+        )
 
 
 def free_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, PROBE_NAME, read_json_object, read_weight_map
+from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_weight_map
 from moe4.checkpoint.shard import (
     DTYPES,
     Shard,
@@ -25,6 +25,7 @@ from moe4.checkpoint.shard import (
     read_shard,
     read_tensor,
 )
+from moe4.checkpoint.side_files import find_side_files
 from moe4.errors import (
     CheckpointError,
     MissingFileError,
@@ -141,6 +142,13 @@ class Checkpoint:
                 "saved from a run that diverged"
             )
 
+    def side_files(self) -> tuple[Path, ...]:
+        """Return the files beside the weights that go into a release as they are, sorted by name.
+
+        Raises UnsafePathError where one is a link that leads out of the checkpoint.
+        """
+        return find_side_files(self.folder, self.shards).files
+
     def digest(self) -> str:
         """Return a SHA-256 over the config, the index, and every shard's size, header and samples.
 
@@ -153,18 +161,6 @@ class Checkpoint:
             digest.update(f"{name} {shard.num_bytes} {shard.header_sha256}\n".encode())
             digest.update(_sample(shard))
         return digest.hexdigest()
-
-    def side_files(self) -> Iterator[Path]:
-        """Yield the files beside the weights that go into a release as they are, sorted by name."""
-        for path in sorted(self.folder.iterdir()):
-            ours = path.name in (CONFIG_NAME, PROBE_NAME, "README.md") or path.name.endswith(".index.json")
-            if (
-                path.is_file()
-                and not path.name.startswith(".")
-                and not ours
-                and path.suffix not in WEIGHT_SUFFIXES
-            ):
-                yield path
 
     def _is_scale(self, name: str) -> bool:
         return name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in self._stored
@@ -192,11 +188,6 @@ def _sample(shard: Shard) -> bytes:
             file.seek(max(0, shard.num_bytes - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
             pieces.append(file.read(SAMPLE_BYTES))
     return b"".join(pieces)
-
-
-WEIGHT_SUFFIXES = frozenset(
-    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz")
-)
 
 
 def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Tensor:

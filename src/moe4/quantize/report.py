@@ -5,6 +5,7 @@ from typing import Any
 from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
+from moe4.checkpoint.side_files import SideFiles
 from moe4.checkpoint.source import Checkpoint
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
 from moe4.quantize.traffic import KINDS
@@ -18,7 +19,7 @@ def build_report(
     checkpoint: Checkpoint,
     corpus: Corpus | None,
     shards: list[CommittedShard],
-    side_files: list[str],
+    side_files: SideFiles,
     saved: list[dict[str, Any]],
     traffic: dict[str, int],
     probe: dict[str, Any],
@@ -37,6 +38,7 @@ def build_report(
         "source": {
             "model_type": checkpoint.config.get("model_type"),
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
+            "left_out": list(side_files.left_out),
         },
         "calibration": None
         if corpus is None
@@ -50,7 +52,7 @@ def build_report(
             "shards": {
                 shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
             },
-            "side_files": side_files,
+            "side_files": [path.name for path in side_files.files],
         },
         "probe": probe,
         "summary": summarize(records),

@@ -12,6 +12,7 @@ from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
+from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint, read_json_object
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
@@ -55,6 +56,7 @@ class _Prepared:
     corpus: Corpus | None
     fingerprint: dict[str, Any]
     prompts: ProbePrompts
+    side_files: SideFiles
 
     @property
     def num_tokens(self) -> int:
@@ -126,6 +128,8 @@ def _lead(
             probe_tokens=prepared.prompts.num_tokens,
         )
     )
+    if prepared.side_files.left_out:
+        progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
     for warning in group_size_warnings(bench.recipe.group_size, bench.network):
         progress.say(f"warning: {warning}")
     journal = folder.open()
@@ -148,7 +152,7 @@ def _lead(
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
     committer.commit_shards()
-    side_files = folder.copy_side_files(prepared.checkpoint)
+    folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
     probe = committer.write_probe(prepared.prompts)
     report = build_report(
         fingerprint=fingerprint,
@@ -156,7 +160,7 @@ def _lead(
         checkpoint=prepared.checkpoint,
         corpus=prepared.corpus,
         shards=journal.shards,
-        side_files=side_files,
+        side_files=prepared.side_files,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
         probe=probe,
@@ -179,6 +183,7 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
 
 def _prepare(request: Request) -> _Prepared:
     checkpoint = Checkpoint(request.source)
+    side_files = find_side_files(checkpoint.folder, checkpoint.shards)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     recipe = resolve_group_size(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe)
@@ -198,6 +203,7 @@ def _prepare(request: Request) -> _Prepared:
         "recipe": recipe.digest(),
         "calibration": corpus.digest() if corpus else None,
         "probe": prompts.digest(),
+        "side_files": side_files.digests(),
     }
     prepared = _Prepared(
         checkpoint=checkpoint,
@@ -207,6 +213,7 @@ def _prepare(request: Request) -> _Prepared:
         corpus=corpus,
         fingerprint=fingerprint,
         prompts=prompts,
+        side_files=side_files,
     )
     need = memory_need(
         plan,
