@@ -27,6 +27,7 @@ FINGERPRINT_TEXTS = {
     "calibration": "calibration data",
     "probe": "tokenizer or chat template",
     "side_files": "side file",
+    "environment": "environment",
 }
 
 
@@ -50,6 +51,12 @@ class Journal:
         self.shards: list[CommittedShard] = []
         if self.path.is_file():
             self._read()
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each process of the run that was begun; None if none was."""
+        found = ((self.begin or {}).get("environment") or {}).get("threads")
+        return found if isinstance(found, int) and found > 0 else None
 
     def start(self, begin: dict[str, Any]) -> None:
         """Write the first line of a new run."""
@@ -131,6 +138,8 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         elif key == "recipe" and "recipe_values" in before and "recipe_values" in now:
             values = _differing(before["recipe_values"], now["recipe_values"])
             detail = f" ({'; '.join(values)})" if values else ""
+        elif key == "environment":
+            detail = f" ({'; '.join(_differing(before.get(key) or {}, now[key]))})"
         elif key == "side_files":
             one, other = before.get(key) or {}, now.get(key) or {}
             names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

@@ -21,6 +21,7 @@ from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary, repair
 from moe4.quantize.commit import Committer, follow
+from moe4.quantize.environment import RunEnvironment, find_environment
 from moe4.quantize.needs import disk_need, memory_need, require_memory
 from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.progress import ProgressReporter
@@ -87,7 +88,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     check_folders(request.source, request.out)
     ranks.device = device = _check_device(request.device, ranks)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
-    prepared = _prepare(request)
+    prepared = _prepare(request, find_environment(device))
     _check_agreement(ranks, prepared.fingerprint)
     bench = Workbench(
         checkpoint=prepared.checkpoint,
@@ -114,7 +115,7 @@ def _lead(
     folder: ReleaseFolder, bench: Workbench, prepared: _Prepared, progress: ProgressReporter
 ) -> dict[str, Any]:
     """Do rank 0's part."""
-    ranks, fingerprint = bench.ranks, prepared.fingerprint
+    ranks, fingerprint = bench.ranks, dict(prepared.fingerprint)
     if folder.state is State.FINISHED:
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
@@ -133,7 +134,9 @@ def _lead(
     for warning in group_size_warnings(bench.recipe.group_size, bench.network):
         progress.say(f"warning: {warning}")
     journal = folder.open()
-    _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
+    threads = journal.threads or threads_per_rank(ranks)
+    fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, progress)
     boundary = _boundary(folder.work, prepared, bench.device)
     inputs = [item for item in (boundary, bench.probe) if item is not None]
     found = repair(journal, bench.network.num_layers, inputs)
@@ -141,13 +144,12 @@ def _lead(
         progress.say(found)
     if bench.probe is None:
         progress.say(f"no probe: {prepared.prompts.reason}")
-    assert journal.begin is not None
-    facts = {"num_done": len(journal.shards), "threads": journal.begin["threads"]}
-    ranks.share(Parcel(facts=facts))
-    torch.set_num_threads(int(facts["threads"]))
-    if facts["threads"] > threads_per_rank(ranks):
+    threads = int(fingerprint["environment"]["threads"])
+    ranks.share(Parcel(facts={"num_done": len(journal.shards), "threads": threads}))
+    torch.set_num_threads(threads)
+    if threads > threads_per_rank(ranks):
         progress.say(
-            f"note: the run was begun with {facts['threads']} threads a rank and keeps them; "
+            f"note: the run was begun with {threads} threads a rank and keeps them; "
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
@@ -181,7 +183,7 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
     return ranks.share(None).facts
 
 
-def _prepare(request: Request) -> _Prepared:
+def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
     checkpoint = Checkpoint(request.source)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
@@ -204,6 +206,7 @@ def _prepare(request: Request) -> _Prepared:
         "calibration": corpus.digest() if corpus else None,
         "probe": prompts.digest(),
         "side_files": side_files.digests(),
+        "environment": environment.to_dict(),
     }
     prepared = _Prepared(
         checkpoint=checkpoint,
@@ -240,7 +243,6 @@ def _begin_or_match(
     journal: Journal,
     folder: ReleaseFolder,
     fingerprint: dict[str, Any],
-    ranks: Ranks,
     recipe: Recipe,
     progress: ProgressReporter,
 ) -> None:
@@ -248,7 +250,7 @@ def _begin_or_match(
     versions = {name: text for name, text in software_versions().items() if name != "moe4"}
     begin = {**fingerprint, "recipe_values": recipe.to_dict(), "versions": versions}
     if journal.begin is None:
-        journal.start({**begin, "threads": threads_per_rank(ranks)})
+        journal.start(begin)
         return
     journal.match(begin)
     journal.check_shards(folder.folder)
@@ -308,7 +310,9 @@ def _check_device(name: str, ranks: Ranks) -> torch.device:
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     report = read_json_object(folder.folder / REPORT_NAME)
     before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
-    before.setdefault("probe", fingerprint["probe"])  # a release from before there were probes
+    environment = dict(fingerprint["environment"])
+    environment["threads"] = (before.get("environment") or {}).get("threads")  # those it was begun with
+    fingerprint = {**fingerprint, "environment": environment}
     changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
     if changed:
         raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")
