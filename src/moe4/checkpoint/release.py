@@ -122,17 +122,10 @@ class ReleaseFolder:
             pieces = _read_unchanged(source, digests[source.name])
             write_pieces(self.folder / source.name, pieces, self.work)
 
-    def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a JSON file into the release, atomically."""
-        write_file(self.folder / name, dump_json(data), self.work)
-
-    def finish(self, shards: Sequence[tuple[str, Sequence[TensorSpec]]], config: dict[str, Any]) -> None:
-        """Write the index, then the config; then remove the work folder."""
-        weight_map = {spec.name: name for name, specs in shards for spec in specs}
-        total = sum(spec.num_bytes for _, specs in shards for spec in specs)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        self.write_json(INDEX_NAME, index)
-        self.write_json(CONFIG_NAME, config)
+    def finish(self, last: Mapping[str, bytes]) -> None:
+        """Write a release's last files, by name, in their order; then remove the work folder."""
+        for name, data in last.items():
+            write_file(self.folder / name, data, self.work)
         self.remove_work_folder()
 
     def remove_work_folder(self) -> None:
@@ -177,6 +170,13 @@ def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:
             f"{path} has changed while its release was made; put the old file back and run again "
             "with --resume"
         )
+
+
+def make_index(shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> dict[str, Any]:
+    """Return the index of shards: a name each, and what it holds."""
+    weight_map = {spec.name: name for name, specs in shards for spec in specs}
+    total = sum(spec.num_bytes for _, specs in shards for spec in specs)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
 def free_bytes(folder: Path) -> int:

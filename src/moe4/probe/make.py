@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import load_tokenizer
-from moe4.checkpoint.durable import check_output, file_sha256, write_output
+from moe4.checkpoint.contents import list_file
+from moe4.checkpoint.durable import check_output, write_output
 from moe4.checkpoint.release import REPORT_NAME, dump_json
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import CalibrationError, OutputError, ProbeError
@@ -139,20 +140,21 @@ def _check_alike(options: ProbeOptions, release: Network, source: Network) -> No
 
 
 def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
-    """Write the file; where it is the release's own, its SHA-256 into the release's report too."""
+    """Write the file; where it is the release's own, list it in the release's report too."""
     path = options.path
     write_output(path, encode_probe(answers))
     report_path = options.release / REPORT_NAME
     if path.resolve().parent != options.release.resolve() or not report_path.is_file():
         return
     report = read_json_object(report_path)
-    report["probe"] = report_entry(answers, file_sha256(path))
+    report["probe"] = report_entry(answers)
+    report.setdefault("release", {}).setdefault("files", {})[PROBE_NAME] = list_file(path)
     write_output(report_path, dump_json(report))
 
 
-def report_entry(answers: ExpectedAnswers, sha256: str) -> dict[str, Any]:
+def report_entry(answers: ExpectedAnswers) -> dict[str, Any]:
     """Return what `moe4-report.json` says of the file."""
-    return {"sha256": sha256, "num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
+    return {"num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
 
 
 def summarize(answers: ExpectedAnswers) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.corpus import is_reference_model
+from moe4.checkpoint.contents import PROOF_FOLDER
 from moe4.checkpoint.durable import make_folder, write_output
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
@@ -24,7 +25,7 @@ from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.plan import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, render_card
-from moe4.publish.proof import COMPARISON, EVALUATION, PROOF_FOLDER, TOOLCHECK, read_proof
+from moe4.publish.proof import COMPARISON, EVALUATION, TOOLCHECK, read_proof
 from moe4.publish.report import percent, render_report
 from moe4.quantize.verify import verify
 

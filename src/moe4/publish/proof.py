@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe4.checkpoint.contents import PROOF_FOLDER
 from moe4.checkpoint.release import REPORT_NAME
 from moe4.checkpoint.source import CONFIG_NAME, read_json_object
 from moe4.errors import MissingFileError
 
-PROOF_FOLDER = "proof"
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 TOOLCHECK = "toolcheck.json"

@@ -5,7 +5,6 @@ its record, its line in the journal. A run that is killed anywhere continues aft
 writes is byte for byte what it would have written. Rank 0 does all of this; the others help with the layers.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,9 @@ from typing import Any
 
 from moe4.checkpoint.durable import file_sha256, publish, write_file
 from moe4.checkpoint.journal import CommittedShard, Journal
-from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, dump_json
+from moe4.checkpoint.release import ReleaseFolder, dump_json, make_index
 from moe4.checkpoint.shard import ShardWriter
-from moe4.checkpoint.source import read_json_object
+from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, read_json_object
 from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
 from moe4.probe.make import assemble, report_entry
 from moe4.probe.passes import count_pairs
@@ -101,14 +100,14 @@ class Committer:
         answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
         data = encode_probe(answers)
         write_file(self.folder.folder / PROBE_NAME, data, self.folder.work)
-        return report_entry(answers, hashlib.sha256(data).hexdigest())
+        return report_entry(answers)
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Write everything that is neither shard nor side file, and remove the work folder."""
-        self.folder.write_json(REPORT_NAME, report)
+    def last_files(self) -> dict[str, bytes]:
+        """Return what is written last, by name, in that order: the index, then the config."""
         config = without_quantization(self.bench.checkpoint.config)
         config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
-        self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
+        index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
+        return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 
     def _run_layer(self, shard: ShardPlan) -> Callable[[], None]:
         """Quantize a layer; return what commits it, which may be called behind the next layer's back."""

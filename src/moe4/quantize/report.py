@@ -1,11 +1,12 @@
 """What a run came to: `moe4-report.json`, and the same in a few lines."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from moe4.calibration.corpus import Corpus
+from moe4.checkpoint.contents import NOT_COVERED, Listing
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
-from moe4.checkpoint.side_files import SideFiles
 from moe4.checkpoint.source import Checkpoint
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
 from moe4.quantize.traffic import KINDS
@@ -19,15 +20,17 @@ def build_report(
     checkpoint: Checkpoint,
     corpus: Corpus | None,
     shards: list[CommittedShard],
-    side_files: SideFiles,
+    left_out: Sequence[str],
     saved: list[dict[str, Any]],
     traffic: dict[str, int],
+    files: Listing,
     probe: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `saved` holds each layer's `record` and `timing`; `traffic` the bytes read and written by kind; `probe`
-    what is to be said of the expected answers.
+    `left_out` names what of the source is not copied; `saved` holds each layer's `record` and `timing`;
+    `traffic` the bytes read and written by kind; `files` lists all but the shards; `probe` is what is to
+    be said of the expected answers.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
@@ -38,7 +41,7 @@ def build_report(
         "source": {
             "model_type": checkpoint.config.get("model_type"),
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
-            "left_out": list(side_files.left_out),
+            "left_out": list(left_out),
         },
         "calibration": None
         if corpus is None
@@ -52,7 +55,8 @@ def build_report(
             "shards": {
                 shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
             },
-            "side_files": [path.name for path in side_files.files],
+            "files": files,
+            "not_covered": list(NOT_COVERED),
         },
         "probe": probe,
         "summary": summarize(records),
@@ -84,7 +88,7 @@ def describe(report: dict[str, Any]) -> str:
             f"{tokens['num_unreached']} experts unreached"
         )
     probe = report.get("probe") or {}
-    if "sha256" in probe:
+    if "num_sequences" in probe:
         lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
     elif probe:
         lines.append(f"no probe  {probe['missing']}")

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.checkpoint.contents import list_files
 from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
-from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
+from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint, read_json_object
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
+from moe4.probe.form import PROBE_NAME
 from moe4.quantize.allocator import return_large_blocks
 from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
@@ -156,18 +158,23 @@ def _lead(
     committer.commit_shards()
     folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
     probe = committer.write_probe(prepared.prompts)
+    names = [path.name for path in prepared.side_files.files]
+    if "missing" not in probe:
+        names.append(PROBE_NAME)
+    last = committer.last_files()
     report = build_report(
         fingerprint=fingerprint,
         recipe=bench.recipe,
         checkpoint=prepared.checkpoint,
         corpus=prepared.corpus,
         shards=journal.shards,
-        side_files=prepared.side_files,
+        left_out=prepared.side_files.left_out,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
+        files=list_files(folder.folder, names, last),
         probe=probe,
     )
-    committer.finish(report)
+    folder.finish({REPORT_NAME: dump_json(report), **last})
     return ranks.share(Parcel(facts=report)).facts
 
 

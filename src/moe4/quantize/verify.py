@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.durable import file_sha256
+from moe4.checkpoint.contents import NOT_COVERED, compare_files
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
@@ -43,8 +43,9 @@ class _Verifier:
         self.warnings: list[str] = []
         self.config = read_json_object(out / CONFIG_NAME)
         self.index = read_json_object(out / INDEX_NAME)
+        self.shard_names: set[str] = set()
         self.tensors: dict[str, StoredTensor] = {}
-        self.num_bytes = 0
+        self.num_bytes = self.num_listed = 0
         self.scheme: Any = None
         self.group_size = 0
         self.weight_errors: dict[str, float] = {}
@@ -63,7 +64,7 @@ class _Verifier:
             self._check_plain([base for base, _ in quantized])
             self.warnings = group_size_warnings(self.group_size, network)
         report = self._check_report()
-        self._check_probe(network, report)
+        self._check_probe(network)
         if self.source is not None:
             self._check_side_files(self.source, report)
         return self._result(report)
@@ -72,7 +73,8 @@ class _Verifier:
         weight_map = self.index.get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{self.out / INDEX_NAME} has no weight_map")
-        for shard_name in sorted(set(weight_map.values())):
+        self.shard_names = set(map(str, weight_map.values()))
+        for shard_name in sorted(self.shard_names):
             if Path(shard_name).name != shard_name:
                 self.problems.append(f"{INDEX_NAME} names {shard_name}, which is not a file in the folder")
                 continue
@@ -249,27 +251,40 @@ class _Verifier:
                     self.problems.append(f"{name} of the source is missing")
 
     def _check_report(self) -> dict[str, Any]:
+        """Check every file against the report's list; return the report, empty if there is none."""
         path = self.out / REPORT_NAME
         if not path.is_file():
+            self.problems.append(
+                f"{REPORT_NAME} is missing: nothing says what the release's files should be, "
+                "so none of them could be checked"
+            )
             return {}
-        report = read_json_object(path)
-        for name, entry in report.get("release", {}).get("shards", {}).items():
-            if (self.out / name).is_file() and file_sha256(self.out / name) != entry.get("sha256"):
-                self.problems.append(f"{name} is not the file {REPORT_NAME} describes: its SHA-256 differs")
+        try:
+            report = read_json_object(path)
+        except CheckpointError as error:
+            self.problems.append(f"{error}, so none of the release's files could be checked")
+            return {}
+        release = report.get("release")
+        shards, files = (release.get("shards"), release.get("files")) if isinstance(release, dict) else (0, 0)
+        if not isinstance(shards, dict) or not isinstance(files, dict):
+            self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
+            return report
+        self.num_listed = len(shards) + len(files)
+        for name, problem in compare_files(self.out, shards | files):
+            if problem == "is missing" and name in self.shard_names:
+                continue  # named already
+            if name == PROBE_NAME and "missing" in problem:
+                problem += f"; moe4 probe {self.out} makes it again"
+            elif name == PROBE_NAME:
+                problem += f"; moe4 probe {self.out} --force makes it again"
+            self.problems.append(f"{name} {problem}")
         return report
 
-    def _check_probe(self, network: Network, report: dict[str, Any]) -> None:
-        """Check the expected answers: their form, and that they are the file the report describes."""
-        path, entry = self.out / PROBE_NAME, report.get("probe") or {}
+    def _check_probe(self, network: Network) -> None:
+        """Check the form of the expected answers."""
+        path = self.out / PROBE_NAME
         if not path.is_file():
-            if "sha256" in entry:
-                self.problems.append(f"{PROBE_NAME} is missing; moe4 probe {self.out} makes it again")
             return
-        if "sha256" in entry and file_sha256(path) != entry["sha256"]:
-            self.problems.append(
-                f"{PROBE_NAME} is not the file {REPORT_NAME} describes: its SHA-256 differs; "
-                f"moe4 probe {self.out} --force makes it again"
-            )
         try:
             read_probe(path, int(network.config.vocab_size))
         except ProbeError as error:
@@ -297,6 +312,8 @@ class _Verifier:
             "num_tensors": len(self.tensors),
             "num_quantized": sum(name.endswith(".weight_packed") for name in self.tensors),
             "num_bytes": self.num_bytes,
+            "num_files": self.num_listed,
+            "not_covered": [name for name in NOT_COVERED if (self.out / name).exists()],
             "source_num_bytes": source_bytes,
             "worst": report.get("summary", {}).get("worst", []),
         }
@@ -315,6 +332,11 @@ def describe(result: dict[str, Any]) -> str:
         share = result["num_bytes"] / result["source_num_bytes"]
         size += f", the source {format_bytes(result['source_num_bytes'])} ({share:.1%})"
     lines.append(size)
+    if result["num_files"]:
+        lines.append(
+            f"files     {result['num_files']} listed in {REPORT_NAME}; "
+            f"not covered: {', '.join(result['not_covered'])}"
+        )
     for entry in result["worst"]:
         error, rtn_error = entry["error"], entry["rtn_error"]
         lines.append(f"worst     {entry['matrix']}: error {error:.5f} (round to nearest {rtn_error:.5f})")
