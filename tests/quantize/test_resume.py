@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_tools import Forks, contents, run_quantize
+from release_tools import Forks, contents, interrupt_after, run_quantize
 from safetensors.torch import load_file, save_file
 
-from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.errors import KernelError, OutputNotEmptyError, ResumeError
 from moe4.gptq.products import HAS_BF16
 from moe4.recipe import Calibration, Gptq, Recipe
@@ -204,34 +203,12 @@ def num_lines(path: Path) -> int:
         return 0
 
 
-class Interrupted(BaseException):
-    """Ends a run in a test."""
-
-
 @pytest.fixture
 def unfinished(
     small_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A run that stopped after its second shard."""
-    return interrupt_after(2, small_source, calibration, tmp_path / "out", monkeypatch)
-
-
-def interrupt_after(
-    count: int, source: Path, calibration: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    real, calls = Journal.commit, []
-
-    def commit(self: Journal, shard: CommittedShard) -> None:
-        real(self, shard)
-        calls.append(shard)
-        if len(calls) == count:
-            raise Interrupted
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Journal, "commit", commit)
-        run_quantize(source, out, RECIPE, calibration)
-    assert num_lines(out / ".moe4" / "journal.jsonl") == count + 1
-    return out
+    return interrupt_after(2, small_source, calibration, tmp_path / "out", RECIPE, monkeypatch)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -252,7 +229,7 @@ def test_damaged_activations_are_made_again(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", monkeypatch)
+    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", RECIPE, monkeypatch)
     path = out / ".moe4" / f"hidden-{num_done:05d}.bin"
     damage(path)
     capfd.readouterr()

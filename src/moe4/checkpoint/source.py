@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moe4.checkpoint.durable import file_sha256
 from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, read_json_object, read_weight_map
+from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import (
     DTYPES,
     Shard,
@@ -24,6 +25,7 @@ from moe4.checkpoint.shard import (
     iterate_rows,
     read_shard,
     read_tensor,
+    tensor_bytes,
 )
 from moe4.checkpoint.side_files import find_side_files
 from moe4.errors import (
@@ -64,6 +66,8 @@ class Checkpoint:
             if stored is None:
                 raise CheckpointError(f"{folder / INDEX_NAME} says {shard_name} holds {name}; it does not")
             self._stored[name] = stored
+        self.reads: ReadLog | None = None
+        """Where whole reads are recorded, if anywhere."""
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
@@ -94,9 +98,10 @@ class Checkpoint:
 
         `pinned` memory is for copies to a GPU.
         """
-        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
-        pieces = tuple(read_tensor(self._stored[part], pinned=pinned) for part in names)
+        pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
         self._add_bytes(sum(piece.nbytes for piece in pieces))
+        if self.reads is not None:
+            self.reads.add(name, map(tensor_bytes, pieces))
         return pieces
 
     def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
@@ -109,11 +114,15 @@ class Checkpoint:
 
     def iterate(self, name: str) -> Iterator[bytes]:
         """Yield a tensor's stored bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
-        stored = self._stored[name]
+        stored, digest = self._stored[name], hashlib.sha256()
         for piece in iterate_bytes(stored):
             self._add_bytes(len(piece))
             self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
+            if self.reads is not None:
+                digest.update(piece)
             yield piece
+        if self.reads is not None and not self.is_fp8(name):
+            self.reads.note(name, digest.hexdigest())
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
         """Yield a matrix [rows, columns], some whole rows at a time, as `load` gives it.
@@ -123,10 +132,31 @@ class Checkpoint:
         if self.is_fp8(name):
             yield self.load(name)
             return
+        digest = hashlib.sha256()
         for piece in iterate_rows(self._stored[name]):
             self._add_bytes(piece.nbytes)
             self._check_finite(name, piece)
+            if self.reads is not None:
+                digest.update(tensor_bytes(piece))
             yield piece
+        if self.reads is not None:
+            self.reads.note(name, digest.hexdigest())
+
+    def tensor_sha256(self, name: str) -> str:
+        """Return the SHA-256 of a tensor's stored bytes, and its scales' if it is FP8. For any thread."""
+        digest = hashlib.sha256()
+        for stored in self._parts(name):
+            for piece in iterate_bytes(stored):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def paths(self, name: str) -> set[Path]:
+        """Return the shards that a tensor and its scales lie in."""
+        return {stored.path for stored in self._parts(name)}
+
+    def _parts(self, name: str) -> tuple[StoredTensor, ...]:
+        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
+        return tuple(self._stored[part] for part in names)
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:

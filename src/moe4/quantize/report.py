@@ -23,14 +23,15 @@ def build_report(
     left_out: Sequence[str],
     saved: list[dict[str, Any]],
     traffic: dict[str, int],
+    reads: dict[str, str],
     files: Listing,
     probe: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
     `left_out` names what of the source is not copied; `saved` holds each layer's `record` and `timing`;
-    `traffic` the bytes read and written by kind; `files` lists all but the shards; `probe` is what is to
-    be said of the expected answers.
+    `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors; `files` lists
+    all but the shards; `probe` is what is to be said of the expected answers.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
@@ -42,6 +43,7 @@ def build_report(
             "model_type": checkpoint.config.get("model_type"),
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
             "left_out": list(left_out),
+            "tensors": reads,
         },
         "calibration": None
         if corpus is None

@@ -12,6 +12,7 @@ from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.contents import list_files
 from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
+from moe4.checkpoint.reads import identify, require_same_source
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint, read_json_object
@@ -101,6 +102,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         progress=progress,
         probe=_running_probe(request, prepared, ranks, device),
     )
+    prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:
         from moe4.quantize.gpu_stream import warm_up  # it needs Triton
 
@@ -138,7 +140,7 @@ def _lead(
     journal = folder.open()
     threads = journal.threads or threads_per_rank(ranks)
     fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
-    _begin_or_match(journal, folder, fingerprint, bench.recipe, progress)
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
     boundary = _boundary(folder.work, prepared, bench.device)
     inputs = [item for item in (boundary, bench.probe) if item is not None]
     found = repair(journal, bench.network.num_layers, inputs)
@@ -155,6 +157,7 @@ def _lead(
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
     folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
     probe = committer.write_probe(prepared.prompts)
@@ -171,6 +174,7 @@ def _lead(
         left_out=prepared.side_files.left_out,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
+        reads=committer.saved_reads(),
         files=list_files(folder.folder, names, last),
         probe=probe,
     )
@@ -251,11 +255,17 @@ def _begin_or_match(
     folder: ReleaseFolder,
     fingerprint: dict[str, Any],
     recipe: Recipe,
+    checkpoint: Checkpoint,
     progress: ProgressReporter,
 ) -> None:
     """Begin a journal, or hold this run to the one that is there."""
     versions = {name: text for name, text in software_versions().items() if name != "moe4"}
-    begin = {**fingerprint, "recipe_values": recipe.to_dict(), "versions": versions}
+    begin = {
+        **fingerprint,
+        "recipe_values": recipe.to_dict(),
+        "versions": versions,
+        "source_files": {name: identify(shard.path) for name, shard in checkpoint.shards.items()},
+    }
     if journal.begin is None:
         journal.start(begin)
         return
@@ -273,6 +283,15 @@ def _begin_or_match(
     ]
     if others:
         progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
+
+
+def _require_same_source(bench: Workbench, plan: Plan, journal: Journal, known: dict[str, str]) -> None:
+    """Hold the source to what was read of it before. Raises ResumeError where it has changed."""
+    assert journal.begin is not None
+    bench.reads.expect(known)
+    unread = [name for shard in plan.shards for name in shard.source_names if name not in known]
+    before = journal.begin["source_files"]
+    require_same_source(bench.checkpoint, known, before, unread, bench.progress.say)
 
 
 def _boundary(work: Path, prepared: _Prepared, device: torch.device) -> Boundary | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe4.checkpoint.contents import NOT_COVERED, compare_files
 from moe4.checkpoint.packed import dequantize, unpack
+from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
@@ -39,6 +40,8 @@ def verify(out: Path, source: Path | None = None) -> dict[str, Any]:
 class _Verifier:
     def __init__(self, out: Path, source: Checkpoint | None) -> None:
         self.out, self.source = out, source
+        if source is not None:
+            source.reads = ReadLog()
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.config = read_json_object(out / CONFIG_NAME)
@@ -67,6 +70,7 @@ class _Verifier:
         self._check_probe(network)
         if self.source is not None:
             self._check_side_files(self.source, report)
+            self._check_source(self.source, report)
         return self._result(report)
 
     def _read_shards(self) -> None:
@@ -264,8 +268,7 @@ class _Verifier:
         except CheckpointError as error:
             self.problems.append(f"{error}, so none of the release's files could be checked")
             return {}
-        release = report.get("release")
-        shards, files = (release.get("shards"), release.get("files")) if isinstance(release, dict) else (0, 0)
+        shards, files = _get(report, "release", "shards"), _get(report, "release", "files")
         if not isinstance(shards, dict) or not isinstance(files, dict):
             self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
             return report
@@ -298,11 +301,24 @@ class _Verifier:
         for key in sorted(set(source.config) | set(self.config)):
             if key != "quantization_config" and source.config.get(key) != self.config.get(key):
                 self.problems.append(f"{CONFIG_NAME}: {key} differs from the source")
-        if report and report["fingerprint"]["source"] != source.digest():
+
+    def _check_source(self, source: Checkpoint, report: dict[str, Any]) -> None:
+        """Check that the source is what the release was made of, tensor for tensor."""
+        if not report:
+            return
+        if _get(report, "fingerprint", "source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
+        read = source.reads.take() if source.reads else {}
+        for name, sha256 in (_get(report, "source", "tensors") or {}).items():
+            if name not in source.tensors:
+                self.problems.append(f"{name} is not in the source, and the release was made of it")
+            elif sha256 != (read.get(name) or source.tensor_sha256(name)):
+                self.problems.append(
+                    f"{name} of the source is not what the release was made of: its SHA-256 differs"
+                )
 
     def _result(self, report: dict[str, Any]) -> dict[str, Any]:
-        source_bytes = report.get("source", {}).get("num_bytes")
+        source_bytes = _get(report, "source", "num_bytes")
         if self.source is not None:
             source_bytes = sum(shard.num_bytes for shard in self.source.shards.values())
         result: dict[str, Any] = {
@@ -315,7 +331,7 @@ class _Verifier:
             "num_files": self.num_listed,
             "not_covered": [name for name in NOT_COVERED if (self.out / name).exists()],
             "source_num_bytes": source_bytes,
-            "worst": report.get("summary", {}).get("worst", []),
+            "worst": _get(report, "summary", "worst") or [],
         }
         if self.weight_errors:
             ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
@@ -347,6 +363,13 @@ def describe(result: dict[str, Any]) -> str:
         f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
     )
     return "\n".join(lines)
+
+
+def _get(data: Any, *keys: str) -> Any:
+    """Return what lies under nested keys, or None."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
 
 
 def _is_ignored(module: str, ignore: list[str]) -> bool:
