@@ -9,6 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "moe4"
 RANKS = {
     "errors": 0,
     "environment": 1,
+    "schema": 1,
     "recipe": 1,
     "checkpoint": 2,
     "kernels": 3,

@@ -1,5 +1,6 @@
 """An output folder is written into and cleared only as far as it is moe4's own."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe4.checkpoint.release import ReleaseFolder
-from moe4.errors import OutputError
+from moe4.errors import OutputError, ResumeError
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -77,7 +78,7 @@ def test_what_is_not_a_runs_is_refused_and_left_alone(name: str, resume: bool, t
 
 def test_what_comes_into_it_later_stays_too(tmp_path: Path) -> None:
     folder = ReleaseFolder(tmp_path / "out", resume=False)
-    folder.open().start({"moe4": "1"})
+    folder.open().start(BEGIN)
     (folder.work / "notes.txt").write_text("theirs")
     before = tree(tmp_path)
     with pytest.raises(OutputError, match=r"notes\.txt is a file that moe4 did not make"):
@@ -113,3 +114,46 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(OutputError, match="out is a link to nowhere, which does not exist"):
         ReleaseFolder(tmp_path / "out", resume=False)
+
+
+BEGIN = {
+    "moe4": "1",
+    "source": "0" * 64,
+    "recipe": "0" * 64,
+    "calibration": None,
+    "probe": None,
+    "side_files": {},
+    "environment": {"threads": 2},
+    "recipe_values": {},
+    "versions": {},
+    "source_files": {},
+}
+SHARD = {"shard": "model-00001-of-00002.safetensors", "sha256": "0" * 64, "bytes": 1, "kept": {}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["[]"], "line 1: the file must be an object, found"),
+        ([{"shard": 1}], "line 1: begin is missing"),
+        ([{"begin": {**BEGIN, "environment": {"threads": 0}}}], "line 1: begin.environment.threads must be"),
+        ([{"begin": {**BEGIN, "source": "x"}}], "line 1: begin.source must be like"),
+        ([{"begin": BEGIN}, {"shard": "x"}], "line 2: sha256 is missing"),
+        ([{"begin": BEGIN}, {**SHARD, "bytes": "many"}], "line 2: bytes must be a whole number, found"),
+        ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2: shard must be like"),
+        ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2: kept"),
+        ([{"begin": BEGIN}, SHARD, "{"], "Expecting property name"),
+    ],
+)
+def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path: Path) -> None:
+    work = tmp_path / "out" / ".moe4"
+    work.mkdir(parents=True)
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (work / "journal.jsonl").write_text("\n".join(text) + "\n")
+    with pytest.raises(ResumeError) as caught:
+        ReleaseFolder(tmp_path / "out", resume=True).open()
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(f"{work / 'journal.jsonl'} is damaged: ")
+    assert message.endswith("; begin again in an empty folder")
+    assert "\n" not in message

@@ -1,12 +1,13 @@
 """What lies beside the weights: what is a release's, what stays, and what leads out of the checkpoint."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from moe4.checkpoint.side_files import find_side_files
-from moe4.errors import UnsafePathError
+from moe4.errors import CheckpointError, UnsafePathError
 from moe4.publish.push import list_uploads
 
 SHARDS = ("model.safetensors", "more/model-2.safetensors")
@@ -28,9 +29,16 @@ def test_what_stays_behind_is_named(checkpoint: Path) -> None:
     (checkpoint / ".cache").mkdir()
     for name in ("pytorch_model.bin", "consolidated.safetensors", "chat_template.jinja"):
         (checkpoint / name).write_text("x")
+    for name in ("Readme.md", "MODEL.PT"):
+        (checkpoint / name).write_text("x")
     found = find_side_files(checkpoint, SHARDS)
     assert [path.name for path in found.files] == ["chat_template.jinja", "tokenizer.json"]
-    assert found.left_out == ("additional_chat_templates/", "consolidated.safetensors", "pytorch_model.bin")
+    assert found.left_out == (
+        "MODEL.PT",
+        "additional_chat_templates/",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+    )
 
 
 def link_by_way_of_a_link(path: Path, secret: Path) -> None:
@@ -59,6 +67,12 @@ def test_links_that_lead_out_are_refused_by_name(case: str, name: str, checkpoin
         find_side_files(checkpoint, SHARDS)
     with pytest.raises(UnsafePathError, match=name):
         list_uploads(checkpoint)
+
+
+def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:
+    (checkpoint / os.fsdecode(b"notes-\xff.txt")).write_text("x")
+    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', whose name is not UTF-8; rename it"):
+        find_side_files(checkpoint, SHARDS)
 
 
 def test_a_folder_beside_with_the_same_beginning_is_outside(checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """`moe4 verify` names everything that is wrong, and nothing that is right."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -223,6 +224,11 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         r"^modeling_x\.py was added: moe4-report\.json does not list it$",
         False,
     ),
+    "a file is added with a name that is no text": (
+        lambda f: (f / os.fsdecode(b"x-\xff")).write_text(""),
+        r"^x-\ufffd was added",
+        False,
+    ),
     "a folder is added": (lambda f: (f / "more").mkdir(), r"^more/ was added", False),
     "a shard is added": (
         lambda f: shutil.copy(f / LAYER, f / "model-00009-of-00004.safetensors"),
@@ -250,8 +256,13 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         False,
     ),
     "a report without a list": (
-        lambda f: (f / "moe4-report.json").write_text("{}"),
+        lambda f: edit_report(f, lambda r: r["release"].pop("files")),
         r"moe4-report\.json does not list the release's files, so none could be checked",
+        False,
+    ),
+    "a report of something else": (
+        lambda f: (f / "moe4-report.json").write_text("{}"),
+        r"moe4-report\.json is damaged: .* missing.*, so none of the release's files could be checked",
         False,
     ),
     "a report that is damaged": (
@@ -260,7 +271,9 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         False,
     ),
     "a list with other places": (
-        lambda f: edit_report(f, lambda r: r["release"]["files"].update({"../x": {}})),
+        lambda f: edit_report(
+            f, lambda r: r["release"]["files"].update({"../x": {"num_bytes": 0, "sha256": "0" * 64}})
+        ),
         r"\.\./x is no file name",
         False,
     ),

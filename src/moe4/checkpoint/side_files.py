@@ -15,8 +15,8 @@ from moe4.checkpoint.release import REPORT_NAME
 from moe4.errors import CheckpointError, UnsafePathError
 
 CARD_NAME = "README.md"
-# A release has its own of these; the source's card describes another model.
-OWN_NAMES = frozenset((CONFIG_NAME, PROBE_NAME, REPORT_NAME, CARD_NAME))
+# In lower case. A release has its own of these; the source's card describes another model.
+OWN_NAMES = frozenset((CONFIG_NAME, PROBE_NAME, REPORT_NAME, CARD_NAME.lower()))
 WEIGHT_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz")
 )
@@ -39,19 +39,21 @@ class SideFiles:
 def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
     """Look at everything in a checkpoint's folder but its shards; hidden files are passed over.
 
-    Raises UnsafePathError for a link that leads out of the checkpoint, CheckpointError for what cannot be
-    read.
+    Raises UnsafePathError for a link that leads out of the checkpoint, CheckpointError for a file that cannot
+    be read, or whose name a report could not hold.
     """
     require_inside(folder / CONFIG_NAME, folder)
     files, left_out = [], []
     for path in sorted(folder.iterdir()):
         name = path.name
-        if name.startswith(".") or name in OWN_NAMES or name in shards or name.endswith(".index.json"):
+        if name.startswith(".") or name in shards or _is_own(name.lower()):
             continue
+        if name != shown(name):
+            raise CheckpointError(f"{folder} holds {name!r}, whose name is not UTF-8; rename it")
         if path.is_dir():
             if not any(shard.startswith(f"{name}/") for shard in shards):
                 left_out.append(f"{name}/")
-        elif path.suffix in WEIGHT_SUFFIXES:
+        elif path.suffix.lower() in WEIGHT_SUFFIXES:
             left_out.append(name)
         else:
             require_inside(path, folder)
@@ -62,6 +64,15 @@ def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
             else:
                 raise CheckpointError(f"{path} cannot be read: permission denied")
     return SideFiles(files=tuple(files), left_out=tuple(left_out))
+
+
+def shown(name: str) -> str:
+    """Return a file's name as it can be printed, whatever its bytes."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _is_own(name: str) -> bool:
+    return name in OWN_NAMES or name.endswith(".index.json")
 
 
 def require_inside(path: Path, folder: Path) -> None:

@@ -20,8 +20,8 @@ def command(
 
     It needs no network and no script, and reads well on a phone, in the dark and on paper.
     """
-    from moe4.checkpoint.contents import PROOF_FOLDER
     from moe4.checkpoint.durable import make_folder, write_output
+    from moe4.checkpoint.report import PROOF_FOLDER
     from moe4.publish.proof import read_proof
     from moe4.publish.report import render_report
 

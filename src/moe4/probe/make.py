@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import load_tokenizer
-from moe4.checkpoint.contents import list_file
 from moe4.checkpoint.durable import check_output, write_output
 from moe4.checkpoint.release import REPORT_NAME, dump_json
-from moe4.checkpoint.source import read_json_object
+from moe4.checkpoint.report import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.forward.weights import Weights, open_weights
 from moe4.model.architecture import Network
@@ -146,9 +145,9 @@ def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
     report_path = options.release / REPORT_NAME
     if path.resolve().parent != options.release.resolve() or not report_path.is_file():
         return
-    report = read_json_object(report_path)
+    report = read_report(options.release)
     report["probe"] = report_entry(answers)
-    report.setdefault("release", {}).setdefault("files", {})[PROBE_NAME] = list_file(path)
+    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path)
     write_output(report_path, dump_json(report))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.corpus import is_reference_model
-from moe4.checkpoint.contents import PROOF_FOLDER
 from moe4.checkpoint.durable import make_folder, write_output
+from moe4.checkpoint.report import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
 from moe4.evaluate.cache import default_cache_folder, folder_identity

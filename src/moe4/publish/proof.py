@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.contents import PROOF_FOLDER
 from moe4.checkpoint.release import REPORT_NAME
+from moe4.checkpoint.report import PROOF_FOLDER, read_report
 from moe4.checkpoint.source import CONFIG_NAME, read_json_object
 from moe4.errors import MissingFileError
 
@@ -45,7 +45,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     return Proof(
         folder=out,
         config=read_json_object(out / CONFIG_NAME),
-        report=read_json_object(out / REPORT_NAME),
+        report=read_report(out),
         evaluation=found[EVALUATION],
         comparison=found[COMPARISON],
         toolcheck=found[TOOLCHECK],

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe4.calibration.corpus import Corpus
-from moe4.checkpoint.contents import NOT_COVERED, Listing
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
+from moe4.checkpoint.report import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
 from moe4.quantize.traffic import KINDS

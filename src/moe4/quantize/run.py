@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
-from moe4.checkpoint.contents import list_files
 from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
 from moe4.checkpoint.reads import identify, require_same_source
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
+from moe4.checkpoint.report import list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
-from moe4.checkpoint.source import Checkpoint, read_json_object
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME
@@ -334,7 +334,7 @@ def _check_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    report = read_json_object(folder.folder / REPORT_NAME)
+    report = read_report(folder.folder)
     before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
     environment = dict(fingerprint["environment"])
     environment["threads"] = (before.get("environment") or {}).get("threads")  # those it was begun with

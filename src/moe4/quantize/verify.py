@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.contents import NOT_COVERED, compare_files
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
+from moe4.checkpoint.report import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
@@ -264,12 +264,12 @@ class _Verifier:
             )
             return {}
         try:
-            report = read_json_object(path)
+            report = read_report(self.out)
         except CheckpointError as error:
             self.problems.append(f"{error}, so none of the release's files could be checked")
             return {}
-        shards, files = _get(report, "release", "shards"), _get(report, "release", "files")
-        if not isinstance(shards, dict) or not isinstance(files, dict):
+        shards, files = report["release"]["shards"], report["release"].get("files")
+        if files is None:
             self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
             return report
         self.num_listed = len(shards) + len(files)
@@ -306,10 +306,10 @@ class _Verifier:
         """Check that the source is what the release was made of, tensor for tensor."""
         if not report:
             return
-        if _get(report, "fingerprint", "source") != source.digest():
+        if report.get("fingerprint", {}).get("source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
         read = source.reads.take() if source.reads else {}
-        for name, sha256 in (_get(report, "source", "tensors") or {}).items():
+        for name, sha256 in report["source"].get("tensors", {}).items():
             if name not in source.tensors:
                 self.problems.append(f"{name} is not in the source, and the release was made of it")
             elif sha256 != (read.get(name) or source.tensor_sha256(name)):
@@ -318,7 +318,7 @@ class _Verifier:
                 )
 
     def _result(self, report: dict[str, Any]) -> dict[str, Any]:
-        source_bytes = _get(report, "source", "num_bytes")
+        source_bytes = report["source"]["num_bytes"] if report else None
         if self.source is not None:
             source_bytes = sum(shard.num_bytes for shard in self.source.shards.values())
         result: dict[str, Any] = {
@@ -331,7 +331,7 @@ class _Verifier:
             "num_files": self.num_listed,
             "not_covered": [name for name in NOT_COVERED if (self.out / name).exists()],
             "source_num_bytes": source_bytes,
-            "worst": _get(report, "summary", "worst") or [],
+            "worst": report["summary"]["worst"] if report else [],
         }
         if self.weight_errors:
             ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
@@ -363,13 +363,6 @@ def describe(result: dict[str, Any]) -> str:
         f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
     )
     return "\n".join(lines)
-
-
-def _get(data: Any, *keys: str) -> Any:
-    """Return what lies under nested keys, or None."""
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
 
 
 def _is_ignored(module: str, ignore: list[str]) -> bool:
