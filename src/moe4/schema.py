@@ -57,7 +57,7 @@ class Foreign(BaseModel):
     @model_validator(mode="after")
     def _check_relations(self) -> Any:
         if found := list(self.faults()):
-            raise PydanticCustomError("relation", "{found}", {"found": "; ".join(found)})
+            raise PydanticCustomError("relation", "{found}", {"found": printable("; ".join(found))})
         return self
 
 
@@ -102,9 +102,17 @@ def show(value: Any) -> str:
     """Return a value as JSON writes it, cut where it is long."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__} that JSON cannot write"
+    text = printable(text)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return text in one line, with what a terminal would not show or would obey written as an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -117,7 +125,15 @@ def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) 
     except ValidationError as caught:
         faults = [_describe(fault) for fault in caught.errors(include_url=False)]
     rest = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
-    raise error(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}")
+    raise error(printable(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}"))
+
+
+def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
+    """Return what JSON says. Raises `error` with one line, also for what is nested too deep to read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as caught:
+        raise error(printable(f"{where}: not JSON: {caught}")) from None
 
 
 def _describe(fault: Any) -> str:
@@ -142,4 +158,5 @@ def _describe(fault: Any) -> str:
     expected = EXPECTED.get(kind)
     if expected is None:
         return f"{name or 'the file'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    return f"{name or 'the file'} must be {expected.format(**{**context, **whole})}, found {show(fault['input'])}"
+    expected = expected.format(**{**context, **whole})
+    return f"{name or 'the file'} must be {expected}, found {show(fault['input'])}"
