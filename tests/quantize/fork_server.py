@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import transformers.models.deepseek_v3.modeling_deepseek_v3  # noqa: F401 (else each child would import it)
 
-from moe4.checkpoint import durable, journal, release
+from moe4.checkpoint import durable, journal
 from moe4.errors import Moe4Error
 from moe4.quantize import boundary, commit, commit_queue, gpu_memory, ranks, run
 from moe4.quantize.progress import ProgressReporter
@@ -71,7 +71,7 @@ def arm(fault: Fault) -> None:
     if "durable_step" in fault:  # just after the n-th rename or journal line; 0 is before the first
         tick = count_down(fault["durable_step"], signal_self)
         tick()
-        for module in (commit, release, durable, boundary):
+        for module in (commit, durable, boundary):
             after(module, "publish", tick)
         after(journal, "append_line", tick)
     if "expert" in fault:  # after the n-th expert of this rank

@@ -14,6 +14,7 @@ from compressed_tensors.compressors.pack_quantized import PackedQuantizationComp
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
+from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.release import ReleaseFolder
 from moe4.cli import main as cli
 from moe4.quantize import commit
@@ -29,6 +30,34 @@ def run_quantize(
     request = Request(source=source, out=out, recipe=recipe, calibration=calibration, **options)
     with ProgressReporter() as progress:
         return quantize(request, progress)
+
+
+class Interrupted(BaseException):
+    """Ends a run in a test."""
+
+
+def interrupt_after(
+    count: int,
+    source: Path,
+    calibration: Path,
+    out: Path,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Begin a run into `out` that ends after so many shards."""
+    real, calls = Journal.commit, []
+
+    def commit(self: Journal, shard: CommittedShard) -> None:
+        real(self, shard)
+        calls.append(shard)
+        if len(calls) == count:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Journal, "commit", commit)
+        run_quantize(source, out, recipe, calibration)
+    assert (out / ".moe4" / "journal.jsonl").read_bytes().count(b"\n") == count + 1
+    return out
 
 
 def keep_boundaries(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:

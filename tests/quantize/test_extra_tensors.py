@@ -60,7 +60,7 @@ def test_refused_or_left_out(small_source: Path, tmp_path: Path, run: Run) -> No
     assert "warning: the release leaves out tensors for which the model has no place: model.layers" in err
     assert named in err
     expected = {"model.layers.*.mlp.experts.*.up_proj.bias": 4, "model.layers.0.self_attn.k_scale": 1}
-    assert json.loads(text)["source"]["left_out"] == expected
+    assert json.loads(text)["source"]["tensors_left_out"] == expected
     code, text, _ = run("verify", out, "--source", source, "--json")
     assert (code, json.loads(text)["problems"]) == (0, [])
     assert named in json.loads(text)["warnings"][0]

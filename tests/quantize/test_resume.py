@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_tools import Forks, contents, run_quantize
+from release_tools import Forks, contents, interrupt_after, run_quantize
 from safetensors.torch import load_file, save_file
 
-from moe4.checkpoint.journal import CommittedShard, Journal
-from moe4.errors import OutputNotEmptyError, ResumeError
+from moe4.errors import KernelError, OutputNotEmptyError, ResumeError
+from moe4.gptq.products import HAS_BF16
 from moe4.recipe import Calibration, Gptq, Recipe
 
 RECIPE = Recipe(
@@ -203,34 +203,12 @@ def num_lines(path: Path) -> int:
         return 0
 
 
-class Interrupted(BaseException):
-    """Ends a run in a test."""
-
-
 @pytest.fixture
 def unfinished(
     small_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A run that stopped after its second shard."""
-    return interrupt_after(2, small_source, calibration, tmp_path / "out", monkeypatch)
-
-
-def interrupt_after(
-    count: int, source: Path, calibration: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    real, calls = Journal.commit, []
-
-    def commit(self: Journal, shard: CommittedShard) -> None:
-        real(self, shard)
-        calls.append(shard)
-        if len(calls) == count:
-            raise Interrupted
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Journal, "commit", commit)
-        run_quantize(source, out, RECIPE, calibration)
-    assert num_lines(out / ".moe4" / "journal.jsonl") == count + 1
-    return out
+    return interrupt_after(2, small_source, calibration, tmp_path / "out", RECIPE, monkeypatch)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -251,7 +229,7 @@ def test_damaged_activations_are_made_again(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", monkeypatch)
+    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", RECIPE, monkeypatch)
     path = out / ".moe4" / f"hidden-{num_done:05d}.bin"
     damage(path)
     capfd.readouterr()
@@ -397,3 +375,78 @@ def test_resume_into_an_empty_folder_begins(
     (tmp_path / "out").mkdir()
     run_quantize(small_source, tmp_path / "out", RECIPE, calibration, resume=True)
     assert contents(tmp_path / "out") == whole
+
+
+def whole_files(folder: Path) -> dict[Path, bytes]:
+    """Return every file but those that a killed run left half written, which any run removes."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial"
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("MOE4_PRODUCTS", "float32", r'products "bfloat16", now "float32"'),
+        ("MOE4_COLUMNS", "torch", r'columns "\w+", now "torch"'),
+        ("MKL_CBWR", "COMPATIBLE", r'variables.MKL_CBWR null, now "COMPATIBLE"'),
+    ],
+)
+def test_resume_in_another_environment(
+    variable: str,
+    value: str,
+    words: str,
+    small_source: Path,
+    calibration: Path,
+    unfinished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if variable == "MOE4_PRODUCTS" and not HAS_BF16:
+        pytest.skip("needs a CPU with AVX512-BF16")
+    before = whole_files(unfinished)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ResumeError, match=rf"begun with another environment \({words}\); resume with"):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+    assert before == whole_files(unfinished)
+
+
+def test_resume_with_another_torch(
+    small_source: Path, calibration: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe4.quantize.environment.version", lambda name: "9.9")
+    with pytest.raises(ResumeError, match=r'torch "[\d.+a-z]+", now "9\.9"; transformers "[\d.]+", now'):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+
+
+def test_a_finished_release_of_another_environment(
+    small_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    report = run_quantize(small_source, out, RECIPE, calibration)
+    environment = report["fingerprint"]["environment"]
+    assert (environment["device"], environment["threads"]) == ("cpu", 1)
+    assert run_quantize(small_source, out, RECIPE, calibration, resume=True) == report
+    monkeypatch.setenv("MOE4_COLUMNS", "torch")
+    with pytest.raises(ResumeError, match="holds a finished release of another environment"):
+        run_quantize(small_source, out, RECIPE, calibration, resume=True)
+
+
+def test_a_choice_that_is_none_is_known_before_anything_is_written(
+    small_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE4_PRODUCTS", "int8")
+    with pytest.raises(KernelError, match=r"MOE4_PRODUCTS: expected one of bf16, float32 .*found 'int8'"):
+        run_quantize(small_source, tmp_path / "out", RECIPE, calibration)
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_with_another_chat_template(
+    small_source: Path, calibration: Path, unfinished: Path, tmp_path: Path
+) -> None:
+    """As it was when the run began, so is it in the release, whenever it is copied."""
+    other = tmp_path / "other"
+    shutil.copytree(small_source, other)
+    (other / "generation_config.json").write_text("{}")
+    (other / "LICENSE").write_text("another")
+    with pytest.raises(ResumeError, match=r"another side file \(LICENSE, generation_config\.json\); resume"):
+        run_quantize(other, unfinished, RECIPE, calibration, resume=True)

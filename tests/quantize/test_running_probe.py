@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_tools import Forks, contents, run_quantize
-from test_resume import RECIPE, flip_a_bit, interrupt_after
+from release_tools import Forks, contents, interrupt_after, run_quantize
+from test_resume import RECIPE, flip_a_bit
 
 from moe4.probe.form import PROBE_NAME, Expectation, read_probe
 from moe4.probe.make import ProbeOptions, make_probe
@@ -79,8 +79,7 @@ def test_damaged_states_are_made_again(
 ) -> None:
     whole = tmp_path / "whole"
     run_quantize(small_source, whole, recipe, calibration)
-    monkeypatch.setattr("test_resume.RECIPE", recipe)
-    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", monkeypatch)
+    out = interrupt_after(num_done, small_source, calibration, tmp_path / "out", recipe, monkeypatch)
     state = out / ".moe4" / f"probe-{num_done:05d}.bin"
     assert state.is_file() == (num_done < 3)
     if state.is_file():

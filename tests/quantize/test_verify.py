@@ -1,6 +1,7 @@
 """`moe4 verify` names everything that is wrong, and nothing that is right."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,11 @@ import pytest
 import torch
 from release_tools import run_cli
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from moe4.quantize.verify import verify
+from moe4.cli.main import app
+from moe4.probe.make import ProbeOptions, make_probe
+from moe4.quantize.verify import describe, verify
 
 LAYER = "model-00002-of-00004.safetensors"
 REST = "model-00004-of-00004.safetensors"
@@ -63,6 +67,18 @@ def set_scale(value: float) -> Callable[[dict[str, torch.Tensor]], None]:
 
 def truncate(folder: Path) -> None:
     (folder / LAYER).write_bytes((folder / LAYER).read_bytes()[:-1])
+
+
+def move_out_and_link(path: Path) -> None:
+    away = path.parent.parent / path.name
+    shutil.move(path, away)
+    path.symlink_to(away)
+
+
+def edit_report(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
+    report = json.loads((folder / "moe4-report.json").read_text())
+    change(report)
+    (folder / "moe4-report.json").write_text(json.dumps(report))
 
 
 def unignore_attention(config: dict[str, object]) -> None:
@@ -181,6 +197,86 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         r"total_size should be",
         False,
     ),
+    "a side file changed, without the source": (
+        lambda f: (f / "chat_template.jinja").write_text("{{ 1 }}"),
+        r"chat_template\.jinja is not the file moe4-report\.json describes: its SHA-256 differs",
+        False,
+    ),
+    "a side file is gone": (
+        lambda f: (f / "LICENSE").unlink(),
+        r"^LICENSE is missing$",
+        False,
+    ),
+    "the config changed, without the source": (
+        edit_config(lambda c: c.update(routed_scaling_factor=1.0)),
+        r"config\.json is not the file moe4-report\.json describes",
+        False,
+    ),
+    "the index is written anew": (
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps(json.loads((f / "model.safetensors.index.json").read_text()))
+        ),
+        r"model\.safetensors\.index\.json is not the file",
+        False,
+    ),
+    "a file is added": (
+        lambda f: (f / "modeling_x.py").write_text("print()"),
+        r"^modeling_x\.py was added: moe4-report\.json does not list it$",
+        False,
+    ),
+    "a file is added with a name that is no text": (
+        lambda f: (f / os.fsdecode(b"x-\xff")).write_text(""),
+        r"^x-\ufffd was added",
+        False,
+    ),
+    "a folder is added": (lambda f: (f / "more").mkdir(), r"^more/ was added", False),
+    "a shard is added": (
+        lambda f: shutil.copy(f / LAYER, f / "model-00009-of-00004.safetensors"),
+        r"model-00009-of-00004\.safetensors was added",
+        False,
+    ),
+    "a side file is a link out": (
+        lambda f: move_out_and_link(f / "LICENSE"),
+        r"^LICENSE is a link to .*, outside ",
+        False,
+    ),
+    "the card is a link out": (
+        lambda f: (f / "README.md").symlink_to("/etc/hostname"),
+        r"^README\.md is a link to .*, outside ",
+        False,
+    ),
+    "a measured result is a link out": (
+        lambda f: ((f / "proof").mkdir(), (f / "proof" / "x.json").symlink_to("/etc/hostname")),
+        r"^proof/x\.json is a link to .*, outside ",
+        False,
+    ),
+    "no report": (
+        lambda f: (f / "moe4-report.json").unlink(),
+        r"moe4-report\.json is missing: nothing says .*, so none of them could be checked",
+        False,
+    ),
+    "a report without a list": (
+        lambda f: edit_report(f, lambda r: r["release"].pop("files")),
+        r"moe4-report\.json does not list the release's files, so none could be checked",
+        False,
+    ),
+    "a report of something else": (
+        lambda f: (f / "moe4-report.json").write_text("{}"),
+        r"moe4-report\.json is damaged: .* missing.*, so none of the release's files could be checked",
+        False,
+    ),
+    "a report that is damaged": (
+        lambda f: (f / "moe4-report.json").write_text('{"release": {"shards"'),
+        r"moe4-report\.json cannot be read as JSON",
+        False,
+    ),
+    "a list with other places": (
+        lambda f: edit_report(
+            f, lambda r: r["release"]["files"].update({"../x": {"num_bytes": 0, "sha256": "0" * 64}})
+        ),
+        r"\.\./x is no file name",
+        False,
+    ),
     "an unfinished run": (lambda f: (f / ".moe4").mkdir(), r"has not finished", False),
 }
 
@@ -214,6 +310,39 @@ def test_a_good_release_passes_and_shows_sizes_and_worst_experts(
     assert re.search(r"^size +\d+\.\d MB, the source \d+\.\d MB \(\d+\.\d%\)$", out, re.MULTILINE)
     assert len(re.findall(r"^worst +layer \d expert \d (gate|up|down)_proj: error", out, re.MULTILINE)) == 5
     assert re.search(r"^ok +\d+ tensors, 48 quantized matrices$", out, re.MULTILINE)
+
+
+def test_what_comes_after_is_no_change(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card, written and then edited; measured results; what the hub adds; expected answers made again."""
+    copy = tmp_path / "release"
+    shutil.copytree(release, copy)
+    result = CliRunner().invoke(app, ["card", str(copy)])
+    assert result.exit_code == 0, result.output
+    (copy / "README.md").write_text((copy / "README.md").read_text() + "edited\n")
+    result = CliRunner().invoke(app, ["report", str(copy)])
+    assert result.exit_code == 0, result.output
+    (copy / ".gitattributes").write_text("")
+    (copy / ".cache").mkdir()
+    make_probe(ProbeOptions(release=copy, force=True), lambda _: None)
+    found = verify(copy)
+    assert found["problems"] == []
+    assert found["not_covered"] == ["moe4-report.json", "README.md", "proof/"]
+    assert f"files     {found['num_files']} listed in moe4-report.json; not covered: moe4-" in describe(found)
+    listed = json.loads((copy / "moe4-report.json").read_text())["release"]
+    covered = set(listed["shards"]) | set(listed["files"])
+    free = {"moe4-report.json", "README.md", "proof", ".gitattributes", ".cache"}
+    assert covered == {path.name for path in copy.iterdir()} - free
+
+
+def test_a_release_as_the_hub_keeps_it(release: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "rev"
+    shutil.copytree(release, blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert verify(snapshot)["problems"] == []
 
 
 def test_a_release_of_another_source(fp8_source: Path, release: Path) -> None:

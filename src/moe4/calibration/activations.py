@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe4.checkpoint.durable import create_file
+
 BATCH_TOKENS = 8192
 RESIDENT_BYTES = 64 << 20  # of a file, that may lie in this process' memory before it is given back
 MAPPED_AROUND_BYTES = 128 << 10  # that Linux may map with a page that is touched
@@ -105,7 +107,7 @@ class ActivationStore:
         self.path, self.shape = path, shape
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if create:
-            with path.open("wb") as file:
+            with os.fdopen(create_file(path), "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
         self._map = np.memmap(path, dtype=np.uint8, mode="r+", shape=(num_bytes,))
         self._tensor: Tensor = torch.from_numpy(self._map).view(dtype).view(shape)

@@ -12,10 +12,11 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from moe4.errors import CheckpointError, MissingFileError
+from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit for a header; Kimi-K2's index has 15 MB
 MAX_DEPTH = 64
+BLOBS = "blobs"  # where the cache of the hub keeps what its snapshots link to
 MAX_DIGITS = 40  # tokenizers write 10**30 for a length without a limit
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -171,3 +172,28 @@ def _check_values(value: Any) -> None:
                 raise ValueError(f"the key {key!r:.80} holds half of a surrogate pair, which is no text")
             if isinstance(child, dict | list | str):
                 waiting.append((child, f"{place}.{key}".lstrip("."), depth + 1))
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Raise UnsafePathError if a file of a checkpoint or release is a link out of it, or to nowhere."""
+    if not path.is_symlink():
+        return
+    home = folder.resolve()
+    homes = [home, home.parent.parent / BLOBS] if home.parent.name == "snapshots" else [home]
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise UnsafePathError(
+            f"{path} is a link to {path.readlink()}, which does not exist; put the file in its place"
+        ) from None
+    if not any(home in target.parents for home in homes):
+        raise UnsafePathError(
+            f"{path} is a link to {target}, outside {folder}; put a copy of the file in its place, "
+            "or remove the link"
+        )
+
+
+def check_file_name(path: Path) -> None:
+    """Raise CheckpointError for a name that no message or report could hold."""
+    if has_control_characters(path.name) or not is_encodable(path.name):
+        raise CheckpointError(f"{path.parent} holds {path.name!r}, a name that is no plain text; rename it")

@@ -17,7 +17,14 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe4.checkpoint.files import has_control_characters, is_encodable, open_regular, read_json_object
+from moe4.checkpoint.files import (
+    check_file_name,
+    has_control_characters,
+    is_encodable,
+    open_regular,
+    read_json_object,
+    require_inside,
+)
 from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
 from moe4.config import ModelConfig, parse_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
@@ -27,7 +34,6 @@ INDEX_NAME = "model.safetensors.index.json"
 PROBE_NAME = "moe4-probe.json"
 SHARD_SUFFIX = ".safetensors"
 OTHER_COPY = "consolidated"
-BLOBS = "blobs"
 MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -110,15 +116,7 @@ def has_weights(folder: Path) -> bool:
 def checked_path(folder: Path, name: str) -> Path:
     """Return a file's path in the folder. Raises UnsafePathError if a link leads out of the checkpoint."""
     path = folder / name
-    try:
-        target, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError):  # links in a circle
-        raise UnsafePathError(f"{path} is a link that leads in a circle") from None
-    allowed = [root, *((place / BLOBS).resolve() for place in root.parents[:2])]
-    if not any(place in target.parents for place in allowed):
-        raise UnsafePathError(
-            f"{path} is a link to {target}, outside the checkpoint; put the file itself in the folder"
-        )
+    require_inside(path, folder)
     return path
 
 
@@ -144,8 +142,7 @@ def side_paths(folder: Path) -> Iterator[Path]:
     for path in paths:
         if path.name.startswith(".") or path.name.lower().endswith(SHARD_SUFFIX):
             continue
-        if has_control_characters(path.name) or not is_encodable(path.name):
-            raise CheckpointError(f"{folder} holds {path.name!r}, a name that is no plain text; rename it")
+        check_file_name(path)
         yield path
 
 

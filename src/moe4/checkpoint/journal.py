@@ -14,10 +14,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from moe4.checkpoint.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.errors import ResumeError
+from moe4.schema import Foreign, Own, parse
 
 JOURNAL_NAME = "journal.jsonl"
 FINGERPRINT_TEXTS = {
@@ -26,7 +29,49 @@ FINGERPRINT_TEXTS = {
     "recipe": "recipe",
     "calibration": "calibration data",
     "probe": "tokenizer or chat template",
+    "side_files": "side file",
+    "environment": "environment",
 }
+
+
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+
+
+class Environment(Foreign):
+    """What the journal itself uses of the run's environment."""
+
+    threads: Annotated[int, Field(ge=1)]
+
+
+class Begin(Foreign):
+    """The fingerprint of a run, and what is kept beside it."""
+
+    moe4: str
+    source: Hash
+    recipe: Hash
+    calibration: Hash | None
+    probe: Hash | None
+    side_files: dict[FileName, Hash]
+    environment: Environment
+    recipe_values: dict[str, Any]
+    versions: dict[str, str]
+    source_files: dict[str, list[int]]
+
+
+class BeginLine(Own):
+    """The first line."""
+
+    begin: Begin
+
+
+class ShardLine(Own):
+    """Any other."""
+
+    shard: FileName
+    sha256: Hash
+    bytes: Annotated[int, Field(ge=0)]
+    kept: dict[FileName, Hash]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +94,11 @@ class Journal:
         self.shards: list[CommittedShard] = []
         if self.path.is_file():
             self._read()
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each process of the run that was begun; None if none was."""
+        return None if self.begin is None else int(self.begin["environment"]["threads"])
 
     def start(self, begin: dict[str, Any]) -> None:
         """Write the first line of a new run."""
@@ -97,15 +147,17 @@ class Journal:
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
             if lines:
+                parse(BeginLine, lines[0], "line 1", ResumeError)
                 self.begin = dict(lines[0]["begin"])
-            self.shards = [
-                CommittedShard(
-                    name=line["shard"], sha256=line["sha256"], num_bytes=line["bytes"], kept=line["kept"]
+            for number, line in enumerate(lines[1:], start=2):
+                found = parse(ShardLine, line, f"line {number}", ResumeError)
+                self.shards.append(
+                    CommittedShard(
+                        name=found.shard, sha256=found.sha256, num_bytes=found.bytes, kept=found.kept
+                    )
                 )
-                for line in lines[1:]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{self.path} is damaged ({error}); begin again in an empty folder") from None
+        except (ValueError, ResumeError) as error:
+            raise ResumeError(f"{self.path} is damaged: {error}; begin again in an empty folder") from None
 
 
 def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
@@ -130,6 +182,12 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         elif key == "recipe" and "recipe_values" in before and "recipe_values" in now:
             values = _differing(before["recipe_values"], now["recipe_values"])
             detail = f" ({'; '.join(values)})" if values else ""
+        elif key == "environment":
+            detail = f" ({'; '.join(_differing(before.get(key) or {}, now[key]))})"
+        elif key == "side_files":
+            one, other = before.get(key) or {}, now.get(key) or {}
+            names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+            detail = f" ({', '.join(names)})"
         changes.append(f"another {text}{detail}")
     return " and ".join(changes)
 

@@ -1,26 +1,43 @@
 """The output folder: what it holds before a run, and how a release is finished in it.
 
 While a run is under way, `OUT/.moe4` holds its journal and whatever is not final; it goes at the end. The
-index and the config are written last, so nothing mistakes an unfinished release for a whole one.
+index and the config are written last, so nothing mistakes an unfinished release for a whole one. In the work
+folder only regular files with names that a run gives are touched; where there is anything else, nothing is.
 """
 
 import enum
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from moe4.checkpoint.durable import publish, sync_folder, write_file
+from moe4.checkpoint.durable import (
+    PARTIAL_SUFFIX,
+    kind_of,
+    read_pieces,
+    sync_folder,
+    write_file,
+    write_pieces,
+)
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import JOURNAL_NAME, Journal
 from moe4.checkpoint.shard import TensorSpec
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint
-from moe4.errors import DiskSpaceError, OutputError, OutputNotEmptyError
+from moe4.errors import CheckpointError, DiskSpaceError, OutputError, OutputNotEmptyError
 
 WORK_NAME = ".moe4"
+LOCK_NAME = "lock"
 REPORT_NAME = "moe4-report.json"
+# Whatever a run leaves in its work folder; .nfs* is what a network file system makes of a removed, open file.
+WORK_FILES = re.compile(
+    r"lock|journal\.jsonl|rest\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
+    r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
+    r"|\.moe4-\w+\.partial|\.nfs\w+"
+)
 
 
 class State(enum.Enum):
@@ -63,13 +80,13 @@ class ReleaseFolder:
             self.work.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-        except PermissionError as error:
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         self._lock_folder()
         if _look_at(self.folder) is not self.state:
             self.close()
             raise OutputError(f"another moe4 quantize was writing to {self.folder}; start again")
-        for leftover in self.work.glob("*.partial"):
+        for leftover in self.work.glob(f"*{PARTIAL_SUFFIX}"):
             leftover.unlink()
         return Journal(self.work)
 
@@ -81,9 +98,10 @@ class ReleaseFolder:
 
     def _lock_folder(self) -> None:
         """Take the lock, which the system takes back when this process ends, however it ends."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._lock = (self.work / "lock").open("wb")
-        except PermissionError as error:
+            self._lock = os.fdopen(os.open(self.work / LOCK_NAME, flags, 0o666), "wb")
+        except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,40 +113,70 @@ class ReleaseFolder:
         """Raise DiskSpaceError unless the volume has room."""
         require_space(self.folder, needed_bytes)
 
-    def copy_side_files(self, checkpoint: Checkpoint) -> list[str]:
-        """Copy tokenizer, template, licence and the like byte for byte; return their names."""
-        names = []
-        for source in checkpoint.side_files():
-            temporary = self.work / f"{source.name}.partial"
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            publish(temporary, self.folder / source.name)
-            names.append(source.name)
-        return names
+    def copy_side_files(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
+        """Copy tokenizer, template, licence and the like byte for byte.
 
-    def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a JSON file into the release, atomically."""
-        write_file(self.folder / name, dump_json(data), self.work)
+        Raises CheckpointError if one's SHA-256 is not that in `digests`, by name.
+        """
+        for source in files:
+            pieces = _read_unchanged(source, digests[source.name])
+            write_pieces(self.folder / source.name, pieces, self.work)
 
-    def finish(self, shards: Sequence[tuple[str, Sequence[TensorSpec]]], config: dict[str, Any]) -> None:
-        """Write the index, then the config; then remove the work folder."""
-        weight_map = {spec.name: name for name, specs in shards for spec in specs}
-        total = sum(spec.num_bytes for _, specs in shards for spec in specs)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        self.write_json(INDEX_NAME, index)
-        self.write_json(CONFIG_NAME, config)
+    def finish(self, last: Mapping[str, bytes]) -> None:
+        """Write a release's last files, by name, in their order; then remove the work folder."""
+        for name, data in last.items():
+            write_file(self.folder / name, data, self.work)
         self.remove_work_folder()
 
     def remove_work_folder(self) -> None:
-        """Remove the work folder of a finished release, the journal first: it needs the other files."""
-        if self.work.is_dir():
+        """Remove the work folder of a finished release, the journal first: it needs the other files.
+
+        Raises OutputError, with nothing removed, if something that is not a run's has come into it.
+        """
+        if kind_of(self.work) is not None:
+            check_work_folder(self.work)
             (self.work / JOURNAL_NAME).unlink(missing_ok=True)
             sync_folder(self.work)
             for path in self.work.iterdir():
                 path.unlink()
             self.work.rmdir()
             sync_folder(self.folder)
+
+
+def check_work_folder(work: Path) -> None:
+    """Raise OutputError if a work folder is a link or no folder, or holds what no run has made."""
+    kind = kind_of(work)
+    if kind not in (None, "a folder"):
+        raise OutputError(
+            f"{work} is {kind}, not a folder of moe4's; move it away, or choose an empty folder"
+        )
+    for path in sorted(work.iterdir()) if kind else ():
+        kind = kind_of(path) or "a file"
+        if kind != "a file" or WORK_FILES.fullmatch(path.name) is None:
+            what = f"is {kind}, which" if kind != "a file" else "is a file that"
+            raise OutputError(
+                f"{path} {what} moe4 did not make, and is left alone; move it away, or choose an empty folder"
+            )
+
+
+def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:
+    """Yield a file's bytes; at their end raise CheckpointError if their SHA-256 is another."""
+    digest = hashlib.sha256()
+    for piece in read_pieces(path):
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path} has changed while its release was made; put the old file back and run again "
+            "with --resume"
+        )
+
+
+def make_index(shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> dict[str, Any]:
+    """Return the index of shards: a name each, and what it holds."""
+    weight_map = {spec.name: name for name, specs in shards for spec in specs}
+    total = sum(spec.num_bytes for _, specs in shards for spec in specs)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
 def free_bytes(folder: Path) -> int:
@@ -164,9 +212,12 @@ def format_bytes(num_bytes: float) -> str:
 
 def _look_at(folder: Path) -> State:
     if not folder.exists():
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link to {folder.readlink()}, which does not exist")
         return State.EMPTY
     if not folder.is_dir():
         raise OutputNotEmptyError(f"{folder} is a file; choose a folder")
+    check_work_folder(folder / WORK_NAME)
     names = {path.name for path in folder.iterdir()}
     if (folder / WORK_NAME / JOURNAL_NAME).is_file():
         return State.UNFINISHED

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe4.checkpoint.durable import create_file
 from moe4.checkpoint.header import Shard, StoredTensor, TensorSpec, read_shard
 from moe4.errors import TensorError, TruncatedShardError
 
@@ -161,7 +162,7 @@ class ShardWriter:
             dict[int, int](),
         )  # what is written: until here, and start: end
         self.bytes_read_back = self._unsynced_bytes = 0
-        self._file = path.open("wb", buffering=0)
+        self._file = os.fdopen(create_file(path), "wb", buffering=0)
         os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)  # a full disk is known now
         self._write_at(0, len(encoded).to_bytes(8, "little") + encoded)
 

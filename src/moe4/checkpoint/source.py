@@ -11,8 +11,18 @@ from torch import Tensor
 from moe4.checkpoint.durable import file_sha256
 from moe4.checkpoint.files import read_json_object
 from moe4.checkpoint.header import TensorSpec
-from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, PROBE_NAME, CheckpointIndex, side_paths
-from moe4.checkpoint.shard import DTYPES, Shard, iterate_bytes, iterate_rows, read_tensor
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
+from moe4.checkpoint.reads import ReadLog
+from moe4.checkpoint.shard import (
+    DTYPES,
+    Shard,
+    StoredTensor,
+    iterate_bytes,
+    iterate_rows,
+    read_tensor,
+    tensor_bytes,
+)
+from moe4.checkpoint.side_files import find_side_files
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
 
@@ -41,6 +51,8 @@ class Checkpoint:
         self.folder, self.config, self.shards = folder, index.config, index.shards
         self.unlisted = index.unlisted
         self._stored = index.tensors
+        self.reads: ReadLog | None = None
+        """Where whole reads are recorded, if anywhere."""
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
@@ -77,9 +89,10 @@ class Checkpoint:
         Scales that are stored as exponents come as the float32 powers of two that they mean. `pinned` memory
         is for copies to a GPU.
         """
-        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
-        pieces = tuple(read_tensor(self._stored[part], pinned=pinned) for part in names)
+        pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
         self._add_bytes(sum(piece.nbytes for piece in pieces))
+        if self.reads is not None:
+            self.reads.add(name, map(tensor_bytes, pieces))
         if len(pieces) == 2 and pieces[1].itemsize == 1:
             exponents = pieces[1].view(torch.float8_e8m0fnu)
             scales = torch.empty(exponents.shape, dtype=torch.float32, pin_memory=pinned)
@@ -96,12 +109,16 @@ class Checkpoint:
 
     def iterate(self, name: str) -> Iterator[bytes]:
         """Yield a tensor's stored bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
-        stored = self._stored[name]
+        stored, digest = self._stored[name], hashlib.sha256()
         for piece in iterate_bytes(stored):
             self._add_bytes(len(piece))
             if stored.spec.dtype in PLAIN_DTYPES:
                 self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
+            if self.reads is not None:
+                digest.update(piece)
             yield piece
+        if self.reads is not None and not self.is_fp8(name):
+            self.reads.note(name, digest.hexdigest())
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
         """Yield a matrix [rows, columns], some whole rows at a time, as `load` gives it.
@@ -111,10 +128,31 @@ class Checkpoint:
         if self.is_fp8(name):
             yield self.load(name)
             return
+        digest = hashlib.sha256()
         for piece in iterate_rows(self._stored[name]):
             self._add_bytes(piece.nbytes)
             self._check_finite(name, piece)
+            if self.reads is not None:
+                digest.update(tensor_bytes(piece))
             yield piece
+        if self.reads is not None:
+            self.reads.note(name, digest.hexdigest())
+
+    def tensor_sha256(self, name: str) -> str:
+        """Return the SHA-256 of a tensor's stored bytes, and its scales' if it is FP8. For any thread."""
+        digest = hashlib.sha256()
+        for stored in self._parts(name):
+            for piece in iterate_bytes(stored):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def paths(self, name: str) -> set[Path]:
+        """Return the shards that a tensor and its scales lie in."""
+        return {stored.path for stored in self._parts(name)}
+
+    def _parts(self, name: str) -> tuple[StoredTensor, ...]:
+        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
+        return tuple(self._stored[part] for part in names)
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:
@@ -130,6 +168,13 @@ class Checkpoint:
                 "saved from a run that diverged"
             )
 
+    def side_files(self) -> tuple[Path, ...]:
+        """Return the files beside the weights that go into a release as they are, sorted by name.
+
+        Raises UnsafePathError where one is a link that leads out of the checkpoint.
+        """
+        return find_side_files(self.folder, self.shards).files
+
     def digest(self) -> str:
         """Return a SHA-256 over the config, the index, and every shard's size, header and samples.
 
@@ -142,15 +187,6 @@ class Checkpoint:
             digest.update(f"{name} {shard.num_bytes} {shard.header_sha256}\n".encode())
             digest.update(_sample(shard))
         return digest.hexdigest()
-
-    def side_files(self) -> Iterator[Path]:
-        """Yield the files beside the weights that go into a release as they are, sorted by name."""
-        for path in side_paths(self.folder):
-            name = path.name.lower()
-            ours = name in (CONFIG_NAME, PROBE_NAME, "readme.md") or name.endswith(".index.json")
-            if ours or not path.is_file() or Path(name).suffix in WEIGHT_SUFFIXES:
-                continue
-            yield path
 
     def _is_scale(self, name: str) -> bool:
         weight = self._stored.get(name.removesuffix(SCALE_SUFFIX)) if name.endswith(SCALE_SUFFIX) else None
@@ -188,11 +224,6 @@ def _sample(shard: Shard) -> bytes:
             file.seek(max(0, shard.num_bytes - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
             pieces.append(file.read(SAMPLE_BYTES))
     return b"".join(pieces)
-
-
-WEIGHT_SUFFIXES = frozenset(
-    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz")
-)
 
 
 def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Tensor:

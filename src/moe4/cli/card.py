@@ -33,19 +33,19 @@ def command(
 
     Nothing that was not measured is in it. The hub's token is huggingface_hub's own (HF_TOKEN).
     """
+    from moe4.checkpoint.durable import write_output
     from moe4.checkpoint.release import format_bytes
     from moe4.publish.card import card_path, render_card
     from moe4.publish.proof import read_proof
     from moe4.publish.push import check_repo, list_uploads
     from moe4.publish.push import push as upload
-    from moe4.publish.write import write_text
 
     if push is not None:
         repo = check_repo(push)
     found = read_proof(out, proof)
     card = render_card(found, repo or f"your-name/{found.name}", base_model, license_name)
     if not dry_run:
-        write_text(card_path(out), card)
+        write_output(card_path(out), card)
     elif not as_json:
         typer.echo(card)
     result: dict[str, object] = {"card": str(card_path(out)), "written": not dry_run, "uploaded": None}

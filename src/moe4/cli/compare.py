@@ -39,9 +39,12 @@ def command(
 
     KL divergence, agreement, perplexities; the worst tokens, and the layers and experts where error enters.
     """
+    from moe4.checkpoint.durable import check_output
     from moe4.evaluate.compare import CompareOptions, compare, describe
     from moe4.evaluate.plan import write_json
 
+    if output is not None:
+        check_output(output)
     result = compare(
         CompareOptions(
             source=source,

@@ -34,13 +34,15 @@ def command(
 
     With --evaluation, exit 1 if calibration and evaluation share text.
     """
+    from moe4.checkpoint.durable import check_output, write_output
     from moe4.errors import CalibrationError
     from moe4.evaluate import coverage as module
     from moe4.evaluate.overlap import describe_overlap, find_overlap, read_questions
-    from moe4.publish.write import write_text
 
     if (choose is None) != (output is None):
         raise CalibrationError("--choose N and --output FILE go together")
+    if output is not None:
+        check_output(output)
     options = module.CoverageOptions(
         model=model,
         calibration=calibration,
@@ -59,7 +61,7 @@ def command(
         chosen = module.choose(found.counts, choose)
         result["chosen"] = module.compare_choice(found, chosen, cold_tokens)
         lines = [json.dumps(found.documents[place][1], ensure_ascii=False) for place in chosen]
-        write_text(output, "\n".join(lines) + "\n")
+        write_output(output, "\n".join(lines) + "\n")
     if questions:
         texts = [(found.documents[n][0], module.document_text(found.documents[n][1])) for n in chosen]
         result["overlap"] = find_overlap(texts, questions)

@@ -153,22 +153,20 @@ def _pairs(texts: list[str]) -> dict[str, str]:
 
 
 def _write_dashboard(name: str, output: Path | None) -> None:
+    from moe4.checkpoint.durable import make_folder
     from moe4.deploy.dashboard import alert_rules, dashboard
 
     board = json.dumps(dashboard(name), indent=2) + "\n"
     if output is None:
         typer.echo(board, nl=False)
         return
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     _write(output / f"{name}-dashboard.json", board)
     _write(output / f"{name}-alerts.yaml", alert_rules(name))
 
 
 def _write(path: Path, text: str) -> None:
-    from moe4.errors import OutputError
+    from moe4.checkpoint.durable import write_output
 
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+    write_output(path, text)
     typer.echo(f"moe4: wrote {path}", err=True)

@@ -65,7 +65,7 @@ def command(
     Scores with standard errors; recovery with its interval, and whether the change is within noise. Answers
     are kept: a killed evaluation goes on where it was, a repeated one asks nothing.
     """
-    from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_output
+    from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_scores
 
     comparison = run_evaluation(
         EvaluationOptions(
@@ -88,5 +88,5 @@ def command(
         say=lambda text: typer.echo(text, err=True),
     )
     if output is not None:
-        write_output(output, comparison)
+        write_scores(output, comparison)
     typer.echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())

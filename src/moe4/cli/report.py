@@ -20,11 +20,13 @@ def command(
 
     It needs no network and no script, and reads well on a phone, in the dark and on paper.
     """
-    from moe4.publish.proof import PROOF_FOLDER, read_proof
+    from moe4.checkpoint.durable import make_folder, write_output
+    from moe4.checkpoint.report import PROOF_FOLDER
+    from moe4.publish.proof import read_proof
     from moe4.publish.report import render_report
-    from moe4.publish.write import write_text
 
     found = read_proof(out, proof)
     path = output or out / PROOF_FOLDER / "report.html"
-    write_text(path, render_report(found))
+    make_folder(path.parent)
+    write_output(path, render_report(found))
     typer.echo(str(path))

@@ -12,7 +12,10 @@ def command(
     source: Annotated[Path | None, typer.Option(help="Source checkpoint to compare with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check a release: every tensor, its config, its codes; exit 1 and name what is wrong."""
+    """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
+
+    Files are held to the list in moe4-report.json; without it none can be checked, which is said.
+    """
     from moe4.quantize.verify import describe, verify
 
     result = verify(out, source)

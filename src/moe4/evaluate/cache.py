@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.durable import file_sha256
+from moe4.checkpoint.durable import file_sha256, make_folder, write_output
 from moe4.errors import EvaluationError
 
 # What a model's answers depend on: weights, configs, tokenizer, chat template, code.
@@ -31,7 +31,7 @@ def folder_identity(folder: Path, cache_folder: Path) -> str:
 
     Hashes are kept in CACHE/hashes.json by path, size and time of change, so that a large model is read once.
     """
-    cache_folder.mkdir(parents=True, exist_ok=True)
+    make_folder(cache_folder)
     memo_path = cache_folder / "hashes.json"
     memo = _read_memo(memo_path)
     digest = hashlib.sha256()
@@ -45,9 +45,7 @@ def folder_identity(folder: Path, cache_folder: Path) -> str:
             known = [*stamp, file_sha256(path)]
             memo[str(path.resolve())] = known
         digest.update(f"{path.name} {known[2]}\n".encode())
-    partial = memo_path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(memo), encoding="utf-8")
-    partial.replace(memo_path)
+    write_output(memo_path, json.dumps(memo))
     return digest.hexdigest()
 
 

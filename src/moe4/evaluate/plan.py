@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe4.checkpoint.durable import check_output, write_output
 from moe4.errors import EvaluationError
 from moe4.evaluate.cache import default_cache_folder
 from moe4.evaluate.harness import require_harness
@@ -56,10 +57,8 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     if options.include_path is not None and not options.include_path.is_dir():
         raise EvaluationError(f"--include-path {options.include_path} is not a folder")
     cache_folder = (options.cache_folder or default_cache_folder()).absolute() if options.use_cache else None
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise EvaluationError(
-            f"{options.output} cannot be written: there is no folder {options.output.parent}"
-        )
+    if options.output is not None:
+        check_output(options.output)
     base_url = normalise_url(options.base_url) if options.base_url is not None else None
     requests = []
     for model in filter(None, (options.against, options.model)):
@@ -103,16 +102,11 @@ def run_evaluation(options: EvaluationOptions, say: Callable[[str], None]) -> Co
     )
 
 
-def write_output(path: Path, comparison: Comparison) -> None:
+def write_scores(path: Path, comparison: Comparison) -> None:
     """Write the scores and every answer as JSON, whole or not at all."""
     write_json(path, comparison.as_dict() | {"samples": comparison.samples_as_dict()})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all. Raises EvaluationError."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from error
+    """Write a JSON file, whole or not at all. Raises OutputError."""
+    write_output(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

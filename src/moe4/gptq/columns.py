@@ -9,13 +9,11 @@ S       [groups, out]    scales; `groups` [columns] says which row a column take
 R       [columns, columns]  the block on the diagonal of the upper factor, H = R R^T (`solver.py`)
 """
 
-import os
-
 import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import CODE_MAX, CODE_MIN
-from moe4.errors import KernelError
+from moe4.environment import Variable, chosen
 from moe4.gptq import _columns
 
 MAX_COLUMNS: int = _columns.MAX_COLUMNS
@@ -26,10 +24,7 @@ def selected_path(tensor: Tensor) -> str:
     """Return the path for a tensor: MOE4_COLUMNS, else the fastest; `torch` off the CPU or not in float32."""
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
         return "torch"
-    name = os.environ.get("MOE4_COLUMNS") or PATHS[0]
-    if name not in PATHS:
-        raise KernelError(f"MOE4_COLUMNS: expected one of {', '.join(PATHS)} on this machine, found {name!r}")
-    return name
+    return chosen(Variable.COLUMNS, PATHS, PATHS[0])
 
 
 def solve_block(D: Tensor, missed: Tensor, codes: Tensor, S: Tensor, groups: Tensor, R: Tensor) -> None:

@@ -3,12 +3,10 @@
 What may be rounded to bf16 is argued where it is done, and measured in docs/log.md.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
-from moe4.errors import KernelError
+from moe4.environment import Variable, chosen
 from moe4.gptq import _columns
 
 HAS_BF16: bool = _columns.has_bf16()
@@ -22,9 +20,7 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     MOE4_PRODUCTS chooses bf16 or float32; without it, bf16 where the CPU multiplies in it. Only float32
     tensors on the CPU are rounded.
     """
-    name = os.environ.get("MOE4_PRODUCTS") or ("bf16" if HAS_BF16 else "float32")
-    if name not in _CHOICES:
-        raise KernelError(f"MOE4_PRODUCTS: expected one of {', '.join(_CHOICES)}, found {name!r}")
+    name = chosen(Variable.PRODUCTS, _CHOICES, "bf16" if HAS_BF16 else "float32")
     wanted = name == "bf16" and tensor.device.type == "cpu" and tensor.dtype == torch.float32
     return torch.bfloat16 if wanted else tensor.dtype
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe4.environment import Variable, is_set
 from moe4.errors import KernelError
 from moe4.kernels import _experts
 from moe4.kernels.op import ON_REQUEST, PATHS, num_threads_or_default, selected_path
@@ -60,7 +61,6 @@ class Machine:
 def inspect_machine() -> Machine:
     """Look at this machine. Raises KernelError if MOE4_KERNEL names a path it cannot run."""
     fields = _read_cpuinfo()
-    forced = os.environ.get("MOE4_KERNEL")
     return Machine(
         architecture=platform.machine(),
         processor=fields.get("model name") or platform.processor() or "unknown",
@@ -71,7 +71,9 @@ def inspect_machine() -> Machine:
         thread_runtime=_experts.thread_runtime(),
         paths=_path_states(set((fields.get("flags") or fields.get("Features") or "").split())),
         selected=selected_path(),
-        reason="MOE4_KERNEL names it" if forced else "the fastest that this processor can run",
+        reason=f"{Variable.KERNEL} names it"
+        if is_set(Variable.KERNEL)
+        else "the fastest that this processor can run",
     )
 
 

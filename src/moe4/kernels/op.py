@@ -1,10 +1,9 @@
 """`fused_experts`: check every argument, choose a kernel path, run it."""
 
-import os
-
 import torch
 from torch import Tensor
 
+from moe4.environment import Variable, chosen
 from moe4.errors import KernelError
 from moe4.kernels import _experts
 
@@ -26,15 +25,12 @@ def selected_path() -> str:
 
     Paths in ON_REQUEST must be named.
     """
-    name = os.environ.get("MOE4_KERNEL")
-    if name:
-        return PATHS[_path_index(name, "MOE4_KERNEL")]
-    return next(path for path in PATHS if path not in ON_REQUEST)
+    return chosen(Variable.KERNEL, PATHS, next(path for path in PATHS if path not in ON_REQUEST))
 
 
-def _path_index(name: str, origin: str) -> int:
+def _path_index(name: str) -> int:
     if name not in PATHS:
-        raise KernelError(f"{origin}: expected one of {', '.join(PATHS)} on this machine, found {name!r}")
+        raise KernelError(f"path: expected one of {', '.join(PATHS)} on this machine, found {name!r}")
     return PATHS.index(name)
 
 
@@ -84,7 +80,7 @@ def fused_experts(
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
         _experts.run(
-            _path_index(path, "path") if path else PATHS.index(selected_path()),
+            _path_index(path) if path else PATHS.index(selected_path()),
             tokens=x.shape[0],
             hidden=x.shape[1],
             inter=w13_packed.shape[1] // 2,

@@ -71,7 +71,7 @@ def table_experts(
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
         _experts.run_scattered(
-            _path_index(path, "path") if path else PATHS.index(selected_path()),
+            _path_index(path) if path else PATHS.index(selected_path()),
             tokens=tokens,
             hidden=hidden,
             inter=inter,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import load_tokenizer
-from moe4.checkpoint.durable import file_sha256, write_file
+from moe4.checkpoint.durable import check_output, write_output
 from moe4.checkpoint.release import REPORT_NAME, dump_json
-from moe4.checkpoint.source import read_json_object
+from moe4.checkpoint.report import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network
@@ -55,6 +55,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
 
     Raises CheckpointError, OutputError where the file is there already, or ProbeError.
     """
+    check_output(options.path)
     if options.path.exists() and not options.force:
         raise OutputError(f"{options.path} is there already; --force makes it again")
     release, network = open_model(options.release, torch.float32)
@@ -138,23 +139,21 @@ def _check_alike(options: ProbeOptions, release: Network, source: Network) -> No
 
 
 def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
-    """Write the file; where it is the release's own, its SHA-256 into the release's report too."""
+    """Write the file; where it is the release's own, list it in the release's report too."""
     path = options.path
-    try:
-        write_file(path, encode_probe(answers), path.parent)
-        report_path = options.release / REPORT_NAME
-        if path.resolve().parent != options.release.resolve() or not report_path.is_file():
-            return
-        report = read_json_object(report_path)
-        report["probe"] = report_entry(answers, file_sha256(path))
-        write_file(report_path, dump_json(report), options.release)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+    write_output(path, encode_probe(answers))
+    report_path = options.release / REPORT_NAME
+    if path.resolve().parent != options.release.resolve() or not report_path.is_file():
+        return
+    report = read_report(options.release)
+    report["probe"] = report_entry(answers)
+    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path)
+    write_output(report_path, dump_json(report))
 
 
-def report_entry(answers: ExpectedAnswers, sha256: str) -> dict[str, Any]:
+def report_entry(answers: ExpectedAnswers) -> dict[str, Any]:
     """Return what `moe4-report.json` says of the file."""
-    return {"sha256": sha256, "num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
+    return {"num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
 
 
 def summarize(answers: ExpectedAnswers) -> dict[str, Any]:

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.corpus import is_reference_model
+from moe4.checkpoint.durable import make_folder, write_output
+from moe4.checkpoint.report import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
 from moe4.evaluate.cache import default_cache_folder, folder_identity
 from moe4.evaluate.compare import CompareOptions, compare, find_text
 from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
-from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_output
+from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_scores
 from moe4.evaluate.results import Comparison
 from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.plan import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, render_card
-from moe4.publish.proof import PROOF_FOLDER, read_proof
+from moe4.publish.proof import read_proof
 from moe4.publish.report import percent, render_report
-from moe4.publish.write import write_text
 from moe4.quantize.verify import verify
 
 REFERENCE_TASK = "k2_tiny_problems_0shot"
@@ -77,7 +78,7 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
         raise EvaluationError(
             f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
         )
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     stamp = _Stamp(options)
     result: dict[str, Any] = {
         "source": str(options.source),
@@ -103,9 +104,11 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
             say(f"{part}: measured already, {folder / name}")
         result[part] = found
     proof = read_proof(options.release)
-    write_text(folder / "report.html", render_report(proof))
+    write_output(folder / "report.html", render_report(proof))
     repo = options.repo or f"your-name/{proof.name}"
-    write_text(card_path(options.release), render_card(proof, repo, options.base_model, options.license_name))
+    write_output(
+        card_path(options.release), render_card(proof, repo, options.base_model, options.license_name)
+    )
     result["report"] = str(folder / "report.html")
     result["card"] = str(card_path(options.release))
     return result
@@ -163,7 +166,7 @@ def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
         ),
         say,
     )
-    write_output(options.release / PROOF_FOLDER / "answers.json", found)
+    write_scores(options.release / PROOF_FOLDER / "answers.json", found)
     return found.as_dict()
 
 

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.files import read_json_object
 from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release import REPORT_NAME
+from moe4.checkpoint.report import PROOF_FOLDER, read_report
 from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
 from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
-
-PROOF_FOLDER = "proof"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +46,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     return Proof(
         folder=out,
         config=read_config(out),
-        report=read_json_object(out / REPORT_NAME),
+        report=read_report(out),
         evaluation=found[EVALUATION],
         comparison=found[COMPARISON],
         toolcheck=found[TOOLCHECK],

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.checkpoint.files import require_inside
 from moe4.checkpoint.release import WORK_NAME
 from moe4.errors import CheckpointError, OutputError
 
@@ -26,13 +27,19 @@ def check_repo(repo: str) -> str:
 
 
 def list_uploads(out: Path) -> list[Upload]:
-    """Return every file of the release, sorted; hidden files stay here. Raises CheckpointError."""
+    """Return every file of the release, sorted; hidden files stay here.
+
+    Raises CheckpointError for a release that is not finished, UnsafePathError for a link out of it.
+    """
     if (out / WORK_NAME).exists():
         raise CheckpointError(f"{out} holds an unfinished release: finish it before it is published")
     found = []
     for path in sorted(out.rglob("*")):
         parts = path.relative_to(out).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts) and path.suffix != ".partial":
+        if any(part.startswith(".") for part in parts):
+            continue
+        require_inside(path, out)
+        if path.is_file() and path.suffix != ".partial":
             found.append(Upload(name="/".join(parts), num_bytes=path.stat().st_size))
     return found
 

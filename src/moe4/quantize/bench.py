@@ -1,12 +1,13 @@
 """What every layer of a run shares, and how one quantized or copied tensor is written."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from moe4.checkpoint.packed import pack
+from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
@@ -30,6 +31,8 @@ class Workbench:
     ranks: Ranks
     progress: ProgressReporter
     probe: RunningProbe | None = None
+    reads: ReadLog = field(default_factory=ReadLog)
+    """What has been read of the source, if the checkpoint records it there."""
 
     def decode(self, weight: QuantizedWeight, stored: Stored) -> Tensor:
         """Return a source weight, float32 [out, in], on the device, from what `Checkpoint.read` gave."""

@@ -16,7 +16,7 @@ import torch
 
 from moe4.calibration.activations import TRAFFIC, Activations, ActivationStore, ResidentActivations
 from moe4.calibration.corpus import Corpus
-from moe4.checkpoint.durable import file_sha256, publish
+from moe4.checkpoint.durable import create_file, file_sha256, publish
 from moe4.checkpoint.journal import Journal, is_unchanged
 from moe4.checkpoint.shard import tensor_bytes
 from moe4.checkpoint.source import Checkpoint
@@ -139,7 +139,7 @@ class Boundary:
         temporary, digest = self.path(layer).with_suffix(".partial"), hashlib.sha256()
         device = resident.values.device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        with temporary.open("wb") as file:
+        with os.fdopen(create_file(temporary), "wb") as file:
             os.posix_fallocate(file.fileno(), 0, resident.values.nbytes)
             for rows in resident.pieces(PIECE_BYTES):
                 with torch.cuda.stream(stream):

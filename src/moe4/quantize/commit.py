@@ -5,7 +5,6 @@ its record, its line in the journal. A run that is killed anywhere continues aft
 writes is byte for byte what it would have written. Rank 0 does all of this; the others help with the layers.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ from typing import Any
 
 from moe4.checkpoint.durable import file_sha256, publish, write_file
 from moe4.checkpoint.journal import CommittedShard, Journal
-from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, dump_json
+from moe4.checkpoint.reads import ReadLog
+from moe4.checkpoint.release import ReleaseFolder, dump_json, make_index
 from moe4.checkpoint.shard import ShardWriter
-from moe4.checkpoint.source import read_json_object
+from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, read_json_object
 from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
 from moe4.probe.make import assemble, report_entry
 from moe4.probe.passes import count_pairs
@@ -80,6 +80,13 @@ class Committer:
         """Return every layer's `record` and `timing`."""
         return [read_json_object(self._record_path(layer)) for layer in range(self.num_layers)]
 
+    def saved_reads(self) -> dict[str, str]:
+        """Return the SHA-256 of every tensor of the source that was read, in however many sittings."""
+        paths = [self._record_path(layer) for layer in range(self.num_layers)]
+        paths.append(self.folder.work / REST_RECORD)
+        saved = [read_json_object(path)["source"] for path in paths if path.is_file()]
+        return dict(sorted((name, sha256) for found in saved for name, sha256 in found.items()))
+
     def saved_traffic(self) -> dict[str, int]:
         """Return the bytes of the whole run, in however many sittings."""
         rest = read_json_object(self.folder.work / REST_RECORD)
@@ -101,14 +108,14 @@ class Committer:
         answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
         data = encode_probe(answers)
         write_file(self.folder.folder / PROBE_NAME, data, self.folder.work)
-        return report_entry(answers, hashlib.sha256(data).hexdigest())
+        return report_entry(answers)
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Write everything that is neither shard nor side file, and remove the work folder."""
-        self.folder.write_json(REPORT_NAME, report)
+    def last_files(self) -> dict[str, bytes]:
+        """Return what is written last, by name, in that order: the index, then the config."""
         config = without_quantization(self.bench.checkpoint.config.document)
         config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
-        self.folder.finish([(shard.file_name, shard.specs) for shard in self.plan.shards], config)
+        index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
+        return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 
     def _run_layer(self, shard: ShardPlan) -> Callable[[], None]:
         """Quantize a layer; return what commits it, which may be called behind the next layer's back."""
@@ -126,7 +133,8 @@ class Committer:
             if self.bench.probe is not None:
                 saved["probe"] = self._finish_probe_layer(self.bench.probe, layer, inputs)
             ranks = self.bench.ranks
-            usages = [usage.facts for _, usage in ranks.spread(ranks.size, lambda _: _usage(self.meter))]
+            usages = [usage.facts for _, usage in ranks.spread(ranks.size, self._usage)]
+            saved["source"] = self._merge_reads([usage["source"] for usage in usages])
         except BaseException:
             writer.close()
             raise
@@ -194,7 +202,8 @@ class Committer:
         publish(writer.path, self.folder.folder / shard.file_name)
         path = self.folder.work / REST_RECORD
         traffic = total_traffic([self.meter.take(), written_traffic(writer)])
-        write_file(path, dump_json({"timing": {"traffic": traffic}}), self.folder.work)
+        saved = {"timing": {"traffic": traffic}, "source": self.bench.reads.take()}
+        write_file(path, dump_json(saved), self.folder.work)
         self._commit(shard, writer, {path.name: file_sha256(path)})
         self.progress.shard_done("embedding, head")
 
@@ -202,6 +211,15 @@ class Committer:
         self.journal.commit(
             CommittedShard(name=shard.file_name, sha256=writer.sha256, num_bytes=writer.num_bytes, kept=kept)
         )
+
+    def _usage(self, _: int) -> Parcel:
+        return _usage(self.meter, self.bench.reads)
+
+    def _merge_reads(self, found: list[dict[str, str]]) -> dict[str, str]:
+        """Join what the ranks have read. Raises CheckpointError where two of them read other bytes."""
+        for reads in found:
+            self.bench.reads.expect(reads)
+        return {name: sha256 for reads in found for name, sha256 in sorted(reads.items())}
 
     def _record_path(self, layer: int) -> Path:
         return self.folder.work / f"layer-{layer:05d}.json"
@@ -213,7 +231,7 @@ def follow(bench: Workbench, plan: Plan, num_done: int, boundary: Boundary | Non
     for shard in plan.shards[num_done:]:
         if shard.layer is not None:
             run_layer(bench, shard, None, boundary, work)
-            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter)):
+            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter, bench.reads)):
                 pass
 
 
@@ -240,5 +258,10 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _usage(meter: TrafficMeter) -> Parcel:
-    return Parcel(facts={"peak_memory_bytes": peak_memory_bytes(), "traffic": meter.take()})
+def _usage(meter: TrafficMeter, reads: ReadLog) -> Parcel:
+    facts = {
+        "peak_memory_bytes": peak_memory_bytes(),
+        "traffic": meter.take(),
+        "source": reads.take(),
+    }
+    return Parcel(facts=facts)

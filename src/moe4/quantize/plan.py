@@ -70,6 +70,15 @@ class ShardPlan:
         return sum(spec.num_bytes for spec in self.specs)
 
     @property
+    def source_names(self) -> Iterator[str]:
+        """The tensors of the source that it is made of."""
+        yield from (weight.name for stage in self.linear_stages for weight in stage)
+        for expert in range(self.experts.num_experts if self.experts else 0):
+            assert self.experts is not None
+            yield from (self.experts.weight_name(expert, part) for part in PARTS)
+        yield from self.copied
+
+    @property
     def layer_number(self) -> int:
         """The decoder layer; only for shards that hold one."""
         assert self.layer is not None

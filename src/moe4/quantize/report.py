@@ -1,10 +1,12 @@
 """What a run came to: `moe4-report.json`, and the same in a few lines."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.release import format_bytes
+from moe4.checkpoint.report import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.accounting import count_patterns
 from moe4.quantize.audit import LayerRecord, software_versions, summarize
@@ -21,15 +23,18 @@ def build_report(
     plan: Plan,
     corpus: Corpus | None,
     shards: list[CommittedShard],
-    side_files: list[str],
+    left_out: Sequence[str],
     saved: list[dict[str, Any]],
     traffic: dict[str, int],
+    reads: dict[str, str],
+    files: Listing,
     probe: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `saved` holds each layer's `record` and `timing`; `traffic` the bytes read and written by kind; `probe`
-    what is to be said of the expected answers.
+    `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and `timing`;
+    `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors; `files` lists
+    all but the shards; `probe` is what is to be said of the expected answers.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
@@ -40,7 +45,9 @@ def build_report(
         "source": {
             "model_type": checkpoint.config.model_type,
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
-            "left_out": count_patterns(plan.left_out),
+            "files_left_out": list(left_out),
+            "tensors_left_out": count_patterns(plan.left_out),
+            "tensors": reads,
         },
         "calibration": None
         if corpus is None
@@ -54,7 +61,8 @@ def build_report(
             "shards": {
                 shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
             },
-            "side_files": side_files,
+            "files": files,
+            "not_covered": list(NOT_COVERED),
         },
         "probe": probe,
         "summary": summarize(records),
@@ -73,7 +81,7 @@ def describe(report: dict[str, Any]) -> str:
     """Return a release's summary in a few lines."""
     summary, release = report["summary"], report["release"]
     before, after = report["source"]["num_bytes"], release["num_bytes"]
-    left_out = report["source"]["left_out"]
+    left_out = report["source"].get("tensors_left_out", {})
     lines = [f"left out  {count} {name}" for name, count in left_out.items()]
     lines += [
         f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
@@ -88,7 +96,7 @@ def describe(report: dict[str, Any]) -> str:
             f"{tokens['num_unreached']} experts unreached"
         )
     probe = report.get("probe") or {}
-    if "sha256" in probe:
+    if "num_sequences" in probe:
         lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
     elif probe:
         lines.append(f"no probe  {probe['missing']}")

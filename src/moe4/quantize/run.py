@@ -1,6 +1,5 @@
 """`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
-import errno
 import importlib.util
 import socket
 from dataclasses import dataclass
@@ -10,16 +9,22 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.checkpoint.durable import NO_ROOM
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
-from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State
-from moe4.checkpoint.source import Checkpoint, read_json_object
+from moe4.checkpoint.reads import identify, require_same_source
+from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
+from moe4.checkpoint.report import list_files, read_report
+from moe4.checkpoint.side_files import SideFiles, find_side_files
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
 from moe4.model.architecture import Network
+from moe4.probe.form import PROBE_NAME
 from moe4.quantize.allocator import return_large_blocks
 from moe4.quantize.audit import software_versions
 from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary, repair
 from moe4.quantize.commit import Committer, follow
+from moe4.quantize.environment import RunEnvironment, find_environment
 from moe4.quantize.needs import disk_need, memory_need, require_memory
 from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.progress import ProgressReporter
@@ -29,11 +34,6 @@ from moe4.quantize.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-NO_ROOM = {
-    errno.ENOSPC: "the volume is full",
-    errno.EDQUOT: "the volume is full",
-    errno.EFBIG: "a file would be longer than the volume or ulimit -f allows",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +61,7 @@ class _Prepared:
     corpus: Corpus | None
     fingerprint: dict[str, Any]
     prompts: ProbePrompts
+    side_files: SideFiles
 
     @property
     def num_tokens(self) -> int:
@@ -91,7 +92,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     check_folders(request.source, request.out)
     ranks.device = device = _check_device(request.device, ranks)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
-    prepared = _prepare(request)
+    prepared = _prepare(request, find_environment(device))
     _check_agreement(ranks, prepared.fingerprint)
     bench = Workbench(
         checkpoint=prepared.checkpoint,
@@ -102,6 +103,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         progress=progress,
         probe=_running_probe(request, prepared, ranks, device),
     )
+    prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:
         from moe4.quantize.gpu_stream import warm_up  # it needs Triton
 
@@ -118,7 +120,7 @@ def _lead(
     folder: ReleaseFolder, bench: Workbench, prepared: _Prepared, progress: ProgressReporter
 ) -> dict[str, Any]:
     """Do rank 0's part."""
-    ranks, fingerprint = bench.ranks, prepared.fingerprint
+    ranks, fingerprint = bench.ranks, dict(prepared.fingerprint)
     if folder.state is State.FINISHED:
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
@@ -132,11 +134,15 @@ def _lead(
             probe_tokens=prepared.prompts.num_tokens,
         )
     )
+    if prepared.side_files.left_out:
+        progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
     group_warnings = group_size_warnings(bench.recipe.group_size, bench.network)
     for warning in [*prepared.plan.warnings, *group_warnings]:
         progress.say(f"warning: {warning}")
     journal = folder.open()
-    _begin_or_match(journal, folder, fingerprint, ranks, bench.recipe, progress)
+    threads = journal.threads or threads_per_rank(ranks)
+    fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
     boundary = _boundary(folder.work, prepared, bench.device)
     inputs = [item for item in (boundary, bench.probe) if item is not None]
     found = repair(journal, bench.network.num_layers, inputs)
@@ -144,19 +150,23 @@ def _lead(
         progress.say(found)
     if bench.probe is None:
         progress.say(f"no probe: {prepared.prompts.reason}")
-    assert journal.begin is not None
-    facts = {"num_done": len(journal.shards), "threads": journal.begin["threads"]}
-    ranks.share(Parcel(facts=facts))
-    torch.set_num_threads(int(facts["threads"]))
-    if facts["threads"] > threads_per_rank(ranks):
+    threads = int(fingerprint["environment"]["threads"])
+    ranks.share(Parcel(facts={"num_done": len(journal.shards), "threads": threads}))
+    torch.set_num_threads(threads)
+    if threads > threads_per_rank(ranks):
         progress.say(
-            f"note: the run was begun with {facts['threads']} threads a rank and keeps them; "
+            f"note: the run was begun with {threads} threads a rank and keeps them; "
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
-    side_files = folder.copy_side_files(prepared.checkpoint)
+    folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
     probe = committer.write_probe(prepared.prompts)
+    names = [path.name for path in prepared.side_files.files]
+    if "missing" not in probe:
+        names.append(PROBE_NAME)
+    last = committer.last_files()
     report = build_report(
         fingerprint=fingerprint,
         recipe=bench.recipe,
@@ -164,12 +174,14 @@ def _lead(
         plan=prepared.plan,
         corpus=prepared.corpus,
         shards=journal.shards,
-        side_files=side_files,
+        left_out=prepared.side_files.left_out,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
+        reads=committer.saved_reads(),
+        files=list_files(folder.folder, names, last),
         probe=probe,
     )
-    committer.finish(report)
+    folder.finish({REPORT_NAME: dump_json(report), **last})
     return ranks.share(Parcel(facts=report)).facts
 
 
@@ -185,8 +197,9 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
     return ranks.share(None).facts
 
 
-def _prepare(request: Request) -> _Prepared:
+def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
     checkpoint = Checkpoint(request.source)
+    side_files = find_side_files(checkpoint.folder, checkpoint.shards)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     recipe = resolve_group_size(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
@@ -206,6 +219,8 @@ def _prepare(request: Request) -> _Prepared:
         "recipe": recipe.digest(),
         "calibration": corpus.digest() if corpus else None,
         "probe": prompts.digest(),
+        "side_files": side_files.digests(),
+        "environment": environment.to_dict(),
     }
     prepared = _Prepared(
         checkpoint=checkpoint,
@@ -215,6 +230,7 @@ def _prepare(request: Request) -> _Prepared:
         corpus=corpus,
         fingerprint=fingerprint,
         prompts=prompts,
+        side_files=side_files,
     )
     need = memory_need(
         plan,
@@ -241,15 +257,20 @@ def _begin_or_match(
     journal: Journal,
     folder: ReleaseFolder,
     fingerprint: dict[str, Any],
-    ranks: Ranks,
     recipe: Recipe,
+    checkpoint: Checkpoint,
     progress: ProgressReporter,
 ) -> None:
     """Begin a journal, or hold this run to the one that is there."""
     versions = {name: text for name, text in software_versions().items() if name != "moe4"}
-    begin = {**fingerprint, "recipe_values": recipe.to_dict(), "versions": versions}
+    begin = {
+        **fingerprint,
+        "recipe_values": recipe.to_dict(),
+        "versions": versions,
+        "source_files": {name: identify(shard.path) for name, shard in checkpoint.shards.items()},
+    }
     if journal.begin is None:
-        journal.start({**begin, "threads": threads_per_rank(ranks)})
+        journal.start(begin)
         return
     journal.match(begin)
     journal.check_shards(folder.folder)
@@ -265,6 +286,15 @@ def _begin_or_match(
     ]
     if others:
         progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
+
+
+def _require_same_source(bench: Workbench, plan: Plan, journal: Journal, known: dict[str, str]) -> None:
+    """Hold the source to what was read of it before. Raises ResumeError where it has changed."""
+    assert journal.begin is not None
+    bench.reads.expect(known)
+    unread = [name for shard in plan.shards for name in shard.source_names if name not in known]
+    before = journal.begin["source_files"]
+    require_same_source(bench.checkpoint, known, before, unread, bench.progress.say)
 
 
 def _boundary(work: Path, prepared: _Prepared, device: torch.device) -> Boundary | None:
@@ -307,9 +337,11 @@ def _check_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    report = read_json_object(folder.folder / REPORT_NAME)
+    report = read_report(folder.folder)
     before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
-    before.setdefault("probe", fingerprint["probe"])  # a release from before there were probes
+    environment = dict(fingerprint["environment"])
+    environment["threads"] = (before.get("environment") or {}).get("threads")  # those it was begun with
+    fingerprint = {**fingerprint, "environment": environment}
     changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
     if changed:
         raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")

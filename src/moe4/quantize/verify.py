@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.durable import file_sha256
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.packed import dequantize, unpack
+from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
+from moe4.checkpoint.report import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
-from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint, read_json_object
-from moe4.errors import MissingFileError, ProbeError
+from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
+from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.model.accounting import Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
@@ -42,10 +43,13 @@ def verify(out: Path, source: Path | None = None) -> dict[str, Any]:
 class _Verifier:
     def __init__(self, out: Path, source: Checkpoint | None) -> None:
         self.out, self.source = out, source
+        if source is not None:
+            source.reads = ReadLog()
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.index = CheckpointIndex(out, self.problems)
         self.config, self.tensors = self.index.config, self.index.tensors
+        self.num_listed = 0
         self.scheme: Any = None
         self.group_size = 0
         self.weight_errors: dict[str, float] = {}
@@ -63,12 +67,13 @@ class _Verifier:
             for base, shape in quantized:
                 self._check_quantized(base, shape)
             self._check_plain([base for base, _ in quantized])
-            self._check_source([base for base, _ in quantized], accounting)
+            self._check_left_out([base for base, _ in quantized], accounting)
             self.warnings += group_size_warnings(self.group_size, network)
         report = self._check_report()
-        self._check_probe(network, report)
+        self._check_probe(network)
         if self.source is not None:
             self._check_side_files(self.source, report)
+            self._check_source(self.source, report)
         return self._result(report)
 
     def _check_index(self) -> None:
@@ -219,7 +224,7 @@ class _Verifier:
             elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
                 self.problems.append(f"{name} differs from the source")
 
-    def _check_source(self, quantized: list[str], accounting: Accounting) -> None:
+    def _check_left_out(self, quantized: list[str], accounting: Accounting) -> None:
         """Check that every tensor of the source which belongs to the model is in the release."""
         if self.source is None:
             return
@@ -235,27 +240,39 @@ class _Verifier:
             )
 
     def _check_report(self) -> dict[str, Any]:
+        """Check every file against the report's list; return the report, empty if there is none."""
         path = self.out / REPORT_NAME
         if not path.is_file():
+            self.problems.append(
+                f"{REPORT_NAME} is missing: nothing says what the release's files should be, "
+                "so none of them could be checked"
+            )
             return {}
-        report = read_json_object(path)
-        for name, entry in report.get("release", {}).get("shards", {}).items():
-            if (self.out / name).is_file() and file_sha256(self.out / name) != entry.get("sha256"):
-                self.problems.append(f"{name} is not the file {REPORT_NAME} describes: its SHA-256 differs")
+        try:
+            report = read_report(self.out)
+        except CheckpointError as error:
+            self.problems.append(f"{error}, so none of the release's files could be checked")
+            return {}
+        shards, files = report["release"]["shards"], report["release"].get("files")
+        if files is None:
+            self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
+            return report
+        self.num_listed = len(shards) + len(files)
+        for name, problem in compare_files(self.out, shards | files):
+            if problem == "is missing" and name in self.index.shards:
+                continue  # named already
+            if name == PROBE_NAME and "missing" in problem:
+                problem += f"; moe4 probe {self.out} makes it again"
+            elif name == PROBE_NAME:
+                problem += f"; moe4 probe {self.out} --force makes it again"
+            self.problems.append(f"{name} {problem}")
         return report
 
-    def _check_probe(self, network: Network, report: dict[str, Any]) -> None:
-        """Check the expected answers: their form, and that they are the file the report describes."""
-        path, entry = self.out / PROBE_NAME, report.get("probe") or {}
+    def _check_probe(self, network: Network) -> None:
+        """Check the form of the expected answers."""
+        path = self.out / PROBE_NAME
         if not path.is_file():
-            if "sha256" in entry:
-                self.problems.append(f"{PROBE_NAME} is missing; moe4 probe {self.out} makes it again")
             return
-        if "sha256" in entry and file_sha256(path) != entry["sha256"]:
-            self.problems.append(
-                f"{PROBE_NAME} is not the file {REPORT_NAME} describes: its SHA-256 differs; "
-                f"moe4 probe {self.out} --force makes it again"
-            )
         try:
             read_probe(path, int(network.config.vocab_size))
         except ProbeError as error:
@@ -270,11 +287,24 @@ class _Verifier:
         for key in sorted(set(theirs) | set(ours)):
             if key != "quantization_config" and theirs.get(key) != ours.get(key):
                 self.problems.append(f"{CONFIG_NAME}: {key} differs from the source")
-        if report and report["fingerprint"]["source"] != source.digest():
+
+    def _check_source(self, source: Checkpoint, report: dict[str, Any]) -> None:
+        """Check that the source is what the release was made of, tensor for tensor."""
+        if not report:
+            return
+        if report.get("fingerprint", {}).get("source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
+        read = source.reads.take() if source.reads else {}
+        for name, sha256 in report["source"].get("tensors", {}).items():
+            if name not in source.tensors:
+                self.problems.append(f"{name} is not in the source, and the release was made of it")
+            elif sha256 != (read.get(name) or source.tensor_sha256(name)):
+                self.problems.append(
+                    f"{name} of the source is not what the release was made of: its SHA-256 differs"
+                )
 
     def _result(self, report: dict[str, Any]) -> dict[str, Any]:
-        source_bytes = report.get("source", {}).get("num_bytes")
+        source_bytes = report["source"]["num_bytes"] if report else None
         if self.source is not None:
             source_bytes = sum(shard.num_bytes for shard in self.source.shards.values())
         result: dict[str, Any] = {
@@ -284,8 +314,10 @@ class _Verifier:
             "num_tensors": len(self.tensors),
             "num_quantized": sum(name.endswith(".weight_packed") for name in self.tensors),
             "num_bytes": self.index.num_bytes,
+            "num_files": self.num_listed,
+            "not_covered": [name for name in NOT_COVERED if (self.out / name).exists()],
             "source_num_bytes": source_bytes,
-            "worst": report.get("summary", {}).get("worst", []),
+            "worst": report["summary"]["worst"] if report else [],
         }
         if self.weight_errors:
             ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
@@ -302,6 +334,11 @@ def describe(result: dict[str, Any]) -> str:
         share = result["num_bytes"] / result["source_num_bytes"]
         size += f", the source {format_bytes(result['source_num_bytes'])} ({share:.1%})"
     lines.append(size)
+    if result["num_files"]:
+        lines.append(
+            f"files     {result['num_files']} listed in {REPORT_NAME}; "
+            f"not covered: {', '.join(result['not_covered'])}"
+        )
     for entry in result["worst"]:
         error, rtn_error = entry["error"], entry["rtn_error"]
         lines.append(f"worst     {entry['matrix']}: error {error:.5f} (round to nearest {rtn_error:.5f})")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from moe4.checkpoint.durable import check_output, write_output
 from moe4.deploy.documents import parse
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
@@ -19,7 +20,7 @@ from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import Server
 from moe4.deploy.lint.shell import Script, check_script, read_servers
-from moe4.errors import DeployError, MissingFileError, OutputError
+from moe4.errors import DeployError, MissingFileError
 
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
 UNIT_SUFFIX = ".container"
@@ -56,9 +57,11 @@ def fix_files(files: Sequence[Path], context: Context, schemas: Schemas | None) 
     for finding in mended:
         assert finding.repair is not None
         finding.repair()
-    for source in sources:
-        if any(finding.file == source.file for finding in mended):
-            _write(source)
+    changed = [source for source in sources if any(finding.file == source.file for finding in mended)]
+    for source in changed:
+        check_output(source.file)
+    for source in changed:
+        _write(source)
     return mended
 
 
@@ -179,7 +182,4 @@ def _write(source: Source) -> None:
                 if line:
                     lines[number] = line
         text = "\n".join(lines) + "\n"
-    try:
-        source.file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{source.file} cannot be written: {error.strerror}") from None
+    write_output(source.file, text)

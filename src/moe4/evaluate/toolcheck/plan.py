@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from moe4.checkpoint.durable import append_line
+from moe4.checkpoint.durable import append_line, check_output
 from moe4.errors import EvaluationError, ServeError
 from moe4.evaluate.server import api_key, list_models, normalise_url
 from moe4.evaluate.toolcheck.checks import check
@@ -25,6 +25,7 @@ from moe4.evaluate.toolcheck.requests import (
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
 from moe4.schema import Foreign, Own, parse
 
+FIRST_KEY = '{"data_index":'  # of every line of --output
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty")
 
 
@@ -57,6 +58,8 @@ Replies = dict[tuple[str, int, bool], Reply]
 def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> dict[str, Any]:
     """Return the result. Raises EvaluationError for bad requests, ServeError where nothing answers."""
     parse_thresholds(options.thresholds)
+    if options.output is not None:
+        check_output(options.output)
     requests = load_requests(options)
     endpoints = {"release": find_endpoint(options.base_url, options.model)}
     if options.against is not None:
@@ -200,13 +203,20 @@ class _Kept(Foreign):
 
 
 def _read_kept(path: Path) -> dict[str, Reply]:
-    """Return the answers of an earlier run by request hash; failures are asked again."""
+    """Return the answers of an earlier run by request hash; failures are asked again.
+
+    Raises OutputError for a file that cannot be continued, EvaluationError for one of something else.
+    """
+    check_output(path)
     kept: dict[str, Reply] = {}
     if not path.exists():
-        if not path.absolute().parent.is_dir():
-            raise EvaluationError(f"{path} cannot be written: there is no folder {path.parent}")
         return kept
     content = path.read_text(encoding="utf-8", errors="replace")
+    if content.strip() and not content.lstrip().startswith(FIRST_KEY[: len(content.lstrip())]):
+        raise EvaluationError(
+            f"{path} holds something else than the answers of moe4 toolcheck, and is left as it is; "
+            "name another file"
+        )
     if content and not content.endswith("\n"):
         append_line(path, "")  # ends the line that a killed run tore
     for number, text in enumerate(content.splitlines(), start=1):

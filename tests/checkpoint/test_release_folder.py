@@ -1,0 +1,159 @@
+"""An output folder is written into and cleared only as far as it is moe4's own."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe4.checkpoint.release import ReleaseFolder
+from moe4.errors import OutputError, ResumeError
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return everything below a folder: links' aims, files' texts."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink())
+        if path.is_symlink()
+        else path.read_text()
+        if path.is_file()
+        else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def work_is_a_link(out: Path, theirs: Path) -> None:
+    (out / ".moe4").symlink_to(theirs)
+
+
+def work_is_a_file(out: Path, theirs: Path) -> None:
+    (out / ".moe4").write_text("theirs")
+
+
+def in_work(name: str, make: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    def apply(out: Path, theirs: Path) -> None:
+        (out / ".moe4").mkdir()
+        make(out / ".moe4" / name, theirs)
+
+    return apply
+
+
+def to_notes(path: Path, theirs: Path) -> None:
+    path.symlink_to(theirs / "notes.txt")
+
+
+def text(path: Path, _: Path) -> None:
+    path.write_text("theirs")
+
+
+CASES = {
+    "the work folder is a link": work_is_a_link,
+    "the work folder is a file": work_is_a_file,
+    "the lock is a link": in_work("lock", to_notes),
+    "the lock is a FIFO": in_work("lock", lambda path, _: os.mkfifo(path)),
+    "the journal is a link": in_work("journal.jsonl", to_notes),
+    "activations are a link": in_work("hidden-00000.bin", to_notes),
+    "a partial file is a link": in_work("model-00001-of-00004.safetensors.partial", to_notes),
+    "a partial file of others": in_work("download.partial", text),
+    "a file of others": in_work("notes.txt", text),
+    "a folder": in_work("layer-00000.json", lambda path, _: path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_not_a_runs_is_refused_and_left_alone(name: str, resume: bool, tmp_path: Path) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    out.mkdir()
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("theirs")
+    (theirs / "x.partial").write_text("theirs")
+    CASES[name](out, theirs)
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=r"\.moe4.*(did not make|not a folder of moe4's)"):
+        ReleaseFolder(out, resume=resume).open()
+    assert tree(tmp_path) == before
+
+
+def test_what_comes_into_it_later_stays_too(tmp_path: Path) -> None:
+    folder = ReleaseFolder(tmp_path / "out", resume=False)
+    folder.open().start(BEGIN)
+    (folder.work / "notes.txt").write_text("theirs")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=r"notes\.txt is a file that moe4 did not make"):
+        folder.remove_work_folder()
+    assert tree(tmp_path) == before
+    (folder.work / "notes.txt").unlink()
+    folder.remove_work_folder()
+    assert not folder.work.exists()
+    folder.close()
+
+
+def test_a_killed_runs_leftovers_go(tmp_path: Path) -> None:
+    work = tmp_path / "out" / ".moe4"
+    work.mkdir(parents=True)
+    names = (
+        ".moe4-abc_1.partial",
+        "hidden-00001.partial",
+        "inputs-00001.partial",
+        "total-00001.partial",
+        "model-00001-of-00004.safetensors.partial",
+    )
+    for name in (*names, "probe-bf16-hidden", "layer-00000.json", "rest.json", "hidden-00000.bin"):
+        (work / name).write_text("")
+    folder = ReleaseFolder(tmp_path / "out", resume=True)
+    folder.open()
+    assert not list(work.glob("*.partial"))
+    folder.remove_work_folder()
+    folder.close()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="out is a link to nowhere, which does not exist"):
+        ReleaseFolder(tmp_path / "out", resume=False)
+
+
+BEGIN = {
+    "moe4": "1",
+    "source": "0" * 64,
+    "recipe": "0" * 64,
+    "calibration": None,
+    "probe": None,
+    "side_files": {},
+    "environment": {"threads": 2},
+    "recipe_values": {},
+    "versions": {},
+    "source_files": {},
+}
+SHARD = {"shard": "model-00001-of-00002.safetensors", "sha256": "0" * 64, "bytes": 1, "kept": {}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["[]"], "line 1: the file must be an object, found"),
+        ([{"shard": 1}], "line 1: begin is missing"),
+        ([{"begin": {**BEGIN, "environment": {"threads": 0}}}], "line 1: begin.environment.threads must be"),
+        ([{"begin": {**BEGIN, "source": "x"}}], "line 1: begin.source must be like"),
+        ([{"begin": BEGIN}, {"shard": "x"}], "line 2: sha256 is missing"),
+        ([{"begin": BEGIN}, {**SHARD, "bytes": "many"}], "line 2: bytes must be a whole number, found"),
+        ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2: shard must be like"),
+        ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2: kept"),
+        ([{"begin": BEGIN}, SHARD, "{"], "Expecting property name"),
+    ],
+)
+def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path: Path) -> None:
+    work = tmp_path / "out" / ".moe4"
+    work.mkdir(parents=True)
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (work / "journal.jsonl").write_text("\n".join(text) + "\n")
+    with pytest.raises(ResumeError) as caught:
+        ReleaseFolder(tmp_path / "out", resume=True).open()
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(f"{work / 'journal.jsonl'} is damaged: ")
+    assert message.endswith("; begin again in an empty folder")
+    assert "\n" not in message

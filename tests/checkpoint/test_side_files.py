@@ -1,0 +1,110 @@
+"""What lies beside the weights: what is a release's, what stays, and what leads out of the checkpoint."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe4.checkpoint.side_files import find_side_files
+from moe4.errors import CheckpointError, UnsafePathError
+from moe4.publish.push import list_uploads
+
+SHARDS = ("model.safetensors", "more/model-2.safetensors")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    for name in ("config.json", "tokenizer.json", "README.md", "moe4-report.json", ".gitattributes", *SHARDS):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (tmp_path / "secret.json").write_text("a secret")
+    return folder
+
+
+def test_what_stays_behind_is_named(checkpoint: Path) -> None:
+    (checkpoint / "additional_chat_templates").mkdir()
+    (checkpoint / "additional_chat_templates" / "rag.jinja").write_text("x")
+    (checkpoint / ".cache").mkdir()
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "chat_template.jinja"):
+        (checkpoint / name).write_text("x")
+    for name in ("Readme.md", "MODEL.PT"):
+        (checkpoint / name).write_text("x")
+    found = find_side_files(checkpoint, SHARDS)
+    assert [path.name for path in found.files] == ["chat_template.jinja", "tokenizer.json"]
+    assert found.left_out == (
+        "MODEL.PT",
+        "additional_chat_templates/",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+    )
+
+
+def link_by_way_of_a_link(path: Path, secret: Path) -> None:
+    path.with_name(".hop").symlink_to(secret)
+    path.symlink_to(".hop")
+
+
+OUT: dict[str, Callable[[Path, Path], None]] = {
+    "an absolute link": lambda path, secret: path.symlink_to(secret),
+    "a relative link": lambda path, _: path.symlink_to("../secret.json"),
+    "a link to a link": link_by_way_of_a_link,
+    "a link to nowhere": lambda path, _: path.symlink_to("gone"),
+    "a link to itself": lambda path, _: path.symlink_to(path.name),
+    "a device": lambda path, _: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "config.json"])
+@pytest.mark.parametrize("case", OUT)
+def test_links_that_lead_out_are_refused_by_name(case: str, name: str, checkpoint: Path) -> None:
+    path = checkpoint / name
+    path.unlink(missing_ok=True)
+    OUT[case](path, checkpoint.parent / "secret.json")
+    words = r"which does not exist" if case in ("a link to nowhere", "a link to itself") else "outside"
+    with pytest.raises(UnsafePathError, match=rf"{name} is a link to .*{words}"):
+        find_side_files(checkpoint, SHARDS)
+    with pytest.raises(UnsafePathError, match=name):
+        list_uploads(checkpoint)
+
+
+def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:
+    (checkpoint / os.fsdecode(b"notes-\xff.txt")).write_text("x")
+    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', whose name is not UTF-8; rename it"):
+        find_side_files(checkpoint, SHARDS)
+
+
+def test_a_folder_beside_with_the_same_beginning_is_outside(checkpoint: Path) -> None:
+    beside = checkpoint.with_name("checkpoint-other")
+    beside.mkdir()
+    (beside / "x.txt").write_text("x")
+    (checkpoint / "x.txt").symlink_to(beside / "x.txt")
+    with pytest.raises(UnsafePathError, match="outside"):
+        find_side_files(checkpoint, SHARDS)
+
+
+def test_links_inside_are_followed(checkpoint: Path) -> None:
+    (checkpoint / "LICENSE").symlink_to("more/LICENSE")
+    (checkpoint / "more" / "LICENSE").write_text("x")
+    assert [path.name for path in find_side_files(checkpoint, SHARDS).files] == ["LICENSE", "tokenizer.json"]
+    assert "LICENSE" in [upload.name for upload in list_uploads(checkpoint)]
+
+
+def test_the_hubs_cache(tmp_path: Path) -> None:
+    """A snapshot is made of links to its repository's blobs, and to no other repository's."""
+    repo, other = tmp_path / "models--me--mine", tmp_path / "models--me--other"
+    for folder in (repo, other):
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "blobs" / "abc").write_text("x")
+    snapshot = repo / "snapshots" / "rev"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).symlink_to("../../blobs/abc")
+    (tmp_path / "by-name").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "by-name"):
+        found = find_side_files(folder, ("model.safetensors",))
+        assert [path.name for path in found.files] == ["tokenizer.json"]
+    (snapshot / "vocab.txt").symlink_to(other / "blobs" / "abc")
+    with pytest.raises(UnsafePathError, match=r"vocab\.txt is a link to .*models--me--other"):
+        find_side_files(snapshot, ("model.safetensors",))
