@@ -8,6 +8,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "moe4"
 # A package may import packages of a lower rank, and itself.
 RANKS = {
     "errors": 0,
+    "escape": 0,
     "recipe": 1,
     "checkpoint": 2,
     "kernels": 3,
