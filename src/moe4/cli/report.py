@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
@@ -27,4 +29,4 @@ def command(
     found = read_proof(out, proof)
     path = output or out / PROOF_FOLDER / "report.html"
     write_text(path, render_report(found))
-    typer.echo(str(path))
+    echo(str(path))
