@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
 
+from moe4.serve.host import is_loopback
+
 pytest.importorskip("vllm")
 
 
@@ -47,3 +49,47 @@ def test_faults_are_one_line_and_exit_code_2(release: Path, tmp_path: Path) -> N
         assert (result.returncode, result.stdout) == (2, ""), result
         assert result.stderr.startswith(f"moe4: error: {reason}"), result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_key_is_printed_nowhere(release: Path) -> None:
+    for given in (["--api-key", "s3cret"], ["--api-key=s3cret"]):
+        printed = serve(str(release), "--print-command", *given)
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert "s3cret" not in printed.stdout
+        assert 'VLLM_API_KEY="${VLLM_API_KEY:?}" ' in printed.stdout
+        as_json = serve(str(release), "--print-command", "--json", *given)
+        assert "s3cret" not in as_json.stdout
+        assert json.loads(as_json.stdout)["secrets"] == ["VLLM_API_KEY"]
+        wrong = serve(*given, str(release))
+        assert wrong.returncode == 2
+        assert "s3cret" not in wrong.stderr
+    for given in (["--api-key", "s3cret", "--max-model-len", "0"], ["--api-key", "s3cret\n"]):
+        refused = serve(str(release), *given)
+        assert refused.returncode == 2
+        assert "s3cret" not in refused.stdout + refused.stderr
+
+
+def test_ps_does_not_show_the_key() -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from moe4.serve.extra import hide_arguments\n"
+        "hide_arguments(['k', 'two'])\n"
+        "print(repr(pathlib.Path('/proc/self/cmdline').read_bytes().split(bytes(1))[3:-1]))\n"
+        "print(sys.argv[1:])\n"
+    )
+    words = ["serve", "out/k", "--api-key=k", "--api-key", "two", "two2", "k"]
+    ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    shown, known = ran.stdout.splitlines()
+    assert shown == str([word.encode() for word in (*words[:2], "--api-key=*", words[3], "***", "two2", "*")])
+    assert known == str(words)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.1.1", False), ("", False), ("server.example", False)),
+    ],
+)
+def test_which_hosts_are_this_machines_own(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
