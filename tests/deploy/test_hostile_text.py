@@ -276,6 +276,17 @@ def test_yaml_gives_every_text_back() -> None:
     assert values.isascii()
 
 
+def test_a_finding_is_two_lines(tmp_path: Path) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+    container = {"name": "vllm", "image": "vllm/vllm-openai\n0 errors\x1b[2J", "args": ["vllm", "serve", "x"]}
+    pod["spec"] = {"containers": [container]}  # type: ignore[assignment]
+    file = tmp_path / "pod.json"
+    file.write_text(json.dumps(pod))
+    result = CliRunner().invoke(app, ["lint", str(file)])
+    assert r"vllm-openai\n0 errors\x1b[2J" in result.stdout
+    assert "\n0 errors" not in result.stdout and "\x1b" not in result.stdout
+
+
 def test_the_terminal_gets_no_control_characters(tmp_path: Path) -> None:
     folder = release(tmp_path, "\x1b]0;title\x07[red]\n\u202eK2")
     program = "import sys; from moe4.cli.main import main; main()"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.output import echo
+from moe4.escape import visible
 
 
 def command(
@@ -48,7 +49,7 @@ def command(
         outcomes.append(outcome)
         if not as_json:
             verdict = "ok" if outcome.ok else "WRONG"
-            echo(f"{outcome.name}: {verdict}, {outcome.seconds:.1f} s: {outcome.detail}")
+            echo(visible(f"{outcome.name}: {verdict}, {outcome.seconds:.1f} s: {outcome.detail}"))
     ok = all(outcome.ok for outcome in outcomes)
     if as_json:
         checks = [asdict(outcome) for outcome in outcomes]

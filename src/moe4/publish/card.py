@@ -48,13 +48,7 @@ def render_card(proof: Proof, repo: str | None, base_model: str | None, license_
     `base_model` and `license_name` are the hub's names; a licence that is not given is taken from the config
     or the release's licence file, and left out where neither tells. Raises OutputError for bad names.
     """
-    for option, name in (("--repo", repo), ("--base-model", base_model)):
-        if name is not None:
-            check_repo(name, option)
-    if license_name is not None and not is_license(license_name):
-        raise OutputError(
-            f"--license {license_name}: expected the hub's name of a licence, such as apache-2.0"
-        )
+    check_names(repo, base_model, license_name)
     repo = repo or _placeholder_repo(proof.name)
     release = read_release(str(proof.folder))
     sections = [
@@ -69,6 +63,17 @@ def render_card(proof: Proof, repo: str | None, base_model: str | None, license_
         _license(proof, license_name),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def check_names(repo: str | None, base_model: str | None, license_name: str | None) -> None:
+    """Raise OutputError for a name that the hub would not take."""
+    for option, name in (("--repo", repo), ("--base-model", base_model)):
+        if name is not None:
+            check_repo(name, option)
+    if license_name is not None and not is_license(license_name):
+        raise OutputError(
+            f"--license {license_name}: expected the hub's name of a licence, such as apache-2.0"
+        )
 
 
 def _placeholder_repo(name: str) -> str:

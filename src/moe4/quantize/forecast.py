@@ -11,6 +11,7 @@ from moe4.checkpoint.header import CONFIG_NAME, INDEX_NAME, StoredTensor, Tensor
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.source import Checkpoint, fp8_block_size, read_json_object
 from moe4.errors import Moe4Error
+from moe4.escape import visible
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.needs import available_bytes, disk_need, memory_need, require_memory
@@ -209,7 +210,7 @@ def describe(result: dict[str, Any]) -> str:
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        nothing speaks against it" if result["ok"] else "failed    it would not work")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _count(value: int) -> str:

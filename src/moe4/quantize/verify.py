@@ -14,6 +14,7 @@ from moe4.checkpoint.release import REPORT_NAME, WORK_NAME, format_bytes
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_shard, read_tensor
 from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, Checkpoint, read_json_object
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
+from moe4.escape import visible
 from moe4.model.architecture import PARTS, Network
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.audit import WORST_SHOWN
@@ -324,7 +325,7 @@ def describe(result: dict[str, Any]) -> str:
     lines.append(
         f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
     )
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _is_ignored(module: str, ignore: list[str]) -> bool:
