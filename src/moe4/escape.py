@@ -4,10 +4,12 @@ Names of releases, tensors, tasks and model types come from files that anybody m
 shells, units, manifests, pages and terminals only through these functions.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Iterable
 from html import escape
+from urllib.parse import quote
 
 # What moves the cursor, ends a line, turns the direction of what follows or is not seen at all. Surrogates
 # stand for bytes of file names that are not UTF-8. Joiners (U+200C, U+200D) stay, for scripts and emoji.
@@ -102,6 +104,11 @@ def markdown_block(text: str, language: str) -> str:
 def html_text(text: str) -> str:
     """Return the text as HTML's, also in an attribute between double quotes."""
     return escape(visible(text))
+
+
+def uri_path(path: str) -> str:
+    """Return a file's path as the reference of a URI."""
+    return quote(os.fsencode(path))
 
 
 def _spell(found: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -285,6 +286,15 @@ def test_a_finding_is_two_lines(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["lint", str(file)])
     assert r"vllm-openai\n0 errors\x1b[2J" in result.stdout
     assert "\n0 errors" not in result.stdout and "\x1b" not in result.stdout
+
+
+def test_a_files_name_is_a_reference_in_sarif(tmp_path: Path) -> None:
+    file = tmp_path / "a b#c?d%20\nü.yaml"
+    file.write_text("kind: Pod\nspec: [")
+    result = CliRunner().invoke(app, ["lint", str(file), "--sarif"])
+    place = json.loads(result.stdout)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+    assert unquote(urlsplit(place["artifactLocation"]["uri"]).path) == str(file)
+    assert place["artifactLocation"]["uri"].endswith("/a%20b%23c%3Fd%2520%0A%C3%BC.yaml")
 
 
 def test_the_terminal_gets_no_control_characters(tmp_path: Path) -> None:

@@ -163,11 +163,8 @@ def _secrets(keys: list[str], extra: tuple[str, ...], environment: Mapping[str, 
             raise ServeError(f"{flag} listens without asking for the API key: leave it out, or set no key")
     if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise ServeError("VLLM_USE_RUST_FRONTEND leaves the API key's guard out: unset it, or set no key")
-    if len(found) > 1:
-        return {
-            KEYS_VARIABLE: "\n".join(found),
-            KEY_VARIABLE: "",
-        }  # vLLM's own check knows one key of a variable
+    if len(found) > 1:  # vLLM's own check would take the variable for one key
+        return {KEYS_VARIABLE: "\n".join(found), KEY_VARIABLE: ""}
     return {KEY_VARIABLE: found[0], **({KEYS_VARIABLE: ""} if KEYS_VARIABLE in environment else {})}
 
 
