@@ -1,6 +1,9 @@
 """The application that vLLM builds, with the guard as vLLM adds it: each of its routes."""
 
+import http.client
 import re
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +72,44 @@ def test_a_preflight_is_answered_by_cors_alone(application: Any) -> None:
         assert response.status_code == 200, response.text
         assert response.headers["access-control-allow-origin"] == headers["Origin"]
         assert response.text == "OK", response.text
+
+
+SPELLINGS = (
+    *("/invocations", "//invocations", "/v1/../invocations", "/%69nvocations", "/invocations/"),
+    *("/./invocations", "/invocations?a=/health", "/invocations#/health", "/health/../invocations"),
+    *("/health%2f..%2finvocations", "/health;/../invocations", "/health%00/invocations", "/health%0a"),
+    *("http://127.0.0.1/invocations", "/HEALTH", "/metrics", "/metrics/", "/metrics/x", "/%6detrics", "*"),
+)
+
+
+def test_no_spelling_of_a_path_gets_round_it(application: Any) -> None:
+    """Paths as a server takes them off the wire, which clients would tidy up."""
+    uvicorn = pytest.importorskip("uvicorn")
+    server = uvicorn.Server(uvicorn.Config(application, port=0, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    def ask(method: str, path: str, headers: dict[str, str]) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request(method, path, b"{}", headers)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    try:
+        for path in SPELLINGS:
+            for method in ("GET", "POST", "OPTIONS"):
+                for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Original-URL": "/health"}):
+                    assert ask(method, path, headers) in (400, 401), (method, path, headers)
+        assert ask("GET", "/ping?x=/invocations", {}) != 401
+        assert ask("POST", "/invocations", {"Authorization": f"bearer {KEY}"}) != 401
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def test_a_websocket_asks_for_the_key(application: Any) -> None:

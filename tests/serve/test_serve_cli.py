@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
+from typer.testing import CliRunner
 
+from moe4.cli.serve import CONTEXT_SETTINGS, command
+from moe4.errors import ServeError
 from moe4.serve.host import is_loopback
 
 pytest.importorskip("vllm")
@@ -93,3 +97,27 @@ def test_ps_does_not_show_the_key() -> None:
 )
 def test_which_hosts_are_this_machines_own(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warns"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("::1", "", False)]
+)
+def test_a_network_without_a_key_is_warned_of(
+    host: str, key: str, warns: bool, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise ServeError("stopped here")
+
+    monkeypatch.setattr("moe4.serve.process.ServerProcess", stop)
+    monkeypatch.setattr("moe4.serve.host.free_port", lambda host, port: 8125)
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    result = CliRunner().invoke(command_line(), [str(release), "--host", host])
+    assert str(result.exception) == "stopped here"
+    line = "moe4: no API key: whoever reaches port 8125 may use the model; set VLLM_API_KEY\n"
+    assert (line in result.stderr) == warns
+
+
+def command_line() -> typer.Typer:
+    app = typer.Typer()
+    app.command(context_settings=CONTEXT_SETTINGS)(command)
+    return app
