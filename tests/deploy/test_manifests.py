@@ -217,6 +217,23 @@ def test_on_cpus_moe4_serve_guards(form: str, folder: str) -> None:
     assert ("--open-metrics" in text) == (form == "kubernetes")
 
 
+def test_no_container_is_root_where_kserve_asks_for_that(folder: str) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code")
+    for more, user in (((), 1000), (("--openshift",), None)):
+        spec = yaml.safe_load(deploy("llmd", folder, *arguments, *more).stdout)["spec"]
+        context = spec["template"]["containers"][0].get("securityContext", {})
+        assert context.get("runAsUser") == user  # KServe's template says runAsNonRoot
+
+
+def test_containers_come_back_when_the_engine_dies(folder: str) -> None:
+    """vLLM's exit status is 0 then."""
+    arguments = ("--model", SOURCES["file"], "--trust-remote-code")
+    assert "\nRestart=always\n" in deploy("quadlet", folder, *arguments).stdout
+    (service,) = yaml.safe_load(deploy("compose", folder, *arguments).stdout)["services"].values()
+    assert service["restart"] == "always"
+    assert "label=disable" in service["security_opt"]
+
+
 def test_several_machines_are_a_worker_spec(folder: str) -> None:
     arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--gpu", "h100")
     result = deploy("kserve", folder, *arguments, "--gpus", "16")

@@ -7,7 +7,7 @@ probes' targets and the mounts are theirs.
 from typing import Any
 
 from moe4.deploy.documents import Noted
-from moe4.deploy.pods import environment, metadata, placement, probes, resources, shm_volume
+from moe4.deploy.pods import environment, metadata, placement, probes, resources, shm_volume, user
 from moe4.deploy.workload import Workload
 from moe4.escape import dollars, shell_line
 
@@ -79,6 +79,8 @@ def _pod(workload: Workload) -> dict[str, Any]:
         "resources": resources(workload),
         **probes(workload, handler=False),
     }
+    if not options.openshift:
+        container["securityContext"] = user(workload)
     pod: dict[str, Any] = {**placement(workload), "containers": [container]}
     if options.source.scheme == "hf" and options.hf_secret:
         pod["serviceAccountName"] = workload.name
