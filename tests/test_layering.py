@@ -8,6 +8,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "moe4"
 # A package may import packages of a lower rank, and itself.
 RANKS = {
     "errors": 0,
+    "escape": 0,
     "schema": 1,
     "environment": 1,
     "recipe": 2,

@@ -186,6 +186,54 @@ def test_values_are_derived_and_explained(folder: str) -> None:
     assert len(explained) > 12
 
 
+GUARD = "--middleware=moe4.serve.guard.KeyGuard"
+PLUGIN_IMAGE = ("--image", "registry.example.com/moe4-vllm:0.1.0")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_key_guards_all_where_moe4_is_in_the_image(form: str, folder: str, tmp_path: Path) -> None:
+    on_cluster = form in ON_A_CLUSTER
+    arguments = ["--model", SOURCES["pvc" if on_cluster else "file"], "--trust-remote-code"]
+    keyed = [*arguments, "--api-key-secret", "key"]
+    guarded = deploy(form, folder, *keyed, *PLUGIN_IMAGE).stdout
+    assert f"{GUARD}OpenMetrics" in guarded if on_cluster else GUARD in guarded
+    assert "OpenMetrics" not in guarded or on_cluster
+    assert "/invocations" not in guarded
+    file = tmp_path / f"deployment{SUFFIXES.get(form, '.yaml')}"
+    file.write_text(guarded)
+    assert not lint_files([file], Context(), None)
+    stock = deploy(form, folder, *keyed).stdout
+    assert "POST /invocations runs the model without it" in stock
+    for text in (stock, deploy(form, folder, *arguments, *PLUGIN_IMAGE).stdout):
+        assert "--middleware" not in text
+
+
+@pytest.mark.parametrize("form", ["podman", "kubernetes"])
+def test_on_cpus_moe4_serve_guards(form: str, folder: str) -> None:
+    arguments = ["--model", SOURCES["pvc" if form == "kubernetes" else "file"], "--trust-remote-code"]
+    arguments += ["--engine", "cpu", "--memory", "768", "--api-key-secret", "key"]
+    text = deploy(form, folder, *arguments, "--image", "registry.example.com/moe4-cpu:0.1.0").stdout
+    assert "--middleware" not in text and "/invocations" not in text
+    assert ("--open-metrics" in text) == (form == "kubernetes")
+
+
+def test_no_container_is_root_where_kserve_asks_for_that(folder: str) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code")
+    for more, user in (((), 1000), (("--openshift",), None)):
+        spec = yaml.safe_load(deploy("llmd", folder, *arguments, *more).stdout)["spec"]
+        context = spec["template"]["containers"][0].get("securityContext", {})
+        assert context.get("runAsUser") == user  # KServe's template says runAsNonRoot
+
+
+def test_containers_come_back_when_the_engine_dies(folder: str) -> None:
+    """vLLM's exit status is 0 then."""
+    arguments = ("--model", SOURCES["file"], "--trust-remote-code")
+    assert "\nRestart=always\n" in deploy("quadlet", folder, *arguments).stdout
+    (service,) = yaml.safe_load(deploy("compose", folder, *arguments).stdout)["services"].values()
+    assert service["restart"] == "always"
+    assert "label=disable" in service["security_opt"]
+
+
 def test_several_machines_are_a_worker_spec(folder: str) -> None:
     arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--gpu", "h100")
     result = deploy("kserve", folder, *arguments, "--gpus", "16")

@@ -30,7 +30,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         if self.behaviour == "wants a key" and self.headers["Authorization"] != "Bearer secret":
             self.reply(401, {"error": {"message": "Unauthorized"}})
         else:
-            self.reply(200, {"object": "list", "data": [{"id": "one", "object": "model"}, {"id": "two"}]})
+            name = "[red]\x1b]0;title\x07one" if self.behaviour == "paints" else "one"
+            self.reply(200, {"object": "list", "data": [{"id": name, "object": "model"}, {"id": "two"}]})
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -41,7 +42,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for piece in ("you sent ", str(len(request["messages"])), " messages"):
+        start = "[b]\x1b[2J\u202eyou sent " if self.behaviour == "paints" else "you sent "
+        for piece in (start, str(len(request["messages"])), " messages"):
             self.event(choices=[{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
             if self.behaviour == "waits":
                 self.wfile.flush()

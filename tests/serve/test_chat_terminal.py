@@ -92,6 +92,21 @@ def test_a_conversation(terminal: Terminal) -> None:
     assert terminal.process.wait(100) == 0
 
 
+def test_a_server_does_not_paint_the_terminal(url: str) -> None:
+    Api.behaviour = "paints"
+    terminal = Terminal("chat", "--base-url", url)
+    try:
+        terminal.wait_for(r"[red]\x1b]0;title\x07one")
+        terminal.wait_for("you ")
+        terminal.type("one\n")
+        terminal.wait_for(r"[red]\x1b]0;title\x07one ")
+        terminal.wait_for(r"[b]\x1b[2J\u202eyou sent 1 messages")
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.handle)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal: Terminal) -> None:
     terminal.wait_for("you ")
     Api.behaviour = "waits"

@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
+from typer.testing import CliRunner
+
+from moe4.cli.serve import CONTEXT_SETTINGS, command
+from moe4.errors import ServeError
+from moe4.serve.host import is_loopback
 
 pytest.importorskip("vllm")
 
@@ -47,3 +53,71 @@ def test_faults_are_one_line_and_exit_code_2(release: Path, tmp_path: Path) -> N
         assert (result.returncode, result.stdout) == (2, ""), result
         assert result.stderr.startswith(f"moe4: error: {reason}"), result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_key_is_printed_nowhere(release: Path) -> None:
+    for given in (["--api-key", "s3cret"], ["--api-key=s3cret"]):
+        printed = serve(str(release), "--print-command", *given)
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert "s3cret" not in printed.stdout
+        assert 'VLLM_API_KEY="${VLLM_API_KEY:?}" ' in printed.stdout
+        as_json = serve(str(release), "--print-command", "--json", *given)
+        assert "s3cret" not in as_json.stdout
+        assert json.loads(as_json.stdout)["secrets"] == ["VLLM_API_KEY"]
+        wrong = serve(*given, str(release))
+        assert wrong.returncode == 2
+        assert "s3cret" not in wrong.stderr
+    for given in (["--api-key", "s3cret", "--max-model-len", "0"], ["--api-key", "s3cret\n"]):
+        refused = serve(str(release), *given)
+        assert refused.returncode == 2
+        assert "s3cret" not in refused.stdout + refused.stderr
+
+
+def test_ps_does_not_show_the_key() -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from moe4.serve.extra import hide_arguments\n"
+        "hide_arguments(['k', 'two'])\n"
+        "print(repr(pathlib.Path('/proc/self/cmdline').read_bytes().split(bytes(1))[3:-1]))\n"
+        "print(sys.argv[1:])\n"
+    )
+    words = ["serve", "out/k", "--api-key=k", "--api-key", "two", "two2", "k"]
+    ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    shown, known = ran.stdout.splitlines()
+    assert shown == str([word.encode() for word in (*words[:2], "--api-key=*", words[3], "***", "two2", "*")])
+    assert known == str(words)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.1.1", False), ("", False), ("server.example", False)),
+    ],
+)
+def test_which_hosts_are_this_machines_own(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warns"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("::1", "", False)]
+)
+def test_a_network_without_a_key_is_warned_of(
+    host: str, key: str, warns: bool, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise ServeError("stopped here")
+
+    monkeypatch.setattr("moe4.serve.process.ServerProcess", stop)
+    monkeypatch.setattr("moe4.serve.host.free_port", lambda host, port: 8125)
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    result = CliRunner().invoke(command_line(), [str(release), "--host", host])
+    assert str(result.exception) == "stopped here"
+    line = "moe4: no API key: whoever reaches port 8125 may use the model; set VLLM_API_KEY\n"
+    assert (line in result.stderr) == warns
+
+
+def command_line() -> typer.Typer:
+    app = typer.Typer()
+    app.command(context_settings=CONTEXT_SETTINGS)(command)
+    return app

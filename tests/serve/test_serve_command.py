@@ -173,3 +173,80 @@ def test_the_loaders_options_reach_it() -> None:
             build(**options)
     with pytest.raises(ServeError, match="belong to --load-format moe4"):
         build(TINY, "--load-format", "auto", rest="int8")
+
+
+GUARD = "moe4.serve.guard.KeyGuard"
+
+
+def test_without_a_key_nothing_is_guarded() -> None:
+    built = build(environment={"VLLM_API_KEY": ""})
+    assert (built.secrets, built.key) == ({}, None)
+    assert "--middleware" not in built.arguments
+
+
+@pytest.mark.parametrize(
+    ("extra", "environment"),
+    [
+        (("--api-key", "s3cret"), {}),
+        (("--api-key=s3cret",), {}),
+        (("--api_key", "s3cret"), {}),
+        (("--api-ke", "s3cret"), {}),  # argparse takes it for --api-key
+        (("--api-key", "older", "--max-num-seqs", "3", "--api-key", "s3cret"), {}),
+        ((), {"VLLM_API_KEY": "s3cret"}),
+        (("--api-key", "s3cret"), {"VLLM_API_KEY": "older", "MOE4_API_KEYS": "older"}),
+    ],
+)
+def test_a_key_is_guarded_and_shown_nowhere(extra: tuple[str, ...], environment: dict[str, str]) -> None:
+    built = build(TINY, *extra, environment=environment)
+    assert built.key == "s3cret"
+    assert built.secrets["VLLM_API_KEY"] == "s3cret"
+    assert not built.secrets.get("MOE4_API_KEYS")
+    assert built.arguments[-2:] == ("--middleware", GUARD)
+    assert not [word for word in built.arguments if "api-ke" in word or "api_key" in word]
+    for shown in (built.shell_line(), repr(built), repr(built.arguments), repr(built.environment)):
+        assert "s3cret" not in shown and "older" not in shown
+    assert 'VLLM_API_KEY="${VLLM_API_KEY:?}"' in built.shell_line()
+
+
+def test_several_keys_are_the_guards() -> None:
+    built = build(TINY, "--api-key", "one", "two", "--seed", "1")
+    assert built.secrets == {"MOE4_API_KEYS": "one\ntwo", "VLLM_API_KEY": ""}  # vLLM's own takes one
+    assert built.key == "one"
+    assert built.arguments[-4:-2] == ("--seed", "1")
+
+
+def test_the_guard_is_outside_of_other_middleware() -> None:
+    built = build(TINY, "--middleware", "mine.Own", open_metrics=True, environment={"VLLM_API_KEY": "k"})
+    assert built.arguments[-4:] == ("--middleware", "mine.Own", "--middleware", f"{GUARD}OpenMetrics")
+
+
+@pytest.mark.parametrize(
+    ("extra", "environment", "reason"),
+    [
+        (("--api-key",), {}, "--api-key has no value"),
+        (("--api-key=",), {}, "--api-key has no value"),
+        (("--api-key", "--seed", "1"), {}, "--api-key has no value"),
+        (("--api-key", "schlüssel"), {}, "--api-key holds a key that no header"),
+        (("--grpc",), {"VLLM_API_KEY": "k"}, "--grpc listens without asking"),
+        (("--grpc-port=1",), {"VLLM_API_KEY": "k"}, "--grpc-port listens without asking"),
+        ((), {"VLLM_API_KEY": "k", "VLLM_USE_RUST_FRONTEND": "1"}, "VLLM_USE_RUST_FRONTEND"),
+    ],
+)
+def test_what_would_leave_a_door_open_is_refused(
+    extra: tuple[str, ...], environment: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(ServeError, match=reason) as caught:
+        build(TINY, *extra, environment=environment)
+    assert "schlüssel" not in str(caught.value)
+
+
+def test_a_key_in_vllms_own_configuration_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "vllm.yaml"
+    config.write_text("api_key: s3cret\n")
+    with pytest.raises(ServeError, match="guards /v1 alone") as caught:
+        build(TINY, "--config", str(config))
+    assert "s3cret" not in str(caught.value)
+    config.write_text("max-num-seqs: 3\ngrpc: true\n")
+    assert build(TINY, "--config", str(config)).key is None
+    with pytest.raises(ServeError, match="--grpc listens"):
+        build(TINY, "--config", str(config), environment={"VLLM_API_KEY": "k"})

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
@@ -43,22 +45,22 @@ def command(
     if push is not None:
         repo = check_repo(push)
     found = read_proof(out, proof)
-    card = render_card(found, repo or f"your-name/{found.name}", base_model, license_name)
+    card = render_card(found, repo, base_model, license_name)
     if not dry_run:
         write_output(card_path(out), card)
     elif not as_json:
-        typer.echo(card)
+        echo(card)
     result: dict[str, object] = {"card": str(card_path(out)), "written": not dry_run, "uploaded": None}
     if push is not None:
         files = list_uploads(out)
         result["files"] = [file.name for file in files]
         total = format_bytes(sum(file.num_bytes for file in files))
         for file in files:
-            typer.echo(f"{format_bytes(file.num_bytes):>10}  {file.name}", err=True)
-        typer.echo(f"{len(files)} files, {total}, to https://huggingface.co/{push}", err=True)
+            echo(f"{format_bytes(file.num_bytes):>10}  {file.name}", err=True)
+        echo(f"{len(files)} files, {total}, to https://huggingface.co/{push}", err=True)
         if not dry_run and (yes or typer.confirm("Upload?", err=True)):
             result["uploaded"] = upload(out, push, files, private=private)
     if as_json:
-        typer.echo(json.dumps(result))
+        echo(json.dumps(result))
     elif not dry_run:
-        typer.echo(result["uploaded"] or result["card"])
+        echo(result["uploaded"] or result["card"])

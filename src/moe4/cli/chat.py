@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe4.cli.output import echo
 from moe4.errors import ServeError
+from moe4.escape import visible, visible_lines
 
 if TYPE_CHECKING:
     from moe4.serve.chat import Conversation
@@ -69,8 +71,8 @@ def _obey(conversation: "Conversation", line: str) -> bool:
 def _answer(conversation: "Conversation", text: str, as_json: bool) -> None:
     if not as_json:
         for piece in conversation.ask(text):
-            typer.echo(piece, nl=False)
-        typer.echo()
+            echo(piece, nl=False)
+        echo()
         return
     content = "".join(conversation.ask(text))
     answer = {
@@ -79,7 +81,7 @@ def _answer(conversation: "Conversation", text: str, as_json: bool) -> None:
         "finish_reason": conversation.finish_reason,
         "usage": conversation.usage,
     }
-    typer.echo(json.dumps(answer))
+    echo(json.dumps(answer))
 
 
 def _talk(conversation: "Conversation") -> None:
@@ -90,7 +92,7 @@ def _talk(conversation: "Conversation") -> None:
         import readline  # noqa: F401  # gives input() its line editing and history
 
     console = Console(highlight=False)
-    console.print(f"[bold]{conversation.model}[/bold]  [dim]{HINT}[/dim]")
+    console.print(f"[bold]{_plain(conversation.model)}[/bold]  [dim]{HINT}[/dim]")
     for text in _lines(console):
         if not _obey(conversation, text):
             return
@@ -116,16 +118,23 @@ def _lines(console: Any) -> Iterator[str]:
 
 
 def _stream(conversation: "Conversation", text: str, console: Any) -> None:
-    console.print(f"[bold green]{conversation.model}[/bold green] ", end="")
+    console.print(f"[bold green]{_plain(conversation.model)}[/bold green] ", end="")
     pieces = conversation.ask(text)
     try:
         for piece in pieces:
-            console.out(piece, end="", highlight=False)
+            console.out(visible_lines(piece), end="", highlight=False)
             console.file.flush()
         reason = conversation.finish_reason
-        console.print("" if reason == "stop" else f" [dim]({reason})[/dim]")
+        console.print("" if reason == "stop" else f" [dim]({_plain(str(reason))})[/dim]")
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]  # a generator: closing it stops the answer at the server
         console.print(" [dim](stopped)[/dim]")
     except ServeError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(f"[red]{_plain(str(error))}[/red]")
+
+
+def _plain(text: str) -> str:
+    """Return a server's text for rich: nothing in it is hidden or markup."""
+    from rich.markup import escape
+
+    return escape(visible(text))

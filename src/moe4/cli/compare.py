@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
+from moe4.cli.output import echo
 
 
 class DtypeOption(enum.StrEnum):
@@ -57,8 +58,8 @@ def command(
             work=work,
             trust_remote_code=trust_remote_code,
         ),
-        say=lambda text: typer.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     if output is not None:
         write_json(output, result)
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
+from moe4.cli.output import echo
 
 
 def command(
@@ -54,7 +55,7 @@ def command(
         trust_remote_code=trust_remote_code,
     )
     questions = [question for path in evaluation or () for question in read_questions(path)]
-    found = module.measure(options, say=lambda text: typer.echo(text, err=True))
+    found = module.measure(options, say=lambda text: echo(text, err=True))
     result = module.summarize(found, cold_tokens)
     chosen = list(range(len(found.documents)))
     if choose is not None and output is not None:
@@ -68,6 +69,6 @@ def command(
     text = module.describe(result)
     if questions:
         text += "\n" + describe_overlap(result["overlap"])
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+    echo(json.dumps(result, ensure_ascii=False) if as_json else text)
     if questions and result["overlap"]["num_overlapping"]:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli import options
+from moe4.cli.output import echo
 
 
 def command(
@@ -76,25 +77,27 @@ def command(
     What cannot work is refused in one line.
     """
     from moe4.deploy.choose import Wanted, pick
+    from moe4.deploy.grammar import parse_node_selector
     from moe4.deploy.images import has_plugin
     from moe4.deploy.options import (
         IMAGES,
         DeployOptions,
         Source,
+        check_name,
         default_name,
         find_engine,
         find_form,
         parse_source,
     )
     from moe4.deploy.release import read_release
+    from moe4.deploy.sizing import read_speed
     from moe4.deploy.write import write_deployment
-    from moe4.errors import DeployError
 
-    if disk <= 0:
-        raise DeployError(f"--disk {disk:g} is not above 0 GB/s")
+    speed = read_speed(disk)
     found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
     name = name or default_name(found)
     if form == "dashboard":
+        check_name(name)
         _write_dashboard(name, output)
         return
     if model is not None:
@@ -128,28 +131,16 @@ def command(
         api_key_secret=api_key_secret,
         hf_secret=hf_secret,
         tolerations=tuple(toleration or ()),
-        node_selector=_pairs(node_selector or []),
+        node_selector=parse_node_selector(node_selector or []),
         openshift=openshift,
         trust_remote_code=trust_remote_code,
-        disk=disk * 1e9,
+        disk=speed,
     )
     text = write_deployment(deployment, found, pick(found, wanted))
     if output is None:
-        typer.echo(text, nl=False)
+        echo(text, nl=False)
     else:
         _write(output, text)
-
-
-def _pairs(texts: list[str]) -> dict[str, str]:
-    from moe4.errors import DeployError
-
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise DeployError(f"--node-selector {text} is not KEY=VALUE")
-        found[key] = value
-    return found
 
 
 def _write_dashboard(name: str, output: Path | None) -> None:
@@ -158,7 +149,7 @@ def _write_dashboard(name: str, output: Path | None) -> None:
 
     board = json.dumps(dashboard(name), indent=2) + "\n"
     if output is None:
-        typer.echo(board, nl=False)
+        echo(board, nl=False)
         return
     make_folder(output)
     _write(output / f"{name}-dashboard.json", board)
@@ -169,4 +160,4 @@ def _write(path: Path, text: str) -> None:
     from moe4.checkpoint.durable import write_output
 
     write_output(path, text)
-    typer.echo(f"moe4: wrote {path}", err=True)
+    echo(f"moe4: wrote {path}", err=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 if TYPE_CHECKING:
     from moe4.serve.binding import Binding
 
@@ -30,7 +32,7 @@ def command(
     rate = measure_read_rate() if measure else None
     if as_json:
         found = {**asdict(machine), "read_bytes_per_second": rate, "serve": asdict(binding)}
-        typer.echo(json.dumps(found, indent=1))
+        echo(json.dumps(found, indent=1))
         return
     lines = [
         f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
@@ -47,7 +49,7 @@ def command(
             state += f", on request only: {path.on_request}"
         taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
         lines.append(f"path       {path.name:12} {state}{taken}")
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
 
 
 def _describe(binding: "Binding") -> str:

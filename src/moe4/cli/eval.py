@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
+from moe4.cli.output import echo
 
 
 def command(
@@ -85,8 +86,8 @@ def command(
             use_cache=use_cache,
             revision=revision,
         ),
-        say=lambda text: typer.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     if output is not None:
         write_scores(output, comparison)
-    typer.echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())
+    echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli import options
+from moe4.cli.output import echo
 
 
 def command(
@@ -47,14 +48,12 @@ def command(
     from moe4.deploy.describe import fit_facts, print_fits, print_release, print_survey, release_facts
     from moe4.deploy.machines import find_device, unnamed_gpu
     from moe4.deploy.release import read_release
-    from moe4.deploy.sizing import Layout, fit
+    from moe4.deploy.sizing import Layout, fit, read_speed
     from moe4.errors import DeployError
 
-    if disk <= 0:
-        raise DeployError(f"--disk {disk:g} is not above 0 GB/s")
+    speed = read_speed(disk)
     found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
     console = Console(width=None if Console().is_terminal else 160)
-    speed = disk * 1e9
     if gpu and gpu_memory:
         raise DeployError("give --gpu or --gpu-memory, not both")
     asked = tensor_parallel or pipeline_parallel or data_parallel or expert_parallel
@@ -66,7 +65,7 @@ def command(
             picked = {"smallest": table.smallest, "recommended": table.recommended}
             facts = {name: item and fit_facts(item) for name, item in picked.items()}
             rows = [fit_facts(item) for item in table.fits]
-            typer.echo(json.dumps({"release": release_facts(found, speed), "fits": rows, **facts}))
+            echo(json.dumps({"release": release_facts(found, speed), "fits": rows, **facts}))
         else:
             print_release(console, found, speed)
             print_survey(console, table)
@@ -94,7 +93,7 @@ def command(
     best = smallest_of(fits)
     assert best is not None
     if as_json:
-        typer.echo(json.dumps({"release": release_facts(found, speed), "fit": fit_facts(best)}))
+        echo(json.dumps({"release": release_facts(found, speed), "fit": fit_facts(best)}))
     else:
         print_release(console, found, speed)
         print_fits(console, [best])

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli import options
+from moe4.cli.output import echo
 
 
 def command(
@@ -51,39 +52,37 @@ def command(
     from moe4.deploy.lint.schema import read_schemas
     from moe4.deploy.machines import find_device, unnamed_gpu
     from moe4.deploy.release import read_release
+    from moe4.deploy.sizing import read_speed
     from moe4.errors import DeployError
 
     if gpu and gpu_memory:
         raise DeployError("give --gpu or --gpu-memory, not both")
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")
-    if disk <= 0:
-        raise DeployError(f"--disk {disk:g} is not above 0 GB/s")
+    speed = read_speed(disk)
     device = find_device(gpu) if gpu else unnamed_gpu(gpu_memory) if gpu_memory else None
     context = Context(
         release=read_release(release, group_size, os.environ.get("HF_TOKEN")) if release else None,
         device=device,
-        disk=disk * 1e9,
+        disk=speed,
         plugin=plugin,
     )
     schemas = read_schemas(crds, cluster)
     if fix:
         for mended in fix_files(files, context, schemas):
-            typer.echo(f"moe4: mended {mended.file}:{mended.line}: {mended.rule}", err=True)
+            echo(f"moe4: mended {mended.file}:{mended.line}: {mended.rule}", err=True)
     findings = lint_files(files, context, schemas)
     if as_sarif:
-        typer.echo(json.dumps(sarif(findings), indent=2))
+        echo(json.dumps(sarif(findings), indent=2))
     elif as_json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings]))
+        echo(json.dumps([finding.as_dict() for finding in findings]))
     else:
         for finding in findings:
-            typer.echo(finding.describe())
+            echo(finding.describe())
     errors = sum(finding.level == "error" for finding in findings)
     missing = [] if schemas else ["schemas (--crds, --cluster)"]
     missing += [] if release else ["sizes (--release)"]
     unseen = f"; not checked: {', '.join(missing)}" if missing else ""
-    typer.echo(
-        f"moe4: {errors} errors, {len(findings) - errors} warnings in {len(files)} files{unseen}", err=True
-    )
+    echo(f"moe4: {errors} errors, {len(findings) - errors} warnings in {len(files)} files{unseen}", err=True)
     if errors:
         raise typer.Exit(1)

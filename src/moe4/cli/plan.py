@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli import options
+from moe4.cli.output import echo
 
 
 def command(
@@ -57,6 +58,6 @@ def command(
         allow_extra=allow_extra,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
-    typer.echo(json.dumps(result) if as_json else describe(result))
+    echo(json.dumps(result) if as_json else describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

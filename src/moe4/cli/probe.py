@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
+from moe4.cli.output import echo
 
 
 def command(
@@ -54,7 +55,7 @@ def command(
     if print_script:
         from moe4.probe.ask import script_text
 
-        typer.echo(script_text(), nl=False)
+        echo(script_text(), nl=False)
         return
     if release is None:
         raise ProbeError("name the release: moe4 probe RELEASE")
@@ -71,9 +72,9 @@ def command(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    result = summarize(make_probe(options, say=lambda text: typer.echo(text, err=True)))
+    result = summarize(make_probe(options, say=lambda text: echo(text, err=True)))
     result["output"] = str(options.path)
-    typer.echo(
+    echo(
         json.dumps(result, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}"
     )
 
@@ -85,6 +86,6 @@ def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: b
         result = ask_server(
             release, url, model=model, timeout=timeout, verify=not insecure, on_progress=on_progress
         )
-    typer.echo(json.dumps(result) if as_json else describe(result))
+    echo(json.dumps(result) if as_json else describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

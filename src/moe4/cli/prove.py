@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
+from moe4.cli.output import echo
 
 
 def command(
@@ -73,11 +74,11 @@ def command(
         trust_remote_code=trust_remote_code,
         again=again,
     )
-    result = run(options, say=lambda text: typer.echo(f"moe4: {text}", err=True))
+    result = run(options, say=lambda text: echo(f"moe4: {text}", err=True))
     missed = failures(result, options)
     result["failures"] = missed
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
     for line in missed:
-        typer.echo(f"moe4: {line}", err=True)
+        echo(f"moe4: {line}", err=True)
     if missed:
         raise typer.Exit(1)

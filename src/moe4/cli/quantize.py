@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from moe4.cli import options
+from moe4.cli.output import echo
 from moe4.errors import Moe4Error
+from moe4.escape import shell_line
 
 if TYPE_CHECKING:
     from moe4.quantize.ranks import Ranks
@@ -69,16 +70,16 @@ def command(
         again = [argument for argument in sys.argv[1:] if argument != "--resume"]
         command = "moe4" if ranks.size == 1 else "torchrun ... -m moe4"
         if ranks.may_report():
-            typer.echo(f"moe4: interrupted; continue with: {command} {shlex.join(again)} --resume", err=True)
+            echo(f"moe4: interrupted; continue with: {command} {shell_line(again)} --resume", err=True)
         _leave(130, ranks)
     except Moe4Error as error:
         if ranks.size == 1:
             raise
         if ranks.may_report():
-            typer.echo(f"moe4: error: {error}", err=True)
+            echo(f"moe4: error: {error}", err=True)
         _leave(error.exit_code, ranks)
     if ranks.is_first:
-        typer.echo(json.dumps(report) if as_json else describe(report))
+        echo(json.dumps(report) if as_json else describe(report))
 
 
 def _leave(exit_code: int, ranks: "Ranks") -> NoReturn:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
@@ -29,4 +31,4 @@ def command(
     path = output or out / PROOF_FOLDER / "report.html"
     make_folder(path.parent)
     write_output(path, render_report(found))
-    typer.echo(str(path))
+    echo(str(path))

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
 from moe4.errors import ServeError
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -46,6 +47,9 @@ def command(
             show_default="most of what is free, if they do not fit into it",
         ),
     ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Let /metrics answer without the API key.")
+    ] = False,
     no_probe: Annotated[
         bool,
         typer.Option("--no-probe", help="Serve without checking the release's expected answers first."),
@@ -65,14 +69,18 @@ def command(
 
     When it is ready the server is asked for the release's expected answers, and PASS or FAIL is said.
 
-    Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY.
+    Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY; requests for
+    anything but /health and /ping must then carry it.
     """
     from moe4.serve.command import ServeOptions, build_command
-    from moe4.serve.host import free_port, inspect_host
+    from moe4.serve.extra import hide_arguments, take_keys
+    from moe4.serve.host import free_port, inspect_host, is_loopback
     from moe4.serve.model import read_served_model
 
     if str(out).startswith("-"):
-        raise ServeError(f"give the release's folder first, then vLLM's options: found {out}")
+        raise ServeError(
+            f"give the release's folder first, then vLLM's options: found {str(out).partition('=')[0]}"
+        )
     model = read_served_model(out)
     machine = inspect_host()
     options = ServeOptions(
@@ -82,23 +90,33 @@ def command(
         tensor_parallel_size=tensor_parallel_size,
         expert_cache_gb=expert_cache,
         rest=rest,
+        open_metrics=open_metrics,
         extra=tuple(context.args),
     )
     built = build_command(model, machine, options, dict(os.environ))
+    hide_arguments(take_keys(options.extra)[1])
     if print_command:
-        as_object = {"command": built.arguments, "environment": built.environment}
-        typer.echo(json.dumps(as_object) if as_json else built.shell_line())
+        as_object = {
+            "command": built.arguments,
+            "environment": built.environment,
+            "secrets": [name for name, value in built.secrets.items() if value],
+        }
+        echo(json.dumps(as_object) if as_json else built.shell_line())
         return
 
     from rich.console import Console
 
     from moe4.probe.ask import check_when_ready, showing_progress
-    from moe4.serve.extra import find_value
     from moe4.serve.process import LogFollower, ServerProcess, new_log_path
 
     log_path = log or new_log_path(options.port)
-    typer.echo(built.shell_line(), err=True)
-    typer.echo(f"moe4: vLLM's log: {log_path}", err=True)
+    echo(built.shell_line(), err=True)
+    echo(f"moe4: vLLM's log: {log_path}", err=True)
+    if built.key is None and not is_loopback(host):
+        echo(
+            f"moe4: no API key: whoever reaches port {options.port} may use the model; set VLLM_API_KEY",
+            err=True,
+        )
     server = ServerProcess(built, log_path)
     follow = LogFollower(log_path, sys.stderr) if verbose else lambda: None
     began = time.monotonic()
@@ -113,13 +131,13 @@ def command(
                     out,
                     built.url,
                     built.model_name,
-                    key=find_value(options.extra, "--api-key"),
+                    key=built.key,
                     on_progress=on_progress,
                 )
             if not server.stopping:
-                typer.echo(text, err=True)
+                echo(text, err=True)
             if ok is False and not server.stopping:
-                typer.echo(
+                echo(
                     "moe4: this server's answers are not the release's; it goes on serving. Stop it, and see "
                     "docs/probe-check.md",
                     err=True,
@@ -128,7 +146,7 @@ def command(
             seconds = time.monotonic() - began
             facts = {"url": built.url, "model": built.model_name, "seconds": round(seconds, 1), "probe": ok}
             line = f"moe4: ready after {seconds:.0f} s: {built.url} serves {built.model_name}"
-            typer.echo(json.dumps(facts) if as_json else line)
+            echo(json.dumps(facts) if as_json else line)
         if ready:
             server.wait_until_stopped(follow)
-    typer.echo("moe4: the server has stopped", err=True)
+    echo("moe4: the server has stopped", err=True)

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+from moe4.escape import visible
+
 
 def command(
     url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")],
@@ -46,10 +49,10 @@ def command(
         outcomes.append(outcome)
         if not as_json:
             verdict = "ok" if outcome.ok else "WRONG"
-            typer.echo(f"{outcome.name}: {verdict}, {outcome.seconds:.1f} s: {outcome.detail}")
+            echo(visible(f"{outcome.name}: {verdict}, {outcome.seconds:.1f} s: {outcome.detail}"))
     ok = all(outcome.ok for outcome in outcomes)
     if as_json:
         checks = [asdict(outcome) for outcome in outcomes]
-        typer.echo(json.dumps({"url": url, "model": test.model, "ok": ok, "checks": checks}))
+        echo(json.dumps({"url": url, "model": test.model, "ok": ok, "checks": checks}))
     if not ok:
         raise typer.Exit(1)

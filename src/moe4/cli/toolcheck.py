@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 
 def command(
     base_url: Annotated[
@@ -70,6 +72,6 @@ def command(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         result = run_toolcheck(options, lambda done, total: bar.update(task, completed=done, total=total))
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
     if failed_checks(result):
         raise typer.Exit(1)

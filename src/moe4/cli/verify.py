@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moe4.cli.output import echo
+
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
@@ -19,6 +21,6 @@ def command(
     from moe4.quantize.verify import describe, verify
 
     result = verify(out, source)
-    typer.echo(json.dumps(result) if as_json else describe(result))
+    echo(json.dumps(result) if as_json else describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

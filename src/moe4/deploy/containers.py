@@ -1,10 +1,9 @@
 """One machine without a cluster: podman, a quadlet unit, compose."""
 
-import shlex
-
-from moe4.deploy.documents import Noted, render
+from moe4.deploy.documents import Noted, map_text, render
 from moe4.deploy.requests import smoke_lines
-from moe4.deploy.workload import CACHE_PATH, MODEL_PATH, PROBE_PERIOD, Workload
+from moe4.deploy.workload import CACHE_PATH, MODEL_PATH, PROBE_PERIOD, Variable, Workload
+from moe4.escape import comment, dollars, shell_word, unit_text, unit_value, unit_word
 
 STOP_SECONDS = 30
 
@@ -12,10 +11,10 @@ STOP_SECONDS = 30
 def podman_script(workload: Workload) -> str:
     """Return a shell script that runs the server in the foreground."""
     options = workload.options
-    lines = ["#!/bin/sh", *_head(workload), "set -eu"]
+    lines = ["#!/bin/sh", *map(comment, _head(workload)), "set -eu"]
     lines += [f': "${{{name}:?set it first: {why}}}"' for name, why in _secrets(workload)]
     words: list[tuple[str, str | None]] = [
-        (f"podman run --rm --name {options.name}", None),
+        (f"podman run --rm --name {shell_word(options.name)}", None),
         (
             f"--publish 127.0.0.1:{options.port}:{options.port}",
             "this machine only; drop 127.0.0.1 for others",
@@ -27,15 +26,15 @@ def podman_script(workload: Workload) -> str:
     if workload.gpus:
         words.append((_podman_devices(workload), f"{workload.gpus} GPUs: {workload.gpus_why}"))
         words.append(("--security-opt label=disable", "SELinux otherwise hides the GPUs' devices"))
-    words.append((f"--volume {shlex.quote(_volume(workload))}", _volume_why(workload)))
+    words.append((f"--volume {shell_word(_volume(workload))}", _volume_why(workload)))
     for variable in workload.variables:
-        given = variable.name if variable.secret else f"{variable.name}={variable.value}"
-        words.append((f"--env {given}", variable.why))
+        given = variable.name if variable.secret else _setting(variable)
+        words.append((f"--env {shell_word(given)}", variable.why))
     words.append((f"--entrypoint {workload.command[0]}", "the same whatever the image starts by itself"))
-    words.append((options.image_name, None))
-    words.append((f"{workload.command[1]} {shlex.quote(workload.model)}", None))
-    words += [(argument.text, argument.why) for argument in workload.arguments]
-    reasons = [f"#   {word.split('=')[0].split(' ')[0]}: {why}" for word, why in words if why]
+    words.append((shell_word(options.image_name), None))
+    words.append((f"{workload.command[1]} {shell_word(workload.model)}", None))
+    words += [(shell_word(argument.text), argument.why) for argument in workload.arguments]
+    reasons = [comment(f"  {word.split('=')[0].split(' ')[0]}: {why}") for word, why in words if why]
     lines += ["# Why each option:", *reasons, " \\\n  ".join(word for word, _ in words)]
     return "\n".join(lines) + "\n"
 
@@ -43,12 +42,20 @@ def podman_script(workload: Workload) -> str:
 def quadlet_unit(workload: Workload) -> str:
     """Return a systemd unit for podman, `NAME.container`."""
     options = workload.options
-    lines = [*_head(workload), f"# Put it into ~/.config/containers/systemd/{options.name}.container, then:"]
+    lines = [
+        *map(comment, _head(workload)),
+        f"# Put it into ~/.config/containers/systemd/{options.name}.container, then:",
+    ]
     lines += ["#   systemctl --user daemon-reload", f"#   systemctl --user start {options.name}"]
     for name, _ in _secrets(workload):
         lines.append(f'#   printf %s "${name}" | podman secret create {_secret(workload, name)} -')
-    lines += ["", "[Unit]", f"Description={workload.release.name} behind an OpenAI-compatible API", ""]
-    lines += ["[Container]", f"ContainerName={options.name}", f"Image={options.image_name}"]
+    lines += [
+        "",
+        "[Unit]",
+        f"Description={unit_text(workload.release.name)} behind an OpenAI-compatible API",
+        "",
+    ]
+    lines += ["[Container]", f"ContainerName={options.name}", f"Image={unit_value(options.image_name)}"]
     entries: list[tuple[str, str]] = [
         (
             f"PublishPort=127.0.0.1:{options.port}:{options.port}",
@@ -64,12 +71,12 @@ def quadlet_unit(workload: Workload) -> str:
         entries.append((device, workload.gpus_why if number == 0 else "and so on"))
     if workload.gpus:
         entries.append(("SecurityLabelDisable=true", "SELinux otherwise hides the GPUs' devices"))
-    entries.append((f"Volume={_volume(workload)}", _volume_why(workload)))
+    entries.append((f"Volume={unit_value(_volume(workload))}", _volume_why(workload)))
     for variable in workload.variables:
         if variable.secret:
             entries.append((f"Secret={variable.secret},type=env,target={variable.name}", variable.why))
         else:
-            entries.append((f"Environment={variable.name}={variable.value}", variable.why))
+            entries.append((f"Environment={unit_word(_setting(variable))}", variable.why))
     entries.append((f"Entrypoint={workload.command[0]}", "the same whatever the image starts by itself"))
     health = f"HealthCmd=curl --fail --silent http://127.0.0.1:{options.port}/health"
     entries.append((health, "ready when vLLM answers"))
@@ -77,12 +84,14 @@ def quadlet_unit(workload: Workload) -> str:
         (f"HealthStartPeriod={workload.startup_seconds}s", workload.startup_why.partition(": ")[2])
     )
     for entry, why in entries:
-        lines += [f"# {why}", entry]
-    reasons = [f"#   {argument.flag}: {argument.why}" for argument in workload.arguments]
-    command = " ".join([workload.command[1], workload.model, *(item.text for item in workload.arguments)])
+        lines += [comment(why), entry]
+    reasons = [comment(f"  {argument.flag}: {argument.why}") for argument in workload.arguments]
+    words = [workload.command[1], workload.model, *(item.text for item in workload.arguments)]
+    command = " ".join(map(unit_word, words))
     lines += ["# The server's options:", *reasons, f"Exec={command}", ""]
     lines += ["[Service]", "# the start is not cut off while the weights load"]
-    lines += [f"TimeoutStartSec={workload.startup_seconds}", "Restart=on-failure", "RestartSec=30"]
+    lines += [f"TimeoutStartSec={workload.startup_seconds}"]
+    lines += ["# vLLM's exit status is 0 where its engine has died", "Restart=always", "RestartSec=30"]
     lines += [f"TimeoutStopSec={STOP_SECONDS}", "", "[Install]", "WantedBy=default.target"]
     return "\n".join(lines) + "\n"
 
@@ -97,15 +106,17 @@ def compose_file(workload: Workload) -> str:
         "command": [workload.model, *(Noted(item.text, item.why) for item in workload.arguments)],
         "ports": [Noted(f"127.0.0.1:{options.port}:{options.port}", "this machine only")],
         "environment": {
-            item.name: Noted(f"${{{item.name}:?set it first}}" if item.secret else item.value, item.why)
+            item.name: Noted(
+                f"${{{item.name}:?set it first}}" if item.secret else dollars(item.value or ""), item.why
+            )
             for item in workload.variables
         },
-        "volumes": [Noted(_volume(workload).removesuffix(",Z"), _volume_why(workload))],
+        "volumes": [Noted(_volume(workload), _volume_why(workload))],
         "shm_size": Noted(f"{workload.shm_gib}gb", workload.shm_why),
         "mem_limit": Noted(f"{workload.memory_gib}g", workload.memory_why),
         "security_opt": ["no-new-privileges:true"],
         "cap_drop": ["ALL"],
-        "restart": "on-failure",
+        "restart": Noted("always", "vLLM's exit status is 0 where its engine has died"),
         "stop_grace_period": f"{STOP_SECONDS}s",
         "healthcheck": {
             "test": ["CMD", "curl", "--fail", "--silent", f"http://127.0.0.1:{options.port}/health"],
@@ -119,18 +130,26 @@ def compose_file(workload: Workload) -> str:
             "count": Noted(workload.gpus, workload.gpus_why),
             "capabilities": ["gpu"],
         }
+        label = Noted("label=disable", "SELinux otherwise hides the GPUs' devices")
+        service["security_opt"] = ["no-new-privileges:true", label]
         service["deploy"] = {"resources": {"reservations": {"devices": [devices]}}}
+    for key in service.keys() - {"environment"}:
+        service[key] = map_text(service[key], dollars)
     document: dict[str, object] = {"name": options.name, "services": {options.name: service}}
     if options.source.scheme == "hf":
         document["volumes"] = {f"{options.name}-cache": {}}
-    return render([document], [line.removeprefix("# ") for line in _head(workload)])
+    return render([document], _head(workload))
 
 
 def _head(workload: Workload) -> list[str]:
     options = workload.options
     url = f"http://127.0.0.1:{options.port}"
     smoke = smoke_lines(url, options.name, bool(options.api_key_secret))
-    return [f"# {line}" for line in (*workload.notes, *smoke)]
+    return [*workload.notes, *smoke]
+
+
+def _setting(variable: Variable) -> str:
+    return f"{variable.name}={variable.value}"
 
 
 def _podman_devices(workload: Workload) -> str:

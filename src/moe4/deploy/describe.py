@@ -4,11 +4,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moe4.deploy.choose import Survey
 from moe4.deploy.machines import GIB
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import COMFORTABLE, Fit, load_seconds, max_tensor_parallel, startup_seconds
+from moe4.escape import visible
 
 
 def release_facts(release: Release, disk: float) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def print_release(console: Console, release: Release, disk: float) -> None:
         f"  {ranks}; load {facts['load_seconds']} s at {disk / 1e9:g} GB/s of disk",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_fits(console: Console, fits: list[Fit]) -> None:
@@ -106,7 +108,7 @@ def print_fits(console: Console, fits: list[Fit]) -> None:
         if batch > 1:
             row.append(f"{item.batch_tokens_per_second:.0f}" if item.batch_tokens_per_second else "")
         row.append(item.verdict if item.works else f"{item.verdict}: {item.reason}")
-        table.add_row(*row)
+        table.add_row(*(Text(visible(cell)) for cell in row))  # Text: brackets are no markup
     console.print(table, highlight=False)
 
 
@@ -115,7 +117,7 @@ def print_survey(console: Console, survey: Survey) -> None:
     print_fits(console, survey.fits)
     for label, item in (("smallest that works", survey.smallest), ("recommended", survey.recommended)):
         text = "none of the table" if item is None else _sentence(item)
-        console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
+        console.print(visible(f"{label}: {text}"), markup=False, highlight=False, soft_wrap=True)
     length = survey.fits[0].max_model_len
     console.print(
         f"cache and conversations: tokens, and conversations of {length} tokens at once; comfortable is "

@@ -1,7 +1,8 @@
 """YAML with its reasons: plain Python values with notes become documents with comments beside the values."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,13 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from moe4.errors import DeployError
+from moe4.escape import comment, visible
+
+# What some reader of YAML 1.1 or 1.2 takes for a number, a time, a date, a switch or nothing.
+_READ_OTHERWISE = re.compile(
+    r"[-+.]?\d[\da-fobx_:.+\- TZ]*|[-+]?\.(inf|nan)|true|false|null|yes|no|on|off|y|n|~|=|<<|", re.I
+)
+_SCRIPT = re.compile(r"[!-~][ -~]*\n([ -~]*\n)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +33,10 @@ def render(documents: Sequence[dict[str, Any]], head: Sequence[str]) -> str:
     writer = YAML()
     writer.indent(mapping=2, sequence=4, offset=2)
     writer.width = 4096
+    writer.allow_unicode = False  # what is not ASCII is spelled out, so that nothing in it is hidden
     stream = io.StringIO()
     for number, document in enumerate(documents):
-        stream.write("---\n" if number else "".join(f"# {line}".rstrip() + "\n" for line in head))
+        stream.write("---\n" if number else "".join(f"{comment(line)}\n" for line in head))
         writer.dump(_convert(document), stream)
     return stream.getvalue()
 
@@ -41,6 +50,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Return the value with every text in it changed, but for keys and notes."""
+    if isinstance(value, Noted):
+        return Noted(map_text(value.value, change), value.note)
+    if isinstance(value, dict):
+        return {key: map_text(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_text(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def parse(text: str, where: str) -> list[Any]:
@@ -79,22 +99,18 @@ def _convert(value: Any, column: int = 0) -> Any:
 
 def _convert_text(value: str) -> str:
     """Quote what YAML would read as something else than text."""
-    if "\n" in value:
+    if _SCRIPT.fullmatch(value):
         return LiteralScalarString(value)
     looks_odd = value != value.strip() or value[:1] in "{[&*!|>%@`'\"#-?:,"
-    if looks_odd or value.lower() in ("", "true", "false", "null", "yes", "no", "on", "off", "~"):
+    if looks_odd or "\n" in value or _READ_OTHERWISE.fullmatch(value):
         return DoubleQuotedScalarString(value)
-    try:
-        float(value)
-    except ValueError:
-        return value
-    return DoubleQuotedScalarString(value)
+    return value
 
 
 def _note(container: Any, key: Any, item: Noted, column: int) -> None:
     """Put the note at the end of a scalar's line; above a mapping, a list or a text of several lines."""
-    inner = item.value
-    if isinstance(inner, dict | list | tuple) or (isinstance(inner, str) and "\n" in inner):
-        container.yaml_set_comment_before_after_key(key, before=item.note, indent=column)
+    inner, note = item.value, visible(item.note)
+    if isinstance(inner, dict | list | tuple) or (isinstance(inner, str) and _SCRIPT.fullmatch(inner)):
+        container.yaml_set_comment_before_after_key(key, before=note, indent=column)
     else:
-        container.yaml_add_eol_comment(item.note, key, column=0)
+        container.yaml_add_eol_comment(note, key, column=0)

@@ -4,6 +4,7 @@ from typing import Any
 
 from moe4.deploy.documents import Noted
 from moe4.deploy.pods import (
+    arguments,
     cache_claim,
     cache_mount,
     cache_name,
@@ -16,6 +17,7 @@ from moe4.deploy.pods import (
     user,
 )
 from moe4.deploy.workload import Workload
+from moe4.escape import dollars, shell_line, shell_word
 
 FORMAT = "vLLM"
 RAY_PORT = 6379
@@ -41,14 +43,15 @@ def _runtime(workload: Workload) -> dict[str, Any]:
     options = workload.options
     several = workload.fit.num_nodes > 1
     container: dict[str, Any] = {"name": "kserve-container", "image": options.image_name}
-    arguments = [Noted(item.text, item.why) for item in workload.arguments]
     if several:
-        script = HEAD.format(port=RAY_PORT, command=" ".join(workload.command), model=workload.model)
+        script = HEAD.format(
+            port=RAY_PORT, command=shell_line(workload.command), model=shell_word(workload.model)
+        )
         container["command"] = ["bash", "-c", Noted(script, "KServe sets the two sizes"), "vllm"]
-        container["args"] = arguments
+        container["args"] = arguments(workload)
     else:
         container["command"] = list(workload.command)
-        container["args"] = [workload.model, *arguments]
+        container["args"] = [dollars(workload.model), *arguments(workload)]
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     volumes = [shm_volume(workload)]
     if options.source.scheme == "hf":

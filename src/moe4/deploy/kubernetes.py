@@ -4,6 +4,7 @@ from typing import Any
 
 from moe4.deploy.documents import Noted
 from moe4.deploy.pods import (
+    arguments,
     cache_claim,
     cache_mount,
     cache_name,
@@ -17,6 +18,7 @@ from moe4.deploy.pods import (
     user,
 )
 from moe4.deploy.workload import MODEL_PATH, Workload
+from moe4.escape import dollars
 
 
 def documents(workload: Workload) -> list[dict[str, Any]]:
@@ -33,7 +35,7 @@ def _deployment(workload: Workload) -> dict[str, Any]:
         "name": "vllm",
         "image": options.image_name,
         "command": list(workload.command),
-        "args": [workload.model, *(Noted(item.text, item.why) for item in workload.arguments)],
+        "args": [dollars(workload.model), *arguments(workload)],
         "env": environment(workload.variables),
         "ports": [{"name": "http", "containerPort": options.port}],
         "resources": resources(workload),

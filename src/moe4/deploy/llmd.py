@@ -7,8 +7,9 @@ probes' targets and the mounts are theirs.
 from typing import Any
 
 from moe4.deploy.documents import Noted
-from moe4.deploy.pods import environment, metadata, placement, probes, resources, shm_volume
+from moe4.deploy.pods import environment, metadata, placement, probes, resources, shm_volume, user
 from moe4.deploy.workload import Workload
+from moe4.escape import dollars, shell_line
 
 DEFAULT_IMAGE_NOTE = "KServe's template has llm-d's own image; this one replaces it"
 
@@ -64,7 +65,7 @@ def _service(workload: Workload) -> dict[str, Any]:
 
 def _pod(workload: Workload) -> dict[str, Any]:
     options = workload.options
-    additional = " ".join(item.text for item in workload.arguments)
+    additional = dollars(shell_line(item.text for item in workload.arguments))
     why = "; ".join(f"{item.flag}: {item.why}" for item in workload.arguments)
     variables = tuple(item for item in workload.variables if item.name not in ("HOME", "HF_TOKEN"))
     environ = [
@@ -78,6 +79,8 @@ def _pod(workload: Workload) -> dict[str, Any]:
         "resources": resources(workload),
         **probes(workload, handler=False),
     }
+    if not options.openshift:
+        container["securityContext"] = user(workload)
     pod: dict[str, Any] = {**placement(workload), "containers": [container]}
     if options.source.scheme == "hf" and options.hf_secret:
         pod["serviceAccountName"] = workload.name

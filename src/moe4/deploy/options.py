@@ -4,6 +4,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moe4.deploy.grammar import (
+    check_claim,
+    check_folder,
+    check_image,
+    check_namespace,
+    check_object_name,
+    check_repository,
+    parse_node_selector,
+    parse_toleration,
+)
+from moe4.deploy.images import has_plugin
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import Fit
 from moe4.errors import DeployError
@@ -18,6 +29,7 @@ IMAGES: dict[Engine, str] = {
     "rhaiis": "registry.redhat.io/rhaiis/vllm-cuda-rhel9:3.2.2",
     "cpu": "localhost/moe4-cpu:0.1.0",
 }
+MAX_NAME = 40
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 SCHEMES = ("pvc", "oci", "hf", "file")
 
@@ -65,6 +77,11 @@ class DeployOptions:
         """The image to run."""
         return self.image or IMAGES[self.engine]
 
+    @property
+    def guards_all(self) -> bool:
+        """Whether an API key can guard all routes: moe4 is in the image."""
+        return self.engine == "cpu" or has_plugin(self.image_name)
+
 
 def find_form(text: str) -> Form:
     """Return the form of this name. Raises DeployError."""
@@ -95,7 +112,16 @@ def parse_source(text: str) -> Source:
 def default_name(release: Release) -> str:
     """Return the release's name as Kubernetes allows names."""
     name = re.sub(r"[^a-z0-9]+", "-", release.name.lower()).strip("-")
-    return name if name[:1].isalpha() else f"m-{name}".rstrip("-")
+    name = name if name[:1].isalpha() else f"m-{name}"
+    return name[:MAX_NAME].rstrip("-")
+
+
+def check_name(name: str) -> None:
+    """Raise DeployError unless this can be the name of all objects."""
+    if not NAME.fullmatch(name) or len(name) > MAX_NAME:
+        raise DeployError(
+            f"--name {name} must be 1 to {MAX_NAME} lower-case letters, digits and hyphens, a letter first"
+        )
 
 
 def check(options: DeployOptions, release: Release, fit: Fit) -> None:
@@ -109,10 +135,7 @@ def check(options: DeployOptions, release: Release, fit: Fit) -> None:
             f"{release.name} cannot be served on {fit.layout.num_gpus} x {fit.device.name} "
             f"({fit.layout.describe()}): {fit.reason}{lower}"
         )
-    if not NAME.fullmatch(options.name) or len(options.name) > 40:
-        raise DeployError(
-            f"--name {options.name} must be 1 to 40 lower-case letters, digits and hyphens, a letter first"
-        )
+    _check_texts(options)
     if not 1024 <= options.port <= 65535:
         raise DeployError(f"--port {options.port} must lie in 1024..65535: the server does not run as root")
     if (engine == "cpu") != (fit.device.kind == "cpu"):
@@ -135,12 +158,23 @@ def check(options: DeployOptions, release: Release, fit: Fit) -> None:
         raise DeployError(
             f"a cluster cannot pull {local}: build {recipe}, push it to a registry and name it with --image"
         )
-    if ":" not in options.image_name.rpartition("/")[2] or options.image_name.endswith(":latest"):
-        raise DeployError(
-            f"--image {options.image_name} has no fixed tag or digest: nobody could say what runs"
-        )
     if fit.num_nodes > 1:
         _check_nodes(form, source, fit)
+
+
+def _check_texts(options: DeployOptions) -> None:
+    """Refuse names that a cluster, a registry or podman would not take, or would take for something else."""
+    check_name(options.name)
+    if options.namespace is not None:
+        check_namespace(options.namespace)
+    if options.api_key_secret is not None:
+        check_object_name("--api-key-secret ", options.api_key_secret)
+    if options.hf_secret is not None:
+        check_object_name("--hf-secret ", options.hf_secret)
+    check_image("--image ", options.image_name)
+    for text in options.tolerations:
+        parse_toleration(text)
+    parse_node_selector([f"{key}={value}" for key, value in options.node_selector.items()])
 
 
 def _check_source(form: Form, engine: Engine, source: Source, fit: Fit) -> None:
@@ -150,16 +184,16 @@ def _check_source(form: Form, engine: Engine, source: Source, fit: Fit) -> None:
             raise DeployError(f"{form} pods do not see {source.rest}; use --model pvc://, oci:// or hf://")
     elif scheme not in ("file", "hf"):
         raise DeployError(f"{form} mounts a folder: --model file:///PATH or hf://ORG/NAME, not {source.uri}")
-    if scheme == "file" and not source.rest.startswith("/"):
-        raise DeployError(f"--model {source.uri} must give a whole path: file:///PATH")
-    if scheme == "hf" and source.rest.count("/") != 1:
-        raise DeployError(f"--model {source.uri} must be hf://ORG/NAME")
+    if scheme == "file":
+        check_folder(source.uri, source.rest)
+    elif scheme == "hf":
+        check_repository("--model hf://", source.rest)
+    elif scheme == "pvc":
+        check_claim(source.uri, *source.claim)
+    else:
+        check_image("--model oci://", source.rest)
     if scheme == "hf" and engine == "cpu":
         raise DeployError("moe4 serve reads a folder: give --model pvc://, oci:// or file:///PATH, not hf://")
-    if scheme == "pvc" and not NAME.fullmatch(source.claim[0]):
-        raise DeployError(f"--model {source.uri}: {source.claim[0]!r} cannot be a claim's name")
-    if scheme == "oci" and ":" not in source.rest.rpartition("/")[2]:
-        raise DeployError(f"--model {source.uri} has no tag or digest: give oci://IMAGE:TAG")
 
 
 def _check_nodes(form: Form, source: Source, fit: Fit) -> None:

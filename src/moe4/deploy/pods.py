@@ -3,7 +3,9 @@
 from typing import Any
 
 from moe4.deploy.documents import Noted
+from moe4.deploy.grammar import parse_toleration
 from moe4.deploy.workload import CACHE_PATH, PROBE_PERIOD, Variable, Workload
+from moe4.escape import dollars
 
 USER = 1000
 
@@ -27,8 +29,13 @@ def environment(variables: tuple[Variable, ...]) -> list[dict[str, Any]]:
             reference = {"secretKeyRef": {"name": item.secret, "key": "token"}}
             entries.append({"name": Noted(item.name, item.why), "valueFrom": reference})
         else:
-            entries.append({"name": item.name, "value": Noted(item.value, item.why)})
+            entries.append({"name": item.name, "value": Noted(dollars(item.value or ""), item.why)})
     return entries
+
+
+def arguments(workload: Workload) -> list[Noted]:
+    """Return the server's options; Kubernetes would put variables into them."""
+    return [Noted(dollars(item.text), item.why) for item in workload.arguments]
 
 
 def probes(workload: Workload, handler: bool = True) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def placement(workload: Workload) -> dict[str, Any]:
     options = workload.options
     found: dict[str, Any] = {}
     if options.tolerations:
-        found["tolerations"] = [_toleration(text) for text in options.tolerations]
+        found["tolerations"] = [parse_toleration(text) for text in options.tolerations]
     if options.node_selector:
         found["nodeSelector"] = dict(options.node_selector)
     return found
@@ -110,15 +117,3 @@ def metadata(workload: Workload, name: str | None = None, **more: Any) -> dict[s
 def scrape_annotations(port: int) -> dict[str, str]:
     """Return what tells Prometheus to collect the metrics."""
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
-
-
-def _toleration(text: str) -> dict[str, str]:
-    """Read `key`, `key=value`, either with `:Effect`."""
-    taint, _, effect = text.partition(":")
-    key, has_value, value = taint.partition("=")
-    found = {"key": key, "operator": "Equal" if has_value else "Exists"}
-    if has_value:
-        found["value"] = value
-    if effect:
-        found["effect"] = effect
-    return found

@@ -1,7 +1,8 @@
 """The first request to a new deployment, as one line for a shell."""
 
 import json
-import shlex
+
+from moe4.escape import shell_line, shell_word
 
 
 def smoke_curl(url: str, model: str, with_key: bool) -> str:
@@ -17,11 +18,8 @@ def smoke_curl(url: str, model: str, with_key: bool) -> str:
     ]
     if url.startswith("https://127.0.0.1"):  # forwarded to a server whose certificate names another host
         parts.insert(1, "--insecure")
-    words = [shlex.quote(part) for part in parts]
-    if with_key:
-        words += ["-H", '"Authorization: Bearer $VLLM_API_KEY"']
-    words += ["-d", shlex.quote(json.dumps(body))]
-    return " ".join(words)
+    key = ["-H", '"Authorization: Bearer $VLLM_API_KEY"'] if with_key else []
+    return " ".join([shell_line(parts), *key, "-d", shell_word(json.dumps(body))])
 
 
 def smoke_lines(url: str, model: str, with_key: bool, before: str | None = None) -> list[str]:

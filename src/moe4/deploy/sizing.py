@@ -163,7 +163,7 @@ def fit(
 
     plugin: vLLM has moe4's plugin there.
     """
-    length = max_model_len or release.max_position_embeddings
+    length = release.max_position_embeddings if max_model_len is None else max_model_len
     if not 1 <= length <= release.max_position_embeddings:
         raise DeployError(
             f"--max-model-len {length} is not in 1..{release.max_position_embeddings}, "
@@ -260,6 +260,13 @@ def _ceiling(release: Release, device: Device, layout: Layout, batch: int) -> fl
     whole = sum(layer.whole for layer in release.layers) + release.other_bytes
     read = experts / (layout.tensor * layout.data) + split / layout.tensor + whole
     return batch * device.bandwidth / read
+
+
+def read_speed(gigabytes: float) -> float:
+    """Return the bytes a second of a `--disk` in GB/s. Raises DeployError."""
+    if not 0.001 <= gigabytes <= 1000:
+        raise DeployError(f"--disk {gigabytes:g} is not in 0.001..1000 GB/s")
+    return gigabytes * 1e9
 
 
 def load_seconds(release: Release, disk_bytes_per_second: float) -> float:

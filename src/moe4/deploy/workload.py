@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from moe4.deploy.documents import Noted
 from moe4.deploy.machines import GIB
-from moe4.deploy.options import DeployOptions
+from moe4.deploy.options import ON_A_CLUSTER, DeployOptions
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import CPU_WORKING_BYTES, Fit, load_seconds, startup_seconds
+from moe4.serve.guard import guard_path
 
 MODEL_PATH = "/mnt/models"  # where KServe mounts models; ours do the same
 CACHE_PATH = "/cache"
@@ -151,7 +152,20 @@ def _arguments(options: DeployOptions, release: Release, fit: Fit) -> list[Argum
     if release.needs_own_code:
         why = "Kimi's tokenizer is Python code beside the weights: read it first"
         chosen.append(Argument(flag="--trust-remote-code", value=None, why=why))
-    return chosen
+    return chosen + _guard(options)
+
+
+def _guard(options: DeployOptions) -> list[Argument]:
+    """Return what puts the API key on every route, where moe4 is in the image."""
+    if not options.api_key_secret or not options.guards_all:
+        return []
+    open_metrics = options.form in ON_A_CLUSTER
+    why = "the key on every route but health checks"
+    if open_metrics:
+        why += " and /metrics: Prometheus has no key"
+    if options.engine == "cpu":  # moe4 serve has it
+        return [Argument(flag="--open-metrics", value=None, why=why)] if open_metrics else []
+    return [Argument(flag="--middleware", value=guard_path(open_metrics=open_metrics), why=why)]
 
 
 def _variables(options: DeployOptions, release: Release, fit: Fit) -> list[Variable]:
@@ -182,6 +196,12 @@ def _notes(options: DeployOptions, release: Release, fit: Fit) -> tuple[str, ...
     ]
     if not options.api_key_secret:
         lines.append("No API key: whoever reaches the port may use the model (--api-key-secret).")
+    elif not options.guards_all:
+        lines.append(
+            "The API key guards /v1, /v2, /inference and /cohere alone: POST /invocations runs the model "
+            "without it, /tokenize and /metrics answer. An image with moe4's plugin closes them "
+            "(docs/deployment.md)."
+        )
     return tuple(lines)
 
 

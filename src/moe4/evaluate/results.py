@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe4.escape import visible
 from moe4.evaluate.samples import Sample, TaskSamples
 from moe4.evaluate.statistics import PairedTest, paired_test
 
@@ -155,7 +156,7 @@ class Comparison:
         rows = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
         ]
-        return "\n".join([row.rstrip() for row in rows] + verdicts)
+        return "\n".join(visible(row.rstrip()) for row in (*rows, *verdicts))
 
 
 def recovery_text(test: PairedTest) -> str:

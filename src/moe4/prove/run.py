@@ -16,6 +16,7 @@ from moe4.checkpoint.durable import make_folder, write_output
 from moe4.checkpoint.report import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
+from moe4.escape import visible
 from moe4.evaluate.cache import default_cache_folder, folder_identity
 from moe4.evaluate.compare import CompareOptions, compare, find_text
 from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
@@ -25,7 +26,7 @@ from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.plan import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.prove.servers import serving
-from moe4.publish.card import card_path, render_card
+from moe4.publish.card import card_path, check_names, render_card
 from moe4.publish.proof import read_proof
 from moe4.publish.report import percent, render_report
 from moe4.quantize.verify import verify
@@ -71,6 +72,7 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
     if unknown:
         raise EvaluationError(f"--skip {sorted(unknown)[0]}: expected one of {', '.join(PARTS)}")
     _check_texts(options)
+    check_names(options.repo, options.base_model, options.license_name)
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
     verified = verify(options.release, options.source)
@@ -105,10 +107,8 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
         result[part] = found
     proof = read_proof(options.release)
     write_output(folder / "report.html", render_report(proof))
-    repo = options.repo or f"your-name/{proof.name}"
-    write_output(
-        card_path(options.release), render_card(proof, repo, options.base_model, options.license_name)
-    )
+    card = render_card(proof, options.repo, options.base_model, options.license_name)
+    write_output(card_path(options.release), card)
     result["report"] = str(folder / "report.html")
     result["card"] = str(card_path(options.release))
     return result
@@ -250,4 +250,4 @@ def describe(result: dict[str, Any]) -> str:
                 text = f"{percent(before['value'], 1)} -> {percent(after['value'], 1)}"
                 lines.append(f"  {name.replace('_', ' ')}: {text}")
     lines += [f"report: {result['report']}", f"card: {result['card']}"]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

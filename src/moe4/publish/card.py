@@ -1,18 +1,28 @@
-"""`moe4 card`: the model card a hub expects; every figure in it was measured, every flag is the release's."""
+"""`moe4 card`: the model card a hub expects; every figure in it was measured, every flag is the release's.
+
+Names in it come from the release's files, which anybody may have written: `text` and `code` make Markdown of
+them.
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from moe4.checkpoint.release import format_bytes
 from moe4.deploy.choose import Wanted, pick
+from moe4.deploy.grammar import is_license
 from moe4.deploy.options import DeployOptions, Form, parse_source
 from moe4.deploy.options import default_name as deployment_name
 from moe4.deploy.release import Release, read_release
 from moe4.deploy.sizing import Layout, check_groups
 from moe4.deploy.write import write_deployment
-from moe4.errors import DeployError, Moe4Error
+from moe4.errors import DeployError, Moe4Error, OutputError
+from moe4.escape import markdown_block
+from moe4.escape import markdown_code as code
+from moe4.escape import markdown_text as text
 from moe4.publish.proof import Proof
+from moe4.publish.push import check_repo
 from moe4.publish.report import duration, percent
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
@@ -32,16 +42,18 @@ ARCHITECTURE = {
 }
 
 
-def render_card(proof: Proof, repo: str, base_model: str | None, license_name: str | None) -> str:
-    """Return README.md for the hub repository `repo`.
+def render_card(proof: Proof, repo: str | None, base_model: str | None, license_name: str | None) -> str:
+    """Return README.md for the hub repository `repo`; None: a placeholder's owner and the release's name.
 
     `base_model` and `license_name` are the hub's names; a licence that is not given is taken from the config
-    or the release's licence file, and left out where neither tells.
+    or the release's licence file, and left out where neither tells. Raises OutputError for bad names.
     """
+    check_names(repo, base_model, license_name)
+    repo = repo or _placeholder_repo(proof.name)
     release = read_release(str(proof.folder))
     sections = [
         _front_matter(proof, repo, base_model, license_name),
-        f"# {repo.rsplit('/', 1)[-1]}",
+        f"# {text(repo.rsplit('/', 1)[-1])}",
         _overview(proof, base_model),
         _architecture(proof),
         _evaluation(proof),
@@ -51,6 +63,23 @@ def render_card(proof: Proof, repo: str, base_model: str | None, license_name: s
         _license(proof, license_name),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def check_names(repo: str | None, base_model: str | None, license_name: str | None) -> None:
+    """Raise OutputError for a name that the hub would not take."""
+    for option, name in (("--repo", repo), ("--base-model", base_model)):
+        if name is not None:
+            check_repo(name, option)
+    if license_name is not None and not is_license(license_name):
+        raise OutputError(
+            f"--license {license_name}: expected the hub's name of a licence, such as apache-2.0"
+        )
+
+
+def _placeholder_repo(name: str) -> str:
+    """Return `your-name/NAME` with what the hub allows in a name."""
+    cleaned = re.sub(r"[^A-Za-z0-9_.]+|[-.]{2,}", "-", name)[:96].strip("-._").removesuffix(".git")
+    return f"your-name/{cleaned or 'release'}"
 
 
 def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name: str | None) -> str:
@@ -73,7 +102,7 @@ def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name:
     if results:
         head["metrics"] = sorted({entry["metrics"][0]["type"] for entry in results})
         head["model-index"] = [{"name": repo.rsplit("/", 1)[-1], "results": results}]
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 
 
 def _metrics(proof: Proof) -> list[dict[str, Any]]:
@@ -92,8 +121,11 @@ def _metrics(proof: Proof) -> list[dict[str, Any]]:
 def _overview(proof: Proof, base_model: str | None) -> str:
     report, recipe = proof.report, proof.report["recipe"]
     before, after = report["source"]["num_bytes"], report["release"]["num_bytes"]
-    source = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its source checkpoint"
-    targets = ", ".join(target.replace("_", " ") for target in recipe["targets"])
+    source = "its source checkpoint"
+    if base_model:
+        source = f"[{text(base_model)}](https://huggingface.co/{base_model})"
+    targets = ", ".join(text(target.replace("_", " ")) for target in recipe["targets"])
+    group = text(str(recipe["group_size"]))
     num_fallbacks = len(report["summary"]["fallbacks"])
     method = "GPTQ" if recipe["method"] == "gptq" else "rounding to nearest"
     return f"""\
@@ -104,7 +136,7 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 
 | | |
 | --- | --- |
-| weights | INT4, symmetric, groups of {recipe["group_size"]} codes with a BF16 scale, by {method} |
+| weights | INT4, symmetric, groups of {group} codes with a BF16 scale, by {method} |
 | activations | BF16 |
 | what is quantized | {targets}; everything else is the source's own |
 | format | compressed-tensors `pack-quantized`, which vLLM loads as it is |
@@ -112,9 +144,9 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 
 
 def _architecture(proof: Proof) -> str:
-    rows = [f"| model type | `{proof.config.model_type}` |"]
+    rows = [f"| model type | {code(str(proof.config.model_type))} |"]
     given = proof.config.text.model_dump(include=set(ARCHITECTURE), exclude_unset=True, exclude_none=True)
-    rows += [f"| {text} | {given[key]:,} |" for key, text in ARCHITECTURE.items() if key in given]
+    rows += [f"| {what} | {given[key]:,} |" for key, what in ARCHITECTURE.items() if key in given]
     return "## Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
 
 
@@ -127,12 +159,14 @@ def _evaluation(proof: Proof) -> str:
             "| --- | --- | --- | --- | --- | --- | --- |\n"
             + "\n".join(_task_row(name, result) for name, result in tasks.items())
         )
-        parts += [f"{name}: {r['change']['verdict']}." for name, r in tasks.items() if "change" in r]
+        parts += [
+            f"{text(name)}: {text(r['change']['verdict'])}." for name, r in tasks.items() if "change" in r
+        ]
     if proof.comparison is not None:
         found = proof.comparison
         parts.append(
-            f"On {found['num_tokens']:,} held-out tokens ({found['data']}): KL divergence from the source "
-            f"{found['kl']['mean']:.5f} nats a token, likeliest token the same for "
+            f"On {found['num_tokens']:,} held-out tokens ({text(found['data'])}): KL divergence from the "
+            f"source {found['kl']['mean']:.5f} nats a token, likeliest token the same for "
             f"{percent(found['top1_agreement'])}, perplexity {found['perplexity']['source']:.4f} before and "
             f"{found['perplexity']['release']:.4f} after."
         )
@@ -146,7 +180,7 @@ def _evaluation(proof: Proof) -> str:
 def _task_row(name: str, result: dict[str, Any]) -> str:
     metric, change = result["metric"], result.get("change")
     before = percent(result["baseline"][metric]) if "baseline" in result else "-"
-    cells = [name, str(result["num_fewshot"]), f"{result['num_questions']:,}", before]
+    cells = [text(name), str(result["num_fewshot"]), f"{result['num_questions']:,}", before]
     cells.append(percent(result["release"][metric]))
     interval = change.get("recovery_interval") if change else None
     cells.append(percent(change["recovery"]) if change and change["recovery"] is not None else "-")
@@ -156,32 +190,33 @@ def _task_row(name: str, result: dict[str, Any]) -> str:
 
 def _tool_table(found: dict[str, Any]) -> str:
     rows = [
-        f"| {check.replace('_', ' ')} | {percent(measure['value'], 1)} | "
+        f"| {text(check.replace('_', ' '))} | {percent(measure['value'], 1)} | "
         f"{percent(measure['interval'][0], 1)} to {percent(measure['interval'][1], 1)} |"
         for check, measure in found["release"]["measures"].items()
         if measure
     ]
-    text = f"Tool calls, {found['num_requests']} requests:\n\n| check | share | interval |\n"
-    text += "| --- | --- | --- |\n" + "\n".join(rows)
+    table = f"Tool calls, {found['num_requests']} requests:\n\n| check | share | interval |\n"
+    table += "| --- | --- | --- |\n" + "\n".join(rows)
     agreement = found.get("agreement")
     if agreement and agreement["num"]:
         share = percent(agreement["decision_agreement"]["value"], 1)
-        text += f"\n\nDecisions to call agree with the source's on {share}."
-    return text
+        table += f"\n\nDecisions to call agree with the source's on {share}."
+    return table
 
 
 def _deployment(proof: Proof, release: Release, repo: str) -> str:
     layout, obstacle = _layout(release)
-    parts = ["## Deployment", f"### vLLM\n\n```bash\n{_vllm_line(release, layout, repo)}\n```"]
+    line = _vllm_line(release, layout, repo)
+    parts = ["## Deployment", f"### vLLM\n\n{markdown_block(line, 'bash')}"]
     if obstacle:
-        parts.append(f"Install moe4 beside vLLM, whose plugin this release needs on GPUs: {obstacle}.")
+        parts.append(f"Install moe4 beside vLLM, whose plugin this release needs on GPUs: {text(obstacle)}.")
     for form, title, language in (("podman", "podman", "bash"), ("kserve", "KServe", "yaml")):
         try:
-            text = _manifest(release, form, repo)  # type: ignore[arg-type]
+            manifest = _manifest(release, form, repo)  # type: ignore[arg-type]
         except Moe4Error as error:
-            parts.append(f"### {title}\n\nNot with this release: {error}.")
+            parts.append(f"### {title}\n\nNot with this release: {text(str(error))}.")
         else:
-            parts.append(f"### {title}\n\n```{language}\n{text.strip()}\n```")
+            parts.append(f"### {title}\n\n{markdown_block(manifest, language)}")
     return "\n\n".join(parts)
 
 
@@ -260,10 +295,11 @@ for call in answer.choices[0].message.tool_calls:
 def _creation(proof: Proof) -> str:
     report = proof.report
     recipe, timing, calibration = report["recipe"], report.get("timing") or {}, report.get("calibration")
-    lines = [f'moe4 {report["versions"]["moe4"]}, `method = "{recipe["method"]}"`.']
+    method = f'method = "{recipe["method"]}"'
+    lines = [f"moe4 {text(report['versions']['moe4'])}, {code(method)}."]
     if calibration:
         lines.append(
-            f"Calibration: {calibration['data']}, {calibration['num_sequences']:,} sequences, "
+            f"Calibration: {text(calibration['data'])}, {calibration['num_sequences']:,} sequences, "
             f"{calibration['num_tokens']:,} tokens."
         )
     if timing.get("seconds"):
@@ -272,20 +308,20 @@ def _creation(proof: Proof) -> str:
             f"It took {duration(timing['seconds'])}{memory if timing.get('peak_memory_bytes') else ''}."
         )
     lines.append("`moe4-report.json` has the resolved recipe, every matrix's error and every file's SHA-256.")
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{text(name)} {text(version)}" for name, version in report["versions"].items())
     return "## Creation\n\n" + "\n".join(lines) + f"\n\nVersions: {versions}."
 
 
 def _license_name(proof: Proof) -> str | None:
     found = proof.config.document.get("license")
-    if isinstance(found, str):
+    if isinstance(found, str) and is_license(found):
         return found
     for name in LICENSE_FILES[:4]:
         if (proof.folder / name).is_file():
-            text = (proof.folder / name).read_text(encoding="utf-8", errors="replace")[:400]
-            if "Apache License" in text:
+            head = (proof.folder / name).read_text(encoding="utf-8", errors="replace")[:400]
+            if "Apache License" in head:
                 return "apache-2.0"
-            return "mit" if text.lstrip().startswith("MIT License") else "other"
+            return "mit" if head.lstrip().startswith("MIT License") else "other"
     return None
 
 
@@ -294,12 +330,12 @@ def _license(proof: Proof, license_name: str | None) -> str:
     found = license_name or _license_name(proof)
     if not files and found is None:
         return ""
-    text = "## Licence\n\nThe source's licence holds for this release"
-    text += f" (`{found}`)." if found else "."
+    section = "## Licence\n\nThe source's licence holds for this release"
+    section += f" ({code(found)})." if found else "."
     if files:
         links = ", ".join(f"[{name}]({name})" for name in files)
-        text += f" The source's files come with it, byte for byte: {links}."
-    return text
+        section += f" The source's files come with it, byte for byte: {links}."
+    return section
 
 
 def card_path(out: Path) -> Path:

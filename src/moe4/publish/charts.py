@@ -5,7 +5,8 @@ Every chart has a title and a description, and a table beside it says the same i
 
 import math
 from collections.abc import Sequence
-from html import escape
+
+from moe4.escape import html_text
 
 NUM_SHADES = 9  # classes h0 .. h8 of the style sheet, from little to much
 
@@ -33,7 +34,7 @@ def heat_map(rows: Sequence[Sequence[float]], labels: Sequence[str], title: str,
     for y, label in enumerate(labels):
         if height >= 12 or y % 5 == 0:
             baseline = top + y * height + height - 4
-            parts.append(f'<text x="{left - 6}" y="{baseline:g}" text-anchor="end">{escape(label)}</text>')
+            parts.append(f'<text x="{left - 6}" y="{baseline:g}" text-anchor="end">{html_text(label)}</text>')
     bottom = top + len(rows) * height + 14
     parts.append(f'<text x="{left}" y="{bottom}">expert 0 to {widest - 1}</text>')
     legend = bottom + 8
@@ -54,11 +55,12 @@ def bars(
     for place, name in enumerate(names):
         x = left + place * 190
         parts.append(
-            f'<path class="b{place}" d="M{x} 4h10v10h-10z"/><text x="{x + 15}" y="13">{escape(name)}</text>'
+            f'<path class="b{place}" d="M{x} 4h10v10h-10z"/>'
+            f'<text x="{x + 15}" y="13">{html_text(name)}</text>'
         )
     for label, values in groups:
         middle = y + bar * len(values) / 2 + 4
-        parts.append(f'<text x="{left - 6}" y="{middle:g}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text x="{left - 6}" y="{middle:g}" text-anchor="end">{html_text(label)}</text>')
         for place, value in enumerate(values):
             length = max(1.0, value / most * width)
             parts.append(f'<path class="b{place}" d="M{left} {y:g}h{length:.1f}v{bar - 1}h-{length:.1f}z"/>')
@@ -85,7 +87,7 @@ def intervals(
     parts = [f'<path class="reference" d="M{place(reference):.1f} {top}V{bottom}"/>']
     for number, (label, value, begin, end) in enumerate(rows):
         y = top + height * number + height / 2
-        parts.append(f'<text x="{left - 8}" y="{y + 4:g}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:g}" text-anchor="end">{html_text(label)}</text>')
         parts.append(f'<path class="whisker" d="M{place(begin):.1f} {y:g}H{place(end):.1f}"/>')
         parts.append(f'<circle class="point" cx="{place(value):.1f}" cy="{y:g}" r="4"/>')
     for value in (low + margin, reference, high - margin):
@@ -96,7 +98,7 @@ def intervals(
 
 
 def _svg(width: float, height: float, title: str, description: str, parts: Sequence[str]) -> str:
-    label = escape(f"{title}. {description}", quote=True)
+    label = html_text(f"{title}. {description}")
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" '
         f'style="max-width:{width:g}px">{"".join(parts)}</svg>'

@@ -1,14 +1,12 @@
 """Upload a release and its card to the Hugging Face hub."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe4.checkpoint.files import require_inside
 from moe4.checkpoint.release import WORK_NAME
+from moe4.deploy.grammar import is_repository
 from moe4.errors import CheckpointError, OutputError
-
-REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,10 +17,12 @@ class Upload:
     num_bytes: int
 
 
-def check_repo(repo: str) -> str:
-    """Return the repository's name. Raises OutputError where it is not `owner/name`."""
-    if REPO.fullmatch(repo) is None:
-        raise OutputError(f"--push {repo}: expected OWNER/NAME, letters, digits, '-', '_' and '.'")
+def check_repo(repo: str, option: str = "--push") -> str:
+    """Return the repository's name. Raises OutputError where the hub would not take it for `owner/name`."""
+    if not is_repository(repo):
+        raise OutputError(
+            f"{option} {repo}: expected OWNER/NAME of letters, digits and single '-', '_' or '.'"
+        )
     return repo
 
 

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from moe4.checkpoint.release import format_bytes
+from moe4.escape import visible
 from moe4.publish.charts import bars, heat_map, intervals
 from moe4.publish.proof import Proof
 
@@ -19,6 +20,7 @@ def render_report(proof: Proof) -> str:
     environment = Environment(
         loader=PackageLoader("moe4.publish"),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -26,6 +28,11 @@ def render_report(proof: Proof) -> str:
     environment.filters.update(percent=percent, size=format_bytes, duration=duration)
     page: str = environment.get_template("report.html").render(**_context(proof))
     return page
+
+
+def _visible(value: object) -> object:
+    """Return what the page shows of a value: nothing in a text is hidden, charts stay as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def percent(value: float, digits: int = 2) -> str:

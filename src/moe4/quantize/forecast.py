@@ -12,6 +12,7 @@ from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.source import Checkpoint, fp8_block_size
 from moe4.errors import Moe4Error
+from moe4.escape import visible
 from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
@@ -208,7 +209,7 @@ def describe(result: dict[str, Any]) -> str:
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _count(value: int) -> str:

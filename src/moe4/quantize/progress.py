@@ -6,6 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from moe4.escape import visible_lines
 from moe4.quantize.audit import LayerRecord
 from moe4.quantize.time_left import LayerTime, TimeLeft
 
@@ -46,7 +47,7 @@ class ProgressReporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def expert_done(self, description: str) -> None:
         """Count an expert."""

@@ -32,9 +32,9 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and `timing`;
-    `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors; `files` lists
-    all but the shards; `probe` is what is to be said of the expected answers.
+    `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and
+    `timing`; `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
+    `files` lists all but the shards; `probe` is what is to be said of the expected answers.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]

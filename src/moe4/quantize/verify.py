@@ -17,6 +17,7 @@ from moe4.checkpoint.report import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
+from moe4.escape import visible
 from moe4.model.accounting import Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
@@ -348,7 +349,7 @@ def describe(result: dict[str, Any]) -> str:
     lines.append(
         f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
     )
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _is_ignored(module: str, ignore: list[str]) -> bool:

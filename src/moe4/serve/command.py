@@ -2,14 +2,16 @@
 
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
+from moe4.escape import shell_line, shell_word
 from moe4.serve.binding import choose_binding
-from moe4.serve.extra import find_value, is_given
+from moe4.serve.extra import KEY_FLAG, find_value, is_given, take_keys
+from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path, read_keys
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
 
@@ -28,6 +30,7 @@ class ServeOptions:
     """What the user asked for. `extra` goes to vLLM as it is and wins over what moe4 would choose.
 
     expert_cache_gb, rest: options of `--load-format moe4` (docs/loading.md).
+    open_metrics: /metrics answers without the API key.
     """
 
     host: str = "127.0.0.1"
@@ -36,22 +39,33 @@ class ServeOptions:
     tensor_parallel_size: int = 1
     expert_cache_gb: float | None = None
     rest: str = "bfloat16"
+    open_metrics: bool = False
     extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeCommand:
-    """The program and its arguments, and the variables set for it beside the ones already there."""
+    """The program and its arguments, and the variables set for it beside the ones already there.
+
+    secrets: variables whose values are printed nowhere.
+    """
 
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     model_name: str
     url: str
 
+    @property
+    def key(self) -> str | None:
+        """An API key that the server takes, if it asks for one."""
+        return read_keys(self.secrets)[0] if self.secrets else None
+
     def shell_line(self) -> str:
-        """Return the command as a line for a shell, variables first."""
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
+        """Return the command as a line for a shell, variables first; a secret's is to be set there."""
+        variables = [f"{name}={shell_word(value)}" for name, value in self.environment.items()]
+        secrets = [f'{name}="${{{name}:?}}"' if value else f"{name}=" for name, value in self.secrets.items()]
+        return " ".join([*variables, *secrets, shell_line(self.arguments)])
 
 
 def build_command(
@@ -61,7 +75,8 @@ def build_command(
 
     Raises ServeError where the options cannot work.
     """
-    extra = options.extra
+    extra, keys = take_keys(options.extra)
+    secrets = _secrets(keys, extra, environment)
     ranks = read_ranks(options.tensor_parallel_size, extra)
     if model.needs_own_code and not is_given(extra, "--trust-remote-code"):
         raise ServeError(
@@ -70,12 +85,7 @@ def build_command(
     check_ranks(model, ranks)
     if host.device == "gpu" and not _loads_plugin(environment):
         check_groups(model, ranks)
-    max_model_len = options.max_model_len or model.max_position_embeddings
-    if options.max_model_len is not None and not 1 <= options.max_model_len <= model.max_position_embeddings:
-        raise ServeError(
-            f"--max-model-len {options.max_model_len} is not in 1..{model.max_position_embeddings}, "
-            f"the lengths {model.name} was made for"
-        )
+    max_model_len = _max_model_len(model, options)
     name = find_value(extra, "--served-model-name") or model.name
     arguments = [*host.vllm, "serve", str(model.folder), "--host", options.host, "--port", str(options.port)]
     defaults: list[tuple[str, str | None]] = [
@@ -105,13 +115,68 @@ def build_command(
     for flag, value in defaults:
         if not is_given(extra, flag):
             arguments += [flag] if value is None else [flag, value]
-    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    if secrets:
+        extra = (
+            *extra,
+            "--middleware",
+            guard_path(open_metrics=options.open_metrics),
+        )  # the last is outermost
     return ServeCommand(
         arguments=(*arguments, *extra),
         environment={key: value for key, value in variables.items() if key not in environment},
+        secrets=secrets,
         model_name=name,
-        url=f"http://{address}:{options.port}/v1",
+        url=_url(options),
     )
+
+
+def _max_model_len(model: "ServedModel", options: ServeOptions) -> int:
+    """Return the tokens that a conversation may have."""
+    longest, asked = model.max_position_embeddings, options.max_model_len
+    if asked is not None and not 1 <= asked <= longest:
+        raise ServeError(
+            f"--max-model-len {asked} is not in 1..{longest}, the lengths {model.name} was made for"
+        )
+    return asked or longest
+
+
+def _url(options: ServeOptions) -> str:
+    """Return where this machine reaches the API."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    return f"http://{address}:{options.port}/v1"
+
+
+def _secrets(keys: list[str], extra: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that give vLLM and the guard the keys; none without a key.
+
+    Raises ServeError where a key is set and vLLM would open what the guard does not see.
+    """
+    config = find_value(extra, "--config")
+    settings = _read_config(Path(config)) if config else set()
+    if KEY_FLAG in settings:
+        raise ServeError(f"{config} sets api-key, which guards /v1 alone: set {KEY_VARIABLE} instead")
+    found = check_keys(KEY_FLAG, keys) or read_keys(environment)
+    if not found:
+        return {}
+    for flag in ("--grpc", "--grpc-port"):
+        if is_given(extra, flag) or flag in settings:
+            raise ServeError(f"{flag} listens without asking for the API key: leave it out, or set no key")
+    if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise ServeError("VLLM_USE_RUST_FRONTEND leaves the API key's guard out: unset it, or set no key")
+    if len(found) > 1:  # vLLM's own check would take the variable for one key
+        return {KEYS_VARIABLE: "\n".join(found), KEY_VARIABLE: ""}
+    return {KEY_VARIABLE: found[0], **({KEYS_VARIABLE: ""} if KEYS_VARIABLE in environment else {})}
+
+
+def _read_config(path: Path) -> set[str]:
+    """Return the options that a file of vLLM's `--config` sets. What cannot be read is left to vLLM."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return set()
+    return {f"--{str(key).replace('_', '-')}" for key in found} if isinstance(found, dict) else set()
 
 
 def _loads_plugin(environment: dict[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import ipaddress
 import os
 import socket
 import sys
@@ -39,6 +40,14 @@ def inspect_host() -> Host:
         processors=read_processors(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def free_port(host: str, port: int) -> int:

@@ -37,7 +37,7 @@ class ServerProcess:
         with log_path.open("wb") as log:
             self._child = subprocess.Popen(
                 command.arguments,
-                env={**os.environ, **command.environment},
+                env={**os.environ, **command.environment, **command.secrets},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

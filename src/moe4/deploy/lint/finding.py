@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moe4.escape import visible
+
 Level = Literal["error", "warning"]
 Key = str | int
 
@@ -49,7 +51,8 @@ class Finding:
         """Return it as lines for a terminal."""
         where = f"{self.file}:{self.line}:{self.column}"
         at = f" ({self.path})" if self.path else ""
-        return f"{where}: {self.level} {self.rule}{at}: {self.why}\n    fix: {self.fix}"
+        lines = (f"{where}: {self.level} {self.rule}{at}: {self.why}", f"    fix: {self.fix}")
+        return "\n".join(map(visible, lines))
 
 
 RULES = {

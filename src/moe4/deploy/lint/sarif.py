@@ -4,6 +4,7 @@ from typing import Any
 
 from moe4 import __version__
 from moe4.deploy.lint.finding import RULES, Finding
+from moe4.escape import uri_path
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -39,7 +40,7 @@ def sarif(findings: list[Finding]) -> dict[str, Any]:
 def _result(finding: Finding, rule_index: int) -> dict[str, Any]:
     location: dict[str, Any] = {
         "physicalLocation": {
-            "artifactLocation": {"uri": finding.file.as_posix()},
+            "artifactLocation": {"uri": uri_path(finding.file.as_posix())},
             "region": {"startLine": finding.line, "startColumn": finding.column},
         }
     }

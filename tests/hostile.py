@@ -1,0 +1,26 @@
+"""Texts that other languages take for more than text, for tests of all that moe4 writes and shows."""
+
+TEXTS = (
+    "x\ntouch OWNED\n#",
+    "x\r\n[Service]\nExecStartPre=/bin/touch OWNED",
+    "$(touch OWNED)",
+    "`touch OWNED`",
+    "; touch OWNED; '\"",
+    "%n %h %%",
+    "${HOME} $HOME $$",
+    "a --> <!-- b",
+    "</script></title><script>alert(1)</script>",
+    "![x](https://example.com/x) [a](b) **b** ``` ~~c~~ |d|\\|",
+    "\u202egnp.exe\u2066\u2028\u200b",
+    "-rf --privileged",
+    "'\"\\",
+    "\x1b[31mred\x1b]0;title\x07\x00\x9b1m".replace("\x00", ""),
+    "[red]x[/red] [link=https://example.com]y[/link]",
+    "a: b #c\n---\nd: [e",
+    "{{7*7}} {% raw %}",
+    "1. a",
+    "# a",
+    "Zürich 東京 🎉",
+    "file\udcff",
+    "tail\\",
+)
