@@ -10,6 +10,8 @@ from types import FrameType
 from moe4.cli.streams import OutputLost, standard_streams
 from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, Moe4Error
 
+LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
+
 
 def run() -> int:
     """Run the command line; return the exit code."""
@@ -79,11 +81,13 @@ def _run_command() -> int:
 
 
 def say(text: str) -> None:
-    """Print `moe4: text` as one line on stderr; line breaks and control characters in it are escaped."""
+    """Print `moe4: text` as one line on stderr: control characters escaped, a long one cut in the middle."""
     line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in text.strip()
     )
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE - 300]} [...] {line[-300:]}"
     print(f"moe4: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 

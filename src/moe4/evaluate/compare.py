@@ -18,6 +18,7 @@ from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokeni
 from moe4.errors import EvaluationError
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.request import find_data
+from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_weights
 from moe4.model.architecture import ExpertShape, Network
@@ -48,6 +49,7 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
     source, release = open_weights(options.source), open_weights(options.release)
     dtype = DTYPES[options.compute_dtype]
+    device = usable_device(options.device)
     networks = [Network(weights.config, dtype) for weights in (source, release)]
     _check_alike(options, *networks)
     corpus = load_corpus(
@@ -60,7 +62,6 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
-    device = torch.device(options.device)
     with tempfile.TemporaryDirectory(prefix="moe4-compare-", dir=options.work) as folder:
         works = [Path(folder, name) for name in ("source", "release")]
         for work in works:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from moe4.calibration.corpus import Document, is_reference_model, load_tokenizer, read_jsonl, tokenize
 from moe4.errors import CalibrationError
+from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_weights
 from moe4.model.architecture import Network
@@ -52,6 +53,7 @@ class Coverage:
 
 def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
+    device = usable_device(options.device)
     weights = open_weights(options.model)
     network = Network(weights.config, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
@@ -65,7 +67,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     counts = np.zeros((len(sequences), len(shapes), max(shape.num_experts for _, shape in shapes)), np.int32)
     top_k, place = 1, 0
     with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
-        stream = Stream(weights, network, sequences, Path(work), torch.device(options.device))
+        stream = Stream(weights, network, sequences, Path(work), device)
         stream.embed()
         for layer in range(network.num_layers):
             passed = stream.attend(layer)

@@ -16,6 +16,7 @@ from moe4.checkpoint.durable import file_sha256, write_file
 from moe4.checkpoint.release import REPORT_NAME, dump_json
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import CalibrationError, OutputError, ProbeError
+from moe4.forward.device import usable_device
 from moe4.forward.weights import Weights, open_weights
 from moe4.model.architecture import Network
 from moe4.probe.form import (
@@ -57,6 +58,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     """
     if options.path.exists() and not options.force:
         raise OutputError(f"{options.path} is there already; --force makes it again")
+    device = usable_device(options.device)
     models: dict[str, Weights] = {"released": open_weights(options.release)}
     network = Network(models["released"].config, torch.float32)
     if options.source is not None:
@@ -71,7 +73,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     chosen, remarks = choose_sequences(tokenizer, int(network.config.vocab_size))
     with tempfile.TemporaryDirectory(prefix="moe4-probe-") as work:
         tokens = [sequence.tokens for sequence in chosen]
-        passes = ProbePasses(models, network, tokens, Path(work), torch.device(options.device))
+        passes = ProbePasses(models, network, tokens, Path(work), device)
         num_unreached = _run_layers(passes, say)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(

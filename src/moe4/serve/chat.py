@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from moe4.errors import MissingDependencyError, ServeError
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
+# What comes of an answer of another form: the client checks none, and lets through what breaks off a stream.
+UNREADABLE = (AttributeError, TypeError, ValueError, LookupError, RecursionError, httpx.HTTPError)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,7 +67,7 @@ class Conversation:
                         if choice.delta.content:
                             pieces.append(choice.delta.content)
                             yield choice.delta.content
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, *UNREADABLE) as error:
             self.messages.pop()
             pieces.clear()
             raise _as_serve_error(error, self.client) from None
@@ -87,8 +91,8 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
         base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
     )
     try:
-        served = [each.id for each in client.models.list()]
-    except openai.OpenAIError as error:
+        served = [str(each.id) for each in client.models.list()]
+    except (openai.OpenAIError, *UNREADABLE) as error:
         raise _as_serve_error(error, client) from None
     if not served:
         raise ServeError(f"{base_url} serves no model")
@@ -102,6 +106,8 @@ def _as_serve_error(error: Exception, client: Any) -> ServeError:
     import openai
 
     url = str(client.base_url).rstrip("/")
+    if isinstance(error, UNREADABLE):
+        return ServeError(f"{url} does not answer as the chat completions API does")
     if isinstance(error, openai.APITimeoutError):
         return ServeError(f"{url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
