@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from fuzz.odd_values import edit, odd_value, to_json
 
+LARGEST_BYTES = 64 << 20
 YAML_ATTACKS = (
     "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)),
     "a: &a\n  b: *a\n",
@@ -39,6 +40,8 @@ YAML_ATTACKS = (
 
 def damage(path: Path, rng: Random) -> str:
     """Change the file; return what was done to it, in a word."""
+    if path.stat().st_size > LARGEST_BYTES:
+        return "left as it is"  # a sparse one, of an earlier damage
     if rng.random() < 0.06:
         return replace(path, rng)
     if rng.random() < 0.1:

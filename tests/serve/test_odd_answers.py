@@ -128,3 +128,12 @@ def test_a_server_that_hangs_up(running: str) -> None:
     with pytest.raises(CheckError, match="no OpenAI-compatible server answers at"):
         Server(running, key=None, timeout=5).find_model(None)
     assert server_version(running) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://x:y", "http://127.0.0.1:99999", "x", "", "http://a b"]
+)
+def test_a_chat_with_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(ServeError):
+        connect(address, None)

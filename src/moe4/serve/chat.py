@@ -5,13 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from moe4.errors import MissingDependencyError, ServeError
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
-# What comes of an answer of another form: the client checks none, and lets through what breaks off a stream.
-UNREADABLE = (AttributeError, TypeError, ValueError, LookupError, RecursionError, httpx.HTTPError)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,8 +39,6 @@ class Conversation:
         Closing the iterator stops the answer at the server and keeps the part that has come. Raises
         ServeError if the server cannot be reached or refuses; the message is then forgotten.
         """
-        import openai
-
         self.finish_reason, self.usage = None, None
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
@@ -67,7 +61,7 @@ class Conversation:
                         if choice.delta.content:
                             pieces.append(choice.delta.content)
                             yield choice.delta.content
-        except (openai.OpenAIError, *UNREADABLE) as error:
+        except Exception as error:  # the client checks no answer's form, and passes on what breaks one off
             self.messages.pop()
             pieces.clear()
             raise _as_serve_error(error, self.client) from None
@@ -87,12 +81,15 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
         raise MissingDependencyError(
             "the openai package is not installed: pip install 'moe4[cpu]' or openai"
         ) from None
-    client = openai.OpenAI(
-        base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
-    )
+    try:
+        client = openai.OpenAI(
+            base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
+        )
+    except Exception as error:  # the errors of its HTTP library, which is not always the same
+        raise ServeError(f"{base_url} is not an address: {error}") from None
     try:
         served = [str(each.id) for each in client.models.list()]
-    except (openai.OpenAIError, *UNREADABLE) as error:
+    except Exception as error:  # as above
         raise _as_serve_error(error, client) from None
     if not served:
         raise ServeError(f"{base_url} serves no model")
@@ -106,8 +103,8 @@ def _as_serve_error(error: Exception, client: Any) -> ServeError:
     import openai
 
     url = str(client.base_url).rstrip("/")
-    if isinstance(error, UNREADABLE):
-        return ServeError(f"{url} does not answer as the chat completions API does")
+    if not isinstance(error, openai.OpenAIError):
+        return ServeError(f"{url} does not answer as the chat completions API does ({type(error).__name__})")
     if isinstance(error, openai.APITimeoutError):
         return ServeError(f"{url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
