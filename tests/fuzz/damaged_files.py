@@ -129,7 +129,7 @@ def damage_lines(path: Path, rng: Random) -> str:
     if lines and action < 0.8:
         try:
             lines[place] = to_json(edit(json.loads(lines[place]), rng), rng)
-        except ValueError:  # edited before
+        except (ValueError, RecursionError):  # edited before
             lines[place] = to_json(odd_value(rng), rng)
     elif lines and action < 0.9:
         lines.insert(rng.randrange(len(lines) + 1), lines[place])
