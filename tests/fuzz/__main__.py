@@ -8,6 +8,7 @@ stands in docs/fuzzing.md.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="what a case may take")
     parser.add_argument("--failures", type=Path, default=Path("build/fuzz/failures"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder goes, too
     if options.replay is not None:
         options.first, options.cases = options.replay, 1
     result = run_campaign(

@@ -218,8 +218,7 @@ def lint(case: Case) -> list[str]:
 
 def lint_dashboard(case: Case) -> list[str]:
     """Lint a damaged dashboard and its alerts."""
-    folder = case.take("manifests/dashboard")
-    case.spoil(folder)
+    folder = case.spoil(case.take("manifests/dashboard"))
     return ["lint", *sorted(str(path) for path in Path(folder).iterdir()), *_maybe(case, "--fix")]
 
 
