@@ -113,7 +113,7 @@ def _parse(line: str, where: str) -> ToolRequest:
 def _parse_object(line: str, where: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EvaluationError(f"{where}: not JSON: {error}") from None
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]}")
