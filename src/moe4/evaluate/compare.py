@@ -49,7 +49,6 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
     source, release = open_weights(options.source), open_weights(options.release)
     dtype = DTYPES[options.compute_dtype]
-    device = usable_device(options.device)
     networks = [Network(weights.config, dtype) for weights in (source, release)]
     _check_alike(options, *networks)
     corpus = load_corpus(
@@ -62,6 +61,7 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
+    device = usable_device(options.device)
     with tempfile.TemporaryDirectory(prefix="moe4-compare-", dir=options.work) as folder:
         works = [Path(folder, name) for name in ("source", "release")]
         for work in works:

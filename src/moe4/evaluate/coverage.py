@@ -53,7 +53,6 @@ class Coverage:
 
 def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
-    device = usable_device(options.device)
     weights = open_weights(options.model)
     network = Network(weights.config, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
@@ -67,7 +66,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     counts = np.zeros((len(sequences), len(shapes), max(shape.num_experts for _, shape in shapes)), np.int32)
     top_k, place = 1, 0
     with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
-        stream = Stream(weights, network, sequences, Path(work), device)
+        stream = Stream(weights, network, sequences, Path(work), usable_device(options.device))
         stream.embed()
         for layer in range(network.num_layers):
             passed = stream.attend(layer)

@@ -58,7 +58,6 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     """
     if options.path.exists() and not options.force:
         raise OutputError(f"{options.path} is there already; --force makes it again")
-    device = usable_device(options.device)
     models: dict[str, Weights] = {"released": open_weights(options.release)}
     network = Network(models["released"].config, torch.float32)
     if options.source is not None:
@@ -73,7 +72,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     chosen, remarks = choose_sequences(tokenizer, int(network.config.vocab_size))
     with tempfile.TemporaryDirectory(prefix="moe4-probe-") as work:
         tokens = [sequence.tokens for sequence in chosen]
-        passes = ProbePasses(models, network, tokens, Path(work), device)
+        passes = ProbePasses(models, network, tokens, Path(work), usable_device(options.device))
         num_unreached = _run_layers(passes, say)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(
