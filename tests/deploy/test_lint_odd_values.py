@@ -10,8 +10,10 @@ import yaml
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.deploy.documents import parse
 from moe4.deploy.lint.place import mapping, whole
 from moe4.deploy.lint.server import parse_quantity
+from moe4.errors import DeployError
 
 ODD: tuple[Any, ...] = (
     None,
@@ -127,3 +129,17 @@ def test_quantities() -> None:
     assert parse_quantity("9") == 9
     for text in ("", ".", "1.2.3", "9" * 400, "1e9", "-1", "²"):
         assert parse_quantity(text) is None
+
+
+def test_nesting_is_bounded() -> None:
+    assert parse("a: " + "[" * 60 + "]" * 60, "a.yaml")
+    for text in ("[" * 5000, "a: " + "[" * 3000 + "]" * 3000, "{a: " * 3000, "- " * 3000 + "x"):
+        with pytest.raises(
+            DeployError, match=r"a\.yaml is not YAML that can be read: nested deeper than 64 levels"
+        ):
+            parse(text, "a.yaml")
+
+
+def test_aliases_are_not_unfolded() -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    assert parse(bomb, "a.yaml")
