@@ -22,9 +22,12 @@ check: setup
 sanitize: setup
 	$(PYTHON) -m pytest tests/kernels/test_native_checks.py
 
-# For a longer time: make fuzz SECONDS=3600. Needs clang++ with its fuzzing runtime.
+# The commands on damaged inputs (docs/fuzzing.md), then the kernels, which need clang++ with its fuzzing runtime.
+CASES := 10000
+SEED := 0
 SECONDS := 60
 fuzz: setup
+	PYTHONPATH=tests $(PYTHON) -m fuzz --cases $(CASES) --seed $(SEED)
 	$(PYTHON) tests/kernels/fuzz_kernels.py --seconds $(SECONDS)
 
 reference-model: setup

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from moe4 import __version__
-from moe4.cli.main import COMMANDS
+from moe4.cli.app import COMMANDS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def test_help_names_every_command() -> None:
 def test_every_command_has_help_without_loading_torch(command: str) -> None:
     program = (
         "import sys\n"
-        "from moe4.cli.main import app\n"
+        "from moe4.cli.app import app\n"
         f"try: app([{command!r}, '--help'])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'lm_eval', 'openai'} & set(sys.modules)\n"

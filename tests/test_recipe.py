@@ -1,5 +1,8 @@
 """Recipes: TOML in, checked dataclasses out."""
 
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,23 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 def test_override_changes_only_what_is_given() -> None:
     assert override(Recipe(), method=None, group_size=32) == Recipe(group_size=32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "zeros", "sparse", "folder", "itself", "digits", "deep", "not UTF-8"]
+)
+def test_what_is_no_recipe_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    makers: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "zeros": lambda: path.symlink_to("/dev/zero"),
+        "sparse": lambda: (path.touch(), os.truncate(path, 1 << 40)),
+        "folder": path.mkdir,
+        "itself": lambda: path.symlink_to(path),
+        "digits": lambda: path.write_text(f"group_size = {'9' * 5000}"),
+        "deep": lambda: path.write_text(f"targets = {'[' * 100_000}"),
+        "not UTF-8": lambda: path.write_bytes(b"\xff\xfe"),
+    }
+    makers[kind]()
+    with pytest.raises(RecipeError, match=re.escape(f"recipe {path} ")):
+        load_recipe(path)

@@ -23,13 +23,27 @@
     └── MissingDependencyError    an optional package is not installed
 
 A message names what is wrong and where, what was expected, what was found, and what to do.
+
+Exit codes of the command line:
+
+    0    done
+    1    a check failed: the release is damaged, the server's answers are wrong, the model does not fit
+    2    bad input: a Moe4Error, an option that makes no sense, a file or volume that cannot be used
+    70   a fault of moe4's own, which it asks to report
+    130  interrupted
+    141  the reader of standard output has left
 """
+
+INPUT_EXIT_CODE = 2
+FAULT_EXIT_CODE = 70
+INTERRUPTED_EXIT_CODE = 130
+PIPE_EXIT_CODE = 141
 
 
 class Moe4Error(Exception):
     """Base of all errors caused by input, environment or request; never by a bug of ours."""
 
-    exit_code = 2
+    exit_code = INPUT_EXIT_CODE
 
 
 class CheckpointError(Moe4Error):

@@ -35,6 +35,7 @@ UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 
 GROUP_SIZES = (32, 64, 128)
 AUTO_GROUP_SIZE = 0
 MOST = 1 << 31
+MAX_FILE_BYTES = 1 << 20
 ALL_TARGETS: tuple[Target, ...] = get_args(Target)
 
 
@@ -155,10 +156,18 @@ def parse_size(text: str, where: str) -> int:
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe from a TOML file. Raises RecipeError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would have us wait
+            raise RecipeError(f"recipe {path} is not a regular file")
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise RecipeError(f"recipe {path} has more than {MAX_FILE_BYTES} bytes; it cannot be one")
+        data = tomllib.loads(text.decode())
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError(f"recipe {path} cannot be read: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from None
     return Recipe.from_dict(data, where=str(path))
 

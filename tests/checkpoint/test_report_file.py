@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe4.checkpoint.report import read_report
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import CheckpointError
 
 SHA = "0" * 64

@@ -10,7 +10,7 @@ from deploy.deploy_cases import REPOSITORY
 from typer.testing import CliRunner
 
 from moe4 import __version__
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.options import IMAGES
 from moe4.errors import DeployError
 

@@ -11,7 +11,7 @@ import yaml
 from deploy.deploy_cases import K2_TINY
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.dashboard import HTTP_REQUESTS, METRICS, alert_rules, alerts, dashboard
 
 HISTOGRAM_SUFFIXES = ("_bucket", "_sum", "_count")

@@ -16,7 +16,7 @@ from deploy.deploy_cases import write_kimi_config
 from hostile import TEXTS
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.documents import Noted, parse, render
 from moe4.deploy.options import FORMS, ON_A_CLUSTER
 from moe4.errors import DeployError, Moe4Error

@@ -10,7 +10,7 @@ from deploy.deploy_cases import write_kimi_config
 from shared_data import shared_path
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.lint.finding import RULES
 from moe4.errors import DeployError, MissingFileError
 

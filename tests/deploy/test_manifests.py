@@ -15,7 +15,7 @@ from model_fixtures import write_random_model, write_rounded_release
 from shared_data import find_shared, shared_path
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.choose import Wanted, pick
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.run import lint_files

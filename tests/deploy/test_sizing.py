@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shared_data import shared_path
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.choose import default_layout, smallest_on, survey
 from moe4.deploy.images import has_plugin
 from moe4.deploy.machines import DEVICES, GIB, cpu_server, find_device, unnamed_gpu

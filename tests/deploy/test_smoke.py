@@ -9,7 +9,7 @@ import pytest
 from deploy.openai_stand_in import FAULTS, serving
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.deploy.requests import smoke_curl
 from moe4.errors import DeployError
 

@@ -13,7 +13,7 @@ from model_fixtures import load_in_transformers, write_random_model
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import CalibrationError, EvaluationError
 from moe4.evaluate.coverage import Coverage, CoverageOptions, choose, describe, measure, summarize
 from moe4.evaluate.overlap import describe_overlap, find_overlap, read_questions

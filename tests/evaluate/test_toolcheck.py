@@ -10,7 +10,7 @@ import pytest
 from scripted_tool_server import MODEL, ToolServer, hard_cases, running, write_requests
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import EvaluationError, ServeError
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import KernelError
 from moe4.kernels import available_paths, machine, selected_path
 

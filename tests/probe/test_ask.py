@@ -11,7 +11,7 @@ import pytest
 from probe.completions_stand_in import NUM_SEQUENCES, make_expected, serving
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import ProbeError
 from moe4.probe import check
 from moe4.probe.ask import ask_server, check_when_ready, script_text

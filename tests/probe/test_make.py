@@ -16,7 +16,7 @@ from model_fixtures import (
 )
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import OutputError, ProbeError
 from moe4.probe.form import Expectation, ExpectedAnswers, read_probe
 from moe4.probe.make import ProbeOptions, describe, make_probe, summarize

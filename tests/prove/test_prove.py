@@ -8,7 +8,7 @@ import pytest
 from model_fixtures import write_random_model, write_rounded_release
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import EvaluationError
 from moe4.prove import ProveOptions, describe, failures, prove
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from measured import TASK, write_measured_release
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import CheckpointError, OutputError
 from moe4.publish.card import render_card
 from moe4.publish.proof import read_proof

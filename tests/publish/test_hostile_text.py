@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from measured import TASK, write_measured_release
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import OutputError
 from moe4.escape import visible
 from moe4.publish.card import render_card

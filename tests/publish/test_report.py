@@ -14,7 +14,7 @@ import pytest
 from measured import TASK, write_measured_release
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.errors import MissingFileError
 from moe4.publish.charts import NUM_SHADES, heat_map
 from moe4.publish.proof import read_proof

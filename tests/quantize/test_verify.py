@@ -13,7 +13,7 @@ from release_tools import run_cli
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from moe4.cli.main import app
+from moe4.cli.app import app
 from moe4.probe.make import ProbeOptions, make_probe
 from moe4.quantize.verify import describe, verify
 

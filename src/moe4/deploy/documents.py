@@ -8,6 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from moe4.errors import DeployError
@@ -18,6 +19,8 @@ _READ_OTHERWISE = re.compile(
     r"[-+.]?\d[\da-fobx_:.+\- TZ]*|[-+]?\.(inf|nan)|true|false|null|yes|no|on|off|y|n|~|=|<<|", re.I
 )
 _SCRIPT = re.compile(r"[!-~][ -~]*\n([ -~]*\n)*")
+
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,23 @@ def parse(text: str, where: str) -> list[Any]:
     reader = YAML()
     reader.preserve_quotes = True
     try:
+        _check_depth(text)
         return [document for document in reader.load_all(text) if document is not None]
     except Exception as error:  # ruamel has several, and the text may be anything
         reason = " ".join(str(error).split())
         raise DeployError(f"{where} is not YAML that can be read: {reason}") from None
+
+
+def _check_depth(text: str) -> None:
+    """Refuse nesting that no manifest has: the reader takes time by its square, and ends in recursion."""
+    depth = 0
+    for event in YAML().parse(text):
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels, line {event.start_mark.line + 1}")
 
 
 def _convert(value: Any, column: int = 0) -> Any:

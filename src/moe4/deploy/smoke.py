@@ -90,7 +90,7 @@ class SmokeTest:
             detail, ok = f"status {error.response.status_code}: {reason}", False
         except httpx.HTTPError as error:
             detail, ok = f"cannot be reached: {error or type(error).__name__}", False
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             detail, ok = f"not the answer of an OpenAI-compatible server: {error!r}", False
         except (_UnexpectedError, ProbeError) as error:
             detail, ok = str(error), False

@@ -18,6 +18,7 @@ from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokeni
 from moe4.errors import EvaluationError
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.request import find_data
+from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
@@ -62,7 +63,7 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
-    device = torch.device(options.device)
+    device = usable_device(options.device)
     with tempfile.TemporaryDirectory(prefix="moe4-compare-", dir=options.work) as folder:
         works = [Path(folder, name) for name in ("source", "release")]
         for work in works:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize
 from moe4.calibration.documents import Document, join_parts
 from moe4.errors import CalibrationError
+from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
 
@@ -64,7 +65,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     counts = np.zeros((len(sequences), len(shapes), max(shape.num_experts for _, shape in shapes)), np.int32)
     top_k, place = 1, 0
     with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
-        stream = Stream(weights, network, sequences, Path(work), torch.device(options.device))
+        stream = Stream(weights, network, sequences, Path(work), usable_device(options.device))
         stream.embed()
         for layer in range(network.num_layers):
             passed = stream.attend(layer)

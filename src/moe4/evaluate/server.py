@@ -1,5 +1,6 @@
 """A running OpenAI-compatible server, as the harness needs it."""
 
+import http.client
 import json
 import os
 import urllib.error
@@ -42,17 +43,19 @@ def list_models(base_url: str) -> list[dict[str, Any]]:
     url = f"{base_url}/models"
     try:
         with _open(url) as answer:
-            entries: list[dict[str, Any]] = json.load(answer)["data"]
-            for entry in entries:
-                entry["id"] = str(entry["id"])
+            entries: list[dict[str, Any]] = [
+                {**entry, "id": str(entry["id"])} for entry in json.load(answer)["data"]
+            ]
     except urllib.error.HTTPError as error:
         hint = "; set VLLM_API_KEY to its key" if error.code in (401, 403) else ""
         raise ServeError(f"{url} answers {error.code} {error.reason}{hint}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise ServeError(
             f"no OpenAI-compatible server at {base_url} ({reason}); start one with moe4 serve"
         ) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ServeError(f"{url} lists no models: {base_url} is no OpenAI-compatible server") from None
     return entries
 
 
@@ -70,9 +73,9 @@ def local_model_folder(base_url: str, model: str) -> Path | None:
 def server_version(base_url: str) -> str | None:
     """Return vLLM's version where the server is vLLM."""
     try:
-        with _open(f"{base_url.removesuffix('/v1')}/version") as answer:
+        with _open(f"{base_url.removesuffix('/v1')}/version") as answer:  # other servers have no such page
             return str(json.load(answer)["version"])
-    except (OSError, ValueError, KeyError, TypeError):  # other servers have no such page
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

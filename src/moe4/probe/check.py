@@ -15,6 +15,7 @@ docs/probe-check.md of moe4.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import math
 import os
@@ -154,7 +155,7 @@ class Server:
                 Position(_token_id(token), {_token_id(key): float(value) for key, value in listed.items()})
                 for token, listed in zip(logprobs["tokens"], logprobs["top_logprobs"])
             ]
-        except (KeyError, TypeError, IndexError, AttributeError):
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
             raise CheckError(f"{self.url} does not answer as the completions API does") from None
         for position in positions:
             if len(position.listed) < top:
@@ -162,7 +163,7 @@ class Server:
                     f"{self.url} lists {len(position.listed)} log-probabilities, {top} are needed: "
                     f"raise its limit (vLLM: --max-logprobs {top})"
                 )
-            if sum(map(math.exp, position.listed.values())) > 1.01:
+            if sum(math.exp(min(value, 1.0)) for value in position.listed.values()) > 1.01:
                 raise CheckError(
                     f"{self.url} lists values that are not log-probabilities; vLLM needs --logprobs-mode "
                     "raw_logprobs, its default"
@@ -179,20 +180,23 @@ class Server:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             raise CheckError(self._explain(error, path)) from None
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise CheckError(f"no OpenAI-compatible server answers at {self.url}: {reason}") from None
+        except (ValueError, RecursionError):
+            raise CheckError(f"{self.url}{path} does not answer with JSON") from None
         if not isinstance(answer, dict):
             raise CheckError(f"{self.url}{path} does not answer with a JSON object")
         return answer
 
     def _explain(self, error: urllib.error.HTTPError, path: str) -> str:
-        said = " ".join(error.read().decode("utf-8", "replace").split())
+        said = ""
         try:
+            said = " ".join(error.read().decode("utf-8", "replace").split())
             content = json.loads(said)
             reason = content.get("error") or content.get("detail") or said
             said = str(reason.get("message", said) if isinstance(reason, dict) else reason)
-        except (ValueError, AttributeError):
+        except (OSError, http.client.HTTPException, ValueError, AttributeError, RecursionError):
             pass
         hint = ""
         if error.code in (401, 403):

@@ -16,6 +16,7 @@ from moe4.checkpoint.durable import check_output, write_output
 from moe4.checkpoint.release import REPORT_NAME, dump_json
 from moe4.checkpoint.report import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
+from moe4.forward.device import usable_device
 from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network
 from moe4.probe.form import (
@@ -72,7 +73,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     chosen, remarks = choose_sequences(tokenizer, int(network.config.vocab_size))
     with tempfile.TemporaryDirectory(prefix="moe4-probe-") as work:
         tokens = [sequence.tokens for sequence in chosen]
-        passes = ProbePasses(models, network, tokens, Path(work), torch.device(options.device))
+        passes = ProbePasses(models, network, tokens, Path(work), usable_device(options.device))
         num_unreached = _run_layers(passes, say)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(

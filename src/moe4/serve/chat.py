@@ -39,8 +39,6 @@ class Conversation:
         Closing the iterator stops the answer at the server and keeps the part that has come. Raises
         ServeError if the server cannot be reached or refuses; the message is then forgotten.
         """
-        import openai
-
         self.finish_reason, self.usage = None, None
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
@@ -63,7 +61,7 @@ class Conversation:
                         if choice.delta.content:
                             pieces.append(choice.delta.content)
                             yield choice.delta.content
-        except openai.OpenAIError as error:
+        except Exception as error:  # the client checks no answer's form, and passes on what breaks one off
             self.messages.pop()
             pieces.clear()
             raise _as_serve_error(error, self.client) from None
@@ -83,12 +81,15 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
         raise MissingDependencyError(
             "the openai package is not installed: pip install 'moe4[cpu]' or openai"
         ) from None
-    client = openai.OpenAI(
-        base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
-    )
     try:
-        served = [each.id for each in client.models.list()]
-    except openai.OpenAIError as error:
+        client = openai.OpenAI(
+            base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
+        )
+    except Exception as error:  # the errors of its HTTP library, which is not always the same
+        raise ServeError(f"{base_url} is not an address: {error}") from None
+    try:
+        served = [str(each.id) for each in client.models.list()]
+    except Exception as error:  # as above
         raise _as_serve_error(error, client) from None
     if not served:
         raise ServeError(f"{base_url} serves no model")
@@ -102,6 +103,8 @@ def _as_serve_error(error: Exception, client: Any) -> ServeError:
     import openai
 
     url = str(client.base_url).rstrip("/")
+    if not isinstance(error, openai.OpenAIError):
+        return ServeError(f"{url} does not answer as the chat completions API does ({type(error).__name__})")
     if isinstance(error, openai.APITimeoutError):
         return ServeError(f"{url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):

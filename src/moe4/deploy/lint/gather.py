@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from moe4.deploy.lint.place import Document, Place, entries, get
+from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.server import Server, read_container, split_words
 
 KSERVE = "serving.kserve.io"
@@ -82,15 +82,15 @@ def _inference_service(document: Document, runtime: Document | None) -> Server:
 
 def _read_worker(server: Server, worker: Place) -> None:
     for what in ("tensor", "pipeline"):
-        value = (worker / f"{what}ParallelSize").value
-        if isinstance(value, int):
-            server.sizes[what] = int(value)
+        value = whole((worker / f"{what}ParallelSize").value)
+        if value is not None:
+            server.sizes[what] = value
     server.nodes = server.sizes.get("pipeline", 1)
 
 
 def _llm_service(document: Document) -> Iterator[Server]:
     spec = Place(document=document, path=("spec",))
-    sizes = (spec / "parallelism").value or {}
+    sizes = mapping((spec / "parallelism").value)
     for part in ("template", "worker"):
         pod = spec / part
         if pod.value is None and part == "worker":
@@ -103,20 +103,21 @@ def _llm_service(document: Document) -> Iterator[Server]:
                 server.place = pod / "containers" / number
                 read_container(server, server.place, pod / "volumes")
         for what in ("tensor", "pipeline", "data"):
-            if isinstance(sizes.get(what), int):
-                server.sizes[what] = int(sizes[what])
+            size = whole(sizes.get(what))
+            if size is not None:
+                server.sizes[what] = size
         if sizes.get("expert"):
             server.flags["--enable-expert-parallel"] = ("", spec / "parallelism" / "expert")
-        local = sizes.get("dataLocal")
-        if isinstance(local, int) and local and "data" in server.sizes:
-            server.nodes = server.sizes["data"] // int(local)
+        local = whole(sizes.get("dataLocal"))
+        if local and "data" in server.sizes:
+            server.nodes = server.sizes["data"] // local
         if (spec / "worker").value is not None and server.sizes.get("pipeline", 1) > 1:
             server.nodes = server.sizes["pipeline"]
         yield server
 
 
 def _compose(document: Document) -> Iterator[Server]:
-    for name, service in (get(document.data, "services") or {}).items():
+    for name, service in mapping(get(document.data, "services")).items():
         place = Place(document=document, path=("services", str(name)))
         if not looks_like_vllm(service):
             continue
@@ -148,7 +149,7 @@ def _compose(document: Document) -> Iterator[Server]:
             if "gpu" in entries(get(device, "capabilities")):
                 count = get(device, "count")
                 server.all_gpus = count in (None, "all", -1)
-                server.num_gpus = 0 if server.all_gpus else int(count)
+                server.num_gpus = 0 if server.all_gpus else whole(count) or 0
         if not devices:
             server.num_gpus = 0
         yield server

@@ -1,5 +1,6 @@
 """Parsed documents and where in the file their values stand."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,20 @@ def get(node: Any, *path: Key) -> Any:
 def entries(node: Any) -> list[Any]:
     """Return a list's items, or nothing."""
     return list(node) if isinstance(node, list) else []
+
+
+def mapping(node: Any) -> dict[Any, Any]:
+    """Return a mapping, or an empty one for anything else."""
+    return node if isinstance(node, dict) else {}
+
+
+def whole(value: Any) -> int | None:
+    """Return a whole number from 0, also from its digits; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
+        return int(value)
+    return None
 
 
 def dotted(path: tuple[Key, ...]) -> str:

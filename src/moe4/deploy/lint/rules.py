@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from moe4.deploy.images import has_plugin
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.place import Place, get
+from moe4.deploy.lint.place import Place, get, whole
 from moe4.deploy.lint.server import Server, parse_quantity
 from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
 from moe4.deploy.release import Release
@@ -216,7 +216,7 @@ def _length(server: Server, context: Context) -> Iterator[Finding]:
 
 def _number(server: Server, flag: str) -> int | None:
     value = server.flags.get(flag)
-    return int(value[0]) if value and value[0].isdigit() else None
+    return whole(value[0]) if value else None
 
 
 def _set_request(resources: Place, name: str, amount: int) -> Any:

@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES
-from moe4.deploy.lint.place import Document, Place, entries, get
+from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import Server
 from moe4.deploy.sizing import load_seconds
@@ -55,15 +55,15 @@ def _probes(server: Server, context: Context) -> Iterator[Finding]:
     port = server.flags.get("--port", ("8000", server.flags_place))[0]
     for probe in server.probes.values():
         asked = get(probe.value, "httpGet", "port")
-        if isinstance(asked, int) and port.isdigit() and asked != int(port) and not server.templated:
+        if isinstance(asked, int) and whole(port) not in (None, asked) and not server.templated:
             why = f"the probe asks port {asked}, the server listens on {port}"
             yield (probe / "httpGet" / "port").find("probe-port", why, f"use {port}")
 
 
 def _startup_window(startup: Place, context: Context, load: float | None) -> Iterator[Finding]:
     probe = startup.value
-    period, failures = int(get(probe, "periodSeconds") or 10), int(get(probe, "failureThreshold") or 3)
-    window = period * failures + int(get(probe, "initialDelaySeconds") or 0)
+    period, failures = whole(get(probe, "periodSeconds")) or 10, whole(get(probe, "failureThreshold")) or 3
+    window = period * failures + (whole(get(probe, "initialDelaySeconds")) or 0)
     if load is not None and context.release is not None and window < load:
         size = context.release.num_bytes / 1e9
         yield startup.find(
@@ -114,7 +114,7 @@ def _user(server: Server) -> Iterator[Finding]:
     if server.templated or server.partial:
         return
     for place in server.security:
-        context = place.value or {}
+        context = mapping(place.value)
         if context.get("runAsNonRoot") or (
             isinstance(context.get("runAsUser"), int) and context["runAsUser"]
         ):
@@ -213,19 +213,19 @@ def _worker(worker: Place) -> Iterator[Finding]:
 
 def _llm_parallelism(part: Place) -> Iterator[Finding]:
     place = part / "parallelism"
-    sizes = place.value or {}
+    sizes = mapping(place.value)
     data, local = sizes.get("data"), sizes.get("dataLocal")
     pipeline = sizes.get("pipeline")
     if (data is None) != (local is None):
         yield place.find("llmd-parallelism", "the webhook wants data and dataLocal together", "give both")
-    elif isinstance(data, int) and isinstance(local, int) and data % local:
+    elif isinstance(data, int) and isinstance(local, int) and local and data % local:
         why = f"data {data} is no multiple of dataLocal {local}"
         yield place.find("llmd-parallelism", why, "make every machine hold the same number")
     if pipeline is not None and data is not None:
         why = "the webhook refuses pipeline and data parallelism together"
         yield place.find("llmd-parallelism", why, "keep one of them")
     has_worker = (part / "worker").value is not None
-    if has_worker and data is None and (pipeline or 0) <= 1:
+    if has_worker and data is None and (whole(pipeline) or 0) <= 1:
         why = "the webhook refuses a worker without data or pipeline parallelism"
         yield (part / "worker").find("llmd-parallelism", why, "give data and dataLocal, or pipeline")
     if not has_worker and isinstance(data, int) and isinstance(local, int) and data > local:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moe4.deploy.lint.place import Place, entries, get
+from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 
 GPU_SUFFIX = "/gpu"
 # vLLM's short names and spellings, to the long one.
@@ -69,9 +69,9 @@ class Server:
         if self.resources is None:
             return
         for side in ("requests", "limits"):
-            for name, amount in (get(self.resources.value, side) or {}).items():
+            for name, amount in mapping(get(self.resources.value, side)).items():
                 if str(name).endswith(GPU_SUFFIX) or "/mig-" in str(name):
-                    yield side, str(name), int(amount) if str(amount).isdigit() else 0
+                    yield side, str(name), whole(amount) or 0
 
     @property
     def memory_bytes(self) -> int | None:
@@ -96,7 +96,8 @@ class Server:
         if what in self.sizes:
             return self.sizes[what]
         value = self.flags.get(f"--{what}-parallel-size")
-        return int(value[0]) if value and value[0].isdigit() else 1
+        number = whole(value[0]) if value else None
+        return 1 if number is None else number
 
     @property
     def has_sizes(self) -> bool:
@@ -177,7 +178,7 @@ def split_words(text: str) -> list[str]:
 
 def parse_quantity(text: str) -> int | None:
     """Return a Kubernetes or podman quantity in bytes; None if it is none."""
-    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([A-Za-z]*)", text.strip())
     if not found:
         return None
     unit = (

@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.place import Document, Place
+from moe4.deploy.lint.place import Document, Place, whole
 from moe4.deploy.lint.server import Server
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][A-Za-z0-9 _.-]*>")
@@ -221,8 +221,9 @@ def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> Server:
     counts = [value for name, value in options if name == "--gpus"]
     server.all_gpus = "all" in counts or any(value.endswith("=all") for value in devices)
     server.num_gpus = 0 if server.all_gpus else len(devices)
-    if counts and counts[0].isdigit():
-        server.num_gpus = int(counts[0])
+    number = whole(counts[0]) if counts else None
+    if number is not None:
+        server.num_gpus = number
     for name, value in options:
         if name == "--shm-size" or (name == "--ipc" and value == "host" and server.shm is None):
             server.shm, server.shm_size = place, value

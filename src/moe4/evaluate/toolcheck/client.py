@@ -11,6 +11,8 @@ import httpx
 RETRIED_STATUS = frozenset((408, 409, 429, 500, 502, 503, 504))
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 20.0
+# What comes of an answer that is no JSON, or JSON of another form.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +64,8 @@ async def ask(
                     return reply
         except httpx.HTTPError as error:
             reason = f"{type(error).__name__}: {error}".strip(": ")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            return Reply(error=f"the answer cannot be read: {error!r}", attempts=attempt)
+        except UNREADABLE as error:
+            return Reply(error=f"the answer is not a chat completion: {error!r}", attempts=attempt)
         if attempt <= max_retries:
             await asyncio.sleep(wait)
     return Reply(error=reason, attempts=attempt)
@@ -125,7 +127,7 @@ def _refusal(body: bytes, status: int) -> str:
         data = json.loads(body)
         error = data.get("error", data)
         message = error.get("message") if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         message = body[:200].decode("utf-8", "replace")
     return f"{status}: {' '.join(str(message).split())[:300]}"
 

@@ -288,4 +288,6 @@ def _greedy(request: ToolRequest) -> ToolRequest:
 
 def _request_hash(endpoint: Endpoint, request: ToolRequest, stream: bool) -> str:
     asked = [endpoint.identity or endpoint.base_url, endpoint.model, request.body, stream]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(asked, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()

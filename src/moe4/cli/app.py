@@ -1,0 +1,66 @@
+"""Assemble the commands.
+
+torch, transformers and vllm are imported inside the commands, so that `moe4 --help` answers at once.
+"""
+
+import importlib
+from typing import Any
+
+import typer
+
+from moe4 import __version__
+
+# One module per command in moe4.cli; each has a function `command` that typer registers under this name.
+COMMANDS = (
+    "plan",
+    "quantize",
+    "verify",
+    "serve",
+    "chat",
+    "eval",
+    "compare",
+    "coverage",
+    "toolcheck",
+    "report",
+    "card",
+    "prove",
+    "fit",
+    "deploy",
+    "lint",
+    "probe",
+    "smoke",
+    "doctor",
+)
+
+# What typer raises for wrong arguments; it exports only this class of them, which some are not.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="moe4",
+    help="Quantize Mixture-of-Experts checkpoints to INT4 (W4A16), check, serve and evaluate them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"moe4 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+for _name in COMMANDS:
+    _module = importlib.import_module(f"moe4.cli.{_name}")
+    _settings = getattr(_module, "CONTEXT_SETTINGS", None)
+    app.command(_name, context_settings=_settings)(_module.command)

@@ -1,0 +1,105 @@
+"""What to say of an exception that no command expected, and where its traceback is kept."""
+
+import errno
+import os
+import platform
+import re
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import moe4
+from moe4.errors import FAULT_EXIT_CODE, INPUT_EXIT_CODE
+
+# An OSError with one of these is a call of ours that makes no sense; any other is the state of the machine.
+OWN_MISTAKES = (errno.EBADF, errno.EFAULT, errno.EINVAL)
+REMEDIES = {
+    errno.EACCES: "check the permissions, or run it as another user",
+    errno.EPERM: "check the permissions, or run it as another user",
+    errno.ENOSPC: "free some space, or write to another volume",
+    errno.EDQUOT: "free some space, or write to another volume",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "check the path",
+    errno.EIO: "check the disk",
+}
+SECRET = re.compile(r"(?i)(key|token|secret|password)")
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the line for an exception that escaped a command.
+
+    A fault of ours leaves its traceback in a file of the folder for temporary files.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in OWN_MISTAKES:
+        return INPUT_EXIT_CODE, f"error: {_describe_system_error(error)}"
+    kind = type(error).__name__
+    what = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        what = what or "out of memory"
+    elif isinstance(error, RecursionError):
+        what = "something is nested too deeply"
+    if len(what) > 200:
+        what = what[:200] + " ..."
+    where = f" in {_innermost(error)}"
+    return FAULT_EXIT_CODE, (
+        f"fault: {kind}{': ' * bool(what)}{what}{where}. This is a bug in moe4, not a mistake of yours. "
+        f"{_save(error)} MOE4_TRACEBACK=1 prints the traceback."
+    )
+
+
+def _describe_system_error(error: OSError) -> str:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return "the working directory no longer exists; change to one that does"
+    names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if _is_path(name))
+    reason = error.strerror or str(error)
+    text = f"{names}: {reason}" if names else reason
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{text}; {remedy}" if remedy else text
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str | bytes | os.PathLike)
+
+
+def _innermost(error: Exception) -> str:
+    """Return `file:line` of the last place in moe4 that the exception passed."""
+    package = Path(moe4.__file__).parent
+    found = "moe4"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(package) and path.name not in ("main.py", "net.py"):
+            found = f"{path.relative_to(package.parent)}:{line}"
+    return found
+
+
+def _save(error: Exception) -> str:
+    """Write the traceback into a file; say where it is and what to do with it."""
+    versions = f"moe4 {moe4.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    text = f"{versions}\n{_arguments()}\n\n{''.join(traceback.format_exception(error))}"
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="moe4-fault-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as failure:
+        return f"Please report it; the traceback could not be saved ({failure.strerror})."
+    return f"Please report it with {name}."
+
+
+def _arguments() -> str:
+    """Return the command line without values that are secret."""
+    shown: list[str] = ["moe4"]
+    hide = False
+    for argument in sys.argv[1:]:
+        option, equals, _ = argument.partition("=")
+        is_secret = option.startswith("-") and SECRET.search(option)
+        if hide:
+            shown.append("***")
+        else:
+            shown.append(f"{option}=***" if is_secret and equals else argument)
+        hide = bool(is_secret and not equals and not hide)
+    return repr(shown)

@@ -1,0 +1,128 @@
+"""The last net: run a command, and turn whatever escapes it into one line on stderr and an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from moe4.cli.streams import OutputLost, standard_streams
+from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, Moe4Error
+
+LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
+
+
+def run() -> int:
+    """Run the command line; return the exit code."""
+    with _hearing_interrupts():
+        try:
+            with standard_streams():
+                return _run()
+        except OutputLost as lost:
+            if isinstance(lost.reason, BrokenPipeError):
+                return PIPE_EXIT_CODE
+            say(f"error: standard output cannot be written: {lost.reason.strerror}")
+            return INPUT_EXIT_CODE
+        except KeyboardInterrupt:
+            return _interrupted()
+
+
+def _run() -> int:
+    """Run the command that the arguments name; return the exit code. Raises OutputLost."""
+    try:
+        os.getcwd()  # noqa: PTH109  # torch's libraries end a process that has none
+        return _run_command()
+    except (KeyboardInterrupt, OutputLost):
+        raise
+    except SystemExit as stop:  # a library's
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        say(f"error: {stop.code}")
+        return INPUT_EXIT_CODE
+    except Moe4Error as error:
+        _show_traceback(error)
+        say(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        from moe4.cli.fault import explain
+
+        _show_traceback(error)
+        code, text = explain(error)
+        say(text)
+        return code
+
+
+def _run_command() -> int:
+    """Parse the arguments and call the command.
+
+    This is what typer's app() does, without its own answers to broken pipes, interrupts and usage errors.
+    """
+    import typer
+    from typer.main import get_command
+
+    from moe4.cli.app import USAGE_ERROR, app
+
+    try:
+        with get_command(app).make_context("moe4", sys.argv[1:]) as context:
+            context.command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return _interrupted()
+    except USAGE_ERROR as error:
+        if len(sys.argv) == 1:
+            error.show()  # the help
+        else:
+            place = error.ctx.command_path if error.ctx else "moe4"
+            say(f"error: {error.format_message().rstrip('.')}; see {place} --help")
+        return INPUT_EXIT_CODE
+    return 0
+
+
+def say(text: str) -> None:
+    """Print `moe4: text` as one line on stderr: control characters escaped, a long one cut in the middle."""
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in text.strip()
+    )
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE - 300]} [...] {line[-300:]}"
+    print(f"moe4: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _interrupted() -> int:
+    """Say so. From here on Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    say("interrupted")
+    return INTERRUPTED_EXIT_CODE
+
+
+@contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """End at once where Ctrl-C finds an import under way: libraries take the exception for a failed one."""
+
+    def hear(_number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, b"moe4: interrupted\n")
+                os._exit(INTERRUPTED_EXIT_CODE)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a job in the background ignores it
+        yield
+        return
+    signal.signal(signal.SIGINT, hear)
+    yield
+    if signal.getsignal(signal.SIGINT) is hear:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show_traceback(error: BaseException) -> None:
+    """Print the traceback for whoever asks for it with MOE4_TRACEBACK=1."""
+    if os.environ.get("MOE4_TRACEBACK", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
