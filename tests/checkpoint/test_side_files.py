@@ -62,16 +62,16 @@ def test_links_that_lead_out_are_refused_by_name(case: str, name: str, checkpoin
     path = checkpoint / name
     path.unlink(missing_ok=True)
     OUT[case](path, checkpoint.parent / "secret.json")
-    words = r"which does not exist" if case in ("a link to nowhere", "a link to itself") else "outside"
-    with pytest.raises(UnsafePathError, match=rf"{name} is a link to .*{words}"):
+    words = {"a link to nowhere": "does not exist", "a link to itself": "in a circle"}.get(case, "outside")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link .*{words}"):
         find_side_files(checkpoint, SHARDS)
-    with pytest.raises(UnsafePathError, match=name):
+    with pytest.raises(CheckpointError, match=name):
         list_uploads(checkpoint)
 
 
 def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:
     (checkpoint / os.fsdecode(b"notes-\xff.txt")).write_text("x")
-    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', whose name is not UTF-8; rename it"):
+    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', a name that is no plain text; rename it"):
         find_side_files(checkpoint, SHARDS)
 
 

@@ -57,10 +57,10 @@ def test_two_shards_without_an_index_are_refused(tmp_path: Path) -> None:
 
 def test_shards_may_be_links_as_in_the_hub_cache(tmp_path: Path) -> None:
     blobs = write(tmp_path / "blobs", {"a": torch.ones(2)})
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    snapshot = tmp_path / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
     for name in ("model.safetensors", "config.json"):
-        (snapshot / name).symlink_to(Path("..") / "blobs" / name)
+        (snapshot / name).symlink_to(Path("../..") / "blobs" / name)
     assert torch.equal(Checkpoint(snapshot).load("a"), torch.ones(2))
     assert (blobs / "config.json").exists()
 

@@ -181,15 +181,17 @@ def require_inside(path: Path, folder: Path) -> None:
     home = folder.resolve()
     homes = [home, home.parent.parent / BLOBS] if home.parent.name == "snapshots" else [home]
     try:
-        target = path.resolve(strict=True)
+        target = path.resolve()
     except (OSError, RuntimeError):
-        raise UnsafePathError(
-            f"{path} is a link to {path.readlink()}, which does not exist; put the file in its place"
-        ) from None
+        raise UnsafePathError(f"{path} is a link that leads in a circle") from None
     if not any(home in target.parents for home in homes):
         raise UnsafePathError(
             f"{path} is a link to {target}, outside {folder}; put a copy of the file in its place, "
             "or remove the link"
+        )
+    if not target.exists():
+        raise MissingFileError(
+            f"{path} is a link to {path.readlink()}, which does not exist; put the file in its place"
         )
 
 

@@ -54,7 +54,8 @@ class CheckpointIndex:
         self.folder = folder
         self._problems = problems
         self.config = read_config(folder)
-        check_files(folder)
+        if problems is None:  # else the caller looks at every file himself
+            check_files(folder)
         self.index: dict[str, Any] = {}
         self.shards: dict[str, Shard] = {}
         self.tensors: dict[str, StoredTensor] = {}
