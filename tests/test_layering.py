@@ -9,6 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "moe4"
 RANKS = {
     "errors": 0,
     "escape": 0,
+    "strict_json": 0,
     "schema": 1,
     "environment": 1,
     "recipe": 2,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from moe4.errors import Moe4Error
+from moe4.strict_json import parse_json
 
 MAX_FAULTS = 4
 """As many are named; the rest are counted."""
@@ -129,10 +130,10 @@ def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) 
 
 
 def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
-    """Return what JSON says. Raises `error` with one line, also for what is nested too deep to read."""
+    """Return what JSON says. Raises `error` with one line (strict_json.py)."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as caught:
+        return parse_json(text)
+    except ValueError as caught:
         raise error(printable(f"{where}: not JSON: {caught}")) from None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from moe4.cli.app import app
 from moe4.deploy.documents import parse
 from moe4.deploy.lint.place import mapping, whole
 from moe4.deploy.lint.server import parse_quantity
-from moe4.errors import DeployError
+from moe4.errors import DeployError, Moe4Error
 
 ODD: tuple[Any, ...] = (
     None,
@@ -143,3 +144,20 @@ def test_nesting_is_bounded() -> None:
 def test_aliases_are_not_unfolded() -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
     assert parse(bomb, "a.yaml")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "sparse", "null characters", "folder", "missing"])
+def test_what_is_no_text_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.sh"
+    makers = {
+        "pipe": lambda: os.mkfifo(file),
+        "zeros": lambda: file.symlink_to("/dev/zero"),
+        "sparse": lambda: (file.touch(), os.truncate(file, 1 << 40)),
+        "null characters": lambda: file.write_bytes(b"\0" * 100_000),
+        "folder": file.mkdir,
+        "missing": lambda: None,
+    }
+    makers[kind]()
+    result = CliRunner().invoke(app, ["lint", str(file)])
+    assert isinstance(result.exception, Moe4Error)
+    assert str(file) in str(result.exception)

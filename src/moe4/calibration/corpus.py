@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.documents import Document, join_parts, parse_line
-from moe4.checkpoint.files import read_text
+from moe4.checkpoint.files import read_lines, read_text
 from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError
 from moe4.recipe import Calibration
 
@@ -74,13 +74,12 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
     """Yield (`file:line`, document) for every line that is not blank. Raises CalibrationError."""
     found = False
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    found = True
-                    yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
-    except OSError as error:
-        raise CalibrationError(f"calibration file {path} cannot be read: {error.strerror}") from None
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                found = True
+                yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+    except CheckpointError as error:
+        raise CalibrationError(f"calibration file {error}") from None
     if not found:
         raise CalibrationError(f"calibration file {path} holds no documents")
 

@@ -5,19 +5,18 @@ object would exhaust the stack, and half of a surrogate pair could never be writ
 here, in one line.
 """
 
-import json
-import math
+import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
+from moe4.strict_json import is_encodable, parse_json
 
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit for a header; Kimi-K2's index has 15 MB
-MAX_DEPTH = 64
 BLOBS = "blobs"  # where the cache of the hub keeps what its snapshots link to
-MAX_DIGITS = 40  # tokenizers write 10**30 for a length without a limit
 KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -68,6 +67,15 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a regular file, each with its end. Raises CheckpointError."""
+    try:
+        with io.BufferedReader(open_regular(path)) as file:  # type: ignore[type-var]
+            yield from file
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def read_exactly(file: BinaryIO, num_bytes: int) -> bytes:
     """Return the next bytes of an unbuffered file, fewer only at its end."""
     pieces, missing = [], num_bytes
@@ -90,7 +98,6 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     data = read_bytes(path, max_bytes)
     try:
         value = parse_json(data)
-        _check_values(value)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -98,80 +105,9 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     return value
 
 
-def parse_json(data: bytes) -> Any:
-    """Parse UTF-8 JSON as the standard has it. Raises ValueError.
-
-    Python's own parser also takes NaN and Infinity, keys that repeat, and numbers of any size.
-    """
-    try:
-        return json.loads(
-            data.decode(),
-            object_pairs_hook=_unique_keys,
-            parse_int=_bounded_int,
-            parse_float=_finite_float,
-            parse_constant=_refuse_constant,
-        )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except RecursionError:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
-
-
-def is_encodable(text: str) -> bool:
-    """Say whether text can be written as UTF-8; half of a surrogate pair cannot."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def has_control_characters(text: str) -> bool:
     """Say whether text has line breaks, escape sequences and the like, which no name needs."""
     return not text.isprintable() and any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in text)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.80} is there twice")
-    return found
-
-
-def _bounded_int(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
-    return int(text)
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:24]} is too large for a double")
-    return value
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON value")
-
-
-def _check_values(value: Any) -> None:
-    """Raise ValueError for nesting that is too deep and for text that cannot be written."""
-    waiting: list[tuple[Any, str, int]] = [(value, "", 1)]
-    while waiting:
-        item, place, depth = waiting.pop()
-        if isinstance(item, str):
-            if not is_encodable(item):
-                raise ValueError(f"{place!r:.80} holds half of a surrogate pair, which is no text")
-            continue
-        if not isinstance(item, dict | list):
-            continue
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{place!r:.80} is nested deeper than {MAX_DEPTH} levels")
-        entries = item.items() if isinstance(item, dict) else enumerate(item)
-        for key, child in entries:
-            if isinstance(key, str) and not is_encodable(key):
-                raise ValueError(f"the key {key!r:.80} holds half of a surrogate pair, which is no text")
-            if isinstance(child, dict | list | str):
-                waiting.append((child, f"{place}.{key}".lstrip("."), depth + 1))
 
 
 def require_inside(path: Path, folder: Path) -> None:

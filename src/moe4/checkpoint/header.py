@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.files import (
-    has_control_characters,
-    is_encodable,
-    open_regular,
-    parse_json,
-    read_exactly,
-)
+from moe4.checkpoint.files import has_control_characters, open_regular, read_exactly
 from moe4.errors import TensorError, TruncatedShardError
+from moe4.strict_json import is_encodable, parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_TENSORS = 1 << 20  # Kimi-K2's release has 208,000

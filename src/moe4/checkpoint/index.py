@@ -20,7 +20,6 @@ from typing import Any
 from moe4.checkpoint.files import (
     check_file_name,
     has_control_characters,
-    is_encodable,
     open_regular,
     read_json_object,
     require_inside,
@@ -28,6 +27,7 @@ from moe4.checkpoint.files import (
 from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
 from moe4.config import ModelConfig, parse_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
+from moe4.strict_json import is_encodable
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe4.errors import EvaluationError
+from moe4.checkpoint.files import read_text
+from moe4.errors import CheckpointError, EvaluationError
 from moe4.schema import decode
 
 NGRAM_WORDS = 13  # Brown et al. 2020 (GPT-3), appendix C
@@ -34,9 +35,9 @@ def read_questions(path: Path) -> list[tuple[str, str]]:
     Raises EvaluationError.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}") from None
+        lines = read_text(path).splitlines()
+    except CheckpointError as error:
+        raise EvaluationError(str(error)) from None
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from moe4.checkpoint.durable import check_output, write_output
+from moe4.checkpoint.files import read_bytes
 from moe4.deploy.documents import parse
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
@@ -20,8 +21,9 @@ from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import Server
 from moe4.deploy.lint.shell import Script, check_script, read_servers
-from moe4.errors import DeployError, MissingFileError
+from moe4.errors import CheckpointError, DeployError, MissingFileError
 
+MAX_BYTES = 4 << 20  # of a manifest or a script
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
 UNIT_SUFFIX = ".container"
 FENCE = re.compile(r"^\s*(```+|~~~+)\s*([A-Za-z]*)")
@@ -97,11 +99,16 @@ def _lint(
 
 def _read(file: Path) -> Source:
     try:
-        return Source(file=file, text=file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = read_bytes(file, MAX_BYTES).decode()
+    except MissingFileError:
         raise MissingFileError(f"{file} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeployError(f"{file} cannot be read: {error}") from None
+    except CheckpointError as error:
+        raise DeployError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise DeployError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if "\0" in text:
+        raise DeployError(f"{file} holds null characters, so it is no text")
+    return Source(file=file, text=text)
 
 
 def _parse(source: Source) -> Iterator[Finding]:

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe4.errors import EvaluationError
+from moe4.checkpoint.files import read_lines
+from moe4.errors import CheckpointError, EvaluationError
 from moe4.schema import Foreign, decode, parse
 
 HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"
@@ -70,15 +71,14 @@ def read_requests(path: Path, limit: int | None = None) -> list[ToolRequest]:
     """Read a JSONL file of request bodies. Raises EvaluationError with the file and line of a bad one."""
     requests: list[ToolRequest] = []
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if limit is not None and len(requests) >= limit:
-                    break
-                if line.strip():
-                    where = f"{path}:{number}"
-                    requests.append(_from_body(_parse_object(line, where), where))
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"requests {path} cannot be read: {error}") from None
+        for number, line in enumerate(read_lines(path), start=1):
+            if limit is not None and len(requests) >= limit:
+                break
+            if line.strip():
+                where = f"{path}:{number}"
+                requests.append(_from_body(_parse_object(line, where), where))
+    except CheckpointError as error:
+        raise EvaluationError(f"requests {error}") from None
     if not requests:
         raise EvaluationError(f"requests {path}: no request in it")
     return requests
@@ -153,10 +153,10 @@ def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}:{number}", _parse_object(line, f"{path}:{number}")
 
 
-def _parse_object(line: str, where: str) -> dict[str, Any]:
+def _parse_object(line: str | bytes, where: str) -> dict[str, Any]:
     data = decode(line, where, EvaluationError)
     if not isinstance(data, dict):
-        raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]}")
+        raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]!r}")
     return data
 
 
