@@ -117,7 +117,10 @@ MALFORMED = {
     "a size that is true": (shard_bytes({"a": entry("U8", [True], 0, 1)}, b"x"), "no whole number"),
     "an empty name": (shard_bytes({"": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name of a tensor"),
     "a line break in a name": (shard_bytes({"a\nb": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name"),
-    "half a surrogate pair": (shard_bytes({"a\ud800": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name"),
+    "half a surrogate pair": (
+        shard_bytes({"a\ud800": entry("U8", [1], 0, 1)}, b"x"),
+        "half of a surrogate pair",
+    ),
     "no offsets": (shard_bytes({"a": {"dtype": "U8", "shape": [1]}}, b"x"), "no valid safetensors header"),
     "negative size": (shard_bytes({"a": entry("U8", [-1], 0, 1)}, b"x"), "negative size or offset"),
     "offsets of another size": (shard_bytes({"a": entry("F32", [2], 0, 4)}, b"xxxx"), "needs 8 bytes"),

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe4.checkpoint.files import read_lines
+from moe4.checkpoint.files import read_lines, read_text
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.schema import Foreign, decode, parse
 
@@ -145,9 +145,9 @@ class _Answered(Foreign):
 
 def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}") from None
+        lines = read_text(path).splitlines()
+    except CheckpointError as error:
+        raise EvaluationError(str(error)) from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield f"{path}:{number}", _parse_object(line, f"{path}:{number}")
