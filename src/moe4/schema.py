@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from moe4.errors import Moe4Error
+from moe4.escape import visible
 from moe4.strict_json import parse_json
 
 MAX_FAULTS = 4
@@ -58,7 +59,7 @@ class Foreign(BaseModel):
     @model_validator(mode="after")
     def _check_relations(self) -> Any:
         if found := list(self.faults()):
-            raise PydanticCustomError("relation", "{found}", {"found": printable("; ".join(found))})
+            raise PydanticCustomError("relation", "{found}", {"found": visible("; ".join(found))})
         return self
 
 
@@ -105,15 +106,8 @@ def show(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__} that JSON cannot write"
-    text = printable(text)
+    text = visible(text)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """Return text in one line, with what a terminal would not show or would obey written as an escape."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -126,7 +120,7 @@ def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) 
     except ValidationError as caught:
         faults = [_describe(fault) for fault in caught.errors(include_url=False)]
     rest = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
-    raise error(printable(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}"))
+    raise error(visible(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}"))
 
 
 def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
@@ -134,7 +128,7 @@ def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
     try:
         return parse_json(text)
     except ValueError as caught:
-        raise error(printable(f"{where}: not JSON: {caught}")) from None
+        raise error(visible(f"{where}: not JSON: {caught}")) from None
 
 
 def _describe(fault: Any) -> str:

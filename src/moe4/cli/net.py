@@ -9,6 +9,7 @@ from types import FrameType
 
 from moe4.cli.streams import OutputLost, standard_streams
 from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, Moe4Error
+from moe4.escape import visible
 
 LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
 
@@ -82,10 +83,7 @@ def _run_command() -> int:
 
 def say(text: str) -> None:
     """Print `moe4: text` as one line on stderr: control characters escaped, a long one cut in the middle."""
-    line = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in text.strip()
-    )
+    line = visible(text.strip())
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE - 300]} [...] {line[-300:]}"
     print(f"moe4: {line}", file=sys.stderr, flush=True)  # noqa: T201

@@ -129,7 +129,7 @@ class Stream:
         def log_probabilities(rows: slice | Tensor) -> Tensor:
             with torch.inference_mode():
                 logits = norm(self.hidden[rows].to(self._device)) @ weight.T
-                return torch.log_softmax(logits.float(), dim=-1)
+                return torch.log_softmax(_checked(logits).float(), dim=-1)
 
         return log_probabilities
 
@@ -145,7 +145,7 @@ class Stream:
                 (states @ piece.to(self._device, self.network.compute_dtype).T).double().cpu()
                 for piece in self.weights.iterate_rows(self.network.head_name)
             ]
-        return torch.log_softmax(torch.cat(logits, dim=1), dim=-1)
+        return torch.log_softmax(_checked(torch.cat(logits, dim=1)), dim=-1)
 
     def scratch(self, name: str) -> Tensor:
         """Return zeros, float32 [tokens, hidden], in a file of that name."""
@@ -175,6 +175,15 @@ class Stream:
             os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
         flat = torch.from_file(str(path), shared=True, size=num_values, dtype=dtype)
         return flat.view(self.num_tokens, self._size)
+
+
+def _checked(logits: Tensor) -> Tensor:
+    """Return the logits. Raises EvaluationError on NaN or Inf."""
+    if not torch.isfinite(logits).all():
+        raise EvaluationError(
+            "the model's answers hold NaN or Inf; is its last norm or head damaged, or its dtype too narrow?"
+        )
+    return logits
 
 
 def sort_by_expert(total: Tensor, inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> LayerPass:
