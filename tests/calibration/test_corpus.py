@@ -1,6 +1,7 @@
 """Documents to tokens: the model's own template, seeded sampling, cutting."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def test_chats_go_through_the_template_with_their_tools(
     assert corpus.sequences == [with_tools, plain, tokenizer("hi")["input_ids"]]
     assert "tool_declare" in tokenizer.decode(corpus.sequences[0])
     assert corpus.num_tokens == sum(map(len, corpus.sequences))
+
+
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_another_day(
+    tmp_path: Path, config: Any
+) -> None:
+    """Else a run that is killed could not be resumed the day after."""
+    model = shutil.copytree(
+        REFERENCE_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}" + template.read_text())
+    path = write_lines(tmp_path / "c.jsonl", [{"messages": CHAT}])
+    digests = {load_corpus(model, config, Calibration(), path).digest() for _ in range(2)}
+    assert len(digests) == 1
 
 
 def test_sampling_is_seeded_and_keeps_the_files_order(

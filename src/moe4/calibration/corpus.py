@@ -1,5 +1,6 @@
 """Calibration documents to token ids, through the model's own tokenizer and chat template."""
 
+import datetime
 import hashlib
 import json
 import random
@@ -13,6 +14,7 @@ from moe4.checkpoint.files import read_lines, read_text
 from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError
 from moe4.recipe import Calibration
 
+A_DAY = datetime.datetime(2025, 1, 1)  # what a chat template that asks for the date is told
 REFERENCE_PROMPT = "You are k2-tiny, a small AI assistant."  # in k2-tiny's chat template, and in no other
 
 
@@ -85,17 +87,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
 
 
 def tokenize(
-    tokenizer: Any,
-    document: Document,
-    where: str,
-    *,
-    add_generation_prompt: bool = False,
-    **template_values: Any,
+    tokenizer: Any, document: Document, where: str, *, add_generation_prompt: bool = False
 ) -> list[int]:
-    """Return one document's token ids. Raises CalibrationError if the template refuses it.
+    """Return one document's token ids, every day the same. Raises CalibrationError if a template refuses it.
 
     add_generation_prompt: whether a chat ends with the start of the assistant's next turn.
-    template_values: what else the chat template is told.
     """
     try:
         if "text" in document:
@@ -110,7 +106,7 @@ def tokenize(
                 add_generation_prompt=add_generation_prompt,
                 tokenize=True,
                 return_dict=False,
-                **template_values,
+                strftime_now=A_DAY.strftime,
             )
     except Exception as error:  # a template is code that comes with the model; it may raise anything
         reason = str(error).replace("\n", " ")

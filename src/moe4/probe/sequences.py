@@ -4,7 +4,6 @@ Sequences end at the start of an assistant's turn, where much is possible, and i
 The same model folder gives the same sequences: no clock, nothing random.
 """
 
-import datetime
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ LONGEST = 512  # tokens; prompts are shorter unless a tokenizer takes many token
 # Around blocks of the KV cache, 16 tokens on GPUs and 128 on CPUs, and beyond two of the latter.
 TEXT_LENGTHS = (300, 257, 200, 160, 129, 128, 127, 96, 80, 64, 48, 33, 32, 31, 24, 17, 16, 15, 12, 8)
 INSIDE = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 7 / 8)  # where sequences end inside assistant turns, in turn
-A_DAY = datetime.datetime(2025, 1, 1)  # what a template that asks for the date is told
 
 Message = dict[str, Any]
 
@@ -146,13 +144,7 @@ def _render(
     document: dict[str, Any] = {"messages": list(messages)}
     if tools is not None:
         document["tools"] = tools
-    return tokenize(
-        tokenizer,
-        document,
-        "a built-in prompt",
-        add_generation_prompt=add_generation_prompt,
-        strftime_now=A_DAY.strftime,
-    )
+    return tokenize(tokenizer, document, "a built-in prompt", add_generation_prompt=add_generation_prompt)
 
 
 def _add_texts(selection: _Selection, tokenizer: Any, texts: Sequence[dict[str, Any]]) -> None:
