@@ -143,6 +143,7 @@ def test_a_required_field_that_is_missing_is_named(family: str) -> None:
 
 
 RELATIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("deepseek_v3", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta is null"),
     (
         "deepseek_v3",
         {"num_experts_per_tok": 257},

@@ -52,6 +52,8 @@ class Rope(Foreign):
         """Yield what contradicts itself."""
         if self.rope_type and self.type and self.rope_type != self.type:
             yield f'rope_type is "{self.rope_type}", but type is "{self.type}"'
+        if "rope_theta" in self.model_fields_set and self.rope_theta is None:
+            yield "rope_theta is null; give its number, or leave it out"
         if self.kind in ("yarn", "linear", "dynamic", "llama3") and self.factor is None:
             yield f"{self.kind} needs a factor"
 
