@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 MEMORY_BYTES = 1 << 30  # beyond what the process has when it begins
 FILE_BYTES = 256 << 20
 FUZZER_EXIT_CODE = 99  # a mistake in the fuzzer itself
@@ -134,6 +136,7 @@ def _set_environment(folder: Path) -> None:
     os.environ.update(
         HOME=str(folder / "home"), XDG_CACHE_HOME=str(folder / "home"), TMPDIR=str(folder / "tmp")
     )
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # else it asks an unreachable hub for half a minute
     tempfile.tempdir = None
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES
