@@ -143,6 +143,8 @@ SHARD = {"shard": "model-00001-of-00002.safetensors", "sha256": "0" * 64, "bytes
         ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2: shard must be like"),
         ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2: kept"),
         ([{"begin": BEGIN}, SHARD, "{"], "Expecting property name"),
+        (["[" * 100_000], "nested deeper than"),
+        ([{"begin": {**BEGIN, "environment": {"threads": 10**6}}}], "threads must be at most"),
     ],
 )
 def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path: Path) -> None:
