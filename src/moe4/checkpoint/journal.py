@@ -162,8 +162,10 @@ class Journal:
 
 
 def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
-    """Say whether a file is there with this SHA-256 (and size)."""
-    if not path.is_file() or (num_bytes is not None and path.stat().st_size != num_bytes):
+    """Say whether a file, not a link to one, is there with this SHA-256 (and size)."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if num_bytes is not None and path.stat().st_size != num_bytes:
         return False
     return file_sha256(path) == sha256
 
