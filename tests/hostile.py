@@ -24,3 +24,23 @@ TEXTS = (
     "file\udcff",
     "tail\\",
 )
+
+BAD_ADDRESSES = (
+    "",
+    "127.0.0.1:8000",
+    "//127.0.0.1",
+    "ftp://127.0.0.1",
+    "http://",
+    "http://:8000",
+    "http://[::1",
+    "http://host:port",
+    "http://host:99999",
+    "http://host:0",
+    "http://user@host:x",
+    "http://a host",
+    "http://host/\n",
+    "http://\u202ehost",
+    "http://..",
+    f"http://{'a' * 64}.example",
+)
+"""What no request can be sent to."""

@@ -1,5 +1,6 @@
 """An output folder is written into and cleared only as far as it is moe4's own."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moe4.checkpoint.journal import is_unchanged
 from moe4.checkpoint.release import ReleaseFolder
 from moe4.errors import OutputError, ResumeError
 
@@ -143,6 +145,8 @@ SHARD = {"shard": "model-00001-of-00002.safetensors", "sha256": "0" * 64, "bytes
         ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2: shard must be like"),
         ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2: kept"),
         ([{"begin": BEGIN}, SHARD, "{"], "Expecting property name"),
+        (["[" * 100_000], "nested deeper than"),
+        ([{"begin": {**BEGIN, "environment": {"threads": 10**6}}}], "threads must be at most"),
     ],
 )
 def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path: Path) -> None:
@@ -157,3 +161,12 @@ def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path
     assert message.startswith(f"{work / 'journal.jsonl'} is damaged: ")
     assert message.endswith("; begin again in an empty folder")
     assert "\n" not in message
+
+
+def test_a_link_is_no_committed_shard(tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.write_bytes(b"x")
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    (tmp_path / "shard").symlink_to(away)
+    assert is_unchanged(away, sha256, 1)
+    assert not is_unchanged(tmp_path / "shard", sha256, 1)

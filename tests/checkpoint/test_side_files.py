@@ -69,6 +69,14 @@ def test_links_that_lead_out_are_refused_by_name(case: str, name: str, checkpoin
         list_uploads(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100])
+def test_a_damaged_file_that_every_server_reads(name: str, text: str, checkpoint: Path) -> None:
+    (checkpoint / name).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{name} (cannot be read as JSON|must hold a JSON object)"):
+        find_side_files(checkpoint, SHARDS)
+
+
 def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:
     (checkpoint / os.fsdecode(b"notes-\xff.txt")).write_text("x")
     with pytest.raises(CheckpointError, match=r"holds 'notes-.*', a name that is no plain text; rename it"):

@@ -207,6 +207,29 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("qwen3_moe", {"rope_scaling": {"rope_type": "mrope"}}, 'rope_type is "mrope"'),
     ("qwen3_moe", {"rope_scaling": {"type": "yarn"}}, "rope_scaling: yarn needs a factor"),
+    (
+        "qwen3_moe",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_slow": 33}},
+        "rope_scaling: beta_fast is 32, less than the 33 of beta_slow",
+    ),
+    (
+        "qwen3_moe",
+        {"rope_scaling": {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0}},
+        "rope_scaling: llama3 needs low_freq_factor, high_freq_factor and original_max_position_embeddings",
+    ),
+    (
+        "qwen3_moe",
+        {
+            "rope_scaling": {
+                "type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 2.0,
+                "high_freq_factor": 2.0,
+                "original_max_position_embeddings": 4096,
+            }
+        },
+        "rope_scaling: high_freq_factor is 2, not more than the 2 of low_freq_factor",
+    ),
     ("qwen3_moe", {"rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2}}, "but type is"),
     ("qwen3_moe", {"rope_parameters": {"rope_theta": 3.0}}, "rope_theta is 1e.06, but 3 beside the scaling"),
     (

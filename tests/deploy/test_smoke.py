@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from deploy.openai_stand_in import FAULTS, serving
+from hostile import BAD_ADDRESSES
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
@@ -84,7 +85,13 @@ def test_a_server_that_is_not_there_or_has_another_model() -> None:
     assert "cannot be reached" in result.stdout
     with serving() as url:
         assert "is not served; tiny is" in smoke(url, "--model", "large").stdout
-    assert isinstance(smoke("127.0.0.1:8000").exception, DeployError)
+
+
+@pytest.mark.parametrize("url", BAD_ADDRESSES)
+def test_what_is_no_address(url: str) -> None:
+    error = smoke(url).exception
+    assert isinstance(error, DeployError)
+    assert "is no address; give one such as http://" in str(error)
 
 
 def test_the_curl_line_works_in_a_shell() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import BAD_ADDRESSES
 from probe.completions_stand_in import NUM_SEQUENCES, make_expected, serving
 from typer.testing import CliRunner
 
@@ -85,13 +86,17 @@ def test_a_server_that_cannot_be_asked_gives_one_line(release: Path, fault: str)
     assert "\n" not in str(caught.value)
 
 
-def test_no_server_another_model_no_address(release: Path) -> None:
+def test_no_server_another_model(release: Path) -> None:
     with pytest.raises(ProbeError, match=r"no OpenAI-compatible server answers at http://127.0.0.1:9/v1: "):
         ask_server(release, "http://127.0.0.1:9")
     with serving(EXPECTED) as url, pytest.raises(ProbeError, match="does not serve large; it serves tiny"):
         ask_server(release, url, model="large")
-    with pytest.raises(ProbeError, match=r"127.0.0.1:8000 is not an address; give one such as http://"):
-        ask_server(release, "127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("url", BAD_ADDRESSES)
+def test_what_is_no_address(release: Path, url: str) -> None:
+    with pytest.raises(ProbeError, match=r" is not an address; give one such as http://"):
+        ask_server(release, url)
 
 
 def test_the_key_is_sent(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,21 @@ def test_kimi_k2_from_its_config_alone(
     assert result["memory"]["peak_bytes"] < 5.5e9
 
 
+def test_a_model_of_several_parts_from_its_config_alone(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = json.loads((source / "config.json").read_text())
+    text.pop("architectures", None)
+    results = []
+    for name, config in {"text": text, "whole": {"model_type": "kimi_k25", "text_config": text}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        results.append(plan([str(tmp_path / name), "--no-time"], monkeypatch, capfd)[1])
+    assert results[0]["release"]["num_quantized"] > 0
+    assert results[1]["release"] == results[0]["release"]
+    assert results[1]["problems"] == results[0]["problems"] == []
+
+
 def test_experts_of_one_group_are_warned_of(
     source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

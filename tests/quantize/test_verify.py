@@ -278,6 +278,27 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         False,
     ),
     "an unfinished run": (lambda f: (f / ".moe4").mkdir(), r"has not finished", False),
+    "an unfinished run's place is a link": (
+        lambda f: (f / ".moe4").symlink_to("nowhere"),
+        r"has not finished",
+        False,
+    ),
+    "the card is a named pipe": (lambda f: os.mkfifo(f / "README.md"), r"^README\.md is no file", False),
+    "a measured result is a named pipe": (
+        lambda f: ((f / "proof").mkdir(), os.mkfifo(f / "proof" / "x.json")),
+        r"^proof/x\.json is no file",
+        False,
+    ),
+    "a pattern that is none": (
+        edit_config(lambda c: c["quantization_config"].update(ignore=["lm_head", "re:("])),
+        r"ignore: re:\( is no regular expression: missing \)",
+        False,
+    ),
+    "a pattern that never ends": (
+        edit_config(lambda c: c["quantization_config"].update(ignore=["re:([a-z_.0-9]+)+!"])),
+        r"ignore: re:\(\[a-z_\.0-9\]\+\)\+! takes too long",
+        False,
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from pydantic import Field
 from moe4.checkpoint.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.errors import ResumeError
 from moe4.schema import Foreign, Own, parse
+from moe4.strict_json import parse_json
 
 JOURNAL_NAME = "journal.jsonl"
 FINGERPRINT_TEXTS = {
@@ -41,7 +42,7 @@ FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 class Environment(Foreign):
     """What the journal itself uses of the run's environment."""
 
-    threads: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1, le=4096)]
 
 
 class Begin(Foreign):
@@ -145,7 +146,7 @@ class Journal:
                 file.truncate(len(whole))
                 os.fsync(file.fileno())
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = [parse_json(line) for line in whole.splitlines()]
             if lines:
                 parse(BeginLine, lines[0], "line 1", ResumeError)
                 self.begin = dict(lines[0]["begin"])
@@ -161,8 +162,10 @@ class Journal:
 
 
 def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
-    """Say whether a file is there with this SHA-256 (and size)."""
-    if not path.is_file() or (num_bytes is not None and path.stat().st_size != num_bytes):
+    """Say whether a file, not a link to one, is there with this SHA-256 (and size)."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if num_bytes is not None and path.stat().st_size != num_bytes:
         return False
     return file_sha256(path) == sha256
 

@@ -171,6 +171,8 @@ def compare_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
             yield shown(name), f"was added: {REPORT_NAME} does not list it"
         for part in [path, *(sorted(path.rglob("*")) if name == f"{PROOF_FOLDER}/" else ())]:
             problem = _leads_out(part, folder)
+            if problem is None and not part.is_file() and not part.is_dir():
+                problem = "is no file"
             if problem is not None:
                 yield shown(str(part.relative_to(folder))), problem
 

@@ -56,6 +56,16 @@ class Rope(Foreign):
             yield "rope_theta is null; give its number, or leave it out"
         if self.kind in ("yarn", "linear", "dynamic", "llama3") and self.factor is None:
             yield f"{self.kind} needs a factor"
+        if self.kind == "yarn":
+            fast, slow = self.beta_fast or 32, self.beta_slow or 1
+            if fast < slow:
+                yield f"beta_fast is {fast:g}, less than the {slow:g} of beta_slow"
+        if self.kind == "llama3":
+            low, high = self.low_freq_factor, self.high_freq_factor
+            if low is None or high is None or self.original_max_position_embeddings is None:
+                yield "llama3 needs low_freq_factor, high_freq_factor and original_max_position_embeddings"
+            elif high <= low:
+                yield f"high_freq_factor is {high:g}, not more than the {low:g} of low_freq_factor"
 
 
 class QuantizedWeights(Foreign):

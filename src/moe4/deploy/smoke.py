@@ -15,6 +15,7 @@ import httpx
 
 from moe4.errors import DeployError, ProbeError
 from moe4.probe.ask import ask_server, describe_shortly, find_probe
+from moe4.probe.check import is_address
 
 TOOL = {
     "type": "function",
@@ -61,13 +62,17 @@ class SmokeTest:
         probe: Path | None = None,
     ) -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
-        if not base.startswith(("http://", "https://")):
-            raise DeployError(f"{url} is no address; give one such as http://127.0.0.1:8000")
+        wrong = DeployError(f"{url} is no address; give one such as http://127.0.0.1:8000")
+        if not is_address(url):
+            raise wrong
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model
         self._probe_file = None if probe is None else find_probe(probe)
         self._ask = partial(ask_server, url=base, key=api_key, timeout=timeout, verify=verify)
-        self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout, verify=verify)
+        try:
+            self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout, verify=verify)
+        except httpx.InvalidURL:
+            raise wrong from None
 
     def run(self) -> Iterator[Outcome]:
         """Yield the outcome of each check; nothing follows a server that does not list its models."""

@@ -23,6 +23,7 @@ import ssl
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -100,13 +101,25 @@ def read_expected(path: str) -> dict[str, Any]:
     return found_data
 
 
+def is_address(url: str) -> bool:
+    """Say whether a URL has a scheme, host and port that a request can be sent to."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        port = parts.port
+    except ValueError:  # as UnicodeError is
+        return False
+    is_plain = url.isprintable() and " " not in url
+    return is_plain and parts.scheme in ("http", "https") and bool(host) and port != 0
+
+
 class Server:
     """An OpenAI-compatible server; `url` with or without /v1."""
 
     def __init__(
         self, url: str, *, key: str | None = None, timeout: float = 120.0, insecure: bool = False
     ) -> None:
-        if not url.startswith(("http://", "https://")):
+        if not is_address(url):
             raise CheckError(f"{url} is not an address; give one such as http://127.0.0.1:8000")
         base = url.rstrip("/")
         self.url = base if base.endswith("/v1") else base + "/v1"

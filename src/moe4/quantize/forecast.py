@@ -34,7 +34,7 @@ class SketchedCheckpoint(Checkpoint):
         self._stored = {}
         for entry in list_tensors(self.config.family):
             for number in range(entry.copies):
-                name = entry.name.replace("{expert}", str(number))
+                name = self.config.text_prefix + entry.name.replace("{expert}", str(number))
                 dtype = "F32" if entry.float32 else "BF16"
                 if is_fp8 and "_proj" in name and len(entry.shape) == 2:
                     dtype = "F8_E4M3"

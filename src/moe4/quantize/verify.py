@@ -22,6 +22,7 @@ from moe4.model.accounting import Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.audit import WORST_SHOWN
+from moe4.quantize.ignored import find_ignored
 from moe4.quantize.plan import group_size_warnings
 from moe4.recipe import GROUP_SIZES
 
@@ -57,7 +58,7 @@ class _Verifier:
 
     def run(self) -> dict[str, Any]:
         """Run every check; one whose ground is gone is left out, as the ground's problem is named."""
-        if (self.out / WORK_NAME).exists():
+        if os.path.lexists(self.out / WORK_NAME):
             self.problems.append(f"{WORK_NAME} is there: the run that wrote this release has not finished")
         self._check_index()
         self._check_config()
@@ -139,10 +140,16 @@ class _Verifier:
     def _check_names(self, accounting: Accounting) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Check that every tensor is there; yield each quantized matrix without its leaf, and its shape."""
         ignore = (self.config.quantization and self.config.quantization.ignore) or []
+        linears = {name.removesuffix(".weight") for name in accounting.needed if LINEAR.search(name)}
+        try:
+            quantized = linears - find_ignored(linears, ignore)
+        except CheckpointError as error:
+            self.problems.append(str(error))
+            return
         known: set[str] = set()
         for name, shape in accounting.needed.items():
             base = name.removesuffix("weight")
-            if LINEAR.search(name) and not _is_ignored(name.removesuffix(".weight"), ignore):
+            if name.removesuffix(".weight") in quantized:
                 missing = [leaf for leaf in PACKED_LEAVES if base + leaf not in self.tensors]
                 self.problems.extend(f"{base}{leaf} is missing" for leaf in missing)
                 known.update(base + leaf for leaf in PACKED_LEAVES)
@@ -350,14 +357,6 @@ def describe(result: dict[str, Any]) -> str:
         f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
     )
     return "\n".join(map(visible, lines))
-
-
-def _is_ignored(module: str, ignore: list[str]) -> bool:
-    """Match as compressed-tensors and vLLM do: a whole name, or a pattern from the start."""
-    return any(
-        re.match(entry[3:], module) is not None if entry.startswith("re:") else entry == module
-        for entry in ignore
-    )
 
 
 def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
