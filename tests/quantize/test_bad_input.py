@@ -215,9 +215,7 @@ def test_broken_calibration_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot be read: No such file"), ("\n\n", "holds no documents")]
-)
+@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("\n\n", "holds no documents")])
 def test_calibration_file_missing_or_empty(
     text: str | None,
     message: str,

@@ -132,7 +132,7 @@ def test_a_rank_that_fails_says_why(
     overrides = {"1": {"source": str(tmp_path / "nowhere")}}
     answer = forks.run(small_source, tmp_path / "out", RECIPE, calibration, size=2, overrides=overrides)
     assert [rank["code"] for rank in answer["ranks"]] == [2, 2]
-    assert re.search(r"CheckpointError: rank 1 on \S+: .*nowhere is not a folder", answer["ranks"][1]["log"])
+    assert re.search(r"CheckpointError: rank 1 on \S+: .*nowhere does not exist", answer["ranks"][1]["log"])
 
 
 def test_ranks_that_see_other_inputs_are_refused(

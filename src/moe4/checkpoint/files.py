@@ -42,7 +42,7 @@ def open_regular(path: Path) -> BinaryIO:
             raise
     except FileNotFoundError:
         found = "is a link to nothing" if path.is_symlink() else "does not exist"
-        raise MissingFileError(f"{path} {found}; download it again") from None
+        raise MissingFileError(f"{path} {found}") from None
     except (OSError, ValueError) as error:  # a ValueError is a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path} cannot be read: {reason}") from None
