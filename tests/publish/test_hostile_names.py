@@ -20,7 +20,10 @@ from moe4.escape import visible
 from moe4.publish.card import render_card
 from moe4.publish.proof import read_proof
 from moe4.publish.report import render_report
+from moe4.strict_json import is_encodable
 
+# JSON with half a surrogate pair is refused when it is read (moe4.strict_json).
+READABLE = [text for text in TEXTS if is_encodable(text)]
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
@@ -65,7 +68,7 @@ def put_into(release: Path, text: str) -> Path:
         report["recipe"]["note"] = text
         report["source"]["model_type"] = text
         report["summary"]["fallbacks"] = [{"matrix": text, "why": text}]
-        report["release"]["shards"] = {text: {"num_bytes": 1, "sha256": text}}
+        report["release"]["shards"] = {text: {"num_bytes": 1, "sha256": "0" * 64}}
 
     def in_evaluation(evaluation: dict[str, Any]) -> None:
         task = evaluation["tasks"].pop(TASK)
@@ -100,7 +103,7 @@ def parts(card: str) -> tuple[dict[str, Any], Page]:
     return yaml.safe_load(head), Page(MARKDOWN.render(body))
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", READABLE)
 def test_the_card_is_as_with_plain_names(text: str, written: Path, tmp_path: Path) -> None:
     plain = put_into(shutil.copytree(written, tmp_path / "plain"), "plain")
     hostile = put_into(shutil.copytree(written, tmp_path / text.replace("/", "_")), text)
@@ -117,7 +120,7 @@ def test_the_card_is_as_with_plain_names(text: str, written: Path, tmp_path: Pat
     assert re.fullmatch(r"vllm serve your-name/[A-Za-z0-9_.-]+ [a-z0-9_ -]+", line)
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", READABLE)
 def test_the_page_is_as_with_plain_names(text: str, written: Path, tmp_path: Path) -> None:
     plain = put_into(shutil.copytree(written, tmp_path / "plain"), "plain")
     hostile = put_into(shutil.copytree(written, tmp_path / text.replace("/", "_")), text)
@@ -130,7 +133,7 @@ def test_the_page_is_as_with_plain_names(text: str, written: Path, tmp_path: Pat
     assert visible(hostile.name) in page.text
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", READABLE)
 @pytest.mark.parametrize("option", ["--repo", "--push", "--base-model", "--license"])
 def test_names_for_the_hub_are_checked(option: str, text: str, written: Path) -> None:
     arguments = [f"{option}={text if option == '--license' else f'owner/{text}'}", "--dry-run"]
