@@ -101,6 +101,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Say in which of the report's fields, or else in which files, two releases differ."""
+    one, other = (json.loads(files["moe4-report.json"]) for files in (found, expected))
+    for field in other:
+        assert one[field] == other[field], field
+    assert found == expected
+
+
 class Forks:
     """Quantizes in forked processes: see fork_server.py."""
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from release_tools import Forks, contents, interrupt_after, run_quantize
 from safetensors.torch import load_file, save_file
 
-from moe4.errors import KernelError, OutputNotEmptyError, ResumeError
+from moe4.errors import KernelError, OutputError, OutputNotEmptyError, ResumeError
 from moe4.gptq.products import HAS_BF16
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -253,6 +254,28 @@ def test_a_damaged_record_is_noticed(small_source: Path, calibration: Path, unfi
     flip_a_bit(unfinished / ".moe4" / "layer-00001.json")
     with pytest.raises(ResumeError, match=r"layer-00001\.json is missing or damaged; begin again"):
         run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kind"),
+    [
+        ("mine.txt", Path.touch, "a file"),
+        ("tokenizer.json", lambda path: path.symlink_to("/dev/null"), "a link"),
+        ("model-00003-of-00004.safetensors", Path.mkdir, "a folder"),
+    ],
+)
+def test_what_another_put_into_the_folder_is_left_alone(
+    name: str,
+    make: Callable[[Path], None],
+    kind: str,
+    small_source: Path,
+    calibration: Path,
+    unfinished: Path,
+) -> None:
+    make(unfinished / name)
+    with pytest.raises(OutputError, match=rf"{name} is {kind} that moe4 did not make, and is left alone"):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+    assert os.path.lexists(unfinished / name)
 
 
 def test_without_resume_nothing_is_touched(small_source: Path, calibration: Path, unfinished: Path) -> None:

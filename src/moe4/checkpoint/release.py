@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,6 +112,22 @@ class ReleaseFolder:
     def require_space(self, needed_bytes: int) -> None:
         """Raise DiskSpaceError unless the volume has room."""
         require_space(self.folder, needed_bytes)
+
+    def require_own_files(self, names: Collection[str]) -> None:
+        """Raise OutputError if the folder holds what this run will not write: hidden files are passed over.
+
+        names: of the release's files. What has one of them must be a file: it may be replaced.
+        """
+        for path in sorted(self.folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            kind = kind_of(path)
+            if kind == "a file" and path.name in names:
+                continue
+            raise OutputError(
+                f"{path} is {kind} that moe4 did not make, and is left alone; move it away, "
+                "or choose an empty folder"
+            )
 
     def copy_side_files(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
         """Copy tokenizer, template, licence and the like byte for byte.

@@ -10,6 +10,7 @@ import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.durable import NO_ROOM
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
 from moe4.checkpoint.reads import identify, require_same_source
 from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
@@ -140,6 +141,9 @@ def _lead(
     for warning in [*prepared.plan.warnings, *group_warnings]:
         progress.say(f"warning: {warning}")
     journal = folder.open()
+    shards = [shard.file_name for shard in prepared.plan.shards]
+    side_files = [path.name for path in prepared.side_files.files]
+    folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
     threads = journal.threads or threads_per_rank(ranks)
     fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
     _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
