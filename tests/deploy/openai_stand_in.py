@@ -16,6 +16,7 @@ FAULTS = (
     "wrong tool",
     "not json",
     "error",
+    "odd status",
 )
 
 
@@ -42,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.fault == "error":
             self._answer({"error": {"message": "engine is dead"}}, 500)
+        elif self.fault == "odd status":
+            self._answer({"error": {"message": "none of HTTP's"}}, 999)
         elif self.fault == "not json":
             self._send(b"<html>", 200, "text/html")
         elif body.get("stream"):

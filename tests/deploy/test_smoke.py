@@ -44,6 +44,7 @@ WRONG = {
     "wrong tool": ["tool call"],
     "not json": ["chat", "stream", "tool call"],
     "error": ["chat", "stream", "tool call"],
+    "odd status": ["chat", "stream", "tool call"],
 }
 
 DETAILS = {
@@ -55,6 +56,7 @@ DETAILS = {
     "wrong tool": "get_time",
     "not json": "not the answer of an OpenAI-compatible server",
     "error": "status 500: ",
+    "odd status": "status 999: ",
 }
 
 

@@ -1,6 +1,7 @@
 """`moe4-probe.json`: what is written is read again, and each thing that can be wrong is one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from moe4.errors import ProbeError
+from moe4.probe import check
 from moe4.probe.form import (
     Expectation,
     ExpectedAnswers,
@@ -122,9 +124,7 @@ def test_what_is_wrong_is_one_line(change: Change, message: str, tmp_path: Path)
 
 def test_a_file_that_is_no_json_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "moe4-probe.json"
-    with pytest.raises(
-        ProbeError, match=r"cannot be read: No such file or directory; moe4 probe RELEASE makes"
-    ):
+    with pytest.raises(ProbeError, match=r"does not exist; moe4 probe RELEASE makes"):
         read_probe(path)
     path.write_text('{"format": ')
     with pytest.raises(ProbeError, match="is not JSON: "):
@@ -143,3 +143,11 @@ def test_what_is_nested_too_deep_is_one_line(tmp_path: Path) -> None:
     path.write_text("[" * 100_000)
     with pytest.raises(ProbeError, match=r"is not JSON: .*recursion"):
         read_probe(path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ProbeError, match="pipe is a named pipe, not a regular file"):
+        read_probe(tmp_path / "pipe")
+    with pytest.raises(check.CheckError, match="pipe is not a regular file"):
+        check.read_expected(str(tmp_path / "pipe"))

@@ -127,7 +127,7 @@ class SmokeTest:
         }
         pieces, usage, done = [], None, False
         with self._client.stream("POST", "chat/completions", json=body) as response:
-            if response.is_error:
+            if not response.is_success:  # what is shown of it has to be read first
                 response.read()
             response.raise_for_status()
             for line in response.iter_lines():

@@ -82,6 +82,8 @@ def read_expected(path: str) -> dict[str, Any]:
     """Return the content of a probe file, or of the one in a folder. Raises CheckError."""
     if os.path.isdir(path):
         path = os.path.join(path, PROBE_NAME)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would have us wait
+        raise CheckError(f"{path} is not a regular file")
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)

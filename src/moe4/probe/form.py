@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe4 import __version__
+from moe4.checkpoint.files import read_bytes
 from moe4.checkpoint.index import PROBE_NAME
-from moe4.errors import ProbeError
+from moe4.errors import CheckpointError, ProbeError
+from moe4.strict_json import parse_json
 
 __all__ = [
     "KINDS",
@@ -121,10 +123,10 @@ def encode_probe(answers: ExpectedAnswers) -> bytes:
 def read_probe(path: Path, vocab_size: int | None = None) -> ExpectedAnswers:
     """Read a probe file. Raises ProbeError with the first thing that is wrong with it."""
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ProbeError(f"{path} cannot be read: {error.strerror}; moe4 probe RELEASE makes it") from None
-    except (ValueError, RecursionError) as error:
+        data = parse_json(read_bytes(path))
+    except CheckpointError as error:
+        raise ProbeError(f"{error}; moe4 probe RELEASE makes it") from None
+    except ValueError as error:
         raise ProbeError(f"{path} is not JSON: {error}; moe4 probe RELEASE --force makes it again") from None
     problem = next(find_problems(data, vocab_size), None)
     if problem is not None:

@@ -232,11 +232,14 @@ def _set_request(resources: Place, name: str, amount: int) -> Any:
 def _add_shm(server: Server) -> Any:
     """Return what adds a memory volume at /dev/shm; None where there is no pod to add it to."""
     container, volumes = server.container, server.volumes
-    if container is None or volumes is None or container.value is None or server.templated:
+    if container is None or volumes is None or server.templated:
         return None
     pod = Place(document=volumes.document, path=volumes.path[:-1]).value
-    if not isinstance(pod, dict) or container.document is not volumes.document:
+    if container.document is not volumes.document:
         return None
+    for node, key in ((pod, "volumes"), (container.value, "volumeMounts")):
+        if not isinstance(node, dict) or not isinstance(node.get(key, []), list):
+            return None
     size = max(8, 2 * server.gpus)
 
     def repair() -> None:
