@@ -89,8 +89,8 @@ WRONG: list[tuple[Change, str]] = [
         '"source" must have 20 log-probabilities, found 19',
     ),
     ((["sequences", 0, "source", "logprobs", 3], "x"), "has log-probabilities that are not finite numbers"),
-    ((["sequences", 0, "source", "logprobs", 3], -(10**400)), "log-probabilities that are not finite"),
-    ((["sequences", 0, "tokens", 1], 10**400), 'sequence 0: "tokens" must be a list of token ids'),
+    ((["sequences", 0, "source", "logprobs", 3], -(10**400)), "digits"),
+    ((["sequences", 0, "tokens", 1], 10**400), "digits"),
     (
         (["sequences", 0, "source", "logprobs", 19], 0),
         "has log-probabilities that are not sorted, likeliest first",
@@ -141,7 +141,7 @@ def test_reading_needs_no_torch() -> None:
 def test_what_is_nested_too_deep_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "moe4-probe.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(ProbeError, match=r"is not JSON: .*recursion"):
+    with pytest.raises(ProbeError, match=r"is not JSON: nested deeper than 64 levels"):
         read_probe(path)
 
 
