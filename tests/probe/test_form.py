@@ -89,8 +89,6 @@ WRONG: list[tuple[Change, str]] = [
         '"source" must have 20 log-probabilities, found 19',
     ),
     ((["sequences", 0, "source", "logprobs", 3], "x"), "has log-probabilities that are not finite numbers"),
-    ((["sequences", 0, "source", "logprobs", 3], -(10**400)), "digits"),
-    ((["sequences", 0, "tokens", 1], 10**400), "digits"),
     (
         (["sequences", 0, "source", "logprobs", 19], 0),
         "has log-probabilities that are not sorted, likeliest first",
@@ -142,6 +140,13 @@ def test_what_is_nested_too_deep_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "moe4-probe.json"
     path.write_text("[" * 100_000)
     with pytest.raises(ProbeError, match=r"is not JSON: nested deeper than 64 levels"):
+        read_probe(path)
+
+
+def test_a_number_without_bounds_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "moe4-probe.json"
+    path.write_text('{"format": 1' + "0" * 400 + "}")
+    with pytest.raises(ProbeError, match=r"is not JSON: the number 10{19}\.\.\. has 401 digits"):
         read_probe(path)
 
 
