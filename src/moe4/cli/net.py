@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +12,7 @@ from moe4.cli.streams import OutputLost, standard_streams
 from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, Moe4Error
 from moe4.escape import visible
 
+IMPORT_SECONDS = 0.5
 LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
 
 
@@ -98,15 +100,27 @@ def _interrupted() -> int:
 
 @contextmanager
 def _hearing_interrupts() -> Iterator[None]:
-    """End at once where Ctrl-C finds an import under way: libraries take the exception for a failed one."""
+    """Raise KeyboardInterrupt on Ctrl-C, but not inside an import: libraries take it for a failed one.
+
+    An import that is under way gets IMPORT_SECONDS to end; then the process ends at once.
+    """
+    since: float | None = None
 
     def hear(_number: int, frame: FrameType | None) -> None:
+        nonlocal since
         while frame is not None:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-                os.write(2, b"moe4: interrupted\n")
-                os._exit(INTERRUPTED_EXIT_CODE)
+                break
             frame = frame.f_back
-        raise KeyboardInterrupt
+        if frame is None:
+            since = None
+            raise KeyboardInterrupt
+        since = since or time.monotonic()
+        if time.monotonic() - since > IMPORT_SECONDS:
+            os.write(2, b"moe4: interrupted\n")
+            os._exit(INTERRUPTED_EXIT_CODE)
+        signal.signal(signal.SIGALRM, hear)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:  # a job in the background ignores it
