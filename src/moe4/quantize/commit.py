@@ -1,8 +1,9 @@
 """Shard after shard from a source checkpoint to a release, each committed before the next.
 
-A layer is committed in this order, each step durable before the next: its shard, the input of the next layer,
-its record, its line in the journal. A run that is killed anywhere continues after the last line, and what it
-writes is byte for byte what it would have written. Rank 0 does all of this; the others help with the layers.
+A layer is committed in this order: its shard and the input of the next layer, its record, its line in the
+journal, which is written when the others are durable. A run that is killed anywhere continues after the last
+line, and what it writes is byte for byte what it would have written. Rank 0 does all of this; the others help
+with the layers.
 """
 
 import time
@@ -24,7 +25,7 @@ from moe4.quantize.attend import inputs_path
 from moe4.quantize.audit import LayerRecord, peak_memory_bytes
 from moe4.quantize.bench import Workbench, copy_tensors
 from moe4.quantize.boundary import Boundary
-from moe4.quantize.commit_queue import CommitQueue, commits_behind
+from moe4.quantize.commit_queue import Commit, CommitQueue, commits_behind
 from moe4.quantize.expected_time import expected_times
 from moe4.quantize.gpu_memory import use_device
 from moe4.quantize.layer import quantize_layer_gptq, quantize_layer_rtn, total_path
@@ -117,8 +118,8 @@ class Committer:
         index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
         return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 
-    def _run_layer(self, shard: ShardPlan) -> Callable[[], None]:
-        """Quantize a layer; return what commits it, which may be called behind the next layer's back."""
+    def _run_layer(self, shard: ShardPlan) -> Commit:
+        """Quantize a layer; return what commits it, which may run behind the next layers' back."""
         started, layer, work = time.monotonic(), shard.layer_number, self.folder.work
         writer_path = work / f"{shard.file_name}.partial"
         writer = ShardWriter(writer_path, shard.specs, behind=commits_behind(self.bench.device))
@@ -145,7 +146,11 @@ class Committer:
             "traffic": total_traffic([usage["traffic"] for usage in usages]),
         }
         saved["timing"] = timing
-        return lambda: self._commit_layer(shard, writer, record, saved, inputs, started)
+        kept: dict[str, str] = {}
+        return Commit(
+            make_durable=lambda: kept.update(self._make_durable(writer, saved, inputs, started)),
+            seal=lambda: self._seal(shard, writer, record, saved, kept),
+        )
 
     def _finish_probe_layer(self, probe: RunningProbe, layer: int, inputs: NextInputs) -> dict[str, Any]:
         """End the probe's passes through a layer; return what the layer's record says of them."""
@@ -156,30 +161,37 @@ class Committer:
             inputs.append((probe.path(layer + 1).name, persist))
         return found
 
-    def _commit_layer(
-        self,
-        shard: ShardPlan,
-        writer: ShardWriter,
-        record: LayerRecord,
-        saved: dict[str, Any],
-        inputs: NextInputs,
-        started: float,
-    ) -> None:
-        """Make a layer durable: its shard, the next layer's inputs, its record, its line in the journal."""
-        layer, work, kept = shard.layer_number, self.folder.work, {}
-        device, timing = self.bench.device, saved["timing"]
-        with ThreadPoolExecutor(max_workers=1, initializer=use_device, initargs=(device,)) as thread:
-            behind = [thread.submit(persist) for _, persist in inputs if commits_behind(device)]
+    def _make_durable(
+        self, writer: ShardWriter, saved: dict[str, Any], inputs: NextInputs, started: float
+    ) -> dict[str, str]:
+        """Make a layer's shard and the next layer's inputs durable; return the SHA-256 of the inputs."""
+        device, timing, kept = self.bench.device, saved["timing"], {}
+        with ThreadPoolExecutor(
+            max_workers=max(1, len(inputs)), initializer=use_device, initargs=(device,)
+        ) as threads:
+            behind = [threads.submit(persist) for _, persist in inputs if commits_behind(device)]
             try:
                 writer.finish()
             finally:
                 writer.close()
-            publish(writer.path, self.folder.folder / shard.file_name)
             for place, (name, persist) in enumerate(inputs):
                 kept[name] = behind[place].result() if behind else persist()
         if not commits_behind(device):
             timing["seconds"] = round(time.monotonic() - started, 3)
         timing["traffic"] = total_traffic([timing["traffic"], written_traffic(writer)])
+        return kept
+
+    def _seal(
+        self,
+        shard: ShardPlan,
+        writer: ShardWriter,
+        record: LayerRecord,
+        saved: dict[str, Any],
+        kept: dict[str, str],
+    ) -> None:
+        """Give a durable layer's shard its name, write its record, and its line into the journal."""
+        layer, work = shard.layer_number, self.folder.work
+        publish(writer.path, self.folder.folder / shard.file_name)
         path = self._record_path(layer)
         write_file(path, dump_json(saved), work)
         kept[path.name] = file_sha256(path)
@@ -189,7 +201,7 @@ class Committer:
                 discard(item.path(layer - 1))
         for leftover in (total_path(work, layer), inputs_path(work, layer)):
             discard(leftover)
-        self.progress.layer_done(record, self.num_layers, timing["seconds"])
+        self.progress.layer_done(record, self.num_layers, saved["timing"]["seconds"])
 
     def _write_rest(self, shard: ShardPlan) -> None:
         path = self.folder.work / f"{shard.file_name}.partial"

@@ -21,7 +21,7 @@ EXPERT_SHARE = {"cpu": 0.5, "cuda": 0.12}
 REST_SECONDS = {"cpu": 0.3, "cuda": 0.5}
 EXPERT_SECONDS = {"cpu": 0.08, "cuda": 0.004}
 COPY_BYTES_PER_SECOND = 5e8
-HASHED_BYTES_PER_SECOND = 2.6e9  # SHA-256 of a shard and of the one before it, at the same time
+HASHED_BYTES_PER_SECOND = 3.9e9  # SHA-256 of a shard and of the two before it, at the same time
 
 
 def expected_times(plan: Plan, bench: Workbench, num_tokens: int) -> list[LayerTime]:
