@@ -6,20 +6,28 @@
     process
 
 The rates of memory and of bf16 products are measured first, in this process. Then a server is started as a
-user starts it, further options for vLLM after `--`; streamed completions of prompts of token ids give decode
-at each batch and prefill. A step of decoding reads the experts that its tokens are expected to choose, all
-other weights but the embedding, and the cache: its share is that over the measured rate of reading. --profile
-takes vLLM's offline engine instead, measures the same without HTTP, and says by kinds of kernels where a step
-at --profile-batch goes. Each part is written to --out as it ends. Without a GPU there are no rates and no
-shares.
+user starts it, further options for vLLM after `--`. The release's expected answers, where it has them, say
+whether it is right. Streamed completions of prompts of token ids give decode at each batch, and prefill. A
+step of decoding reads the experts that its tokens are expected to choose, all other weights but the
+embedding, and the cache: its share is that over the measured rate of reading, the rates of all its GPUs
+together. --profile takes vLLM's offline engine instead, measures the same without HTTP, and says by kinds of
+kernels where a step at --profile-batch goes. Each part is written to --out as it ends. Without a GPU there
+are no rates and no shares.
 """
 
 import argparse
+import fcntl
 import json
+import math
+import multiprocessing
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +47,16 @@ def keep(name: str, value: Any, out: Path | None) -> None:
         out.write_text(json.dumps(RESULTS, indent=1))
 
 
+def num_gpus(vllm: list[str]) -> int:
+    """Return how many GPUs a server's options take: the product of its parallel sizes."""
+    kinds = ("tensor", "pipeline", "data")
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for kind in kinds:
+        parser.add_argument(f"--{kind}-parallel-size", type=int, default=1, dest=kind)
+    sizes = vars(parser.parse_known_args(vllm)[0])
+    return math.prod(sizes[kind] for kind in kinds)
+
+
 def measure_hardware() -> dict[str, Any]:
     """Return the GPU's name and what it reads and multiplies a second; nothing without a GPU."""
     import torch
@@ -46,7 +64,6 @@ def measure_hardware() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     reading, products = measure_reading(), measure_products()
-    torch.cuda.empty_cache()  # the server wants the memory
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -83,6 +100,7 @@ def decode_row(config: dict[str, Any], batch: int, tokens: int, found: dict[str,
     row: dict[str, Any] = {"batch": batch, **found, "read_bytes": parts}
     rate = RESULTS["hardware"].get("read_bytes_per_second")
     if rate:
+        rate *= RESULTS["options"]["num_gpus"]
         row["floor_seconds"] = total / rate
         row["share_of_bandwidth"] = total / rate / found["step_seconds"]
     return row
@@ -93,6 +111,7 @@ def prefill_row(config: dict[str, Any], count: int, length: int, rate: float) ->
     row: dict[str, Any] = {"prompts": count, "prompt_tokens": length, "tokens_per_second": rate}
     products = RESULTS["hardware"].get("bf16_operations_per_second")
     if products:
+        products *= RESULTS["options"]["num_gpus"]
         row["share_of_products"] = rate * token_operations(config) / products
     return row
 
@@ -102,9 +121,10 @@ def bench_server(arguments: argparse.Namespace, config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = arguments.log or Path(folder) / "server.log"
         options = ["--max-model-len", "4096", *arguments.vllm]
-        with start_server(arguments.release, log, options) as server:
+        with start_server(arguments.release, log, options) as server, alone(arguments.lock):
             keep("start_seconds", server.seconds, arguments.out)
-            rows = []
+            keep("probe", ask_probe(arguments.release, server.url), arguments.out)
+            rows: list[dict[str, Any]] = []
             for batch in arguments.batches:
                 measure_decode(server.url, server.model, batch, 8, seed=batch)
                 found = [
@@ -125,6 +145,26 @@ def bench_server(arguments: argparse.Namespace, config: dict[str, Any]) -> None:
                 ]
                 rows.append(prefill_row(config, count, length, statistics.median(rates[1:])))
                 keep("prefill", rows, arguments.out)
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Hold a lock, so that of several servers that start together one is measured at a time."""
+    if lock is None:
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ask_probe(release: Path, url: str) -> dict[str, Any] | None:
+    """Hold a server to the release's expected answers; None if the release has none."""
+    if not (release / "moe4-probe.json").is_file():
+        return None
+    command = [sys.executable, "-m", "moe4", "probe", str(release), "--url", url]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit_code": found.returncode, "says": found.stdout.strip().splitlines()[-8:]}
 
 
 def bench_engine(arguments: argparse.Namespace, config: dict[str, Any]) -> None:
@@ -165,6 +205,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1900, help="of the prompts that measure prefill")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--log", type=Path, help="keep the server's log here")
+    parser.add_argument("--lock", type=Path, help="measure while holding this file's lock")
+    parser.add_argument("--hardware", type=Path, help="a former run's --out, whose rates are taken")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--profile-batch", type=int, nargs="+", default=[1])
     parser.add_argument(
@@ -175,8 +217,18 @@ def main() -> None:
     arguments = parser.parse_args(given[:split])
     arguments.vllm = given[split + 1 :]
     config = json.loads((arguments.release / "config.json").read_text())
-    keep("hardware", measure_hardware(), arguments.out)
-    keep("options", {"vllm": arguments.vllm, "engine": arguments.engine_options}, arguments.out)
+    if arguments.hardware is None:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            hardware = process.submit(measure_hardware).result()  # its memory is the server's again
+    else:
+        hardware = json.loads(arguments.hardware.read_text())["hardware"]
+    keep("hardware", hardware, arguments.out)
+    options = {
+        "vllm": arguments.vllm,
+        "engine": arguments.engine_options,
+        "num_gpus": num_gpus(arguments.vllm),
+    }
+    keep("options", options, arguments.out)
     (bench_engine if arguments.profile else bench_server)(arguments, config)
 
 

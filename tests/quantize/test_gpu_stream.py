@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from moe4.errors import RecipeError
-from moe4.quantize.ranks import Ranks
-from moe4.quantize.run import _check_device
+from moe4.quantize.gpu_memory import require_device
 
 CASES = Path(__file__).with_name("gpu_stream_cases.py")
 
@@ -29,12 +28,12 @@ def test_the_stream_passes_in_tritons_interpreter() -> None:
 
 
 def test_a_gpu_without_triton_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe4.quantize.run.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("moe4.quantize.gpu_memory.importlib.util.find_spec", lambda _: None)
     with pytest.raises(RecipeError, match="device cuda needs Triton, which is not installed: pip install"):
-        _check_device("cuda", Ranks())
+        require_device("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_in_one_line() -> None:
     with pytest.raises(RecipeError, match=r"^device cuda cannot be used: [^\n]+$"):
-        _check_device("cuda", Ranks())
+        require_device("cuda")

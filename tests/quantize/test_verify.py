@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.probe.make import ProbeOptions, make_probe
-from moe4.quantize.verify import describe, verify
+from moe4.quantize.verify import describe, num_threads, verify
 
 LAYER = "model-00002-of-00004.safetensors"
 REST = "model-00004-of-00004.safetensors"
@@ -369,3 +369,35 @@ def test_a_release_as_the_hub_keeps_it(release: Path, tmp_path: Path) -> None:
 def test_a_release_of_another_source(fp8_source: Path, release: Path) -> None:
     problems = verify(release, fp8_source)["problems"]
     assert any("is of another source" in problem for problem in problems)
+
+
+def test_threads_find_the_same_in_the_same_order(
+    source: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "release"
+    shutil.copytree(release, copy)
+    edit(LAYER, swap_experts)(copy)
+    edit(REST, lambda state: state["model.norm.weight"].fill_(float("nan")))(copy)
+    found = []
+    for number in (1, 8):
+        monkeypatch.setattr("moe4.quantize.verify.num_threads", lambda *_, number=number: number)
+        found.append(verify(copy, source)["problems"])
+    assert len(found[0]) >= 3
+    assert found[0] == found[1]
+
+
+def test_progress_counts_every_byte_once(source: Path, release: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
+    assert verify(release, source, on_progress=lambda *count: heard.append(count))["ok"]
+    assert torch.get_num_threads() == threads
+    done = [count for count, _ in heard]
+    assert done == sorted(done)
+    assert done[-1] == heard[-1][1] == 2 * sum(path.stat().st_size for path in release.glob("*.safetensors"))
+
+
+def test_threads_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
+    for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1), (None, 32)):
+        monkeypatch.setattr("moe4.quantize.verify.available_bytes", lambda free=free: free)
+        assert num_threads(1 << 30, torch.device("cpu")) == expected

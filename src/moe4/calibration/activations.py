@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,14 +186,14 @@ def _row_pieces(shape: tuple[int, int], itemsize: int, piece_bytes: int) -> Iter
         yield slice(start, min(start + step, num_rows))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Some sequences, and where their tokens lie in a store."""
 
     rows: Tensor
     """int64 [batch, longest]: row of each token in the store; -1 for padding."""
 
-    @property
+    @cached_property
     def is_token(self) -> Tensor:
         """bool [batch, longest]: False for padding."""
         return self.rows >= 0
@@ -201,14 +202,20 @@ class Batch:
         """Return [batch, longest, hidden] in fresh memory; padding repeats row 0."""
         return store.read(self.rows.clamp(min=0).flatten()).view(*self.rows.shape, -1).to(device)
 
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether there is no padding."""
+        return bool(self.is_token.all())
+
+    @cached_property
     def token_rows(self) -> Tensor:
-        """Return int64 [tokens]: the store's rows of the real tokens, in the order `select` gives."""
+        """int64 [tokens]: the store's rows of the real tokens, in the order `select` gives."""
         return self.rows[self.is_token]
 
     def select(self, values: Tensor) -> Tensor:
         """Return the real tokens' values [tokens, ...] of [batch * longest, ...] or [batch, longest, ...]."""
         flat = values.reshape(self.rows.numel(), *values.shape[values.ndim - 1 :])
-        if bool(self.is_token.all()):
+        if self.is_full:
             return flat
         return flat[self.is_token.flatten().to(values.device)]
 

@@ -5,7 +5,9 @@ meant to be edited, and the measured results in `proof/`. Hidden files are no pa
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from moe4.checkpoint.side_files import CARD_NAME, shown
 from moe4.errors import CheckpointError, UnsafePathError
 from moe4.schema import Foreign, parse
 
+MOST_HASHED = 16  # files at a time
 PROOF_FOLDER = "proof"
 NOT_COVERED = (REPORT_NAME, CARD_NAME, f"{PROOF_FOLDER}/")
 
@@ -157,12 +160,29 @@ def list_files(folder: Path, names: Iterable[str], coming: Mapping[str, bytes]) 
     return dict(sorted(listing.items()))
 
 
-def compare_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
-    """Yield (name, what is wrong with it): removed, changed, or added and not listed."""
-    for name, entry in listing.items():
-        problem = _compare_file(folder / name, entry) if Path(name).name == name else "is no file name"
-        if problem is not None:
-            yield name, problem
+def compare_files(
+    folder: Path, listing: Listing, on_bytes: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is wrong with it): removed, changed, or added and not listed.
+
+    Several files are hashed at a time; `on_bytes` hears the size of each when that is done.
+    """
+
+    def compare(name: str) -> str | None:
+        if Path(name).name != name:
+            return "is no file name"
+        problem = _compare_file(folder / name, listing[name])
+        on_bytes(0 if problem else int(listing[name]["num_bytes"]))
+        return problem
+
+    with ThreadPoolExecutor(max(1, min(MOST_HASHED, len(os.sched_getaffinity(0))))) as threads:
+        try:
+            for name, problem in zip(listing, threads.map(compare, listing), strict=True):
+                if problem is not None:
+                    yield name, problem
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     for path in sorted(folder.iterdir()):
         name = f"{path.name}/" if path.is_dir() else path.name
         if path.name.startswith(".") or name in listing:

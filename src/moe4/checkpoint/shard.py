@@ -163,8 +163,23 @@ class ShardWriter:
         )  # what is written: until here, and start: end
         self.bytes_read_back = self._unsynced_bytes = 0
         self._file = os.fdopen(create_file(path), "wb", buffering=0)
-        os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)  # a full disk is known now
+        self._reserve()
         self._write_at(0, len(encoded).to_bytes(8, "little") + encoded)
+
+    def _reserve(self) -> None:
+        """Take the file's room on the disk, so that a full one is known before anything is computed.
+
+        Some file systems fill the room with zeros, which takes seconds: with `behind` it is the first task of
+        the writer's thread.
+        """
+
+        def reserve() -> None:
+            os.posix_fallocate(self._file.fileno(), 0, self.num_bytes)
+
+        if self._behind is not None:
+            self._behind.write(reserve, 0)
+        else:
+            reserve()
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of the dtype and shape that were laid out."""

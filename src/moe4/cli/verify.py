@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import byte_progress, echo
 
 
 def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
     source: Annotated[Path | None, typer.Option(help="Source checkpoint to compare with.")] = None,
+    device: Annotated[str, typer.Option(help="Where to decode weights: cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
@@ -20,7 +21,8 @@ def command(
     """
     from moe4.quantize.verify import describe, verify
 
-    result = verify(out, source)
+    with byte_progress("checking") as on_progress:
+        result = verify(out, source, device=device, on_progress=on_progress)
     echo(json.dumps(result) if as_json else describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

@@ -94,7 +94,7 @@ class Stream:
         with torch.inference_mode():
             for batch in self._batches:
                 captured.clear()
-                rows = batch.token_rows().to(self._place)
+                rows = batch.token_rows.to(self._place)
                 total[rows] = batch.select(self._run(module, batch.rows)).float().to(self._place)
                 if inputs is not None:
                     ((states, ids, gates),) = captured

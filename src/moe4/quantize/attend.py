@@ -35,9 +35,9 @@ class Routing:
     inputs: Activations
     """[tokens, hidden] in the compute dtype."""
     rows: Tensor
-    """int64 [tokens * top_k]: token numbers, those of expert 0 first."""
+    """int64 [tokens * top_k]: token numbers, those of expert 0 first; on a GPU if the inputs are."""
     gates: Tensor
-    """float32 [tokens * top_k], in the order of `rows`."""
+    """float32 [tokens * top_k], in the order of `rows` and beside them."""
     starts: list[int]
     """Where each expert's rows start; one more at the end."""
 
@@ -80,7 +80,7 @@ class LayerRunner:
         )
         for number, parcel in work:
             assert total is not None
-            total.write(self.batches[number].token_rows(), parcel.tensors["output"])
+            total.write(self.batches[number].token_rows, parcel.tensors["output"])
 
     def observe(self, module: nn.Module, size: int) -> Hessian:
         """Run every batch and return the Hessian of one Linear's input [tokens, size], on every rank."""
@@ -135,12 +135,9 @@ def attend_and_route(
 
         def capture(states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> None:
             inputs = batch.select(states)
-            if not torch.isfinite(inputs).all():
-                raise CalibrationError(
-                    f"calibration activations hold NaN or Inf before the experts of layer {runner.layer}"
-                )
             captured.update(
                 inputs=inputs,
+                finite=torch.isfinite(inputs).all(),
                 ids=batch.select(top_k_index).long(),
                 gates=batch.select(top_k_weights).float(),
             )
@@ -150,19 +147,23 @@ def attend_and_route(
         return Parcel(tensors={"output": output, **captured})
 
     store = make_activations(path, shape, dtype, bench.device) if bench.ranks.is_first else None
-    ids: Tensor = torch.empty(0, 1, dtype=torch.int64)
-    gates = torch.empty(0, 1)
+    # What decides the routing stays beside the inputs: a GPU is not waited for before all batches are run.
+    place = bench.device if isinstance(store, ResidentActivations) else torch.device("cpu")
+    chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+    finite = []
     for number, parcel in bench.ranks.spread(len(runner.batches), run):
         assert total is not None
         assert store is not None
-        rows = runner.batches[number].token_rows()
-        if not ids.numel():
-            ids = torch.empty(num_tokens, parcel.tensors["ids"].shape[1], dtype=torch.int64)
-            gates = torch.empty(ids.shape)
-        total.write(rows, parcel.tensors["output"])
-        store.write(rows, parcel.tensors["inputs"])
-        ids[rows], gates[rows] = parcel.tensors["ids"].cpu(), parcel.tensors["gates"].cpu()
-    shared = {"ids": ids, "gates": gates}
+        rows, tensors = runner.batches[number].token_rows, parcel.tensors
+        total.write(rows, tensors["output"])
+        store.write(rows, tensors["inputs"])
+        chosen.append((rows.to(place), tensors["ids"].to(place), tensors["gates"].to(place)))
+        finite.append(tensors["finite"])
+    if not all(map(bool, finite)):
+        raise CalibrationError(
+            f"calibration activations hold NaN or Inf before the experts of layer {runner.layer}"
+        )
+    shared = _in_order(chosen) if chosen else {}
     if isinstance(store, ResidentActivations):
         shared["inputs"] = store.values
     elif isinstance(store, ActivationStore) and bench.ranks.size > 1:
@@ -183,10 +184,16 @@ def inputs_path(work: Path, layer: int) -> Path:
     return work / f"inputs-{layer:05d}.partial"
 
 
+def _in_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Return ids and gates [tokens, top_k] in the tokens' order, from (tokens, ids, gates) of each batch."""
+    rows, ids, gates = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+    order = torch.argsort(rows)
+    return {"ids": ids[order], "gates": gates[order]}
+
+
 def _sort_by_expert(inputs: Activations, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
     """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
-    place = inputs.values.device if isinstance(inputs, ResidentActivations) else ids.device
-    by_expert = torch.argsort(ids.flatten().to(place), stable=True).to(ids.device)  # no order but this one
+    by_expert = torch.argsort(ids.flatten(), stable=True)  # no order but this one
     counts = torch.bincount(ids.flatten(), minlength=num_experts)
     return Routing(
         inputs=inputs,

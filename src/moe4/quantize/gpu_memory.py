@@ -1,11 +1,13 @@
 """Where a run's tensors lie when it computes on a GPU: the device, pinned memory on the host, or a file."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moe4.calibration.activations import Activations, ActivationStore, ResidentActivations
+from moe4.errors import RecipeError
 
 RESERVED_BYTES = (
     20 << 30
@@ -35,6 +37,25 @@ def free_bytes(device: torch.device) -> int:
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def require_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device of that name; `cuda` without a number is the GPU of this rank.
+
+    Raises RecipeError if it cannot be used, or is a GPU and there is no Triton.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            raise RecipeError(f"device {name} needs Triton, which is not installed: pip install triton")
+        torch.zeros(1, device=device)
+        use_device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise RecipeError(f"device {name} cannot be used: {reason}") from None
+    return device
 
 
 def use_device(device: torch.device) -> None:

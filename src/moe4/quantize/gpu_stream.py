@@ -58,7 +58,7 @@ class GpuExpertStream(ExpertStream):
         super().__init__(bench, experts, layer, routing)
         self._stage = stage
         resident = isinstance(routing.inputs, ResidentActivations)
-        self._token_rows = routing.rows.to(bench.device) if resident else routing.rows
+        self._token_rows = routing.rows.to(bench.device) if resident else routing.rows.cpu()
         self._gates = routing.gates.to(bench.device)
         self._quantizer = ExpertQuantizer(
             solver=BatchSolver(settings=bench.recipe.gptq, group_size=bench.recipe.group_size, stage=stage),
@@ -99,7 +99,7 @@ class GpuExpertStream(ExpertStream):
             if isinstance(total, ResidentActivations):
                 total.add(self._token_rows[rows], weighted)
             else:
-                total.add(self._routing.rows[rows], weighted.cpu())
+                total.add(self._token_rows[rows].cpu(), weighted.cpu())
 
     def _on_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors in the host's memory; those of other ranks come by way of this one's GPU."""

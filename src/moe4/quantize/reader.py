@@ -11,7 +11,7 @@ from torch import Tensor
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import PARTS, ExpertShape, Part
-from moe4.quantize.gpu_memory import to_device, use_device
+from moe4.quantize.gpu_memory import to_device, to_host, use_device
 from moe4.quantize.plan import ShardPlan
 
 NUM_FILE_READERS = 8  # one thread reads 3.7 GB/s from the page cache into pinned memory, eight 26
@@ -92,7 +92,9 @@ class LayerReader:
         stored = self._kept.pop(name, None) or self._read(name)
         tensor = self._decode(name, stored)
         if self._writer is not None and name not in self._quantized and self._writer.lacks(name):
-            self._writer.write(name, tensor.to(torch.bfloat16).cpu() if len(stored) == 2 else stored[0])
+            self._writer.write(
+                name, self._on_host(tensor.to(torch.bfloat16)) if len(stored) == 2 else stored[0]
+            )
         return tensor
 
     def load_and_keep(self, name: str) -> Tensor:
@@ -114,6 +116,12 @@ class LayerReader:
 
     def _decode(self, name: str, stored: Stored) -> Tensor:
         return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))
+
+    def _on_host(self, tensor: Tensor) -> Tensor:
+        host = to_host(tensor)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return host
 
     def copy_rest(self) -> None:
         """Copy what has not been asked for as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""

@@ -1,6 +1,5 @@
 """`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
-import importlib.util
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from moe4.checkpoint.release import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.report import list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, RecipeError, ResumeError
+from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME
 from moe4.quantize.allocator import return_large_blocks
@@ -26,6 +25,7 @@ from moe4.quantize.bench import Workbench
 from moe4.quantize.boundary import Boundary, repair
 from moe4.quantize.commit import Committer, follow
 from moe4.quantize.environment import RunEnvironment, find_environment
+from moe4.quantize.gpu_memory import require_device
 from moe4.quantize.needs import disk_need, memory_need, require_memory
 from moe4.quantize.plan import Plan, group_size_warnings, make_plan, resolve_group_size
 from moe4.quantize.progress import ProgressReporter
@@ -91,7 +91,7 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
 
 def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
     check_folders(request.source, request.out)
-    ranks.device = device = _check_device(request.device, ranks)
+    ranks.device = device = require_device(request.device, ranks.local_rank)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
     prepared = _prepare(request, find_environment(device))
     _check_agreement(ranks, prepared.fingerprint)
@@ -321,23 +321,6 @@ def check_folders(source: Path, out: Path) -> None:
     inside = source.resolve()
     if inside == out.resolve() or inside in out.resolve().parents:
         raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
-
-
-def _check_device(name: str, ranks: Ranks) -> torch.device:
-    """Return the device; `cuda` without a number is this rank's own GPU."""
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", ranks.local_rank)
-        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-            raise RecipeError(f"device {name} needs Triton, which is not installed: pip install triton")
-        torch.zeros(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise RecipeError(f"device {name} cannot be used: {reason}") from None
-    return device
 
 
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +25,44 @@ from moe4.model.accounting import Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.audit import WORST_SHOWN
+from moe4.quantize.gpu_memory import free_bytes, require_device, to_device, use_device
 from moe4.quantize.ignored import find_ignored
+from moe4.quantize.needs import available_bytes
 from moe4.quantize.plan import group_size_warnings
 from moe4.recipe import GROUP_SIZES
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
 LINEAR = re.compile(r"(_proj|_proj_with_mqa|\.experts\.\d+\.w[123])\.weight$")
+BYTES_A_CODE = 32  # of memory: codes, and weights of both decoders and the source in float32, with copies
+BYTES_A_PLAIN_BYTE = 6  # of memory: as stored, as the source has it, and FP8 in float32
+MOST_THREADS = 64
 PACKED_LEAVES = ("weight_packed", "weight_scale", "weight_shape")
 
 
-def verify(out: Path, source: Path | None = None) -> dict[str, Any]:
+Progress = Callable[[int, int], None]
+"""Hears how many bytes of how many have been checked, from any thread."""
+
+
+def verify(
+    out: Path, source: Path | None = None, *, device: str = "cpu", on_progress: Progress | None = None
+) -> dict[str, Any]:
     """Check a release; return what was found, with `problems` empty if nothing is wrong.
 
-    Raises CheckpointError's children if `out` is no release or `source` no checkpoint at all.
+    Tensors are read and hashed by as many threads as there are processors and memory for, and decoded on
+    `device`. Raises CheckpointError's children if `out` is no release or `source` no checkpoint at all.
     """
     if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
         raise MissingFileError(f"{out} is no release: it has no {CONFIG_NAME} or no {INDEX_NAME}")
-    verifier = _Verifier(out, Checkpoint(source) if source else None)
-    return verifier.run()
+    verifier = _Verifier(out, Checkpoint(source) if source else None, require_device(device), on_progress)
+    with one_thread_an_operation():
+        return verifier.run()
 
 
 class _Verifier:
-    def __init__(self, out: Path, source: Checkpoint | None) -> None:
-        self.out, self.source = out, source
+    def __init__(
+        self, out: Path, source: Checkpoint | None, device: torch.device, on_progress: Progress | None
+    ) -> None:
+        self.out, self.source, self.device = out, source, device
         if source is not None:
             source.reads = ReadLog()
         self.problems: list[str] = []
@@ -55,6 +73,8 @@ class _Verifier:
         self.scheme: Any = None
         self.group_size = 0
         self.weight_errors: dict[str, float] = {}
+        num_bytes = 2 * self.index.num_bytes  # once by tensors, once by files
+        self.progress = _ByteCount(num_bytes, on_progress)
 
     def run(self) -> dict[str, Any]:
         """Run every check; one whose ground is gone is left out, as the ground's problem is named."""
@@ -66,8 +86,8 @@ class _Verifier:
         if self.scheme is not None:
             accounting = Accounting(network, self.config)
             quantized = sorted(self._check_names(accounting))
-            for base, shape in quantized:
-                self._check_quantized(base, shape)
+            most = max((rows * columns for _, (rows, columns) in quantized), default=0)
+            self._spread(lambda item: self._check_quantized(*item), quantized, BYTES_A_CODE * most)
             self._check_plain([base for base, _ in quantized])
             self._check_left_out([base for base, _ in quantized], accounting)
             self.warnings += group_size_warnings(self.group_size, network)
@@ -168,9 +188,22 @@ class _Verifier:
             elif accounting.kind(name) == "unknown":
                 self.problems.append(f"{name} has no place in the model that {CONFIG_NAME} describes")
 
-    def _check_quantized(self, base: str, shape: tuple[int, ...]) -> None:
+    def _spread(self, check: Callable[[Any], list[str]], items: Sequence[Any], item_bytes: int) -> None:
+        """Check every item, several at a time, each in `item_bytes` of memory. Problems stay in order."""
+        with ThreadPoolExecutor(
+            num_threads(item_bytes, self.device), initializer=use_device, initargs=(self.device,)
+        ) as threads:
+            try:
+                for found in threads.map(check, items):
+                    self.problems.extend(found)
+            except BaseException:  # Ctrl-C, too: the rest of the items need not be checked first
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _check_quantized(self, base: str, shape: tuple[int, ...]) -> list[str]:
         """Check one matrix's shapes, dtypes, scales and codes, and its likeness to the source's."""
         rows, columns = shape
+        stored = [self.tensors[base + leaf] for leaf in PACKED_LEAVES]
         expected = {
             "weight_packed": ("I32", (rows, columns // 8)),
             "weight_scale": ("BF16", (rows, columns // self.group_size)),
@@ -181,23 +214,24 @@ class _Verifier:
         for leaf, want in expected.items():
             spec = self.tensors[base + leaf].spec
             if (spec.dtype, spec.shape) != want:
-                self.problems.append(
+                return [
                     f"{base}{leaf} must be {want[0]} {list(want[1])}, found {spec.dtype} {list(spec.shape)}"
-                )
-                return
-        packed, scales, stored_shape = (read_tensor(self.tensors[base + leaf]) for leaf in PACKED_LEAVES)
+                ]
+        packed, scales, stored_shape = map(read_tensor, stored)
         if stored_shape.tolist() != list(shape):
-            self.problems.append(f"{base}weight_shape must be {list(shape)}, found {stored_shape.tolist()}")
-            return
+            return [f"{base}weight_shape must be {list(shape)}, found {stored_shape.tolist()}"]
+        packed, scales = to_device(packed, self.device), to_device(scales, self.device)
         if not torch.isfinite(scales).all() or bool((scales == 0).any()):
-            self.problems.append(f"{base}weight_scale holds zero, NaN or Inf")
-            return
-        weight = dequantize(unpack(packed), scales)
+            return [f"{base}weight_scale holds zero, NaN or Inf"]
+        weight, problems = dequantize(unpack(packed), scales), []
         theirs = self._decompress(packed, scales, shape)
         if not torch.equal(weight.to(torch.bfloat16), theirs.to(torch.bfloat16)):
-            self.problems.append(f"{base}weight_packed: compressed-tensors decodes other weights than moe4")
+            problems.append(f"{base}weight_packed: compressed-tensors decodes other weights than moe4")
+        del theirs
         if self.source is not None:
-            self._compare_weight(self.source, base + "weight", weight)
+            problems += self._compare_weight(self.source, base + "weight", weight)
+        self.progress.add(sum(tensor.spec.num_bytes for tensor in stored))
+        return problems
 
     def _decompress(self, packed: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -206,31 +240,43 @@ class _Verifier:
         weight: Tensor = PackedQuantizationCompressor.decompress(state, self.scheme)["weight"]
         return weight
 
-    def _compare_weight(self, source: Checkpoint, name: str, weight: Tensor) -> None:
+    def _compare_weight(self, source: Checkpoint, name: str, weight: Tensor) -> list[str]:
         if name not in source.tensors or source.tensors[name].spec.shape != tuple(weight.shape):
-            self.problems.append(f"{name} has another shape in the source, or is not there")
-            return
-        original = source.load(name).float()
+            return [f"{name} has another shape in the source, or is not there"]
+        original = self._load(source, name).float()
         error = float((weight - original).square().sum() / original.square().sum().clamp(min=1e-30))
         self.weight_errors[name] = error
         if error > LARGEST_WEIGHT_ERROR:
-            self.problems.append(f"{name} is not like the source's: {error:.3g} of its squares are lost")
+            return [f"{name} is not like the source's: {error:.3g} of its squares are lost"]
+        return []
+
+    def _load(self, source: Checkpoint, name: str) -> Tensor:
+        """Return a tensor of the source, decoded on the device."""
+        return source.decode(name, tuple(to_device(piece, self.device) for piece in source.read(name)))
 
     def _check_plain(self, quantized: list[str]) -> None:
         """Check tensors that are not quantized: finite, and the source's bytes."""
         packed = {base + leaf for base in quantized for leaf in PACKED_LEAVES}
-        for name in sorted(set(self.tensors) - packed):
-            stored = self.tensors[name]
-            tensor = read_tensor(stored) if stored.spec.dtype in PLAIN_DTYPES else None
-            if tensor is not None and not torch.isfinite(tensor).all():
-                self.problems.append(f"{name} holds NaN or Inf")
-            if self.source is not None and name not in self.source.tensors:
-                self.problems.append(f"{name} is not in the source")
-            elif self.source is not None and self.source.is_fp8(name):
-                if tensor is None or not torch.equal(self.source.load(name).to(torch.bfloat16), tensor):
-                    self.problems.append(f"{name} is not the source's FP8 weight in BF16")
-            elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
-                self.problems.append(f"{name} differs from the source")
+        names = sorted(set(self.tensors) - packed)
+        most = max((self.tensors[name].spec.num_bytes for name in names), default=0)
+        self._spread(self._check_plain_tensor, names, BYTES_A_PLAIN_BYTE * most)
+
+    def _check_plain_tensor(self, name: str) -> list[str]:
+        stored, problems = self.tensors[name], []
+        tensor = read_tensor(stored) if stored.spec.dtype in PLAIN_DTYPES else None
+        if tensor is not None and not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or Inf")
+        if self.source is not None and name not in self.source.tensors:
+            problems.append(f"{name} is not in the source")
+        elif self.source is not None and self.source.is_fp8(name):
+            if tensor is None or not torch.equal(
+                self._load(self.source, name).to(torch.bfloat16), to_device(tensor, self.device)
+            ):
+                problems.append(f"{name} is not the source's FP8 weight in BF16")
+        elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
+            problems.append(f"{name} differs from the source")
+        self.progress.add(stored.spec.num_bytes)
+        return problems
 
     def _check_left_out(self, quantized: list[str], accounting: Accounting) -> None:
         """Check that every tensor of the source which belongs to the model is in the release."""
@@ -266,7 +312,7 @@ class _Verifier:
             self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
             return report
         self.num_listed = len(shards) + len(files)
-        for name, problem in compare_files(self.out, shards | files):
+        for name, problem in compare_files(self.out, shards | files, self.progress.add):
             if problem == "is missing" and name in self.index.shards:
                 continue  # named already
             if name == PROBE_NAME and "missing" in problem:
@@ -331,6 +377,39 @@ class _Verifier:
             ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
             result["worst_weight_errors"] = [{"matrix": name, "error": error} for name, error in ordered]
         return result
+
+
+class _ByteCount:
+    """Adds up what threads have checked, and tells it."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self._done, self._total, self._on_progress = 0, total, on_progress
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes as checked."""
+        with self._lock:
+            self._done = min(self._total, self._done + num_bytes)
+            if self._on_progress is not None:
+                self._on_progress(self._done, self._total)
+
+
+def num_threads(item_bytes: int, device: torch.device) -> int:
+    """Return how many threads check at a time: one a processor, if half the free memory has room for them."""
+    free = free_bytes(device) if device.type == "cuda" else available_bytes()
+    room = MOST_THREADS if free is None else free // 2 // max(1, item_bytes)
+    return max(1, min(len(os.sched_getaffinity(0)), room, MOST_THREADS))
+
+
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
+    """Have each operation on tensors run on its caller's thread alone: there are threads enough."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(result: dict[str, Any]) -> str:
