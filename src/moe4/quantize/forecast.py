@@ -11,7 +11,7 @@ from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.source import Checkpoint, fp8_block_size
-from moe4.errors import Moe4Error
+from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
@@ -137,6 +137,8 @@ def _count_tokens(request: Request, network: Network, problems: list[str], is_wh
                 trust_remote_code=request.trust_remote_code,
             )
             return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+        except TemplateError:
+            raise  # the expected answers would meet it again
         except Moe4Error as error:
             problems.append(str(error))
     return _Calibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
