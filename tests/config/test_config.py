@@ -187,6 +187,11 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2_moe", {"head_dim": 64}, "head_dim is 64; vLLM takes the 128"),
     ("glm4_moe", {"partial_rotary_factor": 0.055}, "partial_rotary_factor is 0.055, an odd part"),
     ("glm4_moe", {"pad_token_id": 151552}, "pad_token_id is 151552, not below the 151552 of vocab_size"),
+    ("qwen3_moe", {"eos_token_id": [1, 151936]}, "eos_token_id names 151936, not below the 151936"),
+    ("mixtral", {"bos_token_id": -1}, "bos_token_id must be a token id, a list of them or null, found -1"),
+    ("mixtral", {"dtype": "bf16"}, 'dtype must be "bfloat16" or "float16"'),
+    ("olmoe", {"torch_dtype": "float23"}, 'torch_dtype must be .*, found "float23"'),
+    ("deepseek_v3", {"torch_dtype": 16}, "torch_dtype must be a string, found 16"),
     ("deepseek_v3", {"architectures": ["LlamaForCausalLM"]}, "vLLM must be told DeepseekV3ForCausalLM"),
     ("deepseek_v3", {"num_local_experts": 8}, "num_local_experts is 8, but n_routed_experts is 256"),
     ("deepseek_v3", {"n_routed_experts": None, "num_experts": 8}, "n_routed_experts is missing"),
@@ -349,6 +354,8 @@ def test_a_tokenizer_config_is_read_by_its_types() -> None:
         {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "chat_template": named}, "t.json"
     )
     assert found.is_code and found.chat_template == "a\nb"
+    assert parse_tokenizer_config({"auto_map": ["x.Y", None]}, "t.json").is_code
+    assert not parse_tokenizer_config({"auto_map": {"AutoTokenizer": None}}, "t.json").is_code
     assert not parse_tokenizer_config({"auto_map": None, "chat_template": None}, "t.json").is_code
     for name, value in (
         ("auto_map", 3),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moe4.schema import Foreign
+from moe4.schema import Foreign, Only
 
 # No model comes near these bounds. A number past them is a slip or an attack, and would fail later and worse.
 Layers = Annotated[int, Field(ge=1, le=1024)]
@@ -18,6 +18,8 @@ Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
+DTYPES = ("bfloat16", "float16", "half", "float32", "float", "float64", "double", "float8_e4m3fn")
+Dtype = Annotated[str | None, Only((*DTYPES, None), "it names the dtype of weights as torch does")]
 Theta = Annotated[float, Field(ge=1.0, le=1e15)]
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe4.config.families import FAMILIES
-from moe4.config.parts import Quantization
+from moe4.config.parts import Dtype, Quantization
 from moe4.config.text import Family, TextModel
 from moe4.errors import UnsupportedModelError
 from moe4.schema import Foreign, parse
@@ -20,6 +20,13 @@ class _Document(Foreign):
     architectures: list[str] | None = None
     text_config: dict[str, Any] | None = None
     quantization_config: Quantization | None = None
+
+
+class _Whole(Foreign):
+    """What a file of several models says of all of them."""
+
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +73,7 @@ def parse_config(document: dict[str, Any], where: object = "config.json") -> Mod
     outer = parse(_Document, document, where, UnsupportedModelError)
     text, prefix = document, ""
     if outer.model_type in TEXT_MODELS:
+        parse(_Whole, document, where, UnsupportedModelError)
         if outer.text_config is None:
             raise UnsupportedModelError(
                 f"{where}: the config of this {outer.model_type} model has no text_config"

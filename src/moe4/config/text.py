@@ -12,6 +12,7 @@ from pydantic import Field
 
 from moe4.config.parts import (
     Count,
+    Dtype,
     Epsilon,
     Experts,
     Factor,
@@ -24,6 +25,7 @@ from moe4.config.parts import (
     Vocabulary,
     Width,
 )
+from moe4.config.tokens import PadTokenId, TokenIds, beyond_vocabulary
 from moe4.schema import Foreign, Only, more_than, not_multiple
 
 EVERY_ROPE = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -122,7 +124,11 @@ class Family(TextModel):
     rms_norm_eps: Epsilon = 1e-6
     hidden_act: Annotated[str, SILU] = "silu"
     tie_word_embeddings: bool = False
-    pad_token_id: Annotated[int, Field(ge=-1, le=1 << 24)] | None = None
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    pad_token_id: PadTokenId | None = None
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
     rope_theta: Theta | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
@@ -162,8 +168,8 @@ class Family(TextModel):
         if self.architectures and self.architectures != [self.architecture]:
             found = ", ".join(self.architectures)
             yield f"architectures is {found}; vLLM must be told {self.architecture} for {self.model_type}"
-        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            yield f"pad_token_id is {self.pad_token_id}, not below the {self.vocab_size} of vocab_size"
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        yield from beyond_vocabulary({name: getattr(self, name) for name in names}, self.vocab_size)
 
     def missing(self) -> Iterator[str]:
         """Yield what may be absent where a model is sized, but not where it is run."""

@@ -20,16 +20,21 @@ def _to_text(template: Any) -> Any:
     return template
 
 
+def _to_object(auto_map: Any) -> Any:
+    """Return the classes by what loads them; a list alone is an older form of the tokenizer's."""
+    return {"AutoTokenizer": auto_map} if isinstance(auto_map, list) else auto_map
+
+
 class TokenizerConfig(Foreign):
     """chat_template: the text of all templates. auto_map: the classes that come as Python code."""
 
-    auto_map: dict[str, Any] | None = None
+    auto_map: Annotated[dict[str, Any] | None, BeforeValidator(_to_object)] = None
     chat_template: Annotated[str | None, BeforeValidator(_to_text)] = None
 
     @property
     def is_code(self) -> bool:
         """Whether a tokenizer comes as Python code."""
-        return "AutoTokenizer" in (self.auto_map or {})
+        return bool((self.auto_map or {}).get("AutoTokenizer"))
 
 
 def parse_tokenizer_config(document: dict[str, Any], where: object) -> TokenizerConfig:
