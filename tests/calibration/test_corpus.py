@@ -105,6 +105,21 @@ def test_the_reference_model_brings_its_own_documents(config: Any) -> None:
     assert other.digest() != corpus.digest()
 
 
+@pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["code.Own", None]}, ["code.Own", None]])
+def test_a_tokenizer_that_is_code_is_not_replaced_by_another(
+    tmp_path: Path, config: Any, tokenizer: PreTrainedTokenizerFast, auto_map: object
+) -> None:
+    """transformers would read the vocabulary beside it with a tokenizer of its own, without a word."""
+    (tmp_path / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    described = {"tokenizer_class": "GPT2Tokenizer", "auto_map": auto_map}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    with pytest.raises(CalibrationError, match=r"is Python code .* --trust-remote-code runs it"):
+        load_tokenizer(tmp_path, config)
+    shutil.copy(REFERENCE_MODEL / "tokenizer.json", tmp_path)
+    assert load_tokenizer(tmp_path, config)("hello")["input_ids"] == tokenizer("hello")["input_ids"]
+
+
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 HOSTILE = [
     LOOP,

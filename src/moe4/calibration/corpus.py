@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
 from moe4.calibration.documents import Document, join_parts, parse_line
-from moe4.checkpoint.files import read_lines, read_text
+from moe4.checkpoint.files import read_json_object, read_lines, read_text
+from moe4.checkpoint.index import TOKENIZER_CONFIG_NAME
+from moe4.config import parse_tokenizer_config
+from moe4.config.tokenizer import TOKENIZER_NAME
 from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError, TemplateError
 from moe4.recipe import Calibration
 
@@ -181,6 +184,7 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
     """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError."""
     from transformers import AutoTokenizer
 
+    _refuse_code(folder, trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(
             str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
@@ -189,6 +193,20 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
         reason = str(error).strip().split("\n")[0]
         hint = "" if trust_remote_code else "; if it is the model's own code, --trust-remote-code runs it"
         raise CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}") from error
+
+
+def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
+    """Raise CalibrationError for a tokenizer that is Python code alone, unless that may run."""
+    path = folder / TOKENIZER_CONFIG_NAME
+    if trust_remote_code or not path.is_file():
+        return
+    config = parse_tokenizer_config(read_json_object(path), path)
+    if config.needs_own_code(folder):
+        raise CalibrationError(
+            f"the tokenizer in {folder} is Python code ({path.name}: auto_map), and there is no "
+            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; "
+            "--trust-remote-code runs it"
+        )
 
 
 def is_reference_model(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """What moe4 reads of a tokenizer_config.json."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -7,6 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from moe4.errors import CheckpointError
 from moe4.schema import Foreign, parse, show
+
+TOKENIZER_NAME = "tokenizer.json"
 
 
 def _to_text(template: Any) -> Any:
@@ -35,6 +38,13 @@ class TokenizerConfig(Foreign):
     def is_code(self) -> bool:
         """Whether a tokenizer comes as Python code."""
         return bool((self.auto_map or {}).get("AutoTokenizer"))
+
+    def needs_own_code(self, folder: Path) -> bool:
+        """Say whether the tokenizer in the folder comes as Python code and in no other form.
+
+        transformers would read its vocabulary all the same, and split text in another way.
+        """
+        return self.is_code and not (folder / TOKENIZER_NAME).is_file()
 
 
 def parse_tokenizer_config(document: dict[str, Any], where: object) -> TokenizerConfig:
