@@ -21,6 +21,7 @@ def _check_ids(value: Any) -> Any:
 
 
 TokenIds = Annotated[int | list[int] | None, BeforeValidator(_check_ids)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 24)]
 PadTokenId = Annotated[int, Field(ge=NO_PADDING, le=1 << 24)]
 
 
