@@ -12,6 +12,7 @@ RANKS = {
     "strict_json": 0,
     "schema": 1,
     "environment": 1,
+    "bounded": 1,
     "recipe": 2,
     "config": 2,
     "checkpoint": 3,

@@ -5,6 +5,7 @@
     │   ├── MissingFileError        a file the index or the config names is not there
     │   ├── TruncatedShardError     a shard is shorter than its header says
     │   ├── UnsafePathError         an index names a path outside the checkpoint's folder
+    │   ├── TemplateError           its chat template takes too much time or memory
     │   ├── TensorError             a tensor has the wrong shape or dtype, or is not finite
     │   └── UnsupportedModelError   an architecture moe4 cannot stream
     ├── RecipeError               a recipe, option or group size that cannot be followed
@@ -60,6 +61,10 @@ class TruncatedShardError(CheckpointError):
 
 class UnsafePathError(CheckpointError):
     """An index names a path outside the checkpoint's folder."""
+
+
+class TemplateError(CheckpointError):
+    """A chat template takes more time or memory than any should."""
 
 
 class TensorError(CheckpointError):

@@ -9,10 +9,11 @@ import pytest
 from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
-from moe4.calibration.corpus import is_reference_model, load_corpus
+from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
 from moe4.config import parse_config
-from moe4.errors import CalibrationError
+from moe4.errors import CalibrationError, TemplateError
 from moe4.model.architecture import build_config
+from moe4.probe.sequences import choose_sequences
 from moe4.recipe import Calibration
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -102,3 +103,54 @@ def test_the_reference_model_brings_its_own_documents(config: Any) -> None:
     assert corpus.digest() == load_corpus(REFERENCE_MODEL, config, settings, None).digest()
     other = load_corpus(REFERENCE_MODEL, config, Calibration(num_sequences=12, seed=1), None)
     assert other.digest() != corpus.digest()
+
+
+@pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["code.Own", None]}, ["code.Own", None]])
+def test_a_tokenizer_that_is_code_is_not_replaced_by_another(
+    tmp_path: Path, config: Any, tokenizer: PreTrainedTokenizerFast, auto_map: object
+) -> None:
+    """transformers would read the vocabulary beside it with a tokenizer of its own, without a word."""
+    (tmp_path / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    described = {"tokenizer_class": "GPT2Tokenizer", "auto_map": auto_map}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    with pytest.raises(CalibrationError, match=r"is Python code .* --trust-remote-code runs it"):
+        load_tokenizer(tmp_path, config)
+    shutil.copy(REFERENCE_MODEL / "tokenizer.json", tmp_path)
+    assert load_tokenizer(tmp_path, config)("hello")["input_ids"] == tokenizer("hello")["input_ids"]
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = [
+    LOOP,
+    "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% for i in range(9) %}{{ f(n + 1) if n < 99 }}{% endfor %}{% endmacro %}{{ f(0) }}",
+    "{{ 9 ** (9 ** (messages | length + 7)) }}",
+    "{{ 'x' * 999999999999 }}",
+    "{{ 'x' * 99999999 * messages | length * 99 }}",
+    "{% set n = namespace(x='x' * 9999) %}{% for i in range(99999) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x=['x'] * 9999) %}{% for i in range(999) %}{% set n.x = n.x + n.x %}{% endfor %}"
+    "{{ n.x | join('x' * 9999) }}",
+    "{{ 'x' | center(9999999999) }}",
+    "{{ '%9999999999d' % 1 }}",
+    "{{ 'x' * 99999999 }}",
+]
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_template_that_does_not_end_or_fills_the_memory(
+    tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr("moe4.calibration.corpus.FIRST_SECONDS", 1.0)
+    monkeypatch.setattr("moe4.calibration.corpus.FIRST_BYTES", 1 << 28)
+    model = shutil.copytree(
+        REFERENCE_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    (model / "chat_template.jinja").write_text(template)
+    path = write_lines(tmp_path / "c.jsonl", [{"text": "hi"}, {"messages": CHAT}])
+    with pytest.raises(
+        TemplateError, match=r"c.jsonl:2: the model's chat template or tokenizer (takes|gives)"
+    ):
+        load_corpus(model, config, Calibration(), path)
+    with pytest.raises(TemplateError, match="the built-in prompts: the model's chat template"):
+        choose_sequences(load_tokenizer(model, config), 2560)

@@ -1,15 +1,20 @@
 """What lies beside the weights: what is a release's, what stays, and what leads out of the checkpoint."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from model_fixtures import reference_config
 
+from moe4.checkpoint.index import check_objects
 from moe4.checkpoint.side_files import find_side_files
+from moe4.config import parse_config
 from moe4.errors import CheckpointError, UnsafePathError
 from moe4.publish.push import list_uploads
 
+CONFIG = parse_config(reference_config())
 SHARDS = ("model.safetensors", "more/model-2.safetensors")
 
 
@@ -74,7 +79,33 @@ def test_links_that_lead_out_are_refused_by_name(case: str, name: str, checkpoin
 def test_a_damaged_file_that_every_server_reads(name: str, text: str, checkpoint: Path) -> None:
     (checkpoint / name).write_text(text)
     with pytest.raises(CheckpointError, match=rf"{name} (cannot be read as JSON|must hold a JSON object)"):
-        find_side_files(checkpoint, SHARDS)
+        check_objects(checkpoint, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", [2560, 1 << 20, -2, "0", 0.5, True, {}])
+def test_a_token_that_the_model_does_not_have(name: str, value: object, checkpoint: Path) -> None:
+    """As config.json is held to the vocabulary, so is the file that a server takes its stops from."""
+    (checkpoint / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(CheckpointError, match=rf"generation_config.json: {name} (is|must be) "):
+        check_objects(checkpoint, CONFIG)
+    with pytest.raises(CheckpointError, match=rf"config.json: {name} (is|must be) "):
+        parse_config(reference_config(**{name: value}))
+
+
+def test_tokens_that_a_model_may_name(checkpoint: Path) -> None:
+    for names in (
+        {"bos_token_id": None, "eos_token_id": [1, 2559], "pad_token_id": -1},
+        {"bos_token_id": 0, "eos_token_id": 2559, "pad_token_id": 2559, "transformers_version": "5"},
+        {"eos_token_id": None, "pad_token_id": None},
+        {"eos_token_id": []},
+    ):
+        (checkpoint / "generation_config.json").write_text(json.dumps(names))
+        check_objects(checkpoint, CONFIG)
+        parse_config(reference_config(**names))
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": [1, 2560, 7]}')
+    with pytest.raises(CheckpointError, match="eos_token_id names 2560, not below the 2560 of vocab_size"):
+        check_objects(checkpoint, CONFIG)
 
 
 def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:

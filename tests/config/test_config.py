@@ -187,6 +187,11 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2_moe", {"head_dim": 64}, "head_dim is 64; vLLM takes the 128"),
     ("glm4_moe", {"partial_rotary_factor": 0.055}, "partial_rotary_factor is 0.055, an odd part"),
     ("glm4_moe", {"pad_token_id": 151552}, "pad_token_id is 151552, not below the 151552 of vocab_size"),
+    ("qwen3_moe", {"eos_token_id": [1, 151936]}, "eos_token_id names 151936, not below the 151936"),
+    ("mixtral", {"eos_token_id": [-1]}, "eos_token_id must be a token id, a list of them or null, found"),
+    ("mixtral", {"dtype": "bf16"}, 'dtype must be "bfloat16" or "float16"'),
+    ("olmoe", {"torch_dtype": "float23"}, 'torch_dtype must be .*, found "float23"'),
+    ("deepseek_v3", {"torch_dtype": 16}, "torch_dtype must be a string, found 16"),
     ("deepseek_v3", {"architectures": ["LlamaForCausalLM"]}, "vLLM must be told DeepseekV3ForCausalLM"),
     ("deepseek_v3", {"num_local_experts": 8}, "num_local_experts is 8, but n_routed_experts is 256"),
     ("deepseek_v3", {"n_routed_experts": None, "num_experts": 8}, "n_routed_experts is missing"),
@@ -349,6 +354,8 @@ def test_a_tokenizer_config_is_read_by_its_types() -> None:
         {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "chat_template": named}, "t.json"
     )
     assert found.is_code and found.chat_template == "a\nb"
+    assert parse_tokenizer_config({"auto_map": ["x.Y", None]}, "t.json").is_code
+    assert not parse_tokenizer_config({"auto_map": {"AutoTokenizer": None}}, "t.json").is_code
     assert not parse_tokenizer_config({"auto_map": None, "chat_template": None}, "t.json").is_code
     for name, value in (
         ("auto_map", 3),
@@ -367,3 +374,51 @@ def test_what_is_shown_of_a_value_stays_one_printable_line(where: Path, value: s
         parse_config(changed("qwen3_moe", where, value))
     line = str(caught.value)
     assert line == visible(line) and len(line) < 400
+
+
+ODD_VALUES: tuple[Any, ...] = (None, True, -1, 0, 1, 10**9, 0.5, "x", [], ["x"], [0], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"kimi_k2"}))
+def test_what_is_taken_transformers_builds(family: str) -> None:
+    """So `fit` and `serve`, which never ask transformers, take no config that `plan` refuses."""
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    from moe4.model.architecture import Network
+
+    base = {**BY_FAMILY[family], "num_hidden_layers": 2}
+    base.update({"first_k_dense_replace": 1} if "first_k_dense_replace" in base else {})
+    theirs = {field.name for field in dataclasses.fields(CONFIG_MAPPING[family])}
+    fields = theirs | set(base) | set(FAMILIES[family].model_fields) | {"num_labels", "default_theta"}
+    wrong, num_built = [], 0
+    for field in sorted(fields - {"model_type"}):
+        for value in ODD_VALUES:
+            try:
+                config = parse_config({**copy.deepcopy(base), field: value})
+                config.require_complete()
+            except UnsupportedModelError:
+                continue
+            try:
+                Network(config, torch.bfloat16)
+            except UnsupportedModelError as error:
+                wrong.append(f"{field} {value}: {error}")
+            num_built += 1
+    assert not wrong, "\n".join(wrong)
+    assert num_built > len(fields)
+
+
+def test_a_key_that_would_replace_transformers_code_is_refused() -> None:
+    from transformers import PreTrainedConfig
+
+    fields = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    # Properties that can be set, and what some published configs hold to no effect.
+    harmless = {
+        *("keys_to_ignore_at_inference", "model_type", "name_or_path", "num_labels", "output_attentions"),
+        *("per_layer_config", "rope_scaling", "torch_dtype"),
+    }
+    names = {name for name in dir(PreTrainedConfig) if not name.startswith("_")} - fields - harmless
+    assert len(names) > 20
+    for name in names:
+        with pytest.raises(UnsupportedModelError, match=f"^config.json: {name} is no field of a model"):
+            parse_config({**BY_FAMILY["qwen3_moe"], name: None})

@@ -1,6 +1,7 @@
 """Tensors for which the model has no place: refused by name, or left out with --allow-extra."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,4 +133,63 @@ def test_a_config_that_could_not_be_written_is_refused_first(
     code, _, err = run("quantize", source, tmp_path / "out", "--method", "rtn")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "'note' holds half of a surrogate pair" in err
+    assert not (tmp_path / "out").exists()
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEADS = {
+    "equal": (lambda weight: weight.clone(), None),
+    "another": (
+        lambda weight: weight + (torch.arange(weight.shape[0]) == 7)[:, None],
+        "which differs from it",
+    ),
+    "another dtype": (lambda weight: weight.float(), r"which is F32 \[\d+, \d+\], not BF16 \[\d+, \d+\]"),
+    "another shape": (
+        lambda weight: weight[:-1].clone(),
+        r"which is BF16 \[\d+, \d+\], not BF16 \[\d+, \d+\]",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tied_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mixtral whose head is its embeddings."""
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=2560,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        tie_word_embeddings=True,
+        sliding_window=None,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tied") / "source"
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / SHARD)
+    return folder
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_tied_head_that_is_stored(kind: str, tied_source: Path, tmp_path: Path, run: Run) -> None:
+    """transformers takes a stored head that differs from the embeddings, vLLM does not."""
+    change, message = HEADS[kind]
+    source = edit(
+        tied_source, tmp_path / "source", lambda state: state.update({HEAD: change(state[EMBEDDING])})
+    )
+    options = ("--method", "rtn", "--group-size", "32")
+    code, text, _ = run("plan", source, "--no-time", *options, "--json")
+    problems = json.loads(text)["problems"]
+    out_code, _, err = run("quantize", source, tmp_path / "out", *options)
+    if message is None:
+        assert (code, problems, out_code) == (0, [], 0)
+        assert torch.equal(load_folder(tmp_path / "out")[EMBEDDING], load_file(source / SHARD)[EMBEDDING])
+        return
+    assert (code, out_code, len(problems), len(err.splitlines())) == (1, 2, 1, 1)
+    for line in (problems[0], err):
+        assert re.search(f"the checkpoint also holds {HEAD}, {message}: transformers would use", line)
     assert not (tmp_path / "out").exists()

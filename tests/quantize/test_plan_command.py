@@ -53,6 +53,25 @@ def test_a_model_of_several_parts_from_its_config_alone(
     assert results[1]["problems"] == results[0]["problems"] == []
 
 
+def test_what_is_not_copied_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As quantize says when it begins."""
+    folder = shutil.copytree(source, tmp_path / "source")
+    (folder / "figures").mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "LICENSE").write_text("x")
+    arguments = [str(folder), "--no-time", "--method", "rtn"]
+    _, result = plan(arguments, monkeypatch, capfd)
+    assert result["release"]["files_left_out"] == ["figures/", "pytorch_model.bin"]
+    _, text, _ = run_cli(["plan", *arguments], monkeypatch, capfd)
+    assert "left out  figures/, pytorch_model.bin\n" in text
+    _, _, err = run_cli(
+        ["quantize", str(folder), str(tmp_path / "out"), "--method", "rtn"], monkeypatch, capfd
+    )
+    assert "not copied into the release: figures/, pytorch_model.bin\n" in err
+
+
 def test_experts_of_one_group_are_warned_of(
     source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

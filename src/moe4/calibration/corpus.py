@@ -4,17 +4,25 @@ import datetime
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
 from moe4.calibration.documents import Document, join_parts, parse_line
-from moe4.checkpoint.files import read_lines, read_text
-from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError
+from moe4.checkpoint.files import read_json_object, read_lines, read_text
+from moe4.checkpoint.index import TOKENIZER_CONFIG_NAME
+from moe4.config import parse_tokenizer_config
+from moe4.config.tokenizer import TOKENIZER_NAME
+from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError, TemplateError
 from moe4.recipe import Calibration
 
+Item = TypeVar("Item")
 A_DAY = datetime.datetime(2025, 1, 1)  # what a chat template that asks for the date is told
+# What a template may take, far more than any takes: the largest of one's own renders in some milliseconds.
+FIRST_SECONDS, SECONDS_PER_CHARACTER = 10.0, 2e-5
+FIRST_BYTES, BYTES_PER_CHARACTER = 1 << 30, 256
 REFERENCE_PROMPT = "You are k2-tiny, a small AI assistant."  # in k2-tiny's chat template, and in no other
 
 
@@ -66,8 +74,7 @@ def load_corpus(
     else:
         description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
         documents = list(_sample(read_jsonl(path), settings))
-    sequences = [tokenize(tokenizer, document, where) for where, document in documents]
-    sequences = [sequence[: settings.max_sequence_tokens] for sequence in sequences]
+    sequences = tokenize_all(tokenizer, documents, settings.max_sequence_tokens)
     _check_vocabulary(int(model_config.vocab_size), sequences)
     return Corpus(sequences=sequences, description=description)
 
@@ -84,6 +91,50 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
         raise CalibrationError(f"calibration file {error}") from None
     if not found:
         raise CalibrationError(f"calibration file {path} holds no documents")
+
+
+def tokenize_all(
+    tokenizer: Any, documents: Sequence[tuple[str, Document]], max_tokens: int
+) -> list[list[int]]:
+    """Return the first token ids of each (where, document), found within bounds.
+
+    Raises CalibrationError, or TemplateError for a template that does not end or fills the memory.
+    """
+    return list(
+        within_bounds(
+            lambda item: tokenize(tokenizer, item[1], item[0])[:max_tokens],
+            documents,
+            lambda item: item[0],
+            lambda item: len(json.dumps(item[1])),
+        )
+    )
+
+
+def within_bounds(
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    where: Callable[[Item], str],
+    num_characters: Callable[[Item], int],
+) -> Iterator[Any]:
+    """Yield what `function`, which renders a model's template, gives for each item: values for JSON.
+
+    Raises TemplateError, which names the item by `where`, if it takes too much for its characters.
+    """
+
+    def bounds(item: Item) -> Bounds:
+        size = num_characters(item)
+        return Bounds(
+            seconds=FIRST_SECONDS + SECONDS_PER_CHARACTER * size,
+            num_bytes=FIRST_BYTES + BYTES_PER_CHARACTER * size,
+        )
+
+    try:
+        yield from map_bounded(function, items, bounds)
+    except OutOfBoundsError as error:
+        raise TemplateError(
+            f"{where(items[error.number])}: the model's chat template or tokenizer {error}; "
+            "mend the one in the checkpoint's folder"
+        ) from None
 
 
 def tokenize(
@@ -108,6 +159,8 @@ def tokenize(
                 return_dict=False,
                 strftime_now=A_DAY.strftime,
             )
+    except MemoryError:
+        raise
     except Exception as error:  # a template is code that comes with the model; it may raise anything
         reason = str(error).replace("\n", " ")
         raise CalibrationError(
@@ -131,6 +184,7 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
     """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError."""
     from transformers import AutoTokenizer
 
+    _refuse_code(folder, trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(
             str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
@@ -139,6 +193,20 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
         reason = str(error).strip().split("\n")[0]
         hint = "" if trust_remote_code else "; if it is the model's own code, --trust-remote-code runs it"
         raise CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}") from error
+
+
+def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
+    """Raise CalibrationError for a tokenizer that is Python code alone, unless that may run."""
+    path = folder / TOKENIZER_CONFIG_NAME
+    if trust_remote_code or not path.is_file():
+        return
+    config = parse_tokenizer_config(read_json_object(path), path)
+    if config.needs_own_code(folder):
+        raise CalibrationError(
+            f"the tokenizer in {folder} is Python code ({path.name}: auto_map), and there is no "
+            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; "
+            "--trust-remote-code runs it"
+        )
 
 
 def is_reference_model(folder: Path) -> bool:

@@ -25,11 +25,13 @@ from moe4.checkpoint.files import (
     require_inside,
 )
 from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
-from moe4.config import ModelConfig, parse_config
+from moe4.config import ModelConfig, check_generation_config, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 from moe4.strict_json import is_encodable
 
 CONFIG_NAME = "config.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 INDEX_NAME = "model.safetensors.index.json"
 PROBE_NAME = "moe4-probe.json"
 SHARD_SUFFIX = ".safetensors"
@@ -56,6 +58,10 @@ class CheckpointIndex:
         self.config = read_config(folder)
         if problems is None:  # else the caller looks at every file himself
             check_files(folder)
+        try:
+            check_objects(folder, self.config)
+        except CheckpointError as error:
+            self._note(error)
         self.index: dict[str, Any] = {}
         self.shards: dict[str, Shard] = {}
         self.tensors: dict[str, StoredTensor] = {}
@@ -129,6 +135,22 @@ def check_files(folder: Path) -> None:
     for path in side_paths(folder):
         if not path.is_dir():
             open_regular(checked_path(folder, path.name)).close()
+
+
+def check_objects(folder: Path, config: ModelConfig) -> None:
+    """Refuse a damaged tokenizer_config.json or generation_config.json, where every server would stop.
+
+    Raises CheckpointError.
+    """
+    for name in (TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME):
+        if not os.path.lexists(folder / name):
+            continue
+        path = checked_path(folder, name)
+        document = read_json_object(path)
+        if name == TOKENIZER_CONFIG_NAME:
+            parse_tokenizer_config(document, path)
+        else:
+            check_generation_config(document, path, config.text.vocab_size)
 
 
 def side_paths(folder: Path) -> Iterator[Path]:

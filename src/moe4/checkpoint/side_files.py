@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.files import check_file_name, read_json_object, require_inside
+from moe4.checkpoint.files import check_file_name, require_inside
 from moe4.checkpoint.index import CONFIG_NAME, PROBE_NAME
 from moe4.checkpoint.release import REPORT_NAME
 from moe4.errors import CheckpointError
@@ -21,8 +21,6 @@ OWN_NAMES = frozenset((CONFIG_NAME, PROBE_NAME, REPORT_NAME, CARD_NAME.lower()))
 WEIGHT_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".npz")
 )
-OBJECTS = frozenset(("generation_config.json", "tokenizer_config.json"))
-"""Whatever serves a release reads these, and stops where one is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +41,7 @@ def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
     """Look at everything in a checkpoint's folder but its shards; hidden files are passed over.
 
     Raises UnsafePathError for a link that leads out of the checkpoint, CheckpointError for a file that cannot
-    be read, whose name a report could not hold, or that must hold a JSON object and does not.
+    be read, or whose name a report could not hold.
     """
     require_inside(folder / CONFIG_NAME, folder)
     files, left_out = [], []
@@ -62,8 +60,6 @@ def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
             if not path.is_file():
                 left_out.append(name)
             elif os.access(path, os.R_OK):
-                if name in OBJECTS:
-                    read_json_object(path)
                 files.append(path)
             else:
                 raise CheckpointError(f"{path} cannot be read: permission denied")

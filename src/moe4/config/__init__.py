@@ -4,6 +4,7 @@ from moe4.config.families import FAMILIES
 from moe4.config.read import TEXT_MODELS, ModelConfig, parse_config
 from moe4.config.text import Family, LatentFamily, TextModel
 from moe4.config.tokenizer import TokenizerConfig, parse_tokenizer_config
+from moe4.config.tokens import check_generation_config
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +14,7 @@ __all__ = [
     "ModelConfig",
     "TextModel",
     "TokenizerConfig",
+    "check_generation_config",
     "parse_config",
     "parse_tokenizer_config",
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moe4.config.parts import Count, Epsilon, Experts, Factor, Heads, Layers, Tokens, Width
+from moe4.config.parts import Count, Decimal, Epsilon, Experts, Heads, Layers, Share, Tokens, Width
 from moe4.config.text import (
     CORRECTED,
     NO_BIAS,
@@ -31,7 +31,10 @@ class DeepseekV2(LatentFamily):
     architecture = "DeepseekV2ForCausalLM"
     experts_names = ("n_routed_experts", "num_experts")
     experts_in_group = 1
+    never_null = ("rope_theta",)
 
+    attention_dropout: Decimal | None = 0.0
+    pretraining_tp: int | None = 1
     intermediate_size: Width = 11008
     max_position_embeddings: Tokens = 2048
     n_shared_experts: Experts = 2
@@ -66,6 +69,8 @@ class DeepseekV3(LatentFamily):
     architecture = "DeepseekV3ForCausalLM"
     experts_names = ("n_routed_experts", "num_local_experts")
 
+    pretraining_tp: int | None = 1
+    num_mtp_layers: Count = 1
     intermediate_size: Width = 18432
     max_position_embeddings: Tokens = 4096
     num_key_value_heads: Heads | None = 128
@@ -74,7 +79,7 @@ class DeepseekV3(LatentFamily):
     topk_group: Experts = 4
     first_k_dense_replace: Count = 3
     norm_topk_prob: bool = True
-    routed_scaling_factor: Factor = 2.5
+    routed_scaling_factor: Annotated[Decimal, Field(ge=1e-6)] = 2.5
     rope_interleave: Annotated[bool, Only((True,), "vLLM always rotates neighbours")] = True
 
     def missing(self) -> Iterator[str]:
@@ -129,6 +134,8 @@ class Glm4Moe(RoutedFamily):
     first_k_dense_replace: Count = 1
     norm_topk_prob: bool = True
     rms_norm_eps: Epsilon = 1e-5
+    num_mtp_layers: Count = 1
+    attention_dropout: Share = 0.0
     tie_word_embeddings: Annotated[bool, OWN_HEAD] = False
     attention_bias: bool = False
     use_qk_norm: bool = False
@@ -165,6 +172,8 @@ class _Plain(Family):
     topk_group: Annotated[int | None, ONE_GROUP] = None
     routed_scaling_factor: Annotated[float | None, NO_FACTOR] = None
     attention_bias: Annotated[bool, NO_BIAS] = False
+    attention_dropout: Share = 0.0
+    router_aux_loss_coef: Decimal = 0.001
 
 
 class Mixtral(_Plain):
@@ -172,9 +181,11 @@ class Mixtral(_Plain):
 
     architecture = "MixtralForCausalLM"
     experts_names = ("num_local_experts", "num_experts")
+    never_null = ("rope_theta",)
 
+    router_jitter_noise: Decimal = 0.0
     max_position_embeddings: Tokens = 131072
-    num_key_value_heads: Heads | None = 8
+    num_key_value_heads: Heads = 8
     num_experts_per_tok: Experts = 2
     rms_norm_eps: Epsilon = 1e-5
     norm_topk_prob: Annotated[bool, ALWAYS_NORMED] = True
@@ -193,6 +204,7 @@ class Olmoe(_Plain):
 
     max_position_embeddings: Tokens = 4096
     num_experts_per_tok: Experts = 8
+    router_aux_loss_coef: Decimal = 0.01
     rms_norm_eps: Annotated[Epsilon, Only((1e-5,), "vLLM takes 1e-05 whatever the config says")] = 1e-5
     norm_topk_prob: Annotated[bool, NEVER_NORMED] = False
     tie_word_embeddings: Annotated[bool, OWN_HEAD] = False
@@ -249,7 +261,8 @@ class Qwen2Moe(_Qwen):
 
     intermediate_size: Width = 5632
     max_position_embeddings: Tokens = 32768
-    num_key_value_heads: Heads | None = 16
+    num_key_value_heads: Heads = 16
+    max_window_layers: Count = 28
     num_experts_per_tok: Experts = 4
     shared_expert_intermediate_size: Width = 5632
     qkv_bias: Annotated[bool, Only((True,), "vLLM always has these biases")] = True

@@ -1,11 +1,12 @@
 """The objects inside a config.json, and the bounds of what it counts."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from moe4.schema import Foreign
+from moe4.schema import Foreign, Only
 
 # No model comes near these bounds. A number past them is a slip or an attack, and would fail later and worse.
 Layers = Annotated[int, Field(ge=1, le=1024)]
@@ -15,10 +16,29 @@ Width = Annotated[int, Field(ge=1, le=1 << 20)]
 """Of hidden states, heads, ranks and inner layers."""
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
 Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
+Number = Annotated[str, Field(pattern=r"^-?[0-9]{1,9}$")]
+"""A whole number that is a key."""
+NULL = "{} is null; give its number, or leave it out"
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
-Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _refuse_whole(value: Any) -> Any:
+    if type(value) is int:
+        raise PydanticCustomError(
+            "only",
+            "must be written with a point, {found}.0: transformers takes no whole number there",
+            {"found": value},
+        )
+    return value
+
+
+Decimal = Annotated[float, BeforeValidator(_refuse_whole), Field(ge=0, le=1e6)]
+Epsilon = Annotated[float, BeforeValidator(_refuse_whole), Field(ge=1e-20, le=1.0)]
 Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
-Theta = Annotated[float, Field(ge=1.0, le=1e15)]
+DTYPES = ("bfloat16", "float16", "half", "float32", "float", "float64", "double", "float8_e4m3fn")
+Dtype = Annotated[str | None, Only((*DTYPES, None), "it names the dtype of weights as torch does")]
+Theta = Annotated[float, Field(gt=1.0, le=1e15)]
 
 
 class Rope(Foreign):
@@ -53,7 +73,7 @@ class Rope(Foreign):
         if self.rope_type and self.type and self.rope_type != self.type:
             yield f'rope_type is "{self.rope_type}", but type is "{self.type}"'
         if "rope_theta" in self.model_fields_set and self.rope_theta is None:
-            yield "rope_theta is null; give its number, or leave it out"
+            yield NULL.format("rope_theta")
         if self.kind in ("yarn", "linear", "dynamic", "llama3") and self.factor is None:
             yield f"{self.kind} needs a factor"
         if self.kind == "yarn":

@@ -4,13 +4,63 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe4.config.families import FAMILIES
-from moe4.config.parts import Quantization
+from moe4.config.parts import Dtype, Quantization
 from moe4.config.text import Family, TextModel
 from moe4.errors import UnsupportedModelError
 from moe4.schema import Foreign, parse
 
 # Families whose text model is one of several: model_type -> prefix of the text model's tensors.
 TEXT_MODELS = {"kimi_k25": "language_model."}
+
+
+# What transformers' class of every config has beside fields: a key of this name would replace it.
+OF_THE_CLASS = frozenset(
+    [
+        "attribute_map",
+        "base_config_key",
+        "base_model_ep_plan",
+        "base_model_fsdp_plan",
+        "base_model_pp_plan",
+        "base_model_tp_plan",
+        "default_rope_type",
+        "default_theta",
+        "has_no_defaults_at_init",
+        "ignore_keys_at_rope_validation",
+        "sub_configs",
+        "allow_global_per_layer_attribute_access",
+        "is_heterogeneous",
+        "per_layer_attributes",
+        "serialize_explicit_per_layer_config",
+        "use_return_dict",
+        "convert_rope_params_to_dict",
+        "dict_dtype_to_str",
+        "from_dict",
+        "from_json_file",
+        "from_pretrained",
+        "get_config_dict",
+        "get_mtp_config",
+        "get_text_config",
+        "is_custom_code",
+        "is_remote_code",
+        "nested_rope_parameter_keys",
+        "push_to_hub",
+        "register_for_auto_class",
+        "save_pretrained",
+        "standardize_rope_params",
+        "to_dict",
+        "to_diff_dict",
+        "to_json_file",
+        "to_json_string",
+        "update",
+        "update_from_string",
+        "validate",
+        "validate_architecture",
+        "validate_layer_type",
+        "validate_output_attentions",
+        "validate_rope",
+        "validate_token_ids",
+    ]
+)
 
 
 class _Document(Foreign):
@@ -20,6 +70,13 @@ class _Document(Foreign):
     architectures: list[str] | None = None
     text_config: dict[str, Any] | None = None
     quantization_config: Quantization | None = None
+
+
+class _Whole(Foreign):
+    """What a file of several models says of all of them."""
+
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +123,7 @@ def parse_config(document: dict[str, Any], where: object = "config.json") -> Mod
     outer = parse(_Document, document, where, UnsupportedModelError)
     text, prefix = document, ""
     if outer.model_type in TEXT_MODELS:
+        parse(_Whole, document, where, UnsupportedModelError)
         if outer.text_config is None:
             raise UnsupportedModelError(
                 f"{where}: the config of this {outer.model_type} model has no text_config"
@@ -78,6 +136,12 @@ def parse_config(document: dict[str, Any], where: object = "config.json") -> Mod
     model_type = text.get("model_type")
     schema = FAMILIES.get(model_type, TextModel) if isinstance(model_type, str) else TextModel
     parsed = parse(schema, text, where_text, UnsupportedModelError)
+    replaced = sorted(OF_THE_CLASS & text.keys()) if isinstance(parsed, Family) else []
+    if replaced:
+        raise UnsupportedModelError(
+            f"{where_text}: {replaced[0]} is no field of a model: it would replace a part of transformers' "
+            "code; remove it"
+        )
     quantized = [  # an empty object says nothing
         (outer.quantization_config, document.get("quantization_config")),
         (parsed.quantization_config, text.get("quantization_config")),

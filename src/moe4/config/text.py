@@ -6,24 +6,29 @@ says why.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from moe4.config.parts import (
+    NULL,
     Count,
+    Decimal,
+    Dtype,
     Epsilon,
     Experts,
-    Factor,
     Heads,
     Layers,
+    Number,
     Quantization,
     Rope,
+    Share,
     Theta,
     Tokens,
     Vocabulary,
     Width,
 )
+from moe4.config.tokens import PadTokenId, TokenId, TokenIds, beyond_vocabulary
 from moe4.schema import Foreign, Only, more_than, not_multiple
 
 EVERY_ROPE = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -104,6 +109,8 @@ class Family(TextModel):
     experts_names: ClassVar[tuple[str, ...]]
     """What this family calls the number of its routed experts, then what transformers takes for it."""
     rope_kinds: ClassVar[tuple[str, ...]] = EVERY_ROPE
+    never_null: ClassVar[tuple[str, ...]] = ("rope_theta", "head_dim")
+    """Fields that may be absent, where transformers has no meaning for null."""
 
     model_type: str
     architectures: list[str] | None = None
@@ -122,17 +129,32 @@ class Family(TextModel):
     rms_norm_eps: Epsilon = 1e-6
     hidden_act: Annotated[str, SILU] = "silu"
     tie_word_embeddings: bool = False
-    pad_token_id: Annotated[int, Field(ge=-1, le=1 << 24)] | None = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenIds = None
+    pad_token_id: PadTokenId | None = None
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
     rope_theta: Theta | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     partial_rotary_factor: Annotated[float | None, FULL_ROTARY] = None
     sliding_window: Count | None = None
     layer_types: list[str] | None = None
+    mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
     norm_topk_prob: bool = False
     moe_layer_freq: Annotated[int | None, EVERY_LAYER] = None
     num_nextn_predict_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     is_causal: Annotated[bool | None, Only((True, None), "transformers' network is causal")] = None
+    # What decides no answer, and is checked all the same by transformers when it reads a config.
+    attention_dropout: Share | None = 0.0
+    initializer_range: Decimal = 0.02
+    use_cache: bool = True
+    output_router_logits: bool = False
+    num_labels: Count = 2
+    id2label: dict[Number, object] | None = None
+    per_layer_config: Annotated[
+        dict[str, object] | None, Only((None, {}), "transformers would build layers by it, vLLM would not")
+    ] = None
     # What vLLM obeys in a config of any family, and transformers' networks of these ignore.
     index_topk: Annotated[int | None, Only((None,), "vLLM would attend sparsely")] = None
     attention_chunk_size: Annotated[int | None, Only((None,), "vLLM would attend in chunks")] = None
@@ -155,6 +177,9 @@ class Family(TextModel):
 
     def faults(self) -> Iterator[str]:
         """Yield what does not fit together."""
+        for name in (*self.never_null, *self.experts_names):
+            if name in self.model_fields_set and getattr(self, name) is None:
+                yield NULL.format(name)
         yield from self._expert_faults()
         yield from self._attention_faults()
         yield from self._rope_faults()
@@ -162,8 +187,8 @@ class Family(TextModel):
         if self.architectures and self.architectures != [self.architecture]:
             found = ", ".join(self.architectures)
             yield f"architectures is {found}; vLLM must be told {self.architecture} for {self.model_type}"
-        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            yield f"pad_token_id is {self.pad_token_id}, not below the {self.vocab_size} of vocab_size"
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        yield from beyond_vocabulary({name: getattr(self, name) for name in names}, self.vocab_size)
 
     def missing(self) -> Iterator[str]:
         """Yield what may be absent where a model is sized, but not where it is run."""
@@ -227,9 +252,11 @@ class Family(TextModel):
         return bool(self.sliding_window)
 
     def _window_faults(self) -> Iterator[str]:
+        for name in ("layer_types", "mlp_layer_types"):
+            found = getattr(self, name)
+            if found is not None and len(found) != self.num_hidden_layers:
+                yield f"{name} has {len(found)} entries, num_hidden_layers is {self.num_hidden_layers}"
         types = self.layer_types
-        if types is not None and len(types) != self.num_hidden_layers:
-            yield f"layer_types has {len(types)} entries, num_hidden_layers is {self.num_hidden_layers}"
         others = sorted(set(types or ()) - {"full_attention"})
         if others or (types is None and self.slides):
             found = (
@@ -247,7 +274,7 @@ class RoutedFamily(Family):
     moe_intermediate_size: Width
     n_shared_experts: Experts = 1
     first_k_dense_replace: Count = 0
-    routed_scaling_factor: Factor = 1.0
+    routed_scaling_factor: Annotated[Decimal, Field(ge=1e-6)] = 1.0
     n_group: Experts = 1
     topk_group: Experts = 1
     attention_bias: Annotated[bool, NO_BIAS] = False

@@ -1,5 +1,6 @@
 """What moe4 reads of a tokenizer_config.json."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -7,6 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from moe4.errors import CheckpointError
 from moe4.schema import Foreign, parse, show
+
+TOKENIZER_NAME = "tokenizer.json"
 
 
 def _to_text(template: Any) -> Any:
@@ -20,16 +23,28 @@ def _to_text(template: Any) -> Any:
     return template
 
 
+def _to_object(auto_map: Any) -> Any:
+    """Return the classes by what loads them; a list alone is an older form of the tokenizer's."""
+    return {"AutoTokenizer": auto_map} if isinstance(auto_map, list) else auto_map
+
+
 class TokenizerConfig(Foreign):
     """chat_template: the text of all templates. auto_map: the classes that come as Python code."""
 
-    auto_map: dict[str, Any] | None = None
+    auto_map: Annotated[dict[str, Any] | None, BeforeValidator(_to_object)] = None
     chat_template: Annotated[str | None, BeforeValidator(_to_text)] = None
 
     @property
     def is_code(self) -> bool:
         """Whether a tokenizer comes as Python code."""
-        return "AutoTokenizer" in (self.auto_map or {})
+        return bool((self.auto_map or {}).get("AutoTokenizer"))
+
+    def needs_own_code(self, folder: Path) -> bool:
+        """Say whether the tokenizer in the folder comes as Python code and in no other form.
+
+        transformers would read its vocabulary all the same, and split text in another way.
+        """
+        return self.is_code and not (folder / TOKENIZER_NAME).is_file()
 
 
 def parse_tokenizer_config(document: dict[str, Any], where: object) -> TokenizerConfig:

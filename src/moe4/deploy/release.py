@@ -13,7 +13,7 @@ from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.model.groups import choose_group_size
 from moe4.model.inventory import Tensors, list_tensors
 from moe4.recipe import GROUP_SIZES
-from moe4.serve.model import tokenizer_needs_own_code, writes_kimi_calls
+from moe4.serve.model import writes_kimi_calls
 
 # Every rank holds these whole; vLLM splits what else is not a routed expert over the tensor-parallel ranks.
 REPLICATED = (
@@ -264,7 +264,7 @@ def _empty(
     tokenizer_config = parse_tokenizer_config(found, tokenizer)
     needs_own_code = config.model_type == "kimi_k2"  # as published; known where its files are seen
     if folder and found:
-        needs_own_code = tokenizer_needs_own_code(folder, tokenizer_config)
+        needs_own_code = tokenizer_config.needs_own_code(folder)
     return Release(
         name=name,
         where=where,

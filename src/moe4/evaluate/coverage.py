@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize
+from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize_all
 from moe4.calibration.documents import Document, join_parts
 from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
@@ -56,9 +56,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     weights, network = open_model(options.model, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
-    sequences = [
-        tokenize(tokenizer, document, where)[: options.max_sequence_tokens] for where, document in documents
-    ]
+    sequences = tokenize_all(tokenizer, documents, options.max_sequence_tokens)
     lengths = [len(sequence) for sequence in sequences]
     owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
     shapes = [(layer, shape) for layer, shape in enumerate(network.experts) if shape is not None]

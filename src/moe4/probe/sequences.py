@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe4.calibration.corpus import tokenize
+from moe4.calibration.corpus import tokenize, within_bounds
 from moe4.errors import CalibrationError, ProbeError
 
 PROMPTS = Path(__file__).parent / "data" / "prompts.json"
@@ -50,8 +50,20 @@ class _Selection:
 def choose_sequences(tokenizer: Any, vocab_size: int) -> tuple[list[Chosen], list[str]]:
     """Return the sequences, and remarks about those that text had to stand in for.
 
-    Raises ProbeError if the tokenizer and the vocabulary do not belong together.
+    Raises ProbeError if the tokenizer and the vocabulary do not belong together, TemplateError if the chat
+    template takes too much time or memory.
     """
+
+    def choose(_what: str) -> Any:
+        sequences, remarks = _choose(tokenizer, vocab_size)
+        return [[chosen.kind, chosen.tokens] for chosen in sequences], remarks
+
+    items = ["the built-in prompts"]
+    [(sequences, remarks)] = within_bounds(choose, items, str, lambda _: PROMPTS.stat().st_size)
+    return [Chosen(kind=kind, tokens=tokens) for kind, tokens in sequences], remarks
+
+
+def _choose(tokenizer: Any, vocab_size: int) -> tuple[list[Chosen], list[str]]:
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     selection = _Selection()
     _add_chats(selection, tokenizer, prompts["chats"])

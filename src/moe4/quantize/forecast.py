@@ -10,8 +10,9 @@ from moe4.calibration.corpus import load_corpus
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.release import ReleaseFolder, format_bytes, free_bytes, require_space
+from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint, fp8_block_size
-from moe4.errors import Moe4Error
+from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
@@ -93,7 +94,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "num_bytes": checkpoint.num_bytes,
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
-        "release": {"group_size": recipe.group_size, **_release(plan)},
+        "release": {"group_size": recipe.group_size, **_release(plan, checkpoint)},
         "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
         "memory": {
             "peak_bytes": need.peak_bytes,
@@ -107,7 +108,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     return result
 
 
-def _release(plan: Plan) -> dict[str, Any]:
+def _release(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     specs = [spec for shard in plan.shards for spec in shard.specs]
     elements: Counter[str] = Counter()
     for spec in specs:
@@ -119,6 +120,7 @@ def _release(plan: Plan) -> dict[str, Any]:
         "num_bytes": plan.num_bytes,
         "num_elements": sum(elements.values()),
         "elements": dict(elements.most_common()),
+        "files_left_out": list(find_side_files(checkpoint.folder, checkpoint.shards).left_out),
     }
 
 
@@ -137,6 +139,8 @@ def _count_tokens(request: Request, network: Network, problems: list[str], is_wh
                 trust_remote_code=request.trust_remote_code,
             )
             return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+        except TemplateError:
+            raise  # the expected answers would meet it again
         except Moe4Error as error:
             problems.append(str(error))
     return _Calibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
@@ -188,6 +192,8 @@ def describe(result: dict[str, Any]) -> str:
         f"elements  {_count(release['num_elements'])}: {kinds}",
     ]
     lines.append(f"groups    of {release['group_size']} codes")
+    if release["files_left_out"]:
+        lines.append(f"left out  {', '.join(release['files_left_out'])}")
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))

@@ -1,25 +1,21 @@
-"""Which modules a quantization config's `ignore` names, found in bounded time.
+"""Which modules a quantization config's `ignore` names, found within bounds.
 
 Its patterns come from whoever wrote the config, and one such as `(a+)+!` would keep Python's matcher busy
 for years.
 """
 
 import re
-import signal
-import threading
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+import time
+from collections.abc import Collection, Iterable
 
+from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
 from moe4.errors import CheckpointError
 
 PATTERN = "re:"
 FIRST_SECONDS = 2.0
 SECONDS_PER_MODULE = 1e-3  # of the processor, for all patterns; those of moe4's releases take some 1e-5
-
-
-class _TooSlow(Exception):  # noqa: N818
-    """The time is over."""
+LEAST_SECONDS = 0.01  # for a pattern when others have used the time up
+NUM_BYTES = 1 << 28
 
 
 def find_ignored(modules: Collection[str], ignore: Iterable[str]) -> set[str]:
@@ -27,40 +23,34 @@ def find_ignored(modules: Collection[str], ignore: Iterable[str]) -> set[str]:
 
     Raises CheckpointError for a pattern that is none, or that takes too long.
     """
-    found: set[str] = set()
-    with _limited(FIRST_SECONDS + SECONDS_PER_MODULE * len(modules)):
-        for entry in ignore:
-            if not entry.startswith(PATTERN):
-                found.update({entry}.intersection(modules))
-                continue
-            try:
-                matches = re.compile(entry.removeprefix(PATTERN)).match
-                found.update(module for module in modules if matches(module))
-            except _TooSlow:
-                raise CheckpointError(
-                    f"quantization_config.ignore: {entry:.200} takes too long to match"
-                ) from None
-            except (re.error, OverflowError, RecursionError) as error:
-                raise CheckpointError(
-                    f"quantization_config.ignore: {entry:.200} is no regular expression: {error}"
-                ) from None
+    entries = list(ignore)
+    found = set(modules).intersection(entries)
+    names, patterns = sorted(modules), [entry for entry in entries if entry.startswith(PATTERN)]
+    if not patterns:
+        return found
+    seconds = FIRST_SECONDS + SECONDS_PER_MODULE * len(names)
+
+    def bounds(_pattern: str) -> Bounds:
+        """Return what is left of the time: the child's processor time begins at 0."""
+        return Bounds(seconds=max(LEAST_SECONDS, seconds - time.process_time()), num_bytes=NUM_BYTES)
+
+    try:
+        for places in map_bounded(lambda pattern: _match(names, pattern), patterns, bounds):
+            found.update(names[place] for place in places)
+    except OutOfBoundsError as error:
+        raise CheckpointError(
+            f"quantization_config.ignore: {patterns[error.number]:.200} takes too long to match, "
+            "or too much memory"
+        ) from None
     return found
 
 
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise _TooSlow after so many seconds of the processor; only the main thread can be limited."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _TooSlow
-
-    before = signal.signal(signal.SIGVTALRM, stop)
+def _match(names: list[str], pattern: str) -> list[int]:
+    """Return the places of the names that the pattern matches."""
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        matches = re.compile(pattern.removeprefix(PATTERN)).match
+        return [place for place, name in enumerate(names) if matches(name)]
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"quantization_config.ignore: {pattern:.200} is no regular expression: {error}"
+        ) from None

@@ -11,6 +11,7 @@ from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice
+from moe4.quantize.tied_head import check_tied_head
 from moe4.recipe import GROUP_SIZES, Recipe, Target
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
@@ -145,6 +146,8 @@ def make_plan(
     stored = checkpoint.specs
     balance = accounting.check(stored, checkpoint.unlisted)
     _raise_or_note(problems, [*balance.problems, *([] if allow_extra else balance.refuse_unknown())])
+    tied = check_tied_head(checkpoint, network)
+    _raise_or_note(problems, [] if tied is None else [tied])
     kinds = {name: accounting.kind(name) for name in sorted(stored)}
     kept = [name for name, kind in kinds.items() if kind in ("needed", "extra")]
     by_layer, rest = _sort_names(kept, network)

@@ -73,7 +73,7 @@ def read_served_model(folder: Path) -> ServedModel:
         shared_widths=shared,
         kv_bytes_per_token=text.kv_bytes_per_token,
         uses_kimi_calls=writes_kimi_calls(folder, config, tokenizer_config),
-        needs_own_code=tokenizer_needs_own_code(folder, tokenizer_config),
+        needs_own_code=tokenizer_config.needs_own_code(folder),
     )
 
 
@@ -86,11 +86,6 @@ def _other_widths(text: TextModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
     shared = {t.shape[1] for t in others if ".shared_expert" in t.name}
     dense = {t.shape[1] for t in others if ".shared_expert" not in t.name}
     return tuple(sorted(dense)), tuple(sorted(shared))
-
-
-def tokenizer_needs_own_code(folder: Path, tokenizer_config: TokenizerConfig) -> bool:
-    """Say whether the tokenizer comes as Python code and in no other form."""
-    return tokenizer_config.is_code and not (folder / "tokenizer.json").is_file()
 
 
 def writes_kimi_calls(folder: Path | None, config: ModelConfig, tokenizer_config: TokenizerConfig) -> bool:
