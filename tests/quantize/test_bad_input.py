@@ -1,6 +1,7 @@
 """Bad input through the real command line: one clear line on stderr, exit code 2, nothing written."""
 
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -264,6 +265,14 @@ class TestOutputFolder:
         code, _, err = run_cli(["quantize", str(source), str(tmp_path / "out")], monkeypatch, capfd)
         assert code == 2
         assert "is a file; choose a folder" in err
+
+    def test_a_pipe(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        os.mkfifo(tmp_path / "out")
+        code, _, err = run_cli(["quantize", str(source), str(tmp_path / "out")], monkeypatch, capfd)
+        assert code == 2
+        assert "is a FIFO; choose a folder" in err
 
     def test_finished_release(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

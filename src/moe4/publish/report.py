@@ -68,7 +68,13 @@ def _context(proof: Proof) -> dict[str, Any]:
         "growth_chart": _growth_chart(proof.comparison),
         "kl_chart": _kl_chart(proof.comparison),
         "recipe": _flatten(report["recipe"]),
+        "files": list_released(report["release"]),
     }
+
+
+def list_released(release: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return every file of the release with its size and SHA-256; old reports list shards alone."""
+    return sorted({**release["shards"], **(release.get("files") or {})}.items())
 
 
 def expert_error(expert: dict[str, Any]) -> float:
