@@ -87,8 +87,8 @@ class Place:
         for key in self.path[:-1]:
             if not isinstance(node, list if isinstance(key, int) else dict):
                 return None
-            node = get(node, key)
-            node = {} if node is None else node  # it will be made
+            child = get(node, key)
+            node = {} if child is None and isinstance(node, dict) else child  # what is absent will be made
         return partial(_write, self.document.data, self.path, value) if isinstance(node, dict) else None
 
     def find(self, rule: str, why: str, fix: str, repair: Callable[[], None] | None = None) -> Finding:
