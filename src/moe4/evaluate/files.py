@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AllowInfNan, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AllowInfNan, Field
 
 from moe4.checkpoint.files import read_json_object
 from moe4.errors import EvaluationError
-from moe4.schema import Own, parse
+from moe4.schema import NotNull, Own, parse
 
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
@@ -22,16 +21,6 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 """The two ends of an interval."""
-
-
-def _refuse_null(value: Any) -> Any:
-    if value is None:
-        raise PydanticCustomError("only", "must not be null; leave it out where it was not measured")
-    return value
-
-
-NotNull = AfterValidator(_refuse_null)
-"""For a field that may be absent: defaults are not checked, so only a null in the file is refused."""
 
 
 class TaskChange(Own):
