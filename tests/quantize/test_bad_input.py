@@ -354,7 +354,7 @@ class TestOutputFolder:
     [
         (["--group-size", "48"], "group_size must be one of 32, 64, 128 or auto, found 48"),
         (["--recipe", "none.toml"], "recipe none.toml does not exist"),
-        (["--num-sequences", "0"], "calibration.num_sequences must be at least 1"),
+        (["--num-sequences", "0"], "options: num_sequences must be at least 1, found 0"),
         (["--device", "tpu0"], "device tpu0"),
     ],
 )
