@@ -5,7 +5,7 @@ Fields that a reader does without may be absent; none that is there may be null 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AllowInfNan, Field
 
@@ -51,6 +51,18 @@ class TaskResult(Own):
     baseline: Annotated[dict[str, float | None] | None, NotNull] = None
     release: dict[str, float | None]
     change: Annotated[TaskChange | None, NotNull] = None
+
+    @property
+    def score(self) -> float:
+        """The release's mean of the metric."""
+        found = self.release[self.metric]
+        assert found is not None  # see faults
+        return found
+
+    @property
+    def baseline_score(self) -> float | None:
+        """The baseline's mean of the metric; None without one."""
+        return None if self.baseline is None else self.baseline[self.metric]
 
     def faults(self) -> Iterator[str]:
         """Yield scores that lack what their readers look up."""
@@ -210,17 +222,12 @@ class ToolcheckFile(Own):
                 yield f"baseline.measures has no {name}, release.measures has"
 
 
-KINDS: dict[str, type[Own]] = {
-    EVALUATION: EvaluationFile,
-    COMPARISON: ComparisonFile,
-    TOOLCHECK: ToolcheckFile,
-}
+Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Return a result file of one of KINDS, checked: the fields it has, and no others.
+def read_result(path: Path, kind: type[Result]) -> Result:
+    """Return a result file, checked: the fields it has, and no others.
 
     Raises CheckpointError if it is no JSON object, EvaluationError with every field that is wrong.
     """
-    parsed = parse(KINDS[path.name], read_json_object(path), path, EvaluationError)
-    return parsed.model_dump(exclude_unset=True, by_alias=True)
+    return parse(kind, read_json_object(path), path, EvaluationError)
