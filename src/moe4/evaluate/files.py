@@ -21,6 +21,8 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 """The two ends of an interval."""
+Measured = Annotated[float, AllowInfNan(True)]
+"""A figure that may be infinite where it was measured; no file can hold that, for JSON has no such number."""
 
 
 class TaskChange(Own):
@@ -88,25 +90,25 @@ class EvaluationFile(Own):
 class Divergence(Own):
     """Kullback-Leibler divergence from the source, in nats a token."""
 
-    mean: float
-    interval: Ends
-    median: float
-    p99: float
-    max: Annotated[float, AllowInfNan(True)]
+    mean: Measured
+    interval: Annotated[list[Measured], Field(min_length=2, max_length=2)]
+    median: Measured
+    p99: Measured
+    max: Measured
 
 
 class Perplexity(Own):
     """Of both models on the text."""
 
-    source: Annotated[float, AllowInfNan(True)]
-    release: Annotated[float, AllowInfNan(True)]
+    source: Measured
+    release: Measured
 
 
 class WorstToken(Own):
     """A token where the two models differ most."""
 
     sequence: Count
-    kl: Annotated[float, AllowInfNan(True)]
+    kl: Measured
     context: str
     token: str
     source_best: str
@@ -115,17 +117,22 @@ class WorstToken(Own):
     release_probability: Share
 
 
-class LayerDifference(Own):
-    """Where the difference begins: relative squared errors, and for a layer with experts what they add."""
+class ExpertsDifference(Own):
+    """What a layer's experts add to the difference, if it has any: relative squared errors."""
 
     layer: Count
-    error: float
-    kl: float
-    added_error: Annotated[float | None, NotNull] = None
-    experts_error: Annotated[float | None, NotNull] = None
+    added_error: Annotated[Measured | None, NotNull] = None
+    experts_error: Annotated[Measured | None, NotNull] = None
     same_experts: Annotated[Share | None, NotNull] = None
-    expert_errors: list[float] = Field(default_factory=list)
+    expert_errors: list[Measured] = Field(default_factory=list)
     expert_tokens: list[Count] = Field(default_factory=list)
+
+
+class LayerDifference(ExpertsDifference):
+    """Where the difference begins: the error after a layer, and what its experts add."""
+
+    error: Measured
+    kl: Measured
 
 
 class ComparisonFile(Own):
@@ -231,3 +238,8 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     Raises CheckpointError if it is no JSON object, EvaluationError with every field that is wrong.
     """
     return parse(kind, read_json_object(path), path, EvaluationError)
+
+
+def to_json(result: Own) -> dict[str, Any]:
+    """Return a result as plain JSON types: what was measured, without version and stamp."""
+    return result.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "stamp"})

@@ -28,6 +28,7 @@ from moe4.evaluate.files import (
     Result,
     ToolcheckFile,
     read_result,
+    to_json,
 )
 from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_scores
 from moe4.evaluate.results import Comparison
@@ -97,11 +98,7 @@ class Proved:
             "release": str(self.release),
             "verified": True,
             "quick": self.quick,
-            **{
-                name: part.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "stamp"})
-                for name, part in parts.items()
-                if part is not None
-            },
+            **{name: to_json(part) for name, part in parts.items() if part is not None},
             "report": str(self.report),
             "card": str(self.card),
         }
@@ -229,7 +226,7 @@ def _compare(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
         num_sequences=QUICK_SEQUENCES if options.quick else 100,
         trust_remote_code=options.trust_remote_code,
     )
-    return compare(compare_options, say)
+    return to_json(compare(compare_options, say))
 
 
 def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
