@@ -17,8 +17,10 @@ from moe4.evaluate.files import (
     EvaluationFile,
     ToolcheckFile,
     read_result,
+    to_json,
 )
-from moe4.evaluate.toolcheck.summary import compare_endpoints, summarize_endpoint
+from moe4.evaluate.toolcheck.client import Reply
+from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, summarize_endpoint
 
 KINDS: dict[str, Any] = {EVALUATION: EvaluationFile, COMPARISON: ComparisonFile, TOOLCHECK: ToolcheckFile}
 FILES = {EVALUATION: evaluation(), COMPARISON: comparison(), TOOLCHECK: toolcheck()}
@@ -38,8 +40,9 @@ def test_what_is_written_is_read_as_it_is(tmp_path: Path, name: str) -> None:
 
 
 def test_what_a_toolcheck_without_answers_gives_is_read(tmp_path: Path) -> None:
-    side = {"model": "m", **summarize_endpoint([], {"answered": 1.0})}
-    content = {**toolcheck(), "release": side, "baseline": side, "agreement": compare_endpoints([], [])}
+    side = to_json(summarize_endpoint("m", [], {"answered": 1.0}))
+    agreement = to_json(compare_endpoints([], []))
+    content = {**toolcheck(), "release": side, "baseline": side, "agreement": agreement}
     read_result(write(tmp_path, TOOLCHECK, content), ToolcheckFile)
 
 
@@ -100,3 +103,15 @@ def test_what_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / EVALUATION).write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_result(tmp_path / EVALUATION, EvaluationFile)
+
+
+def test_an_endpoints_result_is_written_as_it_was() -> None:
+    """The fields of toolcheck.json and of --json, in their order; a text from a server is one line."""
+    reply = Reply(error="busy\n\x1b[31m\ud800")
+    outcome = Outcome(name="a", expected_call=True, whole=reply, findings=None)
+    found = to_json(summarize_endpoint("m\ud800", [outcome], {"answered": 1.0}))
+    assert list(found) == ["model", "num_requests", "measures", "num_calls", "faults"]
+    assert list(found["measures"]["answered"]) == ["value", "interval", "num", "successes", "threshold", "ok"]
+    assert found["measures"]["tool_call_f1"] is None
+    assert found["faults"] == [{"request": 0, "name": "a", "notes": [r"not answered: busy\n\x1b[31m\ud800"]}]
+    json.dumps(found, ensure_ascii=False).encode()

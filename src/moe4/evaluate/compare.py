@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
+from moe4.escape import visible
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.evaluate.request import find_data
@@ -81,9 +82,9 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
             say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)
     return ComparisonFile(
-        source=str(options.source),
-        release=str(options.release),
-        data=corpus.description,
+        source=visible(str(options.source)),
+        release=visible(str(options.release)),
+        data=visible(corpus.description),
         num_sequences=len(corpus.sequences),
         compute_dtype=options.compute_dtype,
         num_tokens=tokens.num_tokens,

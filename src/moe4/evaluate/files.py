@@ -168,6 +168,11 @@ class Measure(Own):
     threshold: Annotated[Share | None, NotNull] = None
     ok: bool = False
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether there is a threshold that is not reached."""
+        return self.threshold is not None and not self.ok
+
     def faults(self) -> Iterator[str]:
         """Yield a threshold without a verdict."""
         if self.threshold is not None and "ok" not in self.model_fields_set:

@@ -251,7 +251,7 @@ def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, An
             endpoint = Endpoint(base_url=url, model=model, api_key=api_key(), identity=identity)
             endpoints[name] = endpoint
             replies |= ask_endpoints(tool_options, requests, {name: endpoint}, lambda *_: None)
-    return judge(tool_options, requests, endpoints, replies)
+    return to_json(judge(tool_options, requests, endpoints, replies))
 
 
 def failures(result: Proved, options: ProveOptions) -> list[str]:
