@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from moe4 import __version__
-from moe4.cli.app import COMMANDS
+from moe4.cli.app import COMMANDS, app
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,3 +52,25 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     result = run("quantise")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def empty_values() -> list[tuple[str, str]]:
+    """Every argument and option of every command that takes a value."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return [
+        (name, parameter.opts[-1] if isinstance(parameter, TyperOption) else "")
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if not getattr(parameter, "is_flag", False)
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), empty_values())
+@pytest.mark.parametrize("joined", [True, False])
+def test_an_empty_value_is_an_error(command: str, option: str, joined: bool) -> None:
+    words = ([f"{option}="] if joined and option.startswith("--") else [option, ""]) if option else [""]
+    result = CliRunner().invoke(app, [command, *words])
+    assert result.exit_code == 2
+    assert "it is empty; give a value" in result.output
+    assert (option or "Invalid value for '") in result.output

@@ -101,6 +101,16 @@ def test_markdown_shows_the_text_and_nothing_else(function: object, text: str) -
     assert " ".join(table.text.split()) == f"a b {shown} end".replace("  ", " ")
 
 
+@pytest.mark.parametrize("text", ["3.5 GB", "32", "2.13.0", "1)a", "4-bit", "1234567890"])
+def test_a_number_is_no_list_and_stays(text: str) -> None:
+    assert escape.markdown_text(text) == text
+
+
+@pytest.mark.parametrize("text", ["1. a", "12) a", "7.", "7)"])
+def test_what_would_begin_a_list_does_not(text: str) -> None:
+    assert Page(MARKDOWN.render(escape.markdown_text(text))).tags == ["p"]
+
+
 @given(text=st.text(st.sampled_from("`~ab\n\x1b ")))
 def test_a_block_of_code_is_not_left(text: str) -> None:
     page = Page(MARKDOWN.render(escape.markdown_block(text, "bash") + "\n\nafter"))

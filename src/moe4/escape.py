@@ -23,7 +23,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 # What Markdown takes for markup anywhere, and what only in some places: underscores at the edge of a word,
 # addresses, and the beginnings of lists, headings and tables.
 _MARKDOWN = re.compile(
-    r"[\\`*\[\]<>&|~#!$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.(?=\w)|^[-+=]|(?<=^)\d+(?=[.)])", re.I
+    r"[\\`*\[\]<>&|~#!$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.(?=\w)|^[-+=]|^\d+(?=[.)](?:\s|$))", re.I
 )
 _PLAIN_CODE = re.compile(r"[\w./:=+,()-][\w ./:=+,()-]*", re.A)
 

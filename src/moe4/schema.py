@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from moe4.errors import Moe4Error
@@ -88,6 +95,16 @@ class Only:
             "must be {expected}, found {found}: {why}",
             {"expected": expected, "found": show(value), "why": self.why},
         )
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticCustomError("only", "must not be null; leave it out where it is not known")
+    return value
+
+
+NotNull = AfterValidator(_refuse_null)
+"""For a field that may be absent: defaults are not checked, so only a null in the file is refused."""
 
 
 def more_than(name: str, value: int, most: int, other: str) -> str:

@@ -361,3 +361,53 @@ def test_crds_come_from_the_cluster_if_asked(tmp_path: Path, monkeypatch: pytest
     error = lint(tmp_path / "thing.yaml", "--cluster").exception
     assert isinstance(error, DeployError)
     assert "no cluster" in str(error)
+
+
+def pod(size: str, env: str = "[]") -> str:
+    """The pod of POD with another tensor-parallel size and these variables."""
+    text = POD.replace('"8", --max', f'"{size}", --max')
+    return text.replace(
+        "env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: a, key: b}}}]", f"env: {env}"
+    )
+
+
+@pytest.mark.parametrize("written", ["$(TP)", "$TP", "${TP}", "${TP:-8}"])
+@pytest.mark.parametrize(
+    ("env", "wrong"),
+    [
+        ("[{name: TP, value: '8'}]", False),
+        ("[{name: TP, value: '4'}]", True),
+        ("[{name: TP, valueFrom: {configMapKeyRef: {name: a, key: b}}}]", False),
+        ("[]", False),
+    ],
+)
+def test_sizes_given_by_variables(tmp_path: Path, kimi: str, written: str, env: str, wrong: bool) -> None:
+    options = ("--release", kimi, "--gpu", "h200")
+    found = {item["rule"] for item in lint_text(tmp_path, pod(written, env), "a.yaml", *options)}
+    assert ("parallel-mismatch" in found) == wrong, found
+    assert found <= {"parallel-mismatch", "gpu-too-few"}
+
+
+@pytest.mark.parametrize("length", ["$(LEN)", "{{ .Values.length }}"])
+def test_a_length_that_is_not_seen_is_not_taken_for_the_longest(
+    tmp_path: Path, kimi: str, length: str
+) -> None:
+    text = POD.replace("--max-model-len=131072", f'"--max-model-len={length}"')
+    options = ("--release", kimi, "--gpu-memory", "76")
+    assert "gpu-too-few" in {item["rule"] for item in lint_text(tmp_path, POD, "a.yaml", *options)}
+    assert "gpu-too-few" not in {item["rule"] for item in lint_text(tmp_path, text, "a.yaml", *options)}
+    options = ("--release", kimi, "--gpu-memory", "48")
+    assert "gpu-too-few" in {item["rule"] for item in lint_text(tmp_path, text, "a.yaml", *options)}
+
+
+def test_gpus_in_limits_alone_are_requested_too(tmp_path: Path) -> None:
+    text = POD.replace("requests: {memory: 256Gi, nvidia.com/gpu: 8}", "requests: {memory: 256Gi}")
+    assert lint_text(tmp_path, text) == []
+    text = POD.replace("limits: {memory: 256Gi, nvidia.com/gpu: 8}", "limits: {memory: 256Gi}")
+    assert {item["rule"] for item in lint_text(tmp_path, text)} == {"gpu-requests-limits"}
+
+
+@pytest.mark.parametrize("services", ["[a, b]", "vllm", "5"])
+def test_services_that_are_no_mapping(tmp_path: Path, services: str) -> None:
+    found = lint_text(tmp_path, f"services: {services}\n")
+    assert [(item["rule"], item["line"]) for item in found] == [("file-unreadable", 1)]

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.deploy.documents import parse
-from moe4.deploy.lint.place import mapping, whole
+from moe4.deploy.lint.place import Document, Place, mapping, whole
+from moe4.deploy.lint.rules import Context
+from moe4.deploy.lint.run import fix_files, lint_files
 from moe4.deploy.lint.server import parse_quantity
 from moe4.errors import DeployError, Moe4Error
 
@@ -113,6 +115,66 @@ def test_every_value_may_be_anything(name: str, tmp_path: Path) -> None:
             if number < 5:  # one of them is mended, too
                 result = CliRunner().invoke(app, ["lint", str(file), "--fix"])
                 assert result.exit_code in (0, 1), (path, str(value)[:20], repr(result.exception))
+
+
+MENDED = {
+    "requests": """\
+apiVersion: apps/v1
+kind: Deployment
+spec:
+  template:
+    spec:
+      containers:
+        - image: vllm
+          resources: {limits: {nvidia.com/gpu: 4}, requests: {nvidia.com/gpu: 2}}
+""",
+    "strategy": """\
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata: {annotations: {serving.kserve.io/deploymentMode: RawDeployment}}
+spec: {predictor: {model: {runtime: a, storageUri: pvc://a/b}, workerSpec: {containers: []}}}
+---
+apiVersion: serving.kserve.io/v1beta1
+kind: ServingRuntime
+metadata: {name: a}
+spec: {containers: [{image: vllm, resources: {limits: {nvidia.com/gpu: 2}}}]}
+""",
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_is_mended_may_be_anything(name: str, tmp_path: Path) -> None:
+    """Whatever stands where a repair writes, it is mended or left as it is."""
+    file = tmp_path / "a.yaml"
+    first, *others = yaml.safe_load_all(MENDED[name])
+    for path in paths(first):
+        for value in ODD:
+            data = copy.deepcopy(first)
+            node: Any = data
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+            file.write_text(yaml.safe_dump_all([data, *others], allow_unicode=True))
+            fix_files([file], Context(), None)
+            lint_files([file], Context(), None)
+
+
+def test_a_place_is_written_where_mappings_stand() -> None:
+    def written(data: Any, *path: str | int) -> Any:
+        write = Place(document=Document(file=Path("a.yaml"), data=data), path=path).writer("x")
+        if write is None:
+            return None
+        write()
+        return data
+
+    assert written({"a": {"b": 1}}, "a", "b") == {"a": {"b": "x"}}
+    assert written({}, "a", "b") == {"a": {"b": "x"}}
+    assert written({"a": None}, "a", "b") == {"a": {"b": "x"}}
+    assert written({"a": [{}]}, "a", 0, "b", "c") == {"a": [{"b": {"c": "x"}}]}
+    for other in ([], "text", 1, True, [{}]):
+        assert written({"a": other}, "a", "b") is None
+        assert written({"a": other}, "a", "b", "c") is None
+    assert written({"a": []}, "a", 0, "b") is None
 
 
 def test_whole_numbers() -> None:

@@ -25,6 +25,7 @@ from moe4.deploy.sizing import (
     startup_seconds,
 )
 from moe4.errors import CheckpointError, DeployError
+from moe4.model.architecture import SUPPORTED_MODEL_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +270,49 @@ def test_a_repository_is_read_by_its_headers(tmp_path: Path, monkeypatch: pytest
     found = read_release("someone/k2-tiny")
     assert found.layers == read_release(str(K2_TINY)).layers
     assert found.name == "k2-tiny"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--gpus", "0"],
+        ["--gpu-memory", "0"],
+        ["--gpu", "h200", "--gpus", "0"],
+        ["--gpu", "h200", "--data-parallel", "0"],
+        ["--gpu", "h200", "--data-parallel", "-1"],
+        ["--gpu", "h200", "--gpu-memory", "0"],
+        ["--group-size", "0"],
+        ["--concurrency", "0"],
+        ["--max-model-len", "0"],
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "deploy"])
+def test_nought_is_not_taken_for_not_given(command: str, options: list[str], tmp_path: Path) -> None:
+    config = str(write_kimi_config(tmp_path / "Kimi-K2-Instruct"))
+    words = [command, *(["podman"] if command == "deploy" else []), config, "--model", "file:///srv/k2"]
+    words = [*(words if command == "deploy" else words[:2]), *options]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, DeployError), result.output
+    assert "--trust-remote-code" not in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--tensor-parallel", "--pipeline-parallel", "--data-parallel"])
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_a_parallel_size_is_at_least_one(option: str, size: str, tmp_path: Path) -> None:
+    config = str(write_kimi_config(tmp_path / "Kimi-K2-Instruct"))
+    result = CliRunner().invoke(app, ["fit", config, "--gpu", "h200", option, size])
+    assert isinstance(result.exception, DeployError)
+
+
+def test_all_families_that_are_streamed_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    config = {"model_type": "other_moe", "num_hidden_layers": 2, "n_routed_experts": 8}
+    path.write_text(
+        json.dumps(
+            {**json.loads(Path(write_kimi_config(tmp_path / "K") / "config.json").read_text()), **config}
+        )
+    )
+    with pytest.raises(CheckpointError, match="kimi_k25") as caught:
+        read_release(str(path))
+    for family in SUPPORTED_MODEL_TYPES:
+        assert family in str(caught.value)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.evaluate.compare import CompareOptions, compare, describe
 from moe4.evaluate.divergence import kl_divergence
+from moe4.evaluate.files import ComparisonFile, to_json
 from moe4.forward.weights import Release, open_weights
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 6, "num_experts_per_tok": 2}
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(folder: Path) -> dict[str, Any]:
+def result(folder: Path) -> ComparisonFile:
     options = CompareOptions(
         source=folder / "source",
         release=folder / "release",
@@ -69,44 +69,44 @@ def oracle(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_every_figure_is_the_whole_models(result: dict[str, Any], oracle: dict[str, torch.Tensor]) -> None:
+def test_every_figure_is_the_whole_models(result: ComparisonFile, oracle: dict[str, torch.Tensor]) -> None:
     p, q, targets = oracle["source"], oracle["twin"], oracle["targets"]
     kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-    assert result["num_tokens"] == len(targets)
-    assert result["kl"]["mean"] == pytest.approx(float(kl.mean()), rel=1e-3)
-    assert result["kl"]["max"] == pytest.approx(float(kl.max()), rel=1e-3)
+    assert result.num_tokens == len(targets)
+    assert result.kl.mean == pytest.approx(float(kl.mean()), rel=1e-3)
+    assert result.kl.max == pytest.approx(float(kl.max()), rel=1e-3)
     for name, logs in (("source", p), ("release", q)):
         nll = torch.nn.functional.nll_loss(logs, targets)
-        assert result["perplexity"][name] == pytest.approx(math.exp(nll), rel=1e-4)
-    assert result["top1_agreement"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+        assert getattr(result.perplexity, name) == pytest.approx(math.exp(nll), rel=1e-4)
+    assert result.top1_agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     shared = [len(set(a.topk(5).indices.tolist()) & set(b.topk(5).indices.tolist())) for a, b in zip(p, q)]  # noqa: B905
-    assert result["top5_agreement"] == pytest.approx(sum(shared) / 5 / len(shared))
-    assert result["kl"]["mean"] > 0.001
-    low, high = result["kl"]["interval"]
-    assert low < result["kl"]["mean"] < high
+    assert result.top5_agreement == pytest.approx(sum(shared) / 5 / len(shared))
+    assert result.kl.mean > 0.001
+    low, high = result.kl.interval
+    assert low < result.kl.mean < high
 
 
-def test_the_error_after_a_layer(result: dict[str, Any], oracle: dict[str, torch.Tensor]) -> None:
+def test_the_error_after_a_layer(result: ComparisonFile, oracle: dict[str, torch.Tensor]) -> None:
     source, twin = oracle["source-hidden"], oracle["twin-hidden"]
     expected = (twin - source).square().sum() / source.square().sum()
-    assert result["layers"][1]["error"] == pytest.approx(float(expected), rel=1e-3)
+    assert result.layers[1].error == pytest.approx(float(expected), rel=1e-3)
     # The first layer is dense and not quantized; the second is handed no error, so all of it is its own.
-    assert result["layers"][0] == {"layer": 0, "error": 0.0, "kl": 0.0}
-    assert result["layers"][-1]["kl"] == pytest.approx(result["kl"]["mean"], rel=1e-5)
-    assert result["layers"][1]["added_error"] == pytest.approx(result["layers"][1]["error"], rel=1e-4)
-    assert result["layers"][1]["same_experts"] == 1.0
+    assert to_json(result.layers[0]) == {"layer": 0, "error": 0.0, "kl": 0.0}
+    assert result.layers[-1].kl == pytest.approx(result.kl.mean, rel=1e-5)
+    assert result.layers[1].added_error == pytest.approx(result.layers[1].error, rel=1e-4)
+    assert result.layers[1].same_experts == 1.0
     num_tokens = len(oracle["targets"]) + len(TEXTS)
-    assert sum(result["layers"][1]["expert_tokens"]) == 2 * num_tokens
+    assert sum(result.layers[1].expert_tokens) == 2 * num_tokens
 
 
-def test_the_worst_token_is_the_worst(result: dict[str, Any], oracle: dict[str, torch.Tensor]) -> None:
+def test_the_worst_token_is_the_worst(result: ComparisonFile, oracle: dict[str, torch.Tensor]) -> None:
     kl = torch.nn.functional.kl_div(oracle["twin"], oracle["source"], log_target=True, reduction="none").sum(
         -1
     )
     place = int(kl.argmax())
-    worst = result["worst_tokens"][0]
-    assert worst["kl"] == pytest.approx(float(kl[place]), rel=1e-3)
-    assert worst["source_probability"] == pytest.approx(
+    worst = result.worst_tokens[0]
+    assert worst.kl == pytest.approx(float(kl[place]), rel=1e-3)
+    assert worst.source_probability == pytest.approx(
         float(oracle["source"][place, oracle["targets"][place]].exp()), rel=1e-3
     )
     text = describe(result)
@@ -114,13 +114,27 @@ def test_the_worst_token_is_the_worst(result: dict[str, Any], oracle: dict[str, 
     assert "layer 2 expert" in text or "layer 3 expert" in text
 
 
+def test_what_is_written_is_as_it_was(result: ComparisonFile) -> None:
+    """The fields of comparison.json and of --json, in their order."""
+    document = to_json(result)
+    assert list(document) == [
+        *("source", "release", "data", "num_sequences", "compute_dtype", "num_tokens", "kl"),
+        *("top1_agreement", "top5_agreement", "perplexity", "worst_tokens", "layers"),
+    ]
+    assert list(document["layers"][1]) == [
+        *("layer", "added_error", "experts_error", "same_experts", "expert_errors", "expert_tokens"),
+        *("error", "kl"),
+    ]
+    json.loads(json.dumps(document, allow_nan=False))
+
+
 def test_a_model_beside_itself_differs_in_nothing(folder: Path) -> None:
     options = CompareOptions(
         source=folder / "source", release=folder / "source", data=folder / "text.jsonl", num_sequences=2
     )
     found = compare(options, lambda _: None)
-    assert (found["kl"]["max"], found["top1_agreement"], found["top5_agreement"]) == (0.0, 1.0, 1.0)
-    assert all(record["error"] == 0.0 for record in found["layers"])
+    assert (found.kl.max, found.top1_agreement, found.top5_agreement) == (0.0, 1.0, 1.0)
+    assert all(record.error == 0.0 for record in found.layers)
 
 
 def test_kl_of_known_distributions() -> None:

@@ -9,9 +9,20 @@ import pytest
 from publish.measured import TASK, comparison, evaluation, toolcheck
 
 from moe4.errors import CheckpointError, EvaluationError
-from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
-from moe4.evaluate.toolcheck.summary import compare_endpoints, summarize_endpoint
+from moe4.evaluate.files import (
+    COMPARISON,
+    EVALUATION,
+    TOOLCHECK,
+    ComparisonFile,
+    EvaluationFile,
+    ToolcheckFile,
+    read_result,
+    to_json,
+)
+from moe4.evaluate.toolcheck.client import Reply
+from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, summarize_endpoint
 
+KINDS: dict[str, Any] = {EVALUATION: EvaluationFile, COMPARISON: ComparisonFile, TOOLCHECK: ToolcheckFile}
 FILES = {EVALUATION: evaluation(), COMPARISON: comparison(), TOOLCHECK: toolcheck()}
 
 
@@ -24,13 +35,15 @@ def write(folder: Path, name: str, content: Any) -> Path:
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_written_is_read_as_it_is(tmp_path: Path, name: str) -> None:
     content = {"version": 1, **FILES[name], "stamp": "x"}
-    assert read_result(write(tmp_path, name, content)) == json.loads(json.dumps(content))
+    read = read_result(write(tmp_path, name, content), KINDS[name])
+    assert read.model_dump(exclude_unset=True, by_alias=True) == json.loads(json.dumps(content))
 
 
 def test_what_a_toolcheck_without_answers_gives_is_read(tmp_path: Path) -> None:
-    side = {"model": "m", **summarize_endpoint([], {"answered": 1.0})}
-    content = {**toolcheck(), "release": side, "baseline": side, "agreement": compare_endpoints([], [])}
-    read_result(write(tmp_path, TOOLCHECK, content))
+    side = to_json(summarize_endpoint("m", [], {"answered": 1.0}))
+    agreement = to_json(compare_endpoints([], []))
+    content = {**toolcheck(), "release": side, "baseline": side, "agreement": agreement}
+    read_result(write(tmp_path, TOOLCHECK, content), ToolcheckFile)
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -53,7 +66,7 @@ def test_a_field_of_another_kind_is_named(tmp_path: Path, name: str, path: tuple
     is_text = isinstance(place[path[-1]], str)
     place[path[-1]] = 7 if is_text else "seven"
     with pytest.raises(EvaluationError) as caught:
-        read_result(write(tmp_path, name, content))
+        read_result(write(tmp_path, name, content), KINDS[name])
     line = str(caught.value)
     assert line.startswith(f"{tmp_path / name}: ")
     assert str(path[-1] if isinstance(path[-1], str) else path[-2]) in line
@@ -83,10 +96,22 @@ def test_a_field_of_another_kind_is_named(tmp_path: Path, name: str, path: tuple
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        read_result(write(tmp_path, name, {**FILES[name], **changes}))
+        read_result(write(tmp_path, name, {**FILES[name], **changes}), KINDS[name])
 
 
 def test_what_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / EVALUATION).write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        read_result(tmp_path / EVALUATION)
+        read_result(tmp_path / EVALUATION, EvaluationFile)
+
+
+def test_an_endpoints_result_is_written_as_it_was() -> None:
+    """The fields of toolcheck.json and of --json, in their order; a text from a server is one line."""
+    reply = Reply(error="busy\n\x1b[31m\ud800")
+    outcome = Outcome(name="a", expected_call=True, whole=reply, findings=None)
+    found = to_json(summarize_endpoint("m\ud800", [outcome], {"answered": 1.0}))
+    assert list(found) == ["model", "num_requests", "measures", "num_calls", "faults"]
+    assert list(found["measures"]["answered"]) == ["value", "interval", "num", "successes", "threshold", "ok"]
+    assert found["measures"]["tool_call_f1"] is None
+    assert found["faults"] == [{"request": 0, "name": "a", "notes": [r"not answered: busy\n\x1b[31m\ud800"]}]
+    json.dumps(found, ensure_ascii=False).encode()

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import EvaluationError, ServeError
+from moe4.evaluate.files import Measure, ToolcheckFile
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module
 from moe4.evaluate.toolcheck.requests import HARD_CASES, own_requests, read_requests
@@ -24,15 +25,20 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolServer]:
         yield state
 
 
-def checked(server: ToolServer, **options: Any) -> dict[str, Any]:
+def checked(server: ToolServer, **options: Any) -> ToolcheckFile:
     return run_toolcheck(
         ToolcheckOptions(**{"base_url": server.url, "requests": (HARD_CASES,), **options}), lambda *_: None
     )
 
 
-def values(result: dict[str, Any], endpoint: str = "release") -> dict[str, float]:
-    measures = result[endpoint]["measures"]
-    return {name: measure["value"] for name, measure in measures.items() if measure}
+def values(result: ToolcheckFile) -> dict[str, float]:
+    return {name: measure.value for name, measure in result.release.measures.items() if measure}
+
+
+def measure_of(result: ToolcheckFile, name: str) -> Measure:
+    measure = result.release.measures[name]
+    assert measure is not None
+    return measure
 
 
 def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
@@ -40,8 +46,8 @@ def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
     assert set(values(result).values()) == {1.0}
     assert len(values(result)) == 10
     assert failed_checks(result) == []
-    assert result["release"]["faults"] == []
-    low, high = result["release"]["measures"]["schema_accuracy"]["interval"]
+    assert result.release.faults_found == []
+    low, high = measure_of(result, "schema_accuracy").interval
     assert 0.8 < low < high == 1.0
     assert len(server.asked) == 2 * len(hard_cases())
     assert {body["temperature"] for body in server.asked} == {0.0}
@@ -73,11 +79,11 @@ def test_each_fault_hurts_its_own_measures(server: ToolServer, fault: str, hurt:
 def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:
     """Counts by hand: a server that never calls has only misses; F1 = 2 TP / (2 TP + FP + FN)."""
     server.fault = "never calls"
-    measure = checked(server)["release"]["measures"]["tool_call_f1"]
+    measure = measure_of(checked(server), "tool_call_f1")
     wanted = sum(bool(c["expected"].get("calls") or c["expected"].get("called")) for c in hard_cases())
-    assert (measure["true_positives"], measure["false_negatives"]) == (0, wanted)
-    assert measure["true_negatives"] == len(hard_cases()) - wanted
-    assert measure["value"] == 0.0
+    assert (measure.true_positives, measure.false_negatives) == (0, wanted)
+    assert measure.true_negatives == len(hard_cases()) - wanted
+    assert measure.value == 0.0
 
 
 def test_requests_are_tried_again_a_bounded_number_of_times(server: ToolServer) -> None:
@@ -111,12 +117,13 @@ def test_two_endpoints(server: ToolServer) -> None:
     with running() as baseline:
         server.fault = "never calls"
         result = checked(server, against=baseline.url)
-    wanted = result["baseline"]["num_calls"]
-    agreement = result["agreement"]
-    assert agreement["decision_agreement"]["successes"] == len(hard_cases()) - wanted
-    assert agreement["exact_gained"] == 0
-    assert agreement["exact_lost"] == sum(bool(case["expected"].get("calls")) for case in hard_cases())
-    assert agreement["exact_mcnemar_p"] < 0.01
+    assert result.baseline is not None and result.agreement is not None
+    wanted, agreement = result.baseline.num_calls, result.agreement
+    assert agreement.decision_agreement is not None
+    assert agreement.decision_agreement.successes == len(hard_cases()) - wanted
+    assert agreement.exact_gained == 0
+    assert agreement.exact_lost == sum(bool(case["expected"].get("calls")) for case in hard_cases())
+    assert agreement.exact_mcnemar_p < 0.01
     assert "baseline and release decide alike on" in describe(result)
 
 
@@ -158,7 +165,7 @@ def test_the_vendor_verifiers_files(server: ToolServer, tmp_path: Path) -> None:
     result = checked(server, requests=(path,), reference=results, keep_sampling=True)
     assert server.asked[0]["messages"][0]["role"] == "system"
     assert server.asked[0]["temperature"] == 0.6
-    assert result["release"]["measures"]["tool_call_f1"]["false_negatives"] == 1
+    assert measure_of(result, "tool_call_f1").false_negatives == 1
 
 
 def test_our_own_output_is_a_reference(server: ToolServer, tmp_path: Path) -> None:
@@ -166,8 +173,8 @@ def test_our_own_output_is_a_reference(server: ToolServer, tmp_path: Path) -> No
     checked(server, output=output)
     bare = [{key: case[key] for key in ("messages", "tools")} for case in hard_cases()]
     path = write_requests(tmp_path / "bare.jsonl", bare)
-    measure = checked(server, requests=(path,), reference=output)["release"]["measures"]["tool_call_f1"]
-    assert (measure["value"], measure["num"]) == (1.0, len(hard_cases()))
+    measure = measure_of(checked(server, requests=(path,), reference=output), "tool_call_f1")
+    assert (measure.value, measure.num) == (1.0, len(hard_cases()))
 
 
 def test_the_hard_cases_are_sound() -> None:

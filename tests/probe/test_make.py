@@ -211,7 +211,7 @@ def test_verify_checks_the_file(qwen: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     other, form = verify(release)["problems"]
     assert other.startswith("moe4-probe.json is not the file moe4-report.json describes: its SHA-256 differs")
-    assert 'sequence 5: "tokens" must lie below the vocabulary\'s size 2560, found 2560' in form
+    assert "sequences[5].tokens must lie below the vocabulary's size 2560, found 2560" in form
     path.unlink()
     (problem,) = verify(release)["problems"]
     assert problem == f"moe4-probe.json is missing; moe4 probe {release} makes it again"

@@ -12,7 +12,7 @@ from measured import TASK, write_measured_release
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.errors import CheckpointError, OutputError
+from moe4.errors import CheckpointError, OutputError, UnsafePathError
 from moe4.publish.card import render_card
 from moe4.publish.proof import read_proof
 from moe4.publish.push import check_repo, list_uploads
@@ -110,6 +110,14 @@ def test_nothing_is_sent_without_a_yes(release: Path) -> None:
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["uploaded"] is None
     assert "README.md" in answer["files"]
+
+
+def test_a_link_is_refused_before_the_card_is_written(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (release / "extra.txt").symlink_to(tmp_path / "secret")
+    result = CliRunner().invoke(app, ["card", str(release), "--push", "me/mine", "--yes"])
+    assert isinstance(result.exception, UnsafePathError)
+    assert not (release / "README.md").exists()
 
 
 def test_what_would_be_uploaded(release: Path) -> None:

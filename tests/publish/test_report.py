@@ -1,5 +1,6 @@
 """`moe4 report`: what stands in the page, that it needs nothing else, and how Chromium shows it."""
 
+import json
 import re
 import shutil
 import struct
@@ -160,6 +161,22 @@ def test_results_that_are_not_there_are_left_out(release: Path, tmp_path: Path) 
     assert "Error of every expert" in text
     with pytest.raises(MissingFileError, match=r"it has no moe4-report\.json"):
         read_proof(release.parent / "source")
+
+
+def test_every_file_of_the_release_is_listed(release: Path) -> None:
+    path = release / "moe4-report.json"
+    data = json.loads(path.read_text())
+    others = {
+        name: {"num_bytes": 1234, "sha256": f"{n:064x}"} for n, name in enumerate(["a.json", "LICENSE"])
+    }
+    data["release"]["files"] = {**data["release"]["shards"], **others}
+    path.write_text(json.dumps(data))
+    page = render_report(read_proof(release))
+    table = page[page.index("Files, by SHA-256") :]
+    for name, facts in data["release"]["files"].items():
+        row = f'<th scope="row">{name}</th><td class="n">'
+        assert table.count(row) == 1
+        assert facts["sha256"] in table[table.index(row) :].partition("</tr>")[0]
 
 
 def test_durations() -> None:

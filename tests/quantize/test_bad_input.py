@@ -1,6 +1,7 @@
 """Bad input through the real command line: one clear line on stderr, exit code 2, nothing written."""
 
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -265,6 +266,14 @@ class TestOutputFolder:
         assert code == 2
         assert "is a file; choose a folder" in err
 
+    def test_a_pipe(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        os.mkfifo(tmp_path / "out")
+        code, _, err = run_cli(["quantize", str(source), str(tmp_path / "out")], monkeypatch, capfd)
+        assert code == 2
+        assert "is a FIFO; choose a folder" in err
+
     def test_finished_release(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -345,7 +354,7 @@ class TestOutputFolder:
     [
         (["--group-size", "48"], "group_size must be one of 32, 64, 128 or auto, found 48"),
         (["--recipe", "none.toml"], "recipe none.toml does not exist"),
-        (["--num-sequences", "0"], "calibration.num_sequences must be at least 1"),
+        (["--num-sequences", "0"], "options: num_sequences must be at least 1, found 0"),
         (["--device", "tpu0"], "device tpu0"),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_release_from_a_gpu_is_as_good_as_the_cpus(
             compute_dtype="float32",
             device="cuda",
         )
-        kl[device] = compare(options, say=lambda _: None)["kl"]
+        kl[device] = compare(options, say=lambda _: None).kl.model_dump()
     found = {
         "error_ratio": {"mean": float(ratio.mean()), "least": float(ratio.min()), "most": float(ratio.max())},
         "rtn_error_ratio": {"least": float(plain.min()), "most": float(plain.max())},

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from release_tools import Forks, assert_same, contents
 
 from moe4.quantize.ranks import Parcel, Ranks
-from moe4.recipe import ALL_TARGETS, Calibration, Gptq, Recipe
+from moe4.recipe import ALL_TARGETS, Calibration, Gptq, Recipe, override
 
 RECIPE = Recipe(
     group_size=32,
@@ -65,7 +64,7 @@ def test_ranks_with_activations_in_memory_write_the_bytes_of_one(
 
 @pytest.mark.parametrize(
     "recipe",
-    [replace(RECIPE, targets=ALL_TARGETS), Recipe(method="rtn", group_size=32, targets=ALL_TARGETS)],
+    [override(RECIPE, targets=ALL_TARGETS), Recipe(method="rtn", group_size=32, targets=ALL_TARGETS)],
     ids=["gptq on all", "rtn on all"],
 )
 def test_other_recipes(

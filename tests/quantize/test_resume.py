@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from moe4.errors import KernelError, OutputError, OutputNotEmptyError, ResumeError
 from moe4.gptq.products import HAS_BF16
-from moe4.recipe import Calibration, Gptq, Recipe
+from moe4.recipe import Calibration, Gptq, Recipe, override
 
 RECIPE = Recipe(
     group_size=32,
@@ -301,7 +300,7 @@ def test_resume_continues_and_does_not_repeat(
 
 
 def test_resume_with_another_recipe(small_source: Path, calibration: Path, unfinished: Path) -> None:
-    other = replace(RECIPE, group_size=64, gptq=Gptq(scale_candidates=3))
+    other = override(RECIPE, group_size=64, gptq=Gptq(scale_candidates=3))
     words = (
         r"begun with another recipe \(gptq.scale_candidates 2, now 3; group_size 32, now 64\); resume with"
     )

@@ -116,6 +116,8 @@ def make_folder(path: Path) -> None:
     """Make a folder for output, with those above it, unless it is there. Raises OutputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"{path} cannot be made a folder: it is {kind_of(path)}") from None
     except OSError as error:
         raise OutputError(f"{path} cannot be made a folder: {error.strerror}") from None
 

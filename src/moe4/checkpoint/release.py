@@ -232,7 +232,7 @@ def _look_at(folder: Path) -> State:
             raise OutputError(f"{folder} is a link to {folder.readlink()}, which does not exist")
         return State.EMPTY
     if not folder.is_dir():
-        raise OutputNotEmptyError(f"{folder} is a file; choose a folder")
+        raise OutputNotEmptyError(f"{folder} is {kind_of(folder.resolve())}; choose a folder")
     check_work_folder(folder / WORK_NAME)
     names = {path.name for path in folder.iterdir()}
     if (folder / WORK_NAME / JOURNAL_NAME).is_file():

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from moe4.checkpoint.durable import file_sha256
 from moe4.checkpoint.files import read_json_object, require_inside
@@ -60,9 +60,12 @@ class Calibration(Foreign):
 
 
 class ReportRecipe(Foreign):
-    """What readers use of the recipe."""
+    """What readers use of the recipe; the page shows the rest of it too."""
+
+    model_config = ConfigDict(extra="allow")
 
     method: Literal["gptq", "rtn"]
+    targets: list[str] = Field(default_factory=lambda: ["experts"])
     group_size: Literal[32, 64, 128]
 
 
@@ -134,9 +137,20 @@ class Report(Foreign):
     layers: list[Layer]
     timing: Timing | None = None
 
+    def faults(self) -> Iterator[str]:
+        """Yield what a page and a card could not say."""
+        if "moe4" not in self.versions:
+            yield "versions has no moe4"
+
+
+def parse_report(folder: Path) -> Report:
+    """Return a release's report. Raises CheckpointError with one line for one that is damaged."""
+    path = folder / REPORT_NAME
+    return parse(Report, read_json_object(path), f"{path} is damaged", CheckpointError)
+
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """Return a release's report, checked. Raises CheckpointError with one line for one that is damaged."""
+    """Return a release's report as the file has it, checked, to be changed and written again."""
     path = folder / REPORT_NAME
     report = read_json_object(path)
     parse(Report, report, f"{path} is damaged", CheckpointError)

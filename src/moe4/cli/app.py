@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from moe4 import __version__
+from moe4.cli.arguments import Command
 
 # One module per command in moe4.cli; each has a function `command` that typer registers under this name.
 COMMANDS = (
@@ -63,4 +64,4 @@ def _options(
 for _name in COMMANDS:
     _module = importlib.import_module(f"moe4.cli.{_name}")
     _settings = getattr(_module, "CONTEXT_SETTINGS", None)
-    app.command(_name, context_settings=_settings)(_module.command)
+    app.command(_name, cls=Command, context_settings=_settings)(_module.command)

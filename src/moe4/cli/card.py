@@ -46,6 +46,8 @@ def command(
         repo = check_repo(push)
     found = read_proof(out, proof)
     card = render_card(found, repo, base_model, license_name)
+    if push is not None:
+        list_uploads(out)  # what must not be uploaded is refused before anything is written
     if not dry_run:
         write_output(card_path(out), card)
     elif not as_json:

@@ -42,6 +42,7 @@ def command(
     """
     from moe4.checkpoint.durable import check_output
     from moe4.evaluate.compare import CompareOptions, compare, describe
+    from moe4.evaluate.files import to_json
     from moe4.evaluate.plan import write_json
 
     if output is not None:
@@ -53,7 +54,7 @@ def command(
             data=data,
             num_sequences=num_sequences,
             max_sequence_tokens=max_tokens,
-            compute_dtype=dtype.value,
+            compute_dtype="float32" if dtype is DtypeOption.FLOAT32 else "bfloat16",
             device=device,
             work=work,
             trust_remote_code=trust_remote_code,
@@ -61,5 +62,5 @@ def command(
         say=lambda text: echo(text, err=True),
     )
     if output is not None:
-        write_json(output, result)
-    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+        write_json(output, to_json(result))
+    echo(json.dumps(to_json(result), ensure_ascii=False) if as_json else describe(result))

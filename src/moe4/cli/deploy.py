@@ -95,7 +95,7 @@ def command(
 
     speed = read_speed(disk)
     found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
-    name = name or default_name(found)
+    name = default_name(found) if name is None else name
     if form == "dashboard":
         check_name(name)
         _write_dashboard(name, output)
@@ -118,7 +118,7 @@ def command(
         expert_parallel=expert_parallel,
         max_model_len=max_model_len,
         concurrency=concurrency,
-        plugin=plugin or has_plugin(image or IMAGES[engine_found]),
+        plugin=plugin or has_plugin(IMAGES[engine_found] if image is None else image),
     )
     deployment = DeployOptions(
         form=find_form(form),

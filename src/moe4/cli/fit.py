@@ -46,7 +46,7 @@ def command(
     from moe4.deploy.choose import default_layout, smallest_of, survey
     from moe4.deploy.choose import layouts as usual_layouts
     from moe4.deploy.describe import fit_facts, print_fits, print_release, print_survey, release_facts
-    from moe4.deploy.machines import find_device, unnamed_gpu
+    from moe4.deploy.machines import asked_gpu
     from moe4.deploy.release import read_release
     from moe4.deploy.sizing import Layout, fit, read_speed
     from moe4.errors import DeployError
@@ -54,11 +54,10 @@ def command(
     speed = read_speed(disk)
     found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
     console = Console(width=None if Console().is_terminal else 160)
-    if gpu and gpu_memory:
-        raise DeployError("give --gpu or --gpu-memory, not both")
-    asked = tensor_parallel or pipeline_parallel or data_parallel or expert_parallel
-    if not gpu and not gpu_memory:
-        if gpus or asked:
+    sizes = (tensor_parallel, pipeline_parallel, data_parallel)
+    asked = expert_parallel or any(size is not None for size in sizes)
+    if gpu is None and gpu_memory is None:
+        if gpus is not None or asked:
             raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
         table = survey(found, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
         if as_json:
@@ -70,19 +69,13 @@ def command(
             print_release(console, found, speed)
             print_survey(console, table)
         return
-    device = find_device(gpu) if gpu else unnamed_gpu(gpu_memory or 0.0)
+    device = asked_gpu(gpu, gpu_memory)
     if asked:
-        tried = [
-            Layout(
-                tensor=tensor_parallel or 1,
-                pipeline=pipeline_parallel or 1,
-                data=data_parallel or 1,
-                expert_parallel=expert_parallel,
-            )
-        ]
-        if gpus and gpus != tried[0].num_gpus:
+        tensor, pipeline, data = (1 if size is None else size for size in sizes)
+        tried = [Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=expert_parallel)]
+        if gpus is not None and gpus != tried[0].num_gpus:
             raise DeployError(f"--gpus {gpus} is not the {tried[0].num_gpus} GPUs of {tried[0].describe()}")
-    elif gpus:
+    elif gpus is not None:
         tried = [default_layout(found, device, gpus, plugin=plugin)]
     else:
         tried = list(usual_layouts(found, device, plugin=plugin))

@@ -50,17 +50,15 @@ def command(
     from moe4.deploy.lint.run import fix_files, lint_files
     from moe4.deploy.lint.sarif import sarif
     from moe4.deploy.lint.schema import read_schemas
-    from moe4.deploy.machines import find_device, unnamed_gpu
+    from moe4.deploy.machines import asked_gpu
     from moe4.deploy.release import read_release
     from moe4.deploy.sizing import read_speed
     from moe4.errors import DeployError
 
-    if gpu and gpu_memory:
-        raise DeployError("give --gpu or --gpu-memory, not both")
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")
     speed = read_speed(disk)
-    device = find_device(gpu) if gpu else unnamed_gpu(gpu_memory) if gpu_memory else None
+    device = None if gpu is None and gpu_memory is None else asked_gpu(gpu, gpu_memory)
     context = Context(
         release=read_release(release, group_size, os.environ.get("HF_TOKEN")) if release else None,
         device=device,

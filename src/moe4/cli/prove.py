@@ -76,8 +76,8 @@ def command(
     )
     result = run(options, say=lambda text: echo(f"moe4: {text}", err=True))
     missed = failures(result, options)
-    result["failures"] = missed
-    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+    document = {**result.as_dict(), "failures": missed}
+    echo(json.dumps(document, ensure_ascii=False) if as_json else describe(result))
     for line in missed:
         echo(f"moe4: {line}", err=True)
     if missed:

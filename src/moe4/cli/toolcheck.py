@@ -50,6 +50,7 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from moe4.evaluate.files import to_json
     from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 
     options = ToolcheckOptions(
@@ -72,6 +73,6 @@ def command(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         result = run_toolcheck(options, lambda done, total: bar.update(task, completed=done, total=total))
-    echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+    echo(json.dumps(to_json(result), ensure_ascii=False) if as_json else describe(result))
     if failed_checks(result):
         raise typer.Exit(1)

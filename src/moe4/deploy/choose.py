@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device, cpu_server, find_device, unnamed_gpu
+from moe4.deploy.machines import CPU_SERVERS, DEVICES, Device, asked_gpu, cpu_server
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit
 from moe4.errors import DeployError
@@ -45,19 +45,18 @@ def pick(release: Release, wanted: Wanted) -> Fit:
 
     Raises DeployError where the options contradict each other or nothing works.
     """
-    asked_gpu = wanted.gpu or wanted.gpu_memory
+    names_gpu = wanted.gpu is not None or wanted.gpu_memory is not None
     if wanted.on_cpu:
-        if asked_gpu or wanted.gpus:
+        if names_gpu or wanted.gpus is not None:
             raise DeployError("--engine cpu takes --memory, no GPUs")
         if wanted.memory is None:
             raise DeployError("--engine cpu needs --memory, the GiB of the server")
         return _fit(release, cpu_server(wanted.memory), Layout(), wanted)
     if wanted.memory is not None:
         raise DeployError("--memory goes with --engine cpu; a GPU's is --gpu-memory")
-    if wanted.gpu and wanted.gpu_memory:
-        raise DeployError("give --gpu or --gpu-memory, not both")
-    if not asked_gpu:
-        if wanted.gpus or wanted.data_parallel or wanted.expert_parallel:
+    splits_experts = wanted.data_parallel is not None or wanted.expert_parallel
+    if not names_gpu:
+        if wanted.gpus is not None or splits_experts:
             raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
         table = survey(
             release,
@@ -71,10 +70,12 @@ def pick(release: Release, wanted: Wanted) -> Fit:
                 raise DeployError(f"{release.name}: {wrong}")
             raise DeployError(f"{release.name} fits on no machine of the table; see moe4 fit")
         return table.recommended
-    device = find_device(wanted.gpu) if wanted.gpu else unnamed_gpu(wanted.gpu_memory or 0.0)
-    if wanted.data_parallel or wanted.expert_parallel:
-        copies = wanted.data_parallel or 1
-        num_gpus = wanted.gpus or copies
+    device = asked_gpu(wanted.gpu, wanted.gpu_memory)
+    if splits_experts:
+        copies = 1 if wanted.data_parallel is None else wanted.data_parallel
+        num_gpus = copies if wanted.gpus is None else wanted.gpus
+        if min(copies, num_gpus) < 1:
+            raise DeployError(f"--data-parallel {copies} and --gpus {num_gpus} must be at least 1")
         if num_gpus % copies:
             raise DeployError(f"--gpus {num_gpus} is no multiple of --data-parallel {copies}")
         layout = Layout(tensor=num_gpus // copies, data=copies, expert_parallel=True)

@@ -56,6 +56,16 @@ CPU_SERVERS = tuple(
 )
 
 
+def asked_gpu(name: str | None, memory_gib: float | None) -> Device:
+    """Return the GPU of --gpu or --gpu-memory, of which one is given. Raises DeployError."""
+    if name is None:
+        assert memory_gib is not None
+        return unnamed_gpu(memory_gib)
+    if memory_gib is not None:
+        raise DeployError("give --gpu or --gpu-memory, not both")
+    return find_device(name)
+
+
 def find_device(name: str) -> Device:
     """Return the GPU of this name, such as `h200`. Raises DeployError."""
     key = name.lower().replace("-", "").replace("_", "").replace(" ", "")

@@ -75,7 +75,7 @@ class DeployOptions:
     @property
     def image_name(self) -> str:
         """The image to run."""
-        return self.image or IMAGES[self.engine]
+        return IMAGES[self.engine] if self.image is None else self.image
 
     @property
     def guards_all(self) -> bool:
@@ -120,7 +120,8 @@ def check_name(name: str) -> None:
     """Raise DeployError unless this can be the name of all objects."""
     if not NAME.fullmatch(name) or len(name) > MAX_NAME:
         raise DeployError(
-            f"--name {name} must be 1 to {MAX_NAME} lower-case letters, digits and hyphens, a letter first"
+            f"--name {name or '(nothing)'} must be 1 to {MAX_NAME} lower-case letters, digits and hyphens, "
+            "a letter first"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe4.checkpoint.files import read_json_object
 from moe4.checkpoint.header import ITEM_BITS, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, read_config
-from moe4.config import FAMILIES, Family, ModelConfig, parse_config, parse_tokenizer_config
+from moe4.config import FAMILIES, TEXT_MODELS, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.model.groups import choose_group_size
 from moe4.model.inventory import Tensors, list_tensors
@@ -217,12 +217,15 @@ def _from_config(name: str, where: str, config: ModelConfig, group_size: int | N
             f"{where} describes no routed experts; moe4 sizes Mixture-of-Experts models"
         )
     if not isinstance(text, Family):
+        known = ", ".join(sorted({*FAMILIES, *TEXT_MODELS}))
         raise UnsupportedModelError(
-            f"model_type {text.model_type!r} cannot be sized from a config alone; known are "
-            f"{', '.join(sorted(FAMILIES))}. Give a folder or repository with its safetensors files"
+            f"model_type {text.model_type!r:.60} cannot be sized from a config alone; known are {known}. "
+            "Give a folder or repository with its safetensors files"
         )
     width, hidden = text.expert_width, text.hidden_size
-    group_size = _group_size(config) or group_size or choose_group_size((width, hidden), width)
+    group_size = _group_size(config) or group_size
+    if group_size is None:
+        group_size = choose_group_size((width, hidden), width)
     if group_size not in GROUP_SIZES or width % group_size or hidden % group_size:
         raise DeployError(
             f"groups of {group_size} codes do not divide the experts of {where} ({width} by {hidden}); "

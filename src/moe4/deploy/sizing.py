@@ -169,6 +169,9 @@ def fit(
             f"--max-model-len {length} is not in 1..{release.max_position_embeddings}, "
             f"the lengths {release.name} was made for"
         )
+    sizes = layout.tensor, layout.pipeline, layout.data
+    if min(sizes) < 1:
+        raise DeployError(f"parallel sizes of {' x '.join(map(str, sizes))} GPUs: each must be at least 1")
     if concurrency < 1:
         raise DeployError(f"--concurrency {concurrency} is not at least 1")
     on_cpu = device.kind == "cpu"

@@ -9,20 +9,21 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
+from moe4.escape import visible
 from moe4.evaluate.divergence import compare_tokens, early_kl, predicting_rows
+from moe4.evaluate.files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.evaluate.request import find_data
 from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
-from moe4.recipe import Calibration
+from moe4.recipe import Calibration, ComputeDtype
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 REFERENCE_TEXT = "heldout-chats.jsonl"
@@ -39,13 +40,13 @@ class CompareOptions:
     data: Path | None = None
     num_sequences: int = 100
     max_sequence_tokens: int = 1024
-    compute_dtype: str = "bfloat16"
+    compute_dtype: ComputeDtype = "bfloat16"
     device: str = "cpu"
     work: Path | None = None
     trust_remote_code: bool = False
 
 
-def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
+def compare(options: CompareOptions, say: Say) -> ComparisonFile:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
     dtype = DTYPES[options.compute_dtype]
     (source, network), (release, other) = (
@@ -75,22 +76,25 @@ def compare(options: CompareOptions, say: Say) -> dict[str, Any]:
         before.embed()
         after.embed()
         predicts = predicting_rows(corpus)
-        layers = []
+        layers: list[LayerDifference] = []
         for layer in range(before.network.num_layers):
-            layers.append(_run_layer(before, after, layer))
-            layers[-1]["kl"] = early_kl(before, after, predicts)
+            layers.append(_run_layer(before, after, layer, predicts))
             say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)
-    return {
-        "source": str(options.source),
-        "release": str(options.release),
-        "data": corpus.description,
-        "num_sequences": len(corpus.sequences),
-        "compute_dtype": options.compute_dtype,
-        **tokens.summary(corpus),
-        "worst_tokens": tokens.worst(corpus, tokenizer),
-        "layers": layers,
-    }
+    return ComparisonFile(
+        source=visible(str(options.source)),
+        release=visible(str(options.release)),
+        data=visible(corpus.description),
+        num_sequences=len(corpus.sequences),
+        compute_dtype=options.compute_dtype,
+        num_tokens=tokens.num_tokens,
+        kl=tokens.divergence(),
+        top1_agreement=tokens.top1_agreement,
+        top5_agreement=tokens.top5_agreement,
+        perplexity=tokens.perplexity(),
+        worst_tokens=tokens.worst(corpus, tokenizer),
+        layers=layers,
+    )
 
 
 def find_text(model: Path, data: Path | None) -> Path:
@@ -114,23 +118,24 @@ def _check_alike(options: CompareOptions, source: Network, release: Network) -> 
             )
 
 
-def _run_layer(before: Stream, after: Stream, layer: int) -> dict[str, Any]:
+def _run_layer(before: Stream, after: Stream, layer: int, predicts: Tensor) -> LayerDifference:
     """Run a layer of both models; return what it added to the difference."""
     source, release = before.attend(layer), after.attend(layer)
     shape = before.network.experts[layer]
-    record: dict[str, Any] = {"layer": layer}
+    added = ExpertsDifference(layer=layer)
     if shape is not None:
-        record |= _run_experts(before, after, layer, shape, source, release)
+        added = _run_experts(before, after, layer, shape, source, release)
     difference = (release.total - source.total).square().sum()
-    record["error"] = _ratio(difference, source.total.square().sum())
+    error = _ratio(difference, source.total.square().sum())
     before.finish_layer(source)
     after.finish_layer(release)
-    return record
+    kl = early_kl(before, after, predicts)
+    return LayerDifference(error=error, kl=kl, **added.model_dump(exclude_unset=True))
 
 
 def _run_experts(
     before: Stream, after: Stream, layer: int, shape: ExpertShape, source: LayerPass, release: LayerPass
-) -> dict[str, Any]:
+) -> ExpertsDifference:
     """Add both models' experts to their layer's output; return the errors that they add by themselves."""
     assert source.inputs is not None
     assert release.inputs is not None
@@ -153,56 +158,57 @@ def _run_experts(
         output = run_expert(after.network, layer, quantized, release.inputs[rows])
         release.total.index_add_(0, rows, output * gates.unsqueeze(1))
     same = (source.ids.unsqueeze(2) == release.ids.unsqueeze(1)).any(2).float().mean()
-    return {
-        "added_error": _ratio(added.square().sum(), source.total.square().sum()),
-        "experts_error": _ratio(added.square().sum(), routed.square().sum()),
-        "same_experts": float(same),
-        "expert_errors": errors,
-        "expert_tokens": counts,
-    }
+    return ExpertsDifference(
+        layer=layer,
+        added_error=_ratio(added.square().sum(), source.total.square().sum()),
+        experts_error=_ratio(added.square().sum(), routed.square().sum()),
+        same_experts=float(same),
+        expert_errors=errors,
+        expert_tokens=counts,
+    )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(f"{float(part) / max(float(whole), 1e-30):.6g}")
 
 
-def describe_layer(record: dict[str, Any]) -> str:
-    text = f"error {record['error']:.5f}, KL {record['kl']:.5f}"
-    if "added_error" in record:
-        text += f", added here {record['added_error']:.5f}, same experts {record['same_experts']:.1%}"
+def describe_layer(record: LayerDifference) -> str:
+    text = f"error {record.error:.5f}, KL {record.kl:.5f}"
+    if record.added_error is not None and record.same_experts is not None:
+        text += f", added here {record.added_error:.5f}, same experts {record.same_experts:.1%}"
     return text
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: ComparisonFile) -> str:
     """Return the comparison as text."""
-    kl, perplexity = result["kl"], result["perplexity"]
-    low, high = kl["interval"]
+    kl, perplexity = result.kl, result.perplexity
+    low, high = kl.interval
     lines = [
-        f"text       {result['num_tokens']} tokens of {result['num_sequences']} sequences, {result['data']}",
-        f"KL         {kl['mean']:.5f} nats a token [{low:.5f}, {high:.5f}], median {kl['median']:.5f}, "
-        f"99 % below {kl['p99']:.4f}",
-        f"agreement  {result['top1_agreement']:.2%} of likeliest tokens, {result['top5_agreement']:.2%} "
+        f"text       {result.num_tokens} tokens of {result.num_sequences} sequences, {result.data}",
+        f"KL         {kl.mean:.5f} nats a token [{low:.5f}, {high:.5f}], median {kl.median:.5f}, "
+        f"99 % below {kl.p99:.4f}",
+        f"agreement  {result.top1_agreement:.2%} of likeliest tokens, {result.top5_agreement:.2%} "
         "of the five likeliest",
-        f"perplexity {perplexity['source']:.4f} -> {perplexity['release']:.4f}",
+        f"perplexity {perplexity.source:.4f} -> {perplexity.release:.4f}",
     ]
-    lines += [f"layer {record['layer'] + 1:<4} {describe_layer(record)}" for record in result["layers"]]
+    lines += [f"layer {record.layer + 1:<4} {describe_layer(record)}" for record in result.layers]
     lines += [
         f"expert     layer {layer + 1} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
-        for error, layer, expert, tokens in worst_experts(result["layers"])[:5]
+        for error, layer, expert, tokens in worst_experts(result.layers)[:5]
     ]
-    for token in result["worst_tokens"][:5]:
+    for token in result.worst_tokens[:5]:
         lines.append(
-            f"token      KL {token['kl']:.3f}: {token['context'][-60:]!r} then {token['token']!r}: "
-            f"{token['source_probability']:.1%} -> {token['release_probability']:.1%}"
+            f"token      KL {token.kl:.3f}: {token.context[-60:]!r} then {token.token!r}: "
+            f"{token.source_probability:.1%} -> {token.release_probability:.1%}"
         )
     return "\n".join(lines)
 
 
-def worst_experts(layers: Sequence[dict[str, Any]]) -> list[tuple[float, int, int, int]]:
+def worst_experts(layers: Sequence[LayerDifference]) -> list[tuple[float, int, int, int]]:
     """Return (error, layer, expert, tokens), the largest error first."""
     found = [
-        (error, record["layer"], expert, record["expert_tokens"][expert])
+        (error, record.layer, expert, record.expert_tokens[expert])
         for record in layers
-        for expert, error in enumerate(record.get("expert_errors", ()))
+        for expert, error in enumerate(record.expert_errors)
     ]
     return sorted(found, reverse=True)

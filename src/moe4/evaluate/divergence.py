@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe4.calibration.corpus import Corpus
 from moe4.errors import EvaluationError
+from moe4.evaluate.files import Divergence, Perplexity, WorstToken
 from moe4.evaluate.statistics import Interval, mean_interval
 from moe4.forward.stream import HEAD_ROWS, Stream
 
@@ -29,24 +30,37 @@ class TokenResults:
     shared_top5: Tensor
     sequence: Tensor
 
-    def summary(self, corpus: Corpus) -> dict[str, Any]:
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were predicted."""
+        return len(self.kl)
+
+    @property
+    def top1_agreement(self) -> float:
+        """The share of tokens before which both models have the same likeliest token."""
+        return float((self.best[:, 0] == self.best[:, 1]).double().mean())
+
+    @property
+    def top5_agreement(self) -> float:
+        """The share of the five likeliest tokens that both models have."""
+        return float(self.shared_top5.double().mean() / 5)
+
+    def perplexity(self) -> Perplexity:
+        """Return both models' perplexities."""
+        source, release = self.nll.double().mean(0).exp().tolist()
+        return Perplexity(source=source, release=release)
+
+    def divergence(self) -> Divergence:
+        """Return the mean with its interval, and quantiles."""
         kl = self.kl.double()
-        quantiles = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
-        interval = self._interval(kl)
-        perplexities = self.nll.double().mean(0).exp().tolist()
-        return {
-            "num_tokens": len(self.kl),
-            "kl": {
-                "mean": float(kl.mean()),
-                "interval": interval.as_list(),
-                "median": quantiles[0],
-                "p99": quantiles[1],
-                "max": float(kl.max()),
-            },
-            "top1_agreement": float((self.best[:, 0] == self.best[:, 1]).double().mean()),
-            "top5_agreement": float(self.shared_top5.double().mean() / 5),
-            "perplexity": {"source": perplexities[0], "release": perplexities[1]},
-        }
+        median, p99 = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
+        return Divergence(
+            mean=float(kl.mean()),
+            interval=self._interval(kl).as_list(),
+            median=median,
+            p99=p99,
+            max=float(kl.max()),
+        )
 
     def _interval(self, values: Tensor) -> Interval:
         """Resample sequences, not tokens, which within a sequence are alike."""
@@ -55,7 +69,7 @@ class TokenResults:
         counts = torch.bincount(self.sequence, minlength=num).double()
         return mean_interval(sums.numpy(), counts.numpy())
 
-    def worst(self, corpus: Corpus, tokenizer: Any) -> list[dict[str, Any]]:
+    def worst(self, corpus: Corpus, tokenizer: Any) -> list[WorstToken]:
         """Return the tokens where the two models differ most, with what stands before them."""
         flat = [token for sequence in corpus.sequences for token in sequence]
         starts = torch.tensor([0, *torch.tensor([len(s) for s in corpus.sequences]).cumsum(0).tolist()])
@@ -66,16 +80,16 @@ class TokenResults:
             words = [[flat[row + 1]], [int(self.best[place, 0])], [int(self.best[place, 1])]]
             token, ours, theirs = (tokenizer.decode(word) for word in words)
             found.append(
-                {
-                    "sequence": sequence,
-                    "kl": float(self.kl[place]),
-                    "context": tokenizer.decode(flat[begin : row + 1]),
-                    "token": token,
-                    "source_best": ours,
-                    "release_best": theirs,
-                    "source_probability": float((-self.nll[place, 0]).exp()),
-                    "release_probability": float((-self.nll[place, 1]).exp()),
-                }
+                WorstToken(
+                    sequence=sequence,
+                    kl=float(self.kl[place]),
+                    context=tokenizer.decode(flat[begin : row + 1]),
+                    token=token,
+                    source_best=ours,
+                    release_best=theirs,
+                    source_probability=float((-self.nll[place, 0]).exp()),
+                    release_probability=float((-self.nll[place, 1]).exp()),
+                )
             )
         return found
 

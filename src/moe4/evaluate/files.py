@@ -5,14 +5,13 @@ Fields that a reader does without may be absent; none that is there may be null 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AllowInfNan, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AllowInfNan, Field
 
 from moe4.checkpoint.files import read_json_object
 from moe4.errors import EvaluationError
-from moe4.schema import Own, parse
+from moe4.schema import NotNull, Own, parse
 
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
@@ -22,16 +21,8 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 """The two ends of an interval."""
-
-
-def _refuse_null(value: Any) -> Any:
-    if value is None:
-        raise PydanticCustomError("only", "must not be null; leave it out where it was not measured")
-    return value
-
-
-NotNull = AfterValidator(_refuse_null)
-"""For a field that may be absent: defaults are not checked, so only a null in the file is refused."""
+Measured = Annotated[float, AllowInfNan(True)]
+"""A figure that may be infinite where it was measured; no file can hold that, for JSON has no such number."""
 
 
 class TaskChange(Own):
@@ -63,6 +54,18 @@ class TaskResult(Own):
     release: dict[str, float | None]
     change: Annotated[TaskChange | None, NotNull] = None
 
+    @property
+    def score(self) -> float:
+        """The release's mean of the metric."""
+        found = self.release[self.metric]
+        assert found is not None  # see faults
+        return found
+
+    @property
+    def baseline_score(self) -> float | None:
+        """The baseline's mean of the metric; None without one."""
+        return None if self.baseline is None else self.baseline[self.metric]
+
     def faults(self) -> Iterator[str]:
         """Yield scores that lack what their readers look up."""
         for name in ("baseline", "release"):
@@ -87,25 +90,25 @@ class EvaluationFile(Own):
 class Divergence(Own):
     """Kullback-Leibler divergence from the source, in nats a token."""
 
-    mean: float
-    interval: Ends
-    median: float
-    p99: float
-    max: Annotated[float, AllowInfNan(True)]
+    mean: Measured
+    interval: Annotated[list[Measured], Field(min_length=2, max_length=2)]
+    median: Measured
+    p99: Measured
+    max: Measured
 
 
 class Perplexity(Own):
     """Of both models on the text."""
 
-    source: Annotated[float, AllowInfNan(True)]
-    release: Annotated[float, AllowInfNan(True)]
+    source: Measured
+    release: Measured
 
 
 class WorstToken(Own):
     """A token where the two models differ most."""
 
     sequence: Count
-    kl: Annotated[float, AllowInfNan(True)]
+    kl: Measured
     context: str
     token: str
     source_best: str
@@ -114,17 +117,22 @@ class WorstToken(Own):
     release_probability: Share
 
 
-class LayerDifference(Own):
-    """Where the difference begins: relative squared errors, and for a layer with experts what they add."""
+class ExpertsDifference(Own):
+    """What a layer's experts add to the difference, if it has any: relative squared errors."""
 
     layer: Count
-    error: float
-    kl: float
-    added_error: Annotated[float | None, NotNull] = None
-    experts_error: Annotated[float | None, NotNull] = None
+    added_error: Annotated[Measured | None, NotNull] = None
+    experts_error: Annotated[Measured | None, NotNull] = None
     same_experts: Annotated[Share | None, NotNull] = None
-    expert_errors: list[float] = Field(default_factory=list)
+    expert_errors: list[Measured] = Field(default_factory=list)
     expert_tokens: list[Count] = Field(default_factory=list)
+
+
+class LayerDifference(ExpertsDifference):
+    """Where the difference begins: the error after a layer, and what its experts add."""
+
+    error: Measured
+    kl: Measured
 
 
 class ComparisonFile(Own):
@@ -159,6 +167,11 @@ class Measure(Own):
     true_negatives: Count = 0
     threshold: Annotated[Share | None, NotNull] = None
     ok: bool = False
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether there is a threshold that is not reached."""
+        return self.threshold is not None and not self.ok
 
     def faults(self) -> Iterator[str]:
         """Yield a threshold without a verdict."""
@@ -221,17 +234,17 @@ class ToolcheckFile(Own):
                 yield f"baseline.measures has no {name}, release.measures has"
 
 
-KINDS: dict[str, type[Own]] = {
-    EVALUATION: EvaluationFile,
-    COMPARISON: ComparisonFile,
-    TOOLCHECK: ToolcheckFile,
-}
+Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Return a result file of one of KINDS, checked: the fields it has, and no others.
+def read_result(path: Path, kind: type[Result]) -> Result:
+    """Return a result file, checked: the fields it has, and no others.
 
     Raises CheckpointError if it is no JSON object, EvaluationError with every field that is wrong.
     """
-    parsed = parse(KINDS[path.name], read_json_object(path), path, EvaluationError)
-    return parsed.model_dump(exclude_unset=True, by_alias=True)
+    return parse(kind, read_json_object(path), path, EvaluationError)
+
+
+def to_json(result: Own) -> dict[str, Any]:
+    """Return a result as plain JSON types: what was measured, without version and stamp."""
+    return result.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "stamp"})

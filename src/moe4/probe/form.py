@@ -7,108 +7,128 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
 
 from moe4 import __version__
 from moe4.checkpoint.files import read_bytes
 from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import CheckpointError, ProbeError
-from moe4.strict_json import parse_json
+from moe4.schema import Foreign, NotNull, Only, Own, decode, parse
 
 __all__ = [
-    "KINDS",
     "PROBE_NAME",
     "Expectation",
     "ExpectedAnswers",
     "ProbeSequence",
     "Reach",
     "encode_probe",
-    "find_problems",
     "read_probe",
 ]
 
-FORMAT, VERSION = "moe4-probe", 1
+MAKE = "moe4 probe RELEASE makes it"
+MAKE_AGAIN = "moe4 probe RELEASE --force makes it again"
+FORMAT: Final = "moe4-probe"
+VERSION: Final = 1
 TOP = 20  # the most that vLLM gives by default (--max-logprobs)
 DECIMALS = 6
 OPTIONAL = ("source", "bf16")  # expectations beside "released"
 LARGEST_COUNT = 1 << 53
-KINDS = ("chat", "tool_call", "tool_result", "text")
 MOST_SUM = 1 + TOP * 10**-DECIMALS  # of the probabilities: each log-probability is rounded
 
+Kind = Literal["chat", "tool_call", "tool_result", "text"]
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+LogProbability = Annotated[float, Field(ge=-LARGEST_COUNT, le=0)]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Expectation:
+
+class Expectation(Own):
     """The likeliest next tokens, likeliest first, with their log-probabilities (natural logarithm)."""
 
-    ids: list[int]
-    logprobs: list[float]
+    ids: Annotated[list[Count], Field(min_length=1)]
+    logprobs: list[LogProbability]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {"ids": self.ids, "logprobs": self.logprobs}
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong between ids and log-probabilities."""
+        if len(set(self.ids)) != len(self.ids):
+            yield f"ids must differ, found {len(set(self.ids))} in {len(self.ids)}"
+        if len(self.logprobs) != len(self.ids):
+            yield f"logprobs must be as many as ids, found {len(self.logprobs)} and {len(self.ids)}"
+        if any(first < second for first, second in itertools.pairwise(self.logprobs)):
+            yield "logprobs must be sorted, likeliest first"
+        if (total := sum(map(math.exp, self.logprobs))) > MOST_SUM:
+            yield f"the probabilities add up to {total:.6f}, which is more than 1"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeSequence:
-    """A sequence of token ids and what is to be expected after its last. `kind` is one of KINDS."""
+class ProbeSequence(Own):
+    """A sequence of token ids and what is to be expected after its last."""
 
-    kind: str
-    tokens: list[int]
+    kind: Kind
+    tokens: Annotated[list[Count], Field(min_length=1)]
     released: Expectation
-    source: Expectation | None = None
-    bf16: Expectation | None = None
+    source: Annotated[Expectation | None, NotNull] = None
+    bf16: Annotated[Expectation | None, NotNull] = None
     """What the released weights give where everything is rounded to bfloat16."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        data: dict[str, Any] = {"kind": self.kind, "tokens": self.tokens, "released": self.released.to_dict()}
-        for name in OPTIONAL:
-            expectation: Expectation | None = getattr(self, name)
-            if expectation is not None:
-                data[name] = expectation.to_dict()
-        return data
+    @property
+    def expectations(self) -> dict[str, Expectation]:
+        """Those that are there, by name."""
+        found = {name: getattr(self, name) for name in ("released", *OPTIONAL)}
+        return {name: expectation for name, expectation in found.items() if expectation is not None}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reach:
+class Reach(Own):
     """How many (layer, expert) pairs the model has, and how many of them no token of a probe goes to."""
 
-    num_pairs: int
-    num_unreached: int
+    num_pairs: Count
+    num_unreached: Count
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExpectedAnswers:
-    """What a probe file holds."""
+class Computed(Own):
+    """What `released` was computed with."""
 
-    model_type: str
-    sequences: list[ProbeSequence]
-    experts: Reach
-    remarks: list[str] = field(default_factory=list)
-    """What is missing or replaced, and why, a sentence each."""
-    top: int = TOP
+    dtype: Literal["float32"] = "float32"
+    weights: Literal["released"] = "released"
+
+
+class _Head(Foreign):
+    """What says whether this version of moe4 reads a file."""
+
+    format: Annotated[str, Only((FORMAT,), "this is no file of expected answers")]
+    version: Annotated[int, Only((VERSION,), "another version of moe4 reads it")]
+
+
+class ExpectedAnswers(Own):
+    """What a probe file holds, in the order of its fields."""
+
+    format: Literal["moe4-probe"] = FORMAT
+    version: Literal[1] = VERSION
     moe4_version: str = __version__
+    model_type: str
+    top: Annotated[int, Field(ge=1, le=TOP)] = TOP
+    """How many ids an expectation lists."""
+    computed: Computed = Computed()
+    experts: Reach
+    remarks: list[str] = Field(default_factory=list)
+    """What is missing or replaced, and why, a sentence each."""
+    sequences: Annotated[list[ProbeSequence], Field(min_length=1)]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
         return sum(len(sequence.tokens) for sequence in self.sequences)
 
+    def faults(self) -> Iterator[str]:
+        """Yield expectations that do not list as many ids as they should."""
+        for place, sequence in enumerate(self.sequences):
+            for name, expectation in sequence.expectations.items():
+                if len(expectation.ids) != self.top:
+                    yield f"sequences[{place}].{name} must have {self.top} ids, found {len(expectation.ids)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as the file has them."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "moe4_version": self.moe4_version,
-            "model_type": self.model_type,
-            "top": self.top,
-            "computed": {"dtype": "float32", "weights": "released"},
-            "experts": {"num_pairs": self.experts.num_pairs, "num_unreached": self.experts.num_unreached},
-            "remarks": self.remarks,
-            "sequences": [sequence.to_dict() for sequence in self.sequences],
-        }
+        return self.model_dump(exclude_none=True)
 
 
 def encode_probe(answers: ExpectedAnswers) -> bytes:
@@ -121,115 +141,29 @@ def encode_probe(answers: ExpectedAnswers) -> bytes:
 
 
 def read_probe(path: Path, vocab_size: int | None = None) -> ExpectedAnswers:
-    """Read a probe file. Raises ProbeError with the first thing that is wrong with it."""
+    """Read a probe file. Raises ProbeError with one line: what is wrong with it, and what to do."""
     try:
-        data = parse_json(read_bytes(path))
+        data = read_bytes(path)
     except CheckpointError as error:
-        raise ProbeError(f"{error}; moe4 probe RELEASE makes it") from None
-    except ValueError as error:
-        raise ProbeError(f"{path} is not JSON: {error}; moe4 probe RELEASE --force makes it again") from None
-    problem = next(find_problems(data, vocab_size), None)
-    if problem is not None:
-        raise ProbeError(f"{path}: {problem}; moe4 probe RELEASE --force makes it again")
-    return ExpectedAnswers(
-        model_type=data["model_type"],
-        sequences=[
-            ProbeSequence(
-                kind=item["kind"],
-                tokens=item["tokens"],
-                released=Expectation(**item["released"]),
-                **{name: Expectation(**item[name]) for name in OPTIONAL if name in item},
-            )
-            for item in data["sequences"]
-        ],
-        experts=Reach(**data["experts"]),
-        remarks=data["remarks"],
-        top=data["top"],
-        moe4_version=data["moe4_version"],
-    )
+        raise ProbeError(f"{error}; {MAKE}") from None
+    try:
+        found = decode(data, path, ProbeError)
+        parse(_Head, found, path, ProbeError)
+        answers = parse(ExpectedAnswers, found, path, ProbeError)
+        if vocab_size is not None:
+            _check_vocabulary(answers, vocab_size, path)
+    except ProbeError as error:
+        raise ProbeError(f"{error}; {MAKE_AGAIN}") from None
+    return answers
 
 
-def find_problems(data: Any, vocab_size: int | None = None) -> Iterator[str]:
-    """Yield what is wrong with a probe file's content; nothing if it is as docs/probe.md says."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        yield f'expected an object whose "format" is "{FORMAT}"'
-        return
-    if data.get("version") != VERSION:
-        yield f'"version" must be {VERSION}, found {data.get("version")!r}; another version of moe4 reads it'
-        return
-    for key in ("moe4_version", "model_type"):
-        if not isinstance(data.get(key), str):
-            yield f'"{key}" must be a string, found {data.get(key)!r}'
-    top = data.get("top")
-    if not _is_count(top) or not 1 <= top <= TOP:
-        yield f'"top" must be a number from 1 to {TOP}, found {top!r}'
-        return
-    experts, remarks = data.get("experts"), data.get("remarks")
-    if not isinstance(experts, dict) or set(experts) != {"num_pairs", "num_unreached"}:
-        yield f'"experts" must hold "num_pairs" and "num_unreached", found {experts!r}'
-    elif not all(map(_is_count, experts.values())):
-        yield f'"experts" must hold numbers of 0 or more, found {experts!r}'
-    if not isinstance(remarks, list) or not all(isinstance(remark, str) for remark in remarks):
-        yield f'"remarks" must be a list of strings, found {remarks!r}'
-    sequences = data.get("sequences")
-    if not isinstance(sequences, list) or not sequences:
-        yield '"sequences" must be a list that is not empty'
-        return
-    for number, sequence in enumerate(sequences):
-        for problem in _sequence_problems(sequence, top, vocab_size):
-            yield f"sequence {number}: {problem}"
-
-
-def _sequence_problems(sequence: Any, top: int, vocab_size: int | None) -> Iterator[str]:
-    if not isinstance(sequence, dict) or not {"kind", "tokens", "released"} <= set(sequence):
-        yield 'expected an object with "kind", "tokens" and "released"'
-        return
-    if sequence["kind"] not in KINDS:
-        yield f'"kind" must be one of {", ".join(KINDS)}, found {sequence["kind"]!r}'
-    problem = _id_problem(sequence["tokens"], vocab_size)
-    if problem:
-        yield f'"tokens" {problem}'
-    for name in ("released", *OPTIONAL):
-        if name in sequence:
-            for problem in _expectation_problems(sequence[name], top, vocab_size):
-                yield f'"{name}" {problem}'
-
-
-def _expectation_problems(entry: Any, top: int, vocab_size: int | None) -> Iterator[str]:
-    if not isinstance(entry, dict) or set(entry) != {"ids", "logprobs"}:
-        yield 'must be an object with "ids" and "logprobs"'
-        return
-    ids, logprobs = entry["ids"], entry["logprobs"]
-    problem = _id_problem(ids, vocab_size)
-    if problem:
-        yield f"has ids that {problem}"
-    elif len(ids) != top or len(set(ids)) != top:
-        yield f"must have {top} different ids, found {len(set(ids))} in {len(ids)}"
-    if not isinstance(logprobs, list) or not all(map(_is_number, logprobs)):
-        yield "has log-probabilities that are not finite numbers"
-    elif len(logprobs) != top:
-        yield f"must have {top} log-probabilities, found {len(logprobs)}"
-    elif any(first < second for first, second in itertools.pairwise(logprobs)):
-        yield "has log-probabilities that are not sorted, likeliest first"
-    elif logprobs[0] > 0:
-        yield f"has a log-probability above 0: {logprobs[0]}"
-    elif sum(map(math.exp, logprobs)) > MOST_SUM:
-        yield f"has probabilities that add up to {sum(map(math.exp, logprobs)):.6f}, which is more than 1"
-
-
-def _id_problem(ids: Any, vocab_size: int | None) -> str | None:
-    if not isinstance(ids, list) or not ids or not all(map(_is_count, ids)):
-        return "must be a list of token ids that is not empty"
-    if vocab_size is not None and max(ids) >= vocab_size:
-        return f"must lie below the vocabulary's size {vocab_size}, found {max(ids)}"
-    return None
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
-
-
-def _is_number(value: Any) -> bool:
-    # A float holds the whole numbers up to here; math.isfinite raises where an integer is too large for one.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and -LARGEST_COUNT <= value <= LARGEST_COUNT
+def _check_vocabulary(answers: ExpectedAnswers, vocab_size: int, path: Path) -> None:
+    for place, sequence in enumerate(answers.sequences):
+        lists = {"tokens": sequence.tokens}
+        lists |= {f"{name}.ids": found.ids for name, found in sequence.expectations.items()}
+        for name, ids in lists.items():
+            if max(ids) >= vocab_size:
+                raise ProbeError(
+                    f"{path}: sequences[{place}].{name} must lie below the vocabulary's size {vocab_size}, "
+                    f"found {max(ids)}"
+                )

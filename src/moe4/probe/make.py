@@ -16,6 +16,7 @@ from moe4.checkpoint.durable import check_output, write_output
 from moe4.checkpoint.release import REPORT_NAME, dump_json
 from moe4.checkpoint.report import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
+from moe4.escape import visible
 from moe4.forward.device import usable_device
 from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network
@@ -108,7 +109,7 @@ def assemble(
             for place, sequence in enumerate(chosen)
         ],
         experts=experts,
-        remarks=remarks,
+        remarks=[visible(remark) for remark in remarks],
     )
 
 

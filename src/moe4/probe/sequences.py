@@ -12,6 +12,7 @@ from typing import Any
 
 from moe4.calibration.corpus import tokenize, within_bounds
 from moe4.errors import CalibrationError, ProbeError
+from moe4.probe.form import Kind
 
 PROMPTS = Path(__file__).parent / "data" / "prompts.json"
 NUM_SEQUENCES = 64
@@ -25,9 +26,9 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """One sequence of token ids. `kind` is one of form.KINDS."""
+    """One sequence of token ids."""
 
-    kind: str
+    kind: Kind
     tokens: list[int]
 
 
@@ -38,7 +39,7 @@ class _Selection:
     sequences: list[Chosen] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, tokens: list[int]) -> bool:
+    def add(self, kind: Kind, tokens: list[int]) -> bool:
         """Add a sequence unless it is there already; say whether it was added."""
         tokens = tokens[:LONGEST]
         if any(chosen.tokens == tokens for chosen in self.sequences):
@@ -116,7 +117,7 @@ def _add_tool_chats(selection: _Selection, tokenizer: Any, chats: Sequence[dict[
         selection.add(kind, tokens)
 
 
-def _tool_turns(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
+def _tool_turns(messages: Sequence[Message]) -> Iterator[tuple[int, Kind]]:
     """Yield (number, kind) of the turns that call a tool and of those that follow a tool's result."""
     for number, message in enumerate(messages):
         if message.get("tool_calls"):

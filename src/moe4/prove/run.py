@@ -6,7 +6,7 @@ What is there already and was measured of the same files with the same options i
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ from moe4.errors import EvaluationError
 from moe4.escape import visible
 from moe4.evaluate.cache import default_cache_folder, folder_identity
 from moe4.evaluate.compare import CompareOptions, compare, find_text
-from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
+from moe4.evaluate.files import (
+    COMPARISON,
+    EVALUATION,
+    TOOLCHECK,
+    ComparisonFile,
+    EvaluationFile,
+    Result,
+    ToolcheckFile,
+    read_result,
+    to_json,
+)
 from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_scores
 from moe4.evaluate.results import Comparison
 from moe4.evaluate.server import api_key
@@ -37,6 +47,7 @@ PARTS = ("evaluation", "comparison", "tools")
 QUICK_QUESTIONS, QUICK_SEQUENCES, QUICK_REQUESTS = 100, 20, 20
 
 Say = Callable[[str], None]
+Step = Callable[["ProveOptions", "_Stamp", Say], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +77,34 @@ class ProveOptions:
         return self.cache_folder or default_cache_folder()
 
 
-def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proved:
+    """What was found; None for a part that was left out. `report` and `card`: the files that were written."""
+
+    source: Path
+    release: Path
+    quick: bool
+    evaluation: EvaluationFile | None
+    comparison: ComparisonFile | None
+    tools: ToolcheckFile | None
+    report: Path
+    card: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; no part that was left out."""
+        parts = {"evaluation": self.evaluation, "comparison": self.comparison, "tools": self.tools}
+        return {
+            "source": str(self.source),
+            "release": str(self.release),
+            "verified": True,
+            "quick": self.quick,
+            **{name: to_json(part) for name, part in parts.items() if part is not None},
+            "report": str(self.report),
+            "card": str(self.card),
+        }
+
+
+def prove(options: ProveOptions, say: Say) -> Proved:
     """Return what was found, by part. Raises a Moe4Error for what cannot be measured, before it begins."""
     unknown = set(options.skip) - set(PARTS)
     if unknown:
@@ -81,37 +119,49 @@ def prove(options: ProveOptions, say: Say) -> dict[str, Any]:
             f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
         )
     make_folder(folder)
-    stamp = _Stamp(options)
-    result: dict[str, Any] = {
-        "source": str(options.source),
-        "release": str(options.release),
-        "verified": True,
-        "quick": options.quick,
-    }
-    steps = {
-        "evaluation": (EVALUATION, _evaluate),
-        "comparison": (COMPARISON, _compare),
-        "tools": (TOOLCHECK, _check_tools),
-    }
-    for part, (name, step) in steps.items():
-        if part in options.skip:
-            continue
-        began = time.monotonic()
-        found = None if options.again else stamp.read(folder / name)
-        if found is None:
-            found = step(options, stamp, say)
-            write_json(folder / name, {"version": 1, **found, "stamp": stamp.value})
-            say(f"{part}: {time.monotonic() - began:.0f} s")
-        else:
-            say(f"{part}: measured already, {folder / name}")
-        result[part] = found
+    measuring = _Measuring(options=options, stamp=_Stamp(options), say=say)
+    evaluation = measuring.part("evaluation", EVALUATION, EvaluationFile, _evaluate)
+    comparison = measuring.part("comparison", COMPARISON, ComparisonFile, _compare)
+    tools = measuring.part("tools", TOOLCHECK, ToolcheckFile, _check_tools)
     proof = read_proof(options.release)
-    write_output(folder / "report.html", render_report(proof))
+    page = folder / "report.html"
+    write_output(page, render_report(proof))
     card = render_card(proof, options.repo, options.base_model, options.license_name)
     write_output(card_path(options.release), card)
-    result["report"] = str(folder / "report.html")
-    result["card"] = str(card_path(options.release))
-    return result
+    return Proved(
+        source=options.source,
+        release=options.release,
+        quick=options.quick,
+        evaluation=evaluation,
+        comparison=comparison,
+        tools=tools,
+        report=page,
+        card=card_path(options.release),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measuring:
+    """The parts of one run: each is measured and written, or read where it was measured already."""
+
+    options: ProveOptions
+    stamp: "_Stamp"
+    say: Say
+
+    def part(self, part: str, name: str, kind: type[Result], step: Step) -> Result | None:
+        """Return the result of a part; None for one that is skipped."""
+        if part in self.options.skip:
+            return None
+        path = self.options.release / PROOF_FOLDER / name
+        began = time.monotonic()
+        if not self.options.again and self.stamp.is_of(path):
+            found = read_result(path, kind)
+            self.say(f"{part}: measured already, {path}")
+            return found
+        measured = step(self.options, self.stamp, self.say)
+        write_json(path, {"version": 1, **measured, "stamp": self.stamp.value})
+        self.say(f"{part}: {time.monotonic() - began:.0f} s")
+        return read_result(path, kind)
 
 
 class _Stamp:
@@ -130,12 +180,9 @@ class _Stamp:
             json.dumps([self.source, self.release, asked], default=str).encode()
         ).hexdigest()
 
-    def read(self, path: Path) -> dict[str, Any] | None:
-        """Return an earlier result of the same, or None."""
-        if not path.is_file():
-            return None
-        is_same = read_json_object(path).get("stamp") == self.value
-        return read_result(path) if is_same else None
+    def is_of(self, path: Path) -> bool:
+        """Say whether an earlier result is there and was measured of the same."""
+        return path.is_file() and read_json_object(path).get("stamp") == self.value
 
 
 def _content(path: Path) -> str:
@@ -179,7 +226,7 @@ def _compare(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
         num_sequences=QUICK_SEQUENCES if options.quick else 100,
         trust_remote_code=options.trust_remote_code,
     )
-    return compare(compare_options, say)
+    return to_json(compare(compare_options, say))
 
 
 def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
@@ -204,50 +251,56 @@ def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, An
             endpoint = Endpoint(base_url=url, model=model, api_key=api_key(), identity=identity)
             endpoints[name] = endpoint
             replies |= ask_endpoints(tool_options, requests, {name: endpoint}, lambda *_: None)
-    return judge(tool_options, requests, endpoints, replies)
+    return to_json(judge(tool_options, requests, endpoints, replies))
 
 
-def failures(result: dict[str, Any], options: ProveOptions) -> list[str]:
+def failures(result: Proved, options: ProveOptions) -> list[str]:
     """Return what is shown to be below the bar; what may be noise is not."""
     found = []
-    for task, entry in result.get("evaluation", {}).get("tasks", {}).items():
-        interval = entry.get("change", {}).get("recovery_interval")
+    for task, entry in (result.evaluation.tasks if result.evaluation else {}).items():
+        interval = entry.change.recovery_interval if entry.change else None
         if interval and interval[1] < options.min_recovery:
             found.append(f"recovery on {task} is below {percent(options.min_recovery, 1)}")
-    agreement = result.get("tools", {}).get("agreement", {}).get("decision_agreement")
-    if agreement and agreement["interval"][1] < options.min_agreement:
+    agreement = result.tools.agreement if result.tools else None
+    decisions = agreement.decision_agreement if agreement else None
+    if decisions and decisions.interval[1] < options.min_agreement:
         found.append(f"decisions to call a tool agree on less than {percent(options.min_agreement, 1)}")
     return found
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: Proved) -> str:
     """Return what was found in a few lines."""
     lines = []
-    for task, entry in result.get("evaluation", {}).get("tasks", {}).items():
-        metric, change = entry["metric"], entry["change"]
-        line = f"{task}: {percent(entry['baseline'][metric])} -> {percent(entry['release'][metric])}"
-        if change["recovery"] is not None and change["recovery_interval"]:
-            low, high = change["recovery_interval"]
-            line += f", recovery {percent(change['recovery'])} [{100 * low:.2f}, {100 * high:.2f}]"
-        lines += [line, f"  {change['verdict']}"]
-    if "comparison" in result:
-        found = result["comparison"]
+    for task, entry in (result.evaluation.tasks if result.evaluation else {}).items():
+        change, before = entry.change, entry.baseline_score
+        line = f"{task}: " + ("" if before is None else f"{percent(before)} -> ") + percent(entry.score)
+        if change and change.recovery is not None and change.recovery_interval:
+            low, high = change.recovery_interval
+            line += f", recovery {percent(change.recovery)} [{100 * low:.2f}, {100 * high:.2f}]"
+        lines += [line, *([f"  {change.verdict}"] if change else [])]
+    if result.comparison is not None:
+        found = result.comparison
         lines.append(
-            f"predictions: KL {found['kl']['mean']:.5f} nats a token, likeliest token the same for "
-            f"{percent(found['top1_agreement'])} of {found['num_tokens']}"
+            f"predictions: KL {found.kl.mean:.5f} nats a token, likeliest token the same for "
+            f"{percent(found.top1_agreement)} of {found.num_tokens}"
         )
-    if "tools" in result:
-        tools = result["tools"]
-        agreement = tools["agreement"]["decision_agreement"]
-        low, high = agreement["interval"]
-        lines.append(
-            f"tool calls: decisions agree on {percent(agreement['value'], 1)} "
-            f"[{100 * low:.1f}, {100 * high:.1f}] of {agreement['num']} requests"
-        )
-        for name in ("tool_call_f1", "schema_accuracy", "calls_exact"):
-            before, after = (tools[side]["measures"][name] for side in ("baseline", "release"))
-            if before and after:
-                text = f"{percent(before['value'], 1)} -> {percent(after['value'], 1)}"
-                lines.append(f"  {name.replace('_', ' ')}: {text}")
-    lines += [f"report: {result['report']}", f"card: {result['card']}"]
+    if result.tools is not None:
+        lines += _describe_tools(result.tools)
+    lines += [f"report: {result.report}", f"card: {result.card}"]
     return "\n".join(map(visible, lines))
+
+
+def _describe_tools(tools: ToolcheckFile) -> Iterator[str]:
+    decisions = tools.agreement.decision_agreement if tools.agreement else None
+    if decisions:
+        low, high = decisions.interval
+        yield (
+            f"tool calls: decisions agree on {percent(decisions.value, 1)} "
+            f"[{100 * low:.1f}, {100 * high:.1f}] of {decisions.num} requests"
+        )
+    for name in ("tool_call_f1", "schema_accuracy", "calls_exact"):
+        sides = [side for side in (tools.baseline, tools.release) if side is not None]
+        found = [measure for side in sides if (measure := side.measures.get(name))]
+        if len(found) == len(sides):
+            shares = " -> ".join(percent(measure.value, 1) for measure in found)
+            yield f"  {name.replace('_', ' ')}: {shares}"

@@ -21,6 +21,7 @@ from moe4.errors import DeployError, Moe4Error, OutputError
 from moe4.escape import markdown_block
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
+from moe4.evaluate.files import TaskResult, ToolcheckFile
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
 from moe4.publish.report import duration, percent
@@ -96,7 +97,7 @@ def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name:
         "pipeline_tag": "text-generation",
         "tags": ["int4", "w4a16", "compressed-tensors", "gptq", "moe", "vllm", "moe4"],
     }
-    if proof.report["recipe"]["method"] != "gptq":
+    if proof.report.recipe.method != "gptq":
         head["tags"].remove("gptq")
     results = _metrics(proof)
     if results:
@@ -109,25 +110,23 @@ def _metrics(proof: Proof) -> list[dict[str, Any]]:
     return [
         {
             "task": {"type": "text-generation"},
-            "dataset": {"type": task, "name": f"{task} ({result['num_fewshot']}-shot)"},
-            "metrics": [
-                {"type": result["metric"], "value": round(100 * result["release"][result["metric"]], 2)}
-            ],
+            "dataset": {"type": task, "name": f"{task} ({result.num_fewshot}-shot)"},
+            "metrics": [{"type": result.metric, "value": round(100 * result.score, 2)}],
         }
-        for task, result in (proof.evaluation or {}).get("tasks", {}).items()
+        for task, result in (proof.evaluation.tasks.items() if proof.evaluation else ())
     ]
 
 
 def _overview(proof: Proof, base_model: str | None) -> str:
-    report, recipe = proof.report, proof.report["recipe"]
-    before, after = report["source"]["num_bytes"], report["release"]["num_bytes"]
+    report, recipe = proof.report, proof.report.recipe
+    before, after = report.source.num_bytes, report.release.num_bytes
     source = "its source checkpoint"
     if base_model:
         source = f"[{text(base_model)}](https://huggingface.co/{base_model})"
-    targets = ", ".join(text(target.replace("_", " ")) for target in recipe["targets"])
-    group = text(str(recipe["group_size"]))
-    num_fallbacks = len(report["summary"]["fallbacks"])
-    method = "GPTQ" if recipe["method"] == "gptq" else "rounding to nearest"
+    targets = ", ".join(text(target.replace("_", " ")) for target in recipe.targets)
+    group = text(str(recipe.group_size))
+    num_fallbacks = len(report.summary.fallbacks)
+    method = "GPTQ" if recipe.method == "gptq" else "rounding to nearest"
     return f"""\
 ## Overview
 
@@ -140,7 +139,7 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 | activations | BF16 |
 | what is quantized | {targets}; everything else is the source's own |
 | format | compressed-tensors `pack-quantized`, which vLLM loads as it is |
-| matrices | {report["summary"]["num_matrices"]:,}, of which {num_fallbacks} fell back to rounding |"""
+| matrices | {report.summary.num_matrices:,}, of which {num_fallbacks} fell back to rounding |"""
 
 
 def _architecture(proof: Proof) -> str:
@@ -152,7 +151,7 @@ def _architecture(proof: Proof) -> str:
 
 def _evaluation(proof: Proof) -> str:
     parts = []
-    tasks = (proof.evaluation or {}).get("tasks", {})
+    tasks = proof.evaluation.tasks if proof.evaluation else {}
     if tasks:
         parts.append(
             "| task | shots | questions | before | after | recovery | 95 % interval |\n"
@@ -160,15 +159,15 @@ def _evaluation(proof: Proof) -> str:
             + "\n".join(_task_row(name, result) for name, result in tasks.items())
         )
         parts += [
-            f"{text(name)}: {text(r['change']['verdict'])}." for name, r in tasks.items() if "change" in r
+            f"{text(name)}: {text(result.change.verdict)}." for name, result in tasks.items() if result.change
         ]
     if proof.comparison is not None:
         found = proof.comparison
         parts.append(
-            f"On {found['num_tokens']:,} held-out tokens ({text(found['data'])}): KL divergence from the "
-            f"source {found['kl']['mean']:.5f} nats a token, likeliest token the same for "
-            f"{percent(found['top1_agreement'])}, perplexity {found['perplexity']['source']:.4f} before and "
-            f"{found['perplexity']['release']:.4f} after."
+            f"On {found.num_tokens:,} held-out tokens ({text(found.data)}): KL divergence from the "
+            f"source {found.kl.mean:.5f} nats a token, likeliest token the same for "
+            f"{percent(found.top1_agreement)}, perplexity {found.perplexity.source:.4f} before and "
+            f"{found.perplexity.release:.4f} after."
         )
     if proof.toolcheck is not None:
         parts.append(_tool_table(proof.toolcheck))
@@ -177,29 +176,27 @@ def _evaluation(proof: Proof) -> str:
     return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4; intervals are of 95 %."
 
 
-def _task_row(name: str, result: dict[str, Any]) -> str:
-    metric, change = result["metric"], result.get("change")
-    before = percent(result["baseline"][metric]) if "baseline" in result else "-"
-    cells = [text(name), str(result["num_fewshot"]), f"{result['num_questions']:,}", before]
-    cells.append(percent(result["release"][metric]))
-    interval = change.get("recovery_interval") if change else None
-    cells.append(percent(change["recovery"]) if change and change["recovery"] is not None else "-")
+def _task_row(name: str, result: TaskResult) -> str:
+    change, before = result.change, result.baseline_score
+    cells = [text(name), str(result.num_fewshot), f"{result.num_questions:,}"]
+    cells += ["-" if before is None else percent(before), percent(result.score)]
+    interval = change.recovery_interval if change else None
+    cells.append(percent(change.recovery) if change and change.recovery is not None else "-")
     cells.append(f"{percent(interval[0])} to {percent(interval[1])}" if interval else "-")
     return f"| {' | '.join(cells)} |"
 
 
-def _tool_table(found: dict[str, Any]) -> str:
+def _tool_table(found: ToolcheckFile) -> str:
     rows = [
-        f"| {text(check.replace('_', ' '))} | {percent(measure['value'], 1)} | "
-        f"{percent(measure['interval'][0], 1)} to {percent(measure['interval'][1], 1)} |"
-        for check, measure in found["release"]["measures"].items()
+        f"| {text(check.replace('_', ' '))} | {percent(measure.value, 1)} | "
+        f"{percent(measure.interval[0], 1)} to {percent(measure.interval[1], 1)} |"
+        for check, measure in found.release.measures.items()
         if measure
     ]
-    table = f"Tool calls, {found['num_requests']} requests:\n\n| check | share | interval |\n"
+    table = f"Tool calls, {found.num_requests} requests:\n\n| check | share | interval |\n"
     table += "| --- | --- | --- |\n" + "\n".join(rows)
-    agreement = found.get("agreement")
-    if agreement and agreement["num"]:
-        share = percent(agreement["decision_agreement"]["value"], 1)
+    if found.agreement and found.agreement.decision_agreement:
+        share = percent(found.agreement.decision_agreement.value, 1)
         table += f"\n\nDecisions to call agree with the source's on {share}."
     return table
 
@@ -294,21 +291,19 @@ for call in answer.choices[0].message.tool_calls:
 
 def _creation(proof: Proof) -> str:
     report = proof.report
-    recipe, timing, calibration = report["recipe"], report.get("timing") or {}, report.get("calibration")
-    method = f'method = "{recipe["method"]}"'
-    lines = [f"moe4 {text(report['versions']['moe4'])}, {code(method)}."]
+    timing, calibration = report.timing, report.calibration
+    method = f'method = "{report.recipe.method}"'
+    lines = [f"moe4 {text(report.versions['moe4'])}, {code(method)}."]
     if calibration:
         lines.append(
-            f"Calibration: {text(calibration['data'])}, {calibration['num_sequences']:,} sequences, "
-            f"{calibration['num_tokens']:,} tokens."
+            f"Calibration: {text(calibration.data)}, {calibration.num_sequences:,} sequences, "
+            f"{calibration.num_tokens:,} tokens."
         )
-    if timing.get("seconds"):
-        memory = f", at most {format_bytes(timing['peak_memory_bytes'])} of memory"
-        lines.append(
-            f"It took {duration(timing['seconds'])}{memory if timing.get('peak_memory_bytes') else ''}."
-        )
+    if timing and timing.seconds:
+        memory = f", at most {format_bytes(timing.peak_memory_bytes)} of memory"
+        lines.append(f"It took {duration(timing.seconds)}{memory if timing.peak_memory_bytes else ''}.")
     lines.append("`moe4-report.json` has the resolved recipe, every matrix's error and every file's SHA-256.")
-    versions = ", ".join(f"{text(name)} {text(version)}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{text(name)} {text(version)}" for name, version in report.versions.items())
     return "## Creation\n\n" + "\n".join(lines) + f"\n\nVersions: {versions}."
 
 

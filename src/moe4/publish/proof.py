@@ -2,26 +2,34 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release import REPORT_NAME
-from moe4.checkpoint.report import PROOF_FOLDER, read_report
+from moe4.checkpoint.report import PROOF_FOLDER, Report, parse_report
 from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
-from moe4.evaluate.files import COMPARISON, EVALUATION, TOOLCHECK, read_result
+from moe4.evaluate.files import (
+    COMPARISON,
+    EVALUATION,
+    TOOLCHECK,
+    ComparisonFile,
+    EvaluationFile,
+    Result,
+    ToolcheckFile,
+    read_result,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """A release and what was measured of it, as `evaluate/files.py` has it; None for what was not."""
+    """A release and what was measured of it; None for what was not."""
 
     folder: Path
     config: ModelConfig
-    report: dict[str, Any]
-    evaluation: dict[str, Any] | None
-    comparison: dict[str, Any] | None
-    toolcheck: dict[str, Any] | None
+    report: Report
+    evaluation: EvaluationFile | None
+    comparison: ComparisonFile | None
+    toolcheck: ToolcheckFile | None
 
     @property
     def name(self) -> str:
@@ -39,15 +47,15 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     folder = proof or out / PROOF_FOLDER
     if proof is not None and not proof.is_dir():
         raise MissingFileError(f"--proof {proof} is not a folder")
-    found = {
-        name: read_result(folder / name) if (folder / name).is_file() else None
-        for name in (EVALUATION, COMPARISON, TOOLCHECK)
-    }
     return Proof(
         folder=out,
         config=read_config(out),
-        report=read_report(out),
-        evaluation=found[EVALUATION],
-        comparison=found[COMPARISON],
-        toolcheck=found[TOOLCHECK],
+        report=parse_report(out),
+        evaluation=_read(folder / EVALUATION, EvaluationFile),
+        comparison=_read(folder / COMPARISON, ComparisonFile),
+        toolcheck=_read(folder / TOOLCHECK, ToolcheckFile),
     )
+
+
+def _read(path: Path, kind: type[Result]) -> Result | None:
+    return read_result(path, kind) if path.is_file() else None

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
@@ -12,7 +12,7 @@ from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice
 from moe4.quantize.tied_head import check_tied_head
-from moe4.recipe import GROUP_SIZES, Recipe, Target
+from moe4.recipe import GROUP_SIZES, Recipe, Target, override
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
 # Hessian. kv_b_proj stays as it is: vLLM's MLA takes its plain weights apart instead of calling it.
@@ -179,7 +179,7 @@ def resolve_group_size(recipe: Recipe, checkpoint: Checkpoint, network: Network)
         shapes = network.layer_tensors(layer)
         names = (f"{network.layer_prefix(layer)}{module}.weight" for module in modules)
         inputs.update(shapes[name][-1] for name in names if name in shapes)
-    return replace(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
+    return override(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
 
 
 def group_size_warnings(group_size: int, network: Network) -> list[str]:

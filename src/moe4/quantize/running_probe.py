@@ -131,7 +131,7 @@ class RunningProbe:
         found: dict[str, Any] = {"num_unreached": self._num_unreached}
         if is_last:
             found["expected"] = {
-                name: [expectation.to_dict() for expectation in self._passes.expectations(name)]
+                name: [expectation.model_dump() for expectation in self._passes.expectations(name)]
                 for name in PASSES
             }
         return found

@@ -60,7 +60,7 @@ RULES = {
     "schema": Rule(level="error", title="The object fits its CRD's schema"),
     "schema-unknown-field": Rule(level="error", title="No field is one the CRD does not have"),
     "gpu-missing": Rule(level="error", title="A vLLM server for GPUs asks for GPUs"),
-    "gpu-requests-limits": Rule(level="error", title="GPUs are in requests and limits alike"),
+    "gpu-requests-limits": Rule(level="error", title="Requests of GPUs are their limits"),
     "gpu-too-few": Rule(level="error", title="The GPUs hold the release and one conversation"),
     "memory-too-small": Rule(level="error", title="Host memory holds the processes, /dev/shm and the load"),
     "shm-missing": Rule(level="error", title="/dev/shm is larger than the default 64 MiB"),

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
 
 from moe4.deploy.lint.finding import RULES, Finding, Key
 
@@ -24,18 +27,17 @@ class Document:
     @property
     def kind(self) -> str:
         """Its kind, or an empty text."""
-        return str(self.data.get("kind", "")) if isinstance(self.data, dict) else ""
+        return str(mapping(self.data).get("kind", ""))
 
     @property
     def group(self) -> str:
         """The API group, without the version."""
-        version = str(self.data.get("apiVersion", "")) if isinstance(self.data, dict) else ""
-        return version.rpartition("/")[0]
+        return str(mapping(self.data).get("apiVersion", "")).rpartition("/")[0]
 
     @property
     def version(self) -> str:
         """The API version, without the group."""
-        return str(self.data.get("apiVersion", "")).rpartition("/")[2]
+        return str(mapping(self.data).get("apiVersion", "")).rpartition("/")[2]
 
     @property
     def name(self) -> str:
@@ -76,6 +78,19 @@ class Place:
         """What stands there; None if nothing does."""
         return get(self.document.data, *self.path)
 
+    def writer(self, value: Any) -> Callable[[], None] | None:
+        """Return what writes a value here, and the mappings above it that are absent or empty.
+
+        None where something that is no mapping stands above it: that is the user's to mend.
+        """
+        node = self.document.data
+        for key in self.path[:-1]:
+            if not isinstance(node, list if isinstance(key, int) else dict):
+                return None
+            child = get(node, key)
+            node = {} if child is None and isinstance(node, dict) else child  # what is absent will be made
+        return partial(_write, self.document.data, self.path, value) if isinstance(node, dict) else None
+
     def find(self, rule: str, why: str, fix: str, repair: Callable[[], None] | None = None) -> Finding:
         """Return a finding here."""
         line, column = self.document.locate(self.path)
@@ -90,6 +105,14 @@ class Place:
             fix=fix,
             repair=repair,
         )
+
+
+def _write(node: Any, path: tuple[Key, ...], value: Any) -> None:
+    for key in path[:-1]:
+        if get(node, key) is None:
+            node[key] = CommentedMap()
+        node = node[key]
+    node[path[-1]] = value
 
 
 def get(node: Any, *path: Key) -> Any:

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ruamel.yaml.comments import CommentedMap
-
 from moe4.deploy.images import has_plugin
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.place import Place, get, whole
+from moe4.deploy.lint.place import Place, whole
 from moe4.deploy.lint.server import Server, parse_quantity
 from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
 from moe4.deploy.release import Release
@@ -70,12 +68,13 @@ def _gpus(server: Server, context: Context) -> Iterator[Finding]:
         return
     for name in {name for _, name in amounts}:
         request, limit = amounts.get(("requests", name)), amounts.get(("limits", name))
-        if request != limit and server.resources is not None:
+        # Kubernetes takes a limit for the request that is not given.
+        if request is not None and request != limit and server.resources is not None:
             yield server.resources.find(
                 "gpu-requests-limits",
                 f"{name} is {request or 'absent'} in requests and {limit or 'absent'} in limits",
                 "write the same number in both",
-                None if limit is None else _set_request(server.resources, name, limit),
+                None if limit is None else (server.resources / "requests" / name).writer(str(limit)),
             )
     if context.release is None or (not server.gpus and not server.all_gpus):
         return
@@ -90,7 +89,9 @@ def _gpus(server: Server, context: Context) -> Iterator[Finding]:
 
 
 def _fit(server: Server, context: Context, release: Release) -> Fit | None:
-    """Return the fit on the device that is there, or on the largest of the table."""
+    """Return the fit on the device that is there, or on the largest of the table; None if it is not known."""
+    if server.has_unknown_sizes:
+        return None
     nvidia = (item for item in DEVICES.values() if item.kind == "nvidia")
     device = context.device or max(nvidia, key=lambda item: item.memory_bytes)
     layout = layout_of(server)
@@ -99,14 +100,16 @@ def _fit(server: Server, context: Context, release: Release) -> Fit | None:
     plugin = context.has_plugin(server)
     if check_layout(release, layout, device, plugin=plugin) is not None:
         return None  # another rule says so
-    length = _number(server, "--max-model-len")
+    length = whole(server.value("--max-model-len"))
+    if length is None and "--max-model-len" in server.flags:
+        length = 1  # it is not seen: the weights and a token must fit
     if length is not None and not 1 <= length <= release.max_position_embeddings:
         return None
     return fit(release, device, layout, max_model_len=length, plugin=plugin)
 
 
 def _parallel(server: Server, context: Context) -> Iterator[Finding]:
-    if server.is_cpu:
+    if server.is_cpu or server.has_unknown_sizes:
         return
     release, layout = context.release, layout_of(server)
     if not server.has_sizes and not server.partial:
@@ -198,7 +201,7 @@ def _tools(server: Server, context: Context) -> Iterator[Finding]:
             f"{' and '.join(missing)} not given: tools in requests are ignored or refused",
             "add --enable-auto-tool-choice --tool-call-parser=kimi_k2",
         )
-    elif server.flags["--tool-call-parser"][0] != "kimi_k2":
+    elif server.value("--tool-call-parser") not in (None, "kimi_k2"):
         value, place = server.flags["--tool-call-parser"]
         why = f"the parser {value} does not know Kimi's form of calls"
         yield place.find("tools-missing", why, "use --tool-call-parser=kimi_k2")
@@ -208,25 +211,10 @@ def _length(server: Server, context: Context) -> Iterator[Finding]:
     given = server.flags.get("--max-model-len")
     if given is None or context.release is None:
         return
-    length, most = _number(server, "--max-model-len"), context.release.max_position_embeddings
+    length, most = whole(server.value("--max-model-len")), context.release.max_position_embeddings
     if length is not None and not 1 <= length <= most:
         why = f"--max-model-len {length} is not in 1..{most}, the lengths {context.release.name} was made for"
         yield given[1].find("max-model-len", why, f"use {most} or less")
-
-
-def _number(server: Server, flag: str) -> int | None:
-    value = server.flags.get(flag)
-    return whole(value[0]) if value else None
-
-
-def _set_request(resources: Place, name: str, amount: int) -> Any:
-    def repair() -> None:
-        table = resources.value
-        if get(table, "requests") is None:
-            table["requests"] = CommentedMap()
-        table["requests"][name] = str(amount)
-
-    return repair
 
 
 def _add_shm(server: Server) -> Any:

@@ -52,7 +52,7 @@ def _probes(server: Server, context: Context) -> Iterator[Finding]:
         if name not in server.probes and not server.templated:
             why = f"there is no {name}: a server that hangs keeps getting requests"
             yield server.place.find("probe-missing", why, f"add a {name} on /health")
-    port = server.flags.get("--port", ("8000", server.flags_place))[0]
+    port = server.value("--port") if "--port" in server.flags else "8000"
     for probe in server.probes.values():
         asked = get(probe.value, "httpGet", "port")
         if isinstance(asked, int) and whole(port) not in (None, asked) and not server.templated:
@@ -101,13 +101,8 @@ def _strategy(server: Server) -> Iterator[Finding]:
             "strategy-rolling",
             "an update starts the new server before the old one ends, and waits for GPUs that are taken",
             "set the strategy's type to Recreate",
-            lambda: _set_type(strategy),
+            strategy.writer(CommentedMap({"type": "Recreate"})),
         )
-
-
-def _set_type(strategy: Place) -> None:
-    parent = Place(document=strategy.document, path=strategy.path[:-1]).value
-    parent[strategy.path[-1]] = CommentedMap({"type": "Recreate"})
 
 
 def _user(server: Server) -> Iterator[Finding]:
@@ -126,10 +121,8 @@ def _user(server: Server) -> Iterator[Finding]:
 
 def _secrets(server: Server) -> Iterator[Finding]:
     for name, place in server.variables.items():
-        value = place.value
-        literal = get(value, "value") if isinstance(value, dict) else value
-        literal = str(literal or "").partition("=")[2] if str(literal).startswith(f"{name}=") else literal
-        if SECRET.search(name) and literal and not str(literal).startswith(("$", "{{")):
+        literal = server.variable(name)
+        if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):
             why = f"{name} stands in the file, for all who may read it"
             yield place.find("secret-inline", why, "take it from a secret")
     key = server.flags.get("--api-key")
@@ -139,8 +132,12 @@ def _secrets(server: Server) -> Iterator[Finding]:
 
 
 def check_object(document: Document) -> Iterator[Finding]:
-    """Yield what KServe's webhooks refuse or warn of, which the schemas do not show."""
+    """Yield what compose and KServe's webhooks refuse or warn of, which the schemas do not show."""
     root = Place(document=document)
+    services = (root / "services").value
+    if services is not None and not document.kind and not isinstance(services, dict):
+        why = "services of a compose file are a mapping of names to services"
+        yield (root / "services").find("file-unreadable", why, "give each service its name")
     if document.group != KSERVE:
         return
     annotations = root / "metadata" / "annotations"
@@ -151,7 +148,7 @@ def check_object(document: Document) -> Iterator[Finding]:
             "mode-deprecated",
             f"{mode} is the old name of {present}, and will go",
             f"write {present}",
-            lambda: annotations.value.__setitem__(MODE, present),
+            (annotations / MODE).writer(present),
         )
     if document.kind == "InferenceService" and (root / "spec" / "predictor" / "workerSpec").value is not None:
         yield from _multinode_service(root)
@@ -175,17 +172,13 @@ def _multinode_service(root: Place) -> Iterator[Finding]:
             "multinode-autoscaler",
             f"with a workerSpec the webhook wants {AUTOSCALER}: none",
             "add the annotation",
-            lambda: _annotate(root, AUTOSCALER, "none"),
+            (annotations / AUTOSCALER).writer("none"),
         )
     if (predictor / "canaryTrafficPercent").value is not None:
         why = "the webhook refuses a canary with a workerSpec"
         yield (predictor / "canaryTrafficPercent").find("multinode-canary", why, "remove it")
     yield from _sizes_in_environment(predictor / "model", (predictor / "model").value)
     yield from _worker(predictor / "workerSpec")
-
-
-def _annotate(root: Place, key: str, value: str) -> None:
-    root.document.data["metadata"].setdefault("annotations", CommentedMap())[key] = value
 
 
 def _sizes_in_environment(container: Place, value: Any) -> Iterator[Finding]:

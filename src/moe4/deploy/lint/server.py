@@ -15,6 +15,12 @@ ALIASES = {
     "-dp": "--data-parallel-size",
     "--model_len": "--max-model-len",
 }
+PARALLEL = ("tensor", "pipeline", "data")
+# As Kubernetes, compose and shells write variables.
+VARIABLE = re.compile(
+    r"\$(?:\((?P<a>\w+)\)|\{(?P<b>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<c>[A-Za-z_]\w*))", re.A
+)
+TEMPLATE = "{{"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "m": 1}
 
@@ -95,15 +101,48 @@ class Server:
         """Return a parallel size: `tensor`, `pipeline` or `data`; 1 if it is not given."""
         if what in self.sizes:
             return self.sizes[what]
-        value = self.flags.get(f"--{what}-parallel-size")
-        number = whole(value[0]) if value else None
+        number = whole(self.value(f"--{what}-parallel-size"))
         return 1 if number is None else number
 
     @property
     def has_sizes(self) -> bool:
         """Whether any parallel size is given."""
-        named = ("tensor", "pipeline", "data")
-        return bool(self.sizes) or any(f"--{name}-parallel-size" in self.flags for name in named)
+        return bool(self.sizes) or any(f"--{name}-parallel-size" in self.flags for name in PARALLEL)
+
+    @property
+    def has_unknown_sizes(self) -> bool:
+        """Whether a parallel size is given by a variable whose value is not seen."""
+        flags = (f"--{name}-parallel-size" for name in PARALLEL if name not in self.sizes)
+        return any(flag in self.flags and self.value(flag) is None for flag in flags)
+
+    def value(self, flag: str) -> str | None:
+        """Return an option's value, with its variables' values; None where one of them is not seen."""
+        given = self.flags.get(flag)
+        if given is None or TEMPLATE in given[0]:
+            return None
+        unknown = False
+
+        def put_in(found: re.Match[str]) -> str:
+            nonlocal unknown
+            name = found["a"] or found["b"] or found["c"]
+            value = None if self.on_host else self.variable(name)
+            value = found["default"] if value is None else value
+            unknown = unknown or value is None
+            return value or ""
+
+        text = VARIABLE.sub(put_in, given[0])
+        return None if unknown else text
+
+    def variable(self, name: str) -> str | None:
+        """Return what the file sets a variable of the environment to; None if it does not say."""
+        place = self.variables.get(name)
+        if place is None:
+            return None
+        value = place.value
+        value = get(value, "value") if isinstance(value, dict) else value
+        if isinstance(value, str) and value.startswith(f"{name}="):  # an item of compose's list
+            value = value.partition("=")[2]
+        return str(value) if isinstance(value, str | int | float) else None
 
     def read_flags(self, words: list[tuple[str, Place]]) -> None:
         """Read vLLM's options from a command line."""

@@ -13,6 +13,8 @@ import httpx
 
 from moe4.checkpoint.durable import append_line, check_output
 from moe4.errors import EvaluationError, ServeError
+from moe4.escape import visible
+from moe4.evaluate.files import ToolcheckFile
 from moe4.evaluate.server import api_key, list_models, normalise_url
 from moe4.evaluate.toolcheck.checks import check
 from moe4.evaluate.toolcheck.client import Endpoint, Reply, ask
@@ -55,7 +57,7 @@ Replies = dict[tuple[str, int, bool], Reply]
 """By endpoint's name, request's number, and whether it was streamed."""
 
 
-def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> dict[str, Any]:
+def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> ToolcheckFile:
     """Return the result. Raises EvaluationError for bad requests, ServeError where nothing answers."""
     parse_thresholds(options.thresholds)
     if options.output is not None:
@@ -89,7 +91,7 @@ def judge(
     requests: Sequence[ToolRequest],
     endpoints: dict[str, Endpoint],
     replies: Replies,
-) -> dict[str, Any]:
+) -> ToolcheckFile:
     """Return the result: `release`, and where it was asked `baseline` and their `agreement`."""
     thresholds = parse_thresholds(options.thresholds)
     reference = reference_decisions(options.reference) if options.reference else {}
@@ -100,16 +102,21 @@ def judge(
         raise ServeError(f"{url} answered none of {len(requests)} requests: {error}")
     if "baseline" in outcomes and not any(o.expected_call is not None for o in outcomes["release"]):
         outcomes["release"] = _refer_to(outcomes["release"], outcomes["baseline"])
-    result: dict[str, Any] = {
-        "requests": [path.name for path in options.requests or own_requests()],
-        "num_requests": len(requests),
-        "greedy": not options.keep_sampling,
+    results = {
+        name: summarize_endpoint(endpoint.model, outcomes[name], thresholds)
+        for name, endpoint in endpoints.items()
     }
-    for name, endpoint in endpoints.items():
-        result[name] = {"model": endpoint.model, **summarize_endpoint(outcomes[name], thresholds)}
+    values: dict[str, Any] = {}  # of a baseline, where there is one
     if "baseline" in outcomes:
-        result["agreement"] = compare_endpoints(outcomes["release"], outcomes["baseline"])
-    return result
+        values["baseline"] = results["baseline"]
+        values["agreement"] = compare_endpoints(outcomes["release"], outcomes["baseline"])
+    return ToolcheckFile(
+        requests=[visible(path.name) for path in options.requests or own_requests()],
+        num_requests=len(requests),
+        greedy=not options.keep_sampling,
+        release=results["release"],
+        **values,
+    )
 
 
 class _Run:

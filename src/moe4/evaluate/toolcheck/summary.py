@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from moe4.errors import EvaluationError
+from moe4.escape import visible
+from moe4.evaluate.files import Agreement, EndpointResult, Fault, Measure, ToolcheckFile
 from moe4.evaluate.statistics import f1_interval, mcnemar, wilson
 from moe4.evaluate.toolcheck.checks import Findings, same_calls
 from moe4.evaluate.toolcheck.client import Reply
@@ -75,10 +76,12 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
     return thresholds
 
 
-def summarize_endpoint(outcomes: Sequence[Outcome], thresholds: dict[str, float]) -> dict[str, Any]:
+def summarize_endpoint(
+    model: str, outcomes: Sequence[Outcome], thresholds: dict[str, float]
+) -> EndpointResult:
     """Return every measure of an endpoint: value, interval, counts, threshold, whether it is reached."""
     found = [outcome.findings for outcome in outcomes if outcome.findings is not None]
-    measures: dict[str, Any] = {"answered": _share(len(found), len(outcomes))}
+    measures: dict[str, Measure | None] = {"answered": _share(len(found), len(outcomes))}
     decided = [
         (outcome.expected_call, outcome.findings.called)
         for outcome in outcomes
@@ -91,17 +94,18 @@ def summarize_endpoint(outcomes: Sequence[Outcome], thresholds: dict[str, float]
     for name, threshold in thresholds.items():
         measure = measures.get(name)
         if measure is not None:
-            measure["threshold"] = threshold
-            measure["ok"] = measure["value"] >= threshold
-    return {
-        "num_requests": len(outcomes),
-        "measures": {name: measures[name] for name in MEASURES},
-        "num_calls": sum(findings.called for findings in found),
-        "faults": _faults(outcomes),
-    }
+            judged = {"threshold": threshold, "ok": measure.value >= threshold}
+            measures[name] = measure.model_copy(update=judged)
+    return EndpointResult(
+        model=visible(model),
+        num_requests=len(outcomes),
+        measures={name: measures[name] for name in MEASURES},
+        num_calls=sum(findings.called for findings in found),
+        faults=_faults(outcomes),
+    )
 
 
-def f1(decisions: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+def f1(decisions: Sequence[tuple[bool, bool]]) -> Measure:
     """Return F1 of (expected, found) decisions, as the K2 Vendor Verifier counts them, and its interval."""
     both = sum(expected and found for expected, found in decisions)
     only_found = sum(found and not expected for expected, found in decisions)
@@ -109,18 +113,18 @@ def f1(decisions: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
     neither = len(decisions) - both - only_found - only_expected
     interval = f1_interval(both, only_found, only_expected, neither)
     called = 2 * both + only_found + only_expected
-    return {
-        "value": 2 * both / called if called else 1.0,
-        "interval": interval.as_list(),
-        "num": len(decisions),
-        "true_positives": both,
-        "false_positives": only_found,
-        "false_negatives": only_expected,
-        "true_negatives": neither,
-    }
+    return Measure(
+        value=2 * both / called if called else 1.0,
+        interval=interval.as_list(),
+        num=len(decisions),
+        true_positives=both,
+        false_positives=only_found,
+        false_negatives=only_expected,
+        true_negatives=neither,
+    )
 
 
-def compare_endpoints(release: Sequence[Outcome], baseline: Sequence[Outcome]) -> dict[str, Any]:
+def compare_endpoints(release: Sequence[Outcome], baseline: Sequence[Outcome]) -> Agreement:
     """Return how often two endpoints decide, finish and call alike, on what both answered."""
     pairs = [
         (new, old, new.findings, old.findings)
@@ -128,83 +132,83 @@ def compare_endpoints(release: Sequence[Outcome], baseline: Sequence[Outcome]) -
         if new.findings is not None and old.findings is not None
     ]
     if not pairs:
-        return {"num": 0}
+        return Agreement(num=0)
     right = [
         (old_found.calls_exact, new_found.calls_exact)
         for _, _, new_found, old_found in pairs
         if new_found.calls_exact is not None and old_found.calls_exact is not None
     ]
     gained, lost = sum(b and not a for a, b in right), sum(a and not b for a, b in right)
-    return {
-        "num": len(pairs),
-        "decision_agreement": _share(sum(new.called == old.called for _, _, new, old in pairs), len(pairs)),
-        "decision_f1": f1([(old.called, new.called) for _, _, new, old in pairs]),
-        "finish_reason_agreement": _share(
+    return Agreement(
+        num=len(pairs),
+        decision_agreement=_share(sum(new.called == old.called for _, _, new, old in pairs), len(pairs)),
+        decision_f1=f1([(old.called, new.called) for _, _, new, old in pairs]),
+        finish_reason_agreement=_share(
             sum(new.whole.finish_reason == old.whole.finish_reason for new, old, _, _ in pairs), len(pairs)
         ),
-        "same_calls": _share(sum(same_calls(new.whole, old.whole) for new, old, _, _ in pairs), len(pairs)),
-        "exact_gained": gained,
-        "exact_lost": lost,
-        "exact_mcnemar_p": mcnemar(gained, lost),
-    }
+        same_calls=_share(sum(same_calls(new.whole, old.whole) for new, old, _, _ in pairs), len(pairs)),
+        exact_gained=gained,
+        exact_lost=lost,
+        exact_mcnemar_p=mcnemar(gained, lost),
+    )
 
 
-def failed_checks(result: dict[str, Any]) -> list[str]:
+def failed_checks(result: ToolcheckFile) -> list[str]:
     """Return the measures of the release's endpoint that miss their threshold."""
-    measures = result["release"]["measures"]
-    return [name for name, measure in measures.items() if measure and measure.get("ok") is False]
+    measures = result.release.measures
+    return [name for name, measure in measures.items() if measure is not None and measure.is_missed]
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: ToolcheckFile) -> str:
     """Return the result as a table."""
-    columns = ["baseline", "release"] if "baseline" in result else ["release"]
+    sides = {"baseline": result.baseline, "release": result.release}
+    columns = {name: side for name, side in sides.items() if side is not None}
     lines = [["check", *columns, "at least"]]
     for name, text in MEASURES.items():
-        cells = [_cell(result[column]["measures"][name]) for column in columns]
-        measure = result["release"]["measures"][name]
-        bar = f"{100 * measure['threshold']:.0f} %" if measure and "threshold" in measure else ""
-        missed = " (missed)" if measure and measure.get("ok") is False else ""
+        cells = [_cell(side.measures.get(name)) for side in columns.values()]
+        measure = result.release.measures.get(name)
+        bar = f"{100 * measure.threshold:.0f} %" if measure and measure.threshold is not None else ""
+        missed = " (missed)" if measure and measure.is_missed else ""
         lines.append([text, *cells, bar + missed])
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     rows = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    agreement = result.get("agreement")
-    if agreement and agreement["num"]:
+    agreement = result.agreement
+    if agreement and agreement.num:
         rows.append(
-            f"baseline and release decide alike on {_cell(agreement['decision_agreement'])}, "
-            f"make the same calls on {_cell(agreement['same_calls'])}; of the exact answers "
-            f"{agreement['exact_lost']} were lost and {agreement['exact_gained']} gained "
-            f"(McNemar p = {agreement['exact_mcnemar_p']:.2g})"
+            f"baseline and release decide alike on {_cell(agreement.decision_agreement)}, "
+            f"make the same calls on {_cell(agreement.same_calls)}; of the exact answers "
+            f"{agreement.exact_lost} were lost and {agreement.exact_gained} gained "
+            f"(McNemar p = {agreement.exact_mcnemar_p:.2g})"
         )
     return "\n".join(rows)
 
 
-def _share(successes: int, total: int) -> dict[str, Any]:
-    interval = wilson(successes, total)
-    return {
-        "value": successes / total if total else 0.0,
-        "interval": interval.as_list(),
-        "num": total,
-        "successes": successes,
-    }
+def _share(successes: int, total: int) -> Measure:
+    return Measure(
+        value=successes / total if total else 0.0,
+        interval=wilson(successes, total).as_list(),
+        num=total,
+        successes=successes,
+    )
 
 
-def _faults(outcomes: Sequence[Outcome], most: int = 50) -> list[dict[str, Any]]:
-    faults: list[dict[str, Any]] = []
+def _faults(outcomes: Sequence[Outcome], most: int = 50) -> list[Fault]:
+    faults: list[Fault] = []
     for place, outcome in enumerate(outcomes):
         findings = outcome.findings
         notes = [f"not answered: {outcome.whole.error}"] if findings is None else list(findings.notes)
         if findings is not None and outcome.expected_call not in (None, findings.called):
             notes.append("a call was expected" if outcome.expected_call else "no call was expected")
         if notes:
-            faults.append({"request": place, "name": outcome.name, "notes": notes})
+            faults.append(Fault(request=place, name=outcome.name, notes=[visible(note) for note in notes]))
     return faults[:most]
 
 
-def _cell(measure: dict[str, Any] | None) -> str:
+def _cell(measure: Measure | None) -> str:
     if measure is None:
         return "-"
-    low, high = measure["interval"]
-    return f"{100 * measure['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {measure['num']}"
+    low, high = measure.interval
+    return f"{100 * measure.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {measure.num}"
