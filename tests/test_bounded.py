@@ -86,3 +86,10 @@ def test_no_child_is_left_behind() -> None:
             break
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_that_waits_for_ever_is_ended() -> None:
+    """As one may that was forked while another thread held a lock."""
+    limits = Bounds(seconds=0.02, num_bytes=1 << 27)
+    with pytest.raises(OutOfBoundsError, match="does not end within 1 s"):
+        list(map_bounded(lambda _: time.sleep(3600), [0], lambda _: limits))

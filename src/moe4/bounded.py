@@ -23,6 +23,7 @@ from moe4.errors import Moe4Error
 
 Item = TypeVar("Item")
 ANSWER_SHARE = 4  # an answer has at most this part of the bytes that its item may take
+WAIT_FACTOR = 30  # seconds of the clock to each of the processor's: a machine may be busy
 PARALLELISM = "TOKENIZERS_PARALLELISM"  # the threads of tokenizers do not survive a fork
 
 
@@ -102,6 +103,7 @@ def _work(
         gc.freeze()  # the parent's objects are the parent's to end
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)  # a library that runs out of memory says so there
@@ -122,6 +124,7 @@ def _answer(function: Callable[[Item], Any], item: Item, limits: Bounds) -> dict
     try:
         resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
         signal.setitimer(signal.ITIMER_PROF, limits.seconds)
+        signal.setitimer(signal.ITIMER_REAL, limits.seconds * WAIT_FACTOR)
         return {"value": function(item)}
     except MemoryError:
         return {"memory": True}
@@ -132,6 +135,7 @@ def _answer(function: Callable[[Item], Any], item: Item, limits: Bounds) -> dict
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _address_space() -> int:
@@ -154,6 +158,8 @@ def _explain(status: int, limits: Bounds) -> str:
     """Return why a child ended, by its exit status."""
     if status == -signal.SIGPROF:
         return f"takes more than {limits.seconds:.0f} s of the processor"
+    if status == -signal.SIGALRM:
+        return f"does not end within {limits.seconds * WAIT_FACTOR:.0f} s"
     if status in (-signal.SIGABRT, -signal.SIGKILL):  # of a library without memory, and by the system
         return _too_much_memory(limits)
     name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
