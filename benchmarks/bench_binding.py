@@ -78,7 +78,7 @@ def run_rounds(
     servers: dict[str, Server], arguments: argparse.Namespace, *, busy: bool
 ) -> dict[str, dict[str, list[float]]]:
     """Return, by choice and figure, the seconds of each round."""
-    from moe4.kernels.machine import measure_read_rate
+    from moe4.kernels.inspection import measure_read_rate
 
     batches = arguments.busy_batches if busy else arguments.batches
     tokens = [max(8, 32 // max(1, batch // 8)) for batch in batches]

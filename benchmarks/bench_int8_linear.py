@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from moe4.kernels import int8_linear
-from moe4.kernels.machine import read_tensors
+from moe4.kernels.inspection import read_tensors
 
 COLD_BYTES = 256 << 20
 

@@ -20,7 +20,7 @@ from gpu.marlin import Experts, compare, load_kernel, prepare_alone, prepare_by_
 from safetensors import safe_open
 
 from moe4.checkpoint.packed import unpack
-from moe4.vllm_plugin import marlin_scales
+from moe4.vllm_plugin.marlin import scales as marlin_scales
 
 ORDERS = ("alone", "vllm", "plugin")
 LIBRARY = "_moe_C_stable_libtorch.abi3.so"

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from memory_limit import drop_from_cache, join_group, peak_bytes, remove_group
 
-from moe4.checkpoint.disk import measure_disk_rate
 from moe4.checkpoint.header import read_shard
 from moe4.checkpoint.mapping import MappedShard
 from moe4.kernels.table import table_experts
-from moe4.vllm_plugin.mapped_cache import ExpertCache, LayerOfCache
-from moe4.vllm_plugin.mapped_layer import ExpertLayout, MappedLayer, map_layer
-from moe4.vllm_plugin.mapped_supply import ReadAhead, Supply
+from moe4.machine.disk import measure_disk_rate
+from moe4.vllm_plugin.loader.cache import ExpertCache, LayerOfCache
+from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer, map_layer
+from moe4.vllm_plugin.loader.supply import ReadAhead, Supply
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 

@@ -14,7 +14,7 @@ from bench_rest_int8 import REFERENCE, read_prompts
 from transformers import DeepseekV3ForCausalLM
 
 from k2tiny.model import load_config
-from moe4.vllm_plugin.int8 import KEPT, quantize_rows
+from moe4.vllm_plugin.rest.int8 import KEPT, quantize_rows
 
 
 def main() -> None:

@@ -101,12 +101,12 @@ def serve(name: str, folder: str, options: argparse.Namespace, pipe: Any) -> Non
     import torch
     from vllm import LLM, SamplingParams
 
-    from moe4.kernels.machine import measure_read_rate
+    from moe4.kernels.inspection import measure_read_rate
 
     if "vLLM's MLA" in name:
-        import moe4.vllm_plugin.mla
+        import moe4.vllm_plugin.cpu.mla
 
-        moe4.vllm_plugin.mla.lay_out_for_products = lambda layer: None
+        moe4.vllm_plugin.cpu.mla.lay_out_for_products = lambda layer: None
     loading: dict[str, Any] = {}
     if "rest int8" in name:
         loading = {"load_format": "moe4", "model_loader_extra_config": {"rest": "int8"}}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.release import dump_json
+from moe4.checkpoint.release_folder import dump_json
 from moe4.checkpoint.shard import DTYPES, ShardWriter, TensorSpec
 from moe4.config import parse_config
 from moe4.model.inventory import Tensors, list_tensors

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp=.venv/moe4-setup.stamp
-want=$(cat pyproject.toml CMakeLists.txt scripts/setup.sh $(git ls-files 'src/moe4/*/csrc/*' 2>/dev/null) | sha256sum | cut -d' ' -f1)
+want=$(cat pyproject.toml CMakeLists.txt scripts/setup.sh $(git ls-files 'native/*' 2>/dev/null) | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 fail() { echo "setup: $1" >&2; exit 2; }

@@ -22,7 +22,9 @@ def run(*arguments: str, program: list[str] = MODULE, **options: Any) -> subproc
     return subprocess.run([*program, *arguments], text=True, check=False, **{**streams, **options})
 
 
-def raising(statement: str, module: str = "moe4.kernels.machine", name: str = "inspect_machine") -> list[str]:
+def raising(
+    statement: str, module: str = "moe4.kernels.inspection", name: str = "inspect_machine"
+) -> list[str]:
     """A moe4 in which a function that a command calls, `doctor` if no other is named, runs a statement."""
     program = (
         f"import {module} as module\n"
@@ -47,7 +49,7 @@ def test_a_fault_is_one_line_that_says_how_to_report_it(tmp_path: Path) -> None:
     assert result.returncode == 70
     line = only_line(result)
     (saved,) = tmp_path.iterdir()
-    assert line.startswith("moe4: fault: ValueError: odd thing in moe4/cli/doctor.py:")
+    assert line.startswith("moe4: fault: ValueError: odd thing in moe4/cli/serving/doctor.py:")
     assert f"report it with {saved}." in line
     assert "Traceback" in saved.read_text()
     assert "['moe4', 'doctor']" in saved.read_text()

@@ -10,7 +10,7 @@ from typing import Any
 
 from experts.measure import Row
 from moe4 import __version__
-from moe4.kernels.machine import inspect_machine
+from moe4.kernels.inspection import inspect_machine
 
 
 def describe_machine() -> dict[str, object]:

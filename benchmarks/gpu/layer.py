@@ -16,10 +16,10 @@ from torch.nn.functional import silu
 from moe4.checkpoint.source import dequantize_blocks
 from moe4.gptq.gpu.products import add_gram_
 from moe4.model.architecture import PARTS, ExpertShape
-from moe4.quantize import gpu_stream
-from moe4.quantize.attend import Routing
-from moe4.quantize.audit import LayerRecord
-from moe4.quantize.ranks import Parcel, Ranks
+from moe4.quantize.gpu import stream as gpu_stream
+from moe4.quantize.layer.attend import Routing
+from moe4.quantize.reporting.layer_record import LayerRecord
+from moe4.quantize.transfer.ranks import Parcel, Ranks
 from moe4.recipe import Recipe
 
 BLOCK = 128

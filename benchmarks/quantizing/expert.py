@@ -17,7 +17,7 @@ from moe4.gptq.hessian import Hessian
 from moe4.gptq.products import product_dtype
 from moe4.gptq.solver import AUDITED_ROWS, Audit, factorize, solve
 from moe4.model.architecture import Network
-from moe4.quantize.probe import probe
+from moe4.quantize.forecast.timing import probe
 from moe4.recipe import Calibration, Recipe
 
 GROUP_SIZE = 128

@@ -1,6 +1,6 @@
 """The environment variables that choose between moe4's own ways to compute: all are read here.
 
-Those that change the bytes of a release are recorded with it (`quantize/environment.py`).
+Those that change the bytes of a release are recorded with it (`quantize/run/environment.py`).
 """
 
 import os

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe4.checkpoint.files import read_json_object
 from moe4.checkpoint.index import INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.source import Checkpoint
-from moe4.deploy.release import read_release
+from moe4.deploy.sizing.release_size import read_release
 from moe4.errors import CheckpointError, Moe4Error
-from moe4.forward.weights import Release, open_weights
+from moe4.files.regular import read_json_object
+from moe4.forward.weights import ReleaseWeights, open_weights
 from moe4.serve.model import read_served_model
 
 CONFIG = {"model_type": "another", "architectures": ["X"], "num_hidden_layers": 1}
@@ -142,7 +142,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize(
     "reader",
-    [CheckpointIndex, Checkpoint, Release, open_weights, read_served_model, lambda f: read_release(str(f))],
+    [
+        CheckpointIndex,
+        Checkpoint,
+        ReleaseWeights,
+        open_weights,
+        read_served_model,
+        lambda f: read_release(str(f)),
+    ],
 )
 def test_every_reader_refuses_the_same(reader: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
     breaks, message = BAD[name]

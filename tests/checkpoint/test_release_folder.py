@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe4.checkpoint.journal import is_unchanged
-from moe4.checkpoint.release import ReleaseFolder
+from moe4.checkpoint.release_folder import ReleaseFolder
 from moe4.errors import OutputError, ResumeError
 
 

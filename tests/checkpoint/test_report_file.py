@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from moe4.checkpoint.report import read_report
+from moe4.checkpoint.report_file import read_report
 from moe4.cli.app import app
 from moe4.errors import CheckpointError
 

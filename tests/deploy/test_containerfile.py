@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from moe4 import __version__
 from moe4.cli.app import app
-from moe4.deploy.options import IMAGES
+from moe4.deploy.manifests.options import IMAGES
 from moe4.errors import DeployError
 
 FILE = REPOSITORY / "packaging" / "Containerfile.cpu"

@@ -17,8 +17,8 @@ from hostile import TEXTS
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.documents import Noted, parse, render
-from moe4.deploy.options import FORMS, ON_A_CLUSTER
+from moe4.deploy.manifests.documents import Noted, parse, render
+from moe4.deploy.manifests.options import FORMS, ON_A_CLUSTER
 from moe4.errors import DeployError, Moe4Error
 from moe4.escape import visible
 

@@ -16,20 +16,20 @@ from shared_data import find_shared, shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.choose import Wanted, pick
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.run import lint_files
 from moe4.deploy.lint.schema import Schemas, read_schemas
-from moe4.deploy.options import ENGINES, FORMS, ON_A_CLUSTER, DeployOptions, parse_source
-from moe4.deploy.release import Release, read_release
-from moe4.deploy.write import write_deployment
+from moe4.deploy.manifests.options import ENGINES, FORMS, ON_A_CLUSTER, DeployOptions, parse_source
+from moe4.deploy.manifests.write import write_deployment
+from moe4.deploy.sizing.choose import Wanted, pick
+from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import DeployError, Moe4Error
 
 SUFFIXES = {"podman": ".sh", "quadlet": ".container"}
 
 
 @pytest.fixture(scope="module")
-def kimi(tmp_path_factory: pytest.TempPathFactory) -> Release:
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> ReleaseSize:
     return read_release(str(write_kimi_config(tmp_path_factory.mktemp("kimi") / "Kimi-K2-Instruct")))
 
 
@@ -91,7 +91,7 @@ def deployments(draw: st.DrawFn) -> tuple[dict[str, Any], Wanted]:
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(deployment=deployments())
 def test_every_combination_is_clean_or_refused(
-    kimi: Release,
+    kimi: ReleaseSize,
     schemas: Schemas | None,
     tmp_path_factory: pytest.TempPathFactory,
     deployment: tuple[dict[str, Any], Wanted],

@@ -12,11 +12,9 @@ from shared_data import shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.choose import default_layout, smallest_on, survey
-from moe4.deploy.images import has_plugin
-from moe4.deploy.machines import DEVICES, GIB, cpu_server, find_device, unnamed_gpu
-from moe4.deploy.release import Release, read_release
-from moe4.deploy.sizing import (
+from moe4.deploy.manifests.images import has_plugin
+from moe4.deploy.sizing.choose import default_layout, smallest_on, survey
+from moe4.deploy.sizing.fit import (
     Layout,
     check_layout,
     fit,
@@ -24,16 +22,18 @@ from moe4.deploy.sizing import (
     split_layers,
     startup_seconds,
 )
+from moe4.deploy.sizing.machines import DEVICES, GIB, cpu_server, find_device, unnamed_gpu
+from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import CheckpointError, DeployError
 from moe4.model.architecture import SUPPORTED_MODEL_TYPES
 
 
 @pytest.fixture(scope="module")
-def kimi(tmp_path_factory: pytest.TempPathFactory) -> Release:
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> ReleaseSize:
     return read_release(str(write_kimi_config(tmp_path_factory.mktemp("kimi") / "Kimi-K2-Instruct")))
 
 
-def test_kimi_k2_is_546_gb(kimi: Release) -> None:
+def test_kimi_k2_is_546_gb(kimi: ReleaseSize) -> None:
     assert round(kimi.num_bytes / 1e9, 2) == 546.64
     assert round(kimi.num_elements / 1e9, 2) == 146.49
     assert kimi.bytes_by_dtype.keys() == {"BF16", "I64", "F32", "I32"}
@@ -43,7 +43,7 @@ def test_kimi_k2_is_546_gb(kimi: Release) -> None:
     assert kimi.name == "Kimi-K2-Instruct"
 
 
-def test_what_every_gpu_holds_whole_is_counted_apart(kimi: Release) -> None:
+def test_what_every_gpu_holds_whole_is_counted_apart(kimi: ReleaseSize) -> None:
     """vLLM fuses q_a_proj with kv_a_proj_with_mqa and keeps both, the router and the norms on every rank."""
     down_projections = (1536 + 512 + 64) * 7168
     norms = 2 * 7168 + 1536 + 512
@@ -55,14 +55,14 @@ def test_what_every_gpu_holds_whole_is_counted_apart(kimi: Release) -> None:
     assert eight.weight_bytes - eight.whole_bytes == pytest.approx((kimi.num_bytes - eight.whole_bytes) / 8)
 
 
-def test_the_published_config_gives_the_same(kimi: Release) -> None:
+def test_the_published_config_gives_the_same(kimi: ReleaseSize) -> None:
     published = read_release(str(shared_path("configs", "kimi-k2-instruct")))
     assert published.num_bytes == kimi.num_bytes
     assert published.layers == kimi.layers
 
 
 def test_tensor_parallel_8_is_the_most_at_group_128_and_16_with_the_plugin(
-    kimi: Release, tmp_path: Path
+    kimi: ReleaseSize, tmp_path: Path
 ) -> None:
     assert kimi.group_size == 128
     assert max_tensor_parallel(kimi) == 8
@@ -89,7 +89,7 @@ def test_tensor_parallel_8_is_the_most_at_group_128_and_16_with_the_plugin(
     assert "64 attention heads" in str(check_layout(kimi, Layout(tensor=3)))
 
 
-def test_eight_80_gb_gpus_are_marginal_and_eight_h200_comfortable(kimi: Release) -> None:
+def test_eight_80_gb_gpus_are_marginal_and_eight_h200_comfortable(kimi: ReleaseSize) -> None:
     for name in ("a100", "h100"):
         found = fit(kimi, DEVICES[name], Layout(tensor=8))
         assert found.verdict == "marginal"
@@ -135,7 +135,7 @@ def test_a_source_is_sized_as_it_is() -> None:
     length=st.integers(1, 131_072),
 )
 def test_the_parts_add_up_and_more_gpus_never_hold_less(
-    kimi: Release, tensor: int, pipeline: int, device: str, length: int
+    kimi: ReleaseSize, tensor: int, pipeline: int, device: str, length: int
 ) -> None:
     layout = Layout(tensor=tensor, pipeline=pipeline)
     found = fit(kimi, DEVICES[device], layout, max_model_len=length)
@@ -157,7 +157,7 @@ def test_layers_are_dealt_as_vllm_deals_them() -> None:
             assert split_layers(layers, stages) == [end - start for start, end in ends]
 
 
-def test_data_parallel_copies_the_rest_and_splits_the_cache(kimi: Release) -> None:
+def test_data_parallel_copies_the_rest_and_splits_the_cache(kimi: ReleaseSize) -> None:
     copies = Layout(tensor=1, data=16, expert_parallel=True)
     found = fit(kimi, DEVICES["h100"], copies)
     dense = kimi.num_bytes - sum(layer.experts for layer in kimi.layers)
@@ -196,7 +196,7 @@ def test_an_image_says_by_its_name_whether_it_has_the_plugin() -> None:
         assert not has_plugin(image)
 
 
-def test_a_layout_is_found_or_refused_in_one_line(kimi: Release) -> None:
+def test_a_layout_is_found_or_refused_in_one_line(kimi: ReleaseSize) -> None:
     assert default_layout(kimi, DEVICES["h100"], 16) == Layout(tensor=8, pipeline=2)
     assert default_layout(kimi, DEVICES["h100"], 8) == Layout(tensor=8)
     assert smallest_on(kimi, DEVICES["l40s"], None, 1).layout == Layout(tensor=8, pipeline=2)
@@ -208,7 +208,7 @@ def test_a_layout_is_found_or_refused_in_one_line(kimi: Release) -> None:
         fit(kimi, DEVICES["h200"], Layout(tensor=8), max_model_len=200_000)
 
 
-def test_a_start_is_given_an_hour_and_more(kimi: Release) -> None:
+def test_a_start_is_given_an_hour_and_more(kimi: ReleaseSize) -> None:
     assert startup_seconds(kimi, 0.3e9) > 3600
     assert fit(kimi, DEVICES["h200"], Layout(tensor=8)).free_bytes > 50 * GIB
 

@@ -11,7 +11,7 @@ from hostile import BAD_ADDRESSES
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.requests import smoke_curl
+from moe4.deploy.manifests.requests import smoke_curl
 from moe4.errors import DeployError
 
 

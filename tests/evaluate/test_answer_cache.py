@@ -12,17 +12,18 @@ import pytest
 from lm_eval.models.dummy import DummyLM
 
 from moe4.errors import EvaluationError
-from moe4.evaluate import cached_model, harness
-from moe4.evaluate.cache import AnswerCache, answer_key, folder_identity
-from moe4.evaluate.cached_model import CachedModel
-from moe4.evaluate.request import EvaluationRequest
+from moe4.evaluate.harness import backend as harness
+from moe4.evaluate.harness import cached_model
+from moe4.evaluate.harness.cache import AnswerCache, answer_key, folder_identity
+from moe4.evaluate.harness.cached_model import CachedModel
+from moe4.evaluate.harness.request import EvaluationRequest
 
 DIES_IN_THE_THIRD_PORTION = """
 import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from moe4.evaluate import cached_model
-from moe4.evaluate.cache import AnswerCache
+from moe4.evaluate.harness import cached_model
+from moe4.evaluate.harness.cache import AnswerCache
 
 class Model:
     portions = 0

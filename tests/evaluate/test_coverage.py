@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import CalibrationError, EvaluationError
-from moe4.evaluate.coverage import Coverage, CoverageOptions, choose, describe, measure, summarize
-from moe4.evaluate.overlap import describe_overlap, find_overlap, read_questions
+from moe4.evaluate.coverage.coverage import Coverage, CoverageOptions, choose, describe, measure, summarize
+from moe4.evaluate.coverage.overlap import describe_overlap, find_overlap, read_questions
 
 TEXTS = ["Tom has 12 apples.", "How many pears and plums?", "The way is 2000 km long.", "Hello."]
 

@@ -9,7 +9,7 @@ import pytest
 from publish.measured import TASK, comparison, evaluation, toolcheck
 
 from moe4.errors import CheckpointError, EvaluationError
-from moe4.evaluate.files import (
+from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
     TOOLCHECK,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.metrics import mean_stderr
 
-from moe4.evaluate.results import Comparison, Score, compare, percent
-from moe4.evaluate.results import score as score_task
-from moe4.evaluate.samples import Sample, TaskSamples
+from moe4.evaluate.harness.results import Score, ScoreComparison, compare, percent
+from moe4.evaluate.harness.results import score as score_task
+from moe4.evaluate.harness.samples import Sample, TaskSamples
 
 
 def samples(outcomes: list[bool]) -> list[Sample]:
@@ -54,8 +54,8 @@ BEFORE = samples([True] * 90 + [False] * 10)
 AFTER = samples([True] * 88 + [False] * 11 + [True])
 
 
-def comparison() -> Comparison:
-    return Comparison(
+def comparison() -> ScoreComparison:
+    return ScoreComparison(
         release="out",
         scores={"k2_tiny_problems": score(AFTER)},
         baseline="source",
@@ -78,7 +78,7 @@ def test_the_table_of_before_and_after() -> None:
 
 
 def test_the_table_of_one_model() -> None:
-    alone = Comparison(release="out", scores={"gsm8k": score(samples([True, False]))})
+    alone = ScoreComparison(release="out", scores={"gsm8k": score(samples([True, False]))})
     assert alone.table() == (
         "task   shots  questions  score\ngsm8k  5      2          50.00 ± 50.00 %"  # sqrt(0.25 / 1)
     )
@@ -105,7 +105,7 @@ def test_the_json() -> None:
 
 
 def test_one_question_has_no_standard_error() -> None:
-    alone = Comparison(release="out", scores={"gsm8k": score(samples([True]))})
+    alone = ScoreComparison(release="out", scores={"gsm8k": score(samples([True]))})
     assert "100.00 %" in alone.table()
     assert alone.as_dict()["tasks"]["gsm8k"]["release"]["stderr"] is None
     assert percent(-0.5, math.nan, sign=True) == "-50.00 %"

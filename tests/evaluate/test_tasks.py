@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 
 from k2tiny import corpus
 from moe4.errors import EvaluationError
-from moe4.evaluate.harness import task_manager
-from moe4.evaluate.request import TASKS, EvaluationRequest
-from moe4.evaluate.tasks.reading import read_questions
+from moe4.evaluate.harness.backend import task_manager
+from moe4.evaluate.harness.request import TASKS, EvaluationRequest
+from moe4.evaluate.harness.tasks.reading import read_questions
 
 DATA = Path(__file__).resolve().parents[2] / "reference" / "data"
 GSM8K_TRAIN = [

@@ -15,7 +15,7 @@ from fuzz.hostile_server import serving
 from fuzz.seeds import FORMS, SOURCES
 from typer.main import get_command
 
-from moe4.cli.app import app
+from moe4.cli.app import COMMANDS, app
 
 NUMBERS = (
     "0",
@@ -366,7 +366,7 @@ def make_case(seed: int, number: int, seeds: Path, only: str | None, run: Callab
 def odd_option(command: str, rng: Random) -> list[str]:
     """Return an option of the command with a value that may be anything."""
     program: Any = get_command(app)
-    function = importlib.import_module(f"moe4.cli.{command}").command
+    function = importlib.import_module(f"moe4.cli.{COMMANDS[command]}").command
     options = [item for item in program.commands[command].params if item.param_type_name == "option"]
     chosen = rng.choice([item for item in options if not set(item.opts) & set(KEPT)])
     name = rng.choice(chosen.opts)

@@ -13,7 +13,7 @@ from model_fixtures import REFERENCE_MODEL, REPOSITORY, random_state, reference_
 from publish.measured import comparison, evaluation, toolcheck
 from safetensors.torch import load_file, save_file
 
-sys.path.append(str(REPOSITORY / "tests" / "quantize"))
+sys.path.append(str(REPOSITORY / "tests" / "quantize" / "run"))
 from test_families import FAMILIES, SIZES
 
 K2 = {
@@ -129,7 +129,7 @@ def _write_data(folder: Path) -> None:
 
 def _write_unfinished(folder: Path, calibrated: list[str]) -> None:
     """Write what a run leaves that was interrupted after two shards."""
-    from moe4.quantize.progress import ProgressReporter
+    from moe4.quantize.reporting.progress import ProgressReporter
 
     real, count = ProgressReporter.shard_done, 0
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from moe4.gptq.grid import absmax_scales
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq, quantize_rtn
-from moe4.quantize.audit import matrix_record
+from moe4.quantize.reporting.layer_record import matrix_record
 from moe4.recipe import Gptq
 
 SIZE, ROWS = 128, 24

@@ -8,8 +8,8 @@ from pathlib import Path
 from moe4.kernels import available_paths
 
 NATIVE = Path(__file__).parent / "native"
-CSRC = Path(__file__).resolve().parents[2] / "src" / "moe4" / "kernels" / "csrc"
-COMMON = ("experts", "int8_linear", "paths", "threads", "path_portable")
+CSRC = Path(__file__).resolve().parents[2] / "native"
+COMMON = ("experts", "int8_linear", "paths", "path_portable")
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # The flags of each path, as in CMakeLists.txt.
@@ -43,15 +43,19 @@ def build(
 ) -> Path:
     """Compile `main` with every path in `paths`; return the program. Raises with the compiler's words."""
     macros = [f"-DMOE4_HAVE_{name.removeprefix('path_').upper()}" for name in paths]
-    sources = [(csrc / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
+    experts = csrc / "experts"
+    sources = [(experts / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
+    sources.append((csrc / "threads.cpp", ()))
     if "path_avx512_bf16" in paths:
-        sources.append((csrc / "int8_avx512_bf16.cpp", paths["path_avx512_bf16"]))
+        sources.append((experts / "int8_avx512_bf16.cpp", paths["path_avx512_bf16"]))
     sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_int8", "check_paths", main)]
+
+    includes = (f"-I{csrc}", f"-I{experts}")
 
     def compile_one(source: tuple[Path, tuple[str, ...]]) -> str:
         file, extra = source
         target = str(folder / f"{file.stem}.o")
-        run(compiler, "-std=c++17", "-w", f"-I{csrc}", *macros, *flags, *extra, "-c", str(file), "-o", target)
+        run(compiler, "-std=c++17", "-w", *includes, *macros, *flags, *extra, "-c", str(file), "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import KernelError
-from moe4.kernels import available_paths, machine, selected_path
+from moe4.kernels import available_paths, selected_path
+from moe4.kernels import inspection as machine
 
 RUNNER = CliRunner()
 

@@ -22,7 +22,7 @@ def compiler(*names: str) -> str:
 
 def broken_sources(folder: Path, file: str, line: str, wrong: str) -> Path:
     """Return a copy of the kernels' sources in which one line is wrong."""
-    copy = shutil.copytree(CSRC, folder / "csrc")
+    copy = shutil.copytree(CSRC, folder / "native")
     text = (copy / file).read_text()
     assert text.count(line) == 1
     (copy / file).write_text(text.replace(line, wrong))
@@ -30,7 +30,7 @@ def broken_sources(folder: Path, file: str, line: str, wrong: str) -> Path:
 
 
 def test_every_path_is_built_here() -> None:
-    assert {file.stem for file in CSRC.glob("path_*.cpp")} == {*PATHS, "path_portable"}
+    assert {file.stem for file in (CSRC / "experts").glob("path_*.cpp")} == {*PATHS, "path_portable"}
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
 
 # A row of scales more than there is; and an expert's last token left out where their number is odd.
 READ_OUTSIDE = (
-    "experts.cpp",
+    "experts/experts.cpp",
     "const int64_t words = call_.hidden / 8, groups = call_.hidden / call_.group_size;",
     "const int64_t words = call_.hidden / 8, groups = 1 + call_.hidden / call_.group_size;",
 )
-OFF_BY_ONE = ("tile.h", "if (token < tile.num_tokens)", "if (token + 1 < tile.num_tokens)")
+OFF_BY_ONE = ("experts/tile.h", "if (token < tile.num_tokens)", "if (token + 1 < tile.num_tokens)")
 
 
 @pytest.mark.parametrize("wrong", [READ_OUTSIDE, OFF_BY_ONE], ids=["read outside", "off by one"])

@@ -21,8 +21,8 @@ from moe4.errors import OutputError, ProbeError
 from moe4.probe.form import Expectation, ExpectedAnswers, read_probe
 from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
 from moe4.probe.passes import join_prefixes
-from moe4.quantize.verify import verify
 from moe4.recipe import Recipe
+from moe4.verify.checks import verify
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 6, "num_experts_per_tok": 2}
 CLOSE = 1e-4  # of sums over thousands of float32 terms in another order; log-probabilities reach -30
@@ -128,8 +128,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random qwen3_moe, and its release with attention quantized too."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from moe4.quantize.progress import ProgressReporter
-    from moe4.quantize.run import Request, quantize
+    from moe4.quantize.reporting.progress import ProgressReporter
+    from moe4.quantize.run.pipeline import Request, quantize
     from moe4.recipe import ALL_TARGETS
 
     folder = tmp_path_factory.mktemp("qwen")

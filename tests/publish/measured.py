@@ -6,8 +6,8 @@ from typing import Any
 
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
 
-from moe4.evaluate.results import Comparison, score
-from moe4.evaluate.samples import Sample, TaskSamples
+from moe4.evaluate.harness.results import ScoreComparison, score
+from moe4.evaluate.harness.samples import Sample, TaskSamples
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 4, "vocab_size": 64, "intermediate_size": 128}
 TASK = "k2_tiny_problems_0shot"
@@ -77,7 +77,7 @@ def evaluation() -> dict[str, Any]:
 
     before = set(range(990))
     after = (before - {1, 2, 3}) | {995}
-    return Comparison(
+    return ScoreComparison(
         release="out", scores={TASK: answers(after)}, baseline="in", baseline_scores={TASK: answers(before)}
     ).as_dict()
 

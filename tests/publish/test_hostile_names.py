@@ -19,7 +19,7 @@ from moe4.errors import OutputError
 from moe4.escape import visible
 from moe4.publish.card import render_card
 from moe4.publish.proof import read_proof
-from moe4.publish.report import render_report
+from moe4.publish.report_page import render_report
 from moe4.strict_json import is_encodable
 
 # JSON with half a surrogate pair is refused when it is read (moe4.strict_json).

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe4.errors import ServeError
+from moe4.machine.processors import Processors, parse_list, read_processors, read_quota
 from moe4.serve.binding import MOST_CORES, choose_binding
-from moe4.serve.processors import Processors, parse_list, read_processors, read_quota
 
 BIND, YIELD = "VLLM_CPU_OMP_THREADS_BIND", "MOE4_YIELD_PROCESSORS"
 

@@ -11,7 +11,7 @@ import typer
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
 from typer.testing import CliRunner
 
-from moe4.cli.serve import CONTEXT_SETTINGS, command
+from moe4.cli.serving.serve import CONTEXT_SETTINGS, command
 from moe4.errors import ServeError
 from moe4.serve.host import is_loopback
 

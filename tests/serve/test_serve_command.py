@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from moe4.errors import ServeError
+from moe4.machine.processors import Processors
 from moe4.serve.command import ServeCommand, ServeOptions, build_command
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
-from moe4.serve.processors import Processors
 
 GIB = 1 << 30
 TINY: dict[str, Any] = {

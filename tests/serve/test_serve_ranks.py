@@ -11,7 +11,7 @@ import pytest
 from test_serve_command import KIMI, TINY, build
 
 from moe4.errors import ServeError
-from moe4.serve.ranks import Ranks, read_ranks
+from moe4.serve.ranks import ServedRanks, read_ranks
 
 EXPERTS_WHOLE = "--enable-expert-parallel"
 
@@ -24,20 +24,20 @@ def serve_kimi(tensor: int, *extra: str, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        ((), Ranks(tensor=3)),
-        (("-dp", "2", "-pp=4", "-ep"), Ranks(tensor=3, replicas=2, stages=4, whole_experts=True)),
-        (("--data_parallel_size=2", "-pcp", "2"), Ranks(tensor=3, replicas=2, contexts=2)),
-        (("--tensor_parallel_size", "5", EXPERTS_WHOLE), Ranks(tensor=5, whole_experts=True)),
-        ((EXPERTS_WHOLE, "--no-enable-expert-parallel"), Ranks(tensor=3)),
-        (("--data-parallel-size", "two"), Ranks(tensor=3)),
+        ((), ServedRanks(tensor=3)),
+        (("-dp", "2", "-pp=4", "-ep"), ServedRanks(tensor=3, replicas=2, stages=4, whole_experts=True)),
+        (("--data_parallel_size=2", "-pcp", "2"), ServedRanks(tensor=3, replicas=2, contexts=2)),
+        (("--tensor_parallel_size", "5", EXPERTS_WHOLE), ServedRanks(tensor=5, whole_experts=True)),
+        ((EXPERTS_WHOLE, "--no-enable-expert-parallel"), ServedRanks(tensor=3)),
+        (("--data-parallel-size", "two"), ServedRanks(tensor=3)),
     ],
 )
-def test_ranks_are_read_from_vllms_options(extra: tuple[str, ...], expected: Ranks) -> None:
+def test_ranks_are_read_from_vllms_options(extra: tuple[str, ...], expected: ServedRanks) -> None:
     assert read_ranks(3, extra) == expected
 
 
 def test_processes() -> None:
-    assert Ranks(tensor=2, stages=3, replicas=5, contexts=7).processes == 210
+    assert ServedRanks(tensor=2, stages=3, replicas=5, contexts=7).processes == 210
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16])

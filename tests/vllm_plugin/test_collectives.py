@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from moe4.vllm_plugin.collectives import all_gatherv, reduce_scatterv
+from moe4.vllm_plugin.cpu.collectives import all_gatherv, reduce_scatterv
 
 SIZES = ([3, 5], [0, 4], [2, 2])
 

@@ -43,7 +43,8 @@ def test_logprobs_need_no_compiler(model: Path, tmp_path: Path, ranks: int) -> N
 def test_the_sampler_counts_ranks_plainly() -> None:
     from vllm.v1.sample import sampler
 
-    from moe4.vllm_plugin import eager, register
+    from moe4.vllm_plugin import register
+    from moe4.vllm_plugin.cpu import eager
 
     register()
     assert not hasattr(sampler.batched_count_greater_than, "_torchdynamo_orig_callable")
@@ -65,7 +66,7 @@ def test_only_compiled_functions_are_replaced() -> None:
 
 
 def eager_names(module: ModuleType) -> list[str]:
-    from moe4.vllm_plugin.eager import run_eagerly
+    from moe4.vllm_plugin.cpu.eager import run_eagerly
 
     return run_eagerly([module])
 
@@ -73,7 +74,7 @@ def eager_names(module: ModuleType) -> list[str]:
 def test_a_vllm_that_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.sample import sampler
 
-    from moe4.vllm_plugin import eager
+    from moe4.vllm_plugin.cpu import eager
 
     monkeypatch.delattr(sampler, "batched_count_greater_than")
     with pytest.raises(AttributeError, match="batched_count_greater_than"):

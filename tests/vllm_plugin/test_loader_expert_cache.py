@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe4.checkpoint.disk import READ_BYTES, allocate_for_reads, available_memory_bytes, measure_disk_rate
 from moe4.checkpoint.header import read_shard
 from moe4.checkpoint.mapping import MappedShard
 from moe4.errors import CheckpointError, ServeError
 from moe4.kernels.table import table_experts
-from moe4.vllm_plugin.mapped_cache import ExpertCache, LayerOfCache
-from moe4.vllm_plugin.mapped_layer import ExpertLayout, MappedLayer, map_layer
+from moe4.machine.disk import READ_BYTES, allocate_for_reads, available_memory_bytes, measure_disk_rate
+from moe4.vllm_plugin.loader.cache import ExpertCache, LayerOfCache
+from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer, map_layer
 
 HIDDEN, INTER, EXPERTS, GROUP, LAYERS = 256, 256, 6, 128, 2
 
@@ -76,7 +76,7 @@ def need_direct_io(folder: Path) -> None:
 
 
 def can_read_directly(path: Path) -> bool:
-    from moe4.checkpoint.disk import DirectFile
+    from moe4.machine.disk import DirectFile
 
     try:
         DirectFile(path).close()

@@ -21,8 +21,8 @@ from moe4.checkpoint.mapping import MappedShard, read_ahead, resident_bytes
 from moe4.errors import CheckpointError, MissingFileError, ServeError, TensorError
 from moe4.kernels import fused_experts
 from moe4.kernels.table import check_addresses, table_experts
-from moe4.vllm_plugin.loader_options import LoaderOptions, take_options
-from moe4.vllm_plugin.mapped_layer import ExpertLayout, MappedLayer, join_ranges, map_layer
+from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer, join_ranges, map_layer
+from moe4.vllm_plugin.loader.options import LoaderOptions, take_options
 
 PREFIX = "model.layers.1.mlp.experts"
 HIDDEN, INTER, EXPERTS, GROUP = 128, 256, 4, 64

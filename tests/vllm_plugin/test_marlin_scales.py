@@ -39,7 +39,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """vLLM's module as it came, whatever a test puts into it."""
     import vllm.model_executor.layers.fused_moe.oracle.int_wna16 as module
 
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     plain = inspect.unwrap(module.marlin_moe_permute_scales)
     monkeypatch.setattr(module, "marlin_moe_permute_scales", plain)
@@ -91,7 +91,7 @@ def process(module: ModuleType, hidden: int, width: int, group: int) -> list[tup
 def test_one_group_a_rank_is_put_right(
     oracle: ModuleType, lines: list[str], shape: tuple[int, int, int]
 ) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     (w13, right), _ = process(oracle, *shape)
     assert not torch.equal(w13, right), "this vLLM is right already"
@@ -109,7 +109,7 @@ def test_one_group_a_rank_is_put_right(
 def test_other_shapes_are_left_alone(
     oracle: ModuleType, lines: list[str], shape: tuple[int, int, int]
 ) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     before = process(oracle, *shape)
     marlin_scales.attach()
@@ -123,7 +123,7 @@ def test_other_shapes_are_left_alone(
 def test_a_vllm_that_gives_the_right_k_is_left_alone(
     oracle: ModuleType, lines: list[str], shape: tuple[int, int, int]
 ) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     source = inspect.getsource(oracle._process_weights_marlin)
     wrong, right = (
@@ -139,7 +139,7 @@ def test_a_vllm_that_gives_the_right_k_is_left_alone(
 
 
 def test_a_permutation_that_finds_k_itself_is_left_alone(oracle: ModuleType, lines: list[str]) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     plain = oracle.marlin_moe_permute_scales
 
@@ -154,7 +154,7 @@ def test_a_permutation_that_finds_k_itself_is_left_alone(oracle: ModuleType, lin
 
 
 def test_attaching_twice_wraps_once(oracle: ModuleType) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     plain = oracle.marlin_moe_permute_scales
     marlin_scales.attach()
@@ -163,7 +163,7 @@ def test_attaching_twice_wraps_once(oracle: ModuleType) -> None:
 
 
 def test_a_vllm_with_no_place_for_it_is_told(oracle: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     oracle.marlin_moe_permute_scales = lambda s, size_n, group_size: s  # type: ignore[attr-defined]
     with pytest.raises(marlin_scales.NotAttachedError, match="marlin_moe_permute_scales takes no size_k"):

@@ -13,7 +13,7 @@ HEADS, LATENT, WIDTH = 4, 32, 16
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_matrices_are_copied_once_in_16_bits(dtype: torch.dtype) -> None:
-    from moe4.vllm_plugin.mla import lay_out_for_products
+    from moe4.vllm_plugin.cpu.mla import lay_out_for_products
 
     both = torch.randn(HEADS, 2 * WIDTH, LATENT).to(dtype)
     views = {"W_UK_T": both[:, :WIDTH], "W_UV": both[:, WIDTH:].transpose(1, 2)}

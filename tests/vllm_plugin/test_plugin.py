@@ -83,7 +83,7 @@ def test_what_the_kernel_lacks_is_refused_by_name() -> None:
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 
     from moe4.errors import KernelError
-    from moe4.vllm_plugin.experts import CpuW4A16ExpertsMethod
+    from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
 
     CpuW4A16ExpertsMethod(layer(), 128)
     for changes, reason in (
@@ -105,7 +105,7 @@ class Parameters(torch.nn.Module):
 
 
 def created(group: int = 64) -> tuple[Any, Any]:
-    from moe4.vllm_plugin.experts import CpuW4A16ExpertsMethod
+    from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
 
     method, module = CpuW4A16ExpertsMethod(layer(), group), Parameters()
     method.create_weights(module, 3, 256, 128, torch.bfloat16, weight_loader=lambda *_: True)
@@ -125,7 +125,7 @@ def test_parameters_have_the_checkpoints_layout() -> None:
 
 
 def test_a_width_that_cuts_a_group_is_refused() -> None:
-    from moe4.vllm_plugin.experts import CpuW4A16ExpertsMethod
+    from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
 
     method = CpuW4A16ExpertsMethod(layer(), 128)
     with pytest.raises(ValueError, match="192, is not a multiple of the group size 128"):

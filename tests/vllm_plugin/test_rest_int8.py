@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe4.vllm_plugin.loader_options import LoaderOptions
+from moe4.vllm_plugin.loader.options import LoaderOptions
 
 pytestmark = pytest.mark.vllm
 
@@ -15,7 +15,7 @@ def random_weight(rows: int, columns: int) -> torch.Tensor:
 
 
 def test_codes_are_the_nearest() -> None:
-    from moe4.vllm_plugin.int8 import quantize_rows
+    from moe4.vllm_plugin.rest.int8 import quantize_rows
 
     weight = random_weight(1500, 64)
     weight[3] = 0
@@ -36,8 +36,8 @@ def test_product_agrees_with_float64(
     monkeypatch: pytest.MonkeyPatch, kernel: bool, tokens: int, rows: int, columns: int
 ) -> None:
     """With moe4's kernel where it takes the shape and the processor, and with torch alone."""
-    from moe4.vllm_plugin import int8
-    from moe4.vllm_plugin.int8 import int8_linear, quantize_rows
+    from moe4.vllm_plugin.rest import int8
+    from moe4.vllm_plugin.rest.int8 import int8_linear, quantize_rows
 
     if not kernel:
         monkeypatch.setattr(int8, "has_int8_linear", lambda *_: False)
@@ -58,7 +58,7 @@ def test_what_is_converted_and_what_is_kept() -> None:
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
     from moe4.errors import ServeError
-    from moe4.vllm_plugin.int8 import Int8LinearMethod, convert_rest
+    from moe4.vllm_plugin.rest.int8 import Int8LinearMethod, convert_rest
 
     class Linear(LinearBase):  # type: ignore[misc]
         """A layer as vLLM's, made without its configuration."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from moe4.vllm_plugin.threads import ThreadCount, choose_threads, read_busy_seconds
+from moe4.vllm_plugin.cpu.threads import ThreadCount, choose_threads, read_busy_seconds
 
 STAT = """cpu  100 0 50 1000 5 1 2 0 0 0
 cpu0 60 5 20 400 50 1 4 9 0 0
@@ -82,7 +82,7 @@ def test_busy_time_is_read_from_the_system() -> None:
 
 
 def _attach(queue: "multiprocessing.Queue[list[str]]") -> None:
-    from moe4.vllm_plugin import threads, waiting
+    from moe4.vllm_plugin.cpu import threads, waiting
 
     threads.attach()
     waiting.attach()
@@ -109,7 +109,7 @@ def test_vllm_is_changed_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyP
 def _read(handle: object, count: int, queue: "multiprocessing.Queue[list[float]]") -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    from moe4.vllm_plugin import waiting
+    from moe4.vllm_plugin.cpu import waiting
 
     waiting.attach()
     messages = MessageQueue.create_from_handle(handle, 0)

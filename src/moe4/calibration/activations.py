@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.durable import create_file
+from moe4.files.durable import create_file
 
 BATCH_TOKENS = 8192
 RESIDENT_BYTES = 64 << 20  # of a file, that may lie in this process' memory before it is given back

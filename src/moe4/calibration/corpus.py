@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
-from moe4.calibration.documents import Document, join_parts, parse_line
-from moe4.checkpoint.files import read_json_object, read_lines, read_text
+from moe4.calibration.formats import Document, join_parts, parse_line
 from moe4.checkpoint.index import TOKENIZER_CONFIG_NAME
 from moe4.config import parse_tokenizer_config
 from moe4.config.tokenizer import TOKENIZER_NAME
 from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError, TemplateError
+from moe4.files.regular import read_json_object, read_lines, read_text
 from moe4.recipe import Calibration
 
 Item = TypeVar("Item")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.files import has_control_characters, open_regular, read_exactly
 from moe4.errors import TensorError, TruncatedShardError
+from moe4.files.regular import has_control_characters, open_regular, read_exactly
 from moe4.strict_json import is_encodable, parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit

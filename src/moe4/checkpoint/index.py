@@ -17,16 +17,16 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe4.checkpoint.files import (
+from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
+from moe4.config import ModelConfig, check_generation_config, parse_config, parse_tokenizer_config
+from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
+from moe4.files.regular import (
     check_file_name,
     has_control_characters,
     open_regular,
     read_json_object,
     require_inside,
 )
-from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
-from moe4.config import ModelConfig, check_generation_config, parse_config, parse_tokenizer_config
-from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 from moe4.strict_json import is_encodable
 
 CONFIG_NAME = "config.json"

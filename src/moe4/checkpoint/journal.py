@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe4.checkpoint.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.errors import ResumeError
+from moe4.files.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.schema import Foreign, Own, parse
 from moe4.strict_json import parse_json
 

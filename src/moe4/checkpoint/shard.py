@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.durable import create_file
 from moe4.checkpoint.header import Shard, StoredTensor, TensorSpec, read_shard
 from moe4.errors import TensorError, TruncatedShardError
+from moe4.files.durable import create_file
 
 __all__ = [
     "Shard",

@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.files import check_file_name, require_inside
 from moe4.checkpoint.index import CONFIG_NAME, PROBE_NAME
-from moe4.checkpoint.release import REPORT_NAME
+from moe4.checkpoint.release_folder import REPORT_NAME
 from moe4.errors import CheckpointError
+from moe4.files.durable import file_sha256
+from moe4.files.regular import check_file_name, require_inside
 
 CARD_NAME = "README.md"
 # In lower case. A release has its own of these; the source's card describes another model.

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.durable import file_sha256
-from moe4.checkpoint.files import read_json_object
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.reads import ReadLog
@@ -25,6 +23,8 @@ from moe4.checkpoint.shard import (
 from moe4.checkpoint.side_files import find_side_files
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
+from moe4.files.durable import file_sha256
+from moe4.files.regular import read_json_object
 
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "dequantize_blocks", "read_json_object"]
 

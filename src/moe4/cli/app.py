@@ -11,27 +11,27 @@ import typer
 from moe4 import __version__
 from moe4.cli.arguments import Command
 
-# One module per command in moe4.cli; each has a function `command` that typer registers under this name.
-COMMANDS = (
-    "plan",
-    "quantize",
-    "verify",
-    "serve",
-    "chat",
-    "eval",
-    "compare",
-    "coverage",
-    "toolcheck",
-    "report",
-    "card",
-    "prove",
-    "fit",
-    "deploy",
-    "lint",
-    "probe",
-    "smoke",
-    "doctor",
-)
+# Each command's module in moe4.cli, which has a function `command`. The order is that of `moe4 --help`.
+COMMANDS = {
+    "plan": "making.plan",
+    "quantize": "making.quantize",
+    "verify": "making.verify",
+    "serve": "serving.serve",
+    "chat": "serving.chat",
+    "eval": "measuring.eval",
+    "compare": "measuring.compare",
+    "coverage": "measuring.coverage",
+    "toolcheck": "measuring.toolcheck",
+    "report": "measuring.report",
+    "card": "measuring.card",
+    "prove": "measuring.prove",
+    "fit": "deploying.fit",
+    "deploy": "deploying.deploy",
+    "lint": "deploying.lint",
+    "probe": "making.probe",
+    "smoke": "serving.smoke",
+    "doctor": "serving.doctor",
+}
 
 # What typer raises for wrong arguments; it exports only this class of them, which some are not.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -61,7 +61,7 @@ def _options(
     pass
 
 
-for _name in COMMANDS:
-    _module = importlib.import_module(f"moe4.cli.{_name}")
+for _name, _place in COMMANDS.items():
+    _module = importlib.import_module(f"moe4.cli.{_place}")
     _settings = getattr(_module, "CONTEXT_SETTINGS", None)
     app.command(_name, cls=Command, context_settings=_settings)(_module.command)

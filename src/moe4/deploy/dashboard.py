@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moe4.deploy.documents import Noted, render
+from moe4.deploy.manifests.documents import Noted, render
 
 METRICS = {
     "vllm:num_requests_running": "gauge",

@@ -36,7 +36,7 @@ TOOL_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class SmokeOutcome:
     """One check: what was seen, or what was wrong."""
 
     name: str
@@ -74,7 +74,7 @@ class SmokeTest:
         except httpx.InvalidURL:
             raise wrong from None
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[SmokeOutcome]:
         """Yield the outcome of each check; nothing follows a server that does not list its models."""
         with self._client:
             first = self._time("models", self._models)
@@ -86,7 +86,7 @@ class SmokeTest:
                 if self._probe_file is not None:
                     yield self._time("probe", self._probe)
 
-    def _time(self, name: str, check: Callable[[], str]) -> Outcome:
+    def _time(self, name: str, check: Callable[[], str]) -> SmokeOutcome:
         began = time.monotonic()
         try:
             detail, ok = check(), True
@@ -99,7 +99,7 @@ class SmokeTest:
             detail, ok = f"not the answer of an OpenAI-compatible server: {error!r}", False
         except (_UnexpectedError, ProbeError) as error:
             detail, ok = str(error), False
-        return Outcome(name=name, ok=ok, seconds=time.monotonic() - began, detail=detail)
+        return SmokeOutcome(name=name, ok=ok, seconds=time.monotonic() - began, detail=detail)
 
     def _models(self) -> str:
         served = [entry["id"] for entry in self._get("models")["data"]]

@@ -32,7 +32,7 @@ class Weights(Protocol):
         ...
 
 
-class Release:
+class ReleaseWeights:
     """A W4A16 release. Raises CheckpointError's children."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ def open_model(folder: Path, compute_dtype: torch.dtype) -> tuple[Weights, Netwo
     return weights, network
 
 
-def open_weights(folder: Path) -> Checkpoint | Release:
+def open_weights(folder: Path) -> Checkpoint | ReleaseWeights:
     """Open a release or a plain checkpoint, as its config says. Raises CheckpointError's children."""
     quantization = read_config(folder).quantization
-    return Release(folder) if quantization and quantization.is_packed else Checkpoint(folder)
+    return ReleaseWeights(folder) if quantization and quantization.is_packed else Checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Types of the extension built from csrc/."""
+"""Types of the extension built from native/experts/."""
 
 BF16: int
 F16: int

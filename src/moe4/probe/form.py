@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from moe4 import __version__
-from moe4.checkpoint.files import read_bytes
 from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import CheckpointError, ProbeError
+from moe4.files.regular import read_bytes
 from moe4.schema import Foreign, NotNull, Only, Own, decode, parse
 
 __all__ = [

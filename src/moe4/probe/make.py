@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from moe4.calibration.corpus import load_tokenizer
-from moe4.checkpoint.durable import check_output, write_output
-from moe4.checkpoint.release import REPORT_NAME, dump_json
-from moe4.checkpoint.report import list_file, read_report
+from moe4.checkpoint.release_folder import REPORT_NAME, dump_json
+from moe4.checkpoint.report_file import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.escape import visible
+from moe4.files.durable import check_output, write_output
 from moe4.forward.device import usable_device
 from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network

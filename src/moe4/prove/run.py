@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from moe4.calibration.corpus import is_reference_model
-from moe4.checkpoint.durable import make_folder, write_output
-from moe4.checkpoint.report import PROOF_FOLDER
+from moe4.checkpoint.report_file import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
 from moe4.escape import visible
-from moe4.evaluate.cache import default_cache_folder, folder_identity
-from moe4.evaluate.compare import CompareOptions, compare, find_text
-from moe4.evaluate.files import (
+from moe4.evaluate.comparison.compare import CompareOptions, compare, find_text
+from moe4.evaluate.harness.cache import default_cache_folder, folder_identity
+from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_json, write_scores
+from moe4.evaluate.harness.results import ScoreComparison
+from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
     TOOLCHECK,
@@ -30,16 +31,15 @@ from moe4.evaluate.files import (
     read_result,
     to_json,
 )
-from moe4.evaluate.plan import EvaluationOptions, run_evaluation, write_json, write_scores
-from moe4.evaluate.results import Comparison
 from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
-from moe4.evaluate.toolcheck.plan import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
+from moe4.evaluate.toolcheck.run import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
+from moe4.files.durable import make_folder, write_output
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, check_names, render_card
 from moe4.publish.proof import read_proof
-from moe4.publish.report import percent, render_report
-from moe4.quantize.verify import verify
+from moe4.publish.report_page import percent, render_report
+from moe4.verify.checks import verify
 
 REFERENCE_TASK = "k2_tiny_problems_0shot"
 PARTS = ("evaluation", "comparison", "tools")
@@ -201,7 +201,7 @@ def _check_texts(options: ProveOptions) -> None:
 
 
 def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
-    found: Comparison = run_evaluation(
+    found: ScoreComparison = run_evaluation(
         EvaluationOptions(
             model=str(options.release),
             against=str(options.source),

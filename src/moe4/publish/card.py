@@ -9,22 +9,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.release import format_bytes
-from moe4.deploy.choose import Wanted, pick
-from moe4.deploy.grammar import is_license
-from moe4.deploy.options import DeployOptions, Form, parse_source
-from moe4.deploy.options import default_name as deployment_name
-from moe4.deploy.release import Release, read_release
-from moe4.deploy.sizing import Layout, check_groups
-from moe4.deploy.write import write_deployment
+from moe4.checkpoint.release_folder import format_bytes
+from moe4.deploy.manifests.grammar import is_license
+from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
+from moe4.deploy.manifests.options import default_name as deployment_name
+from moe4.deploy.manifests.write import write_deployment
+from moe4.deploy.sizing.choose import Wanted, pick
+from moe4.deploy.sizing.fit import Layout, check_groups
+from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import DeployError, Moe4Error, OutputError
 from moe4.escape import markdown_block
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
-from moe4.evaluate.files import TaskResult, ToolcheckFile
+from moe4.evaluate.result_files import TaskResult, ToolcheckFile
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
-from moe4.publish.report import duration, percent
+from moe4.publish.report_page import duration, percent
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
 ARCHITECTURE = {
@@ -201,7 +201,7 @@ def _tool_table(found: ToolcheckFile) -> str:
     return table
 
 
-def _deployment(proof: Proof, release: Release, repo: str) -> str:
+def _deployment(proof: Proof, release: ReleaseSize, repo: str) -> str:
     layout, obstacle = _layout(release)
     line = _vllm_line(release, layout, repo)
     parts = ["## Deployment", f"### vLLM\n\n{markdown_block(line, 'bash')}"]
@@ -217,7 +217,7 @@ def _deployment(proof: Proof, release: Release, repo: str) -> str:
     return "\n\n".join(parts)
 
 
-def _layout(release: Release) -> tuple[Layout, str | None]:
+def _layout(release: ReleaseSize) -> tuple[Layout, str | None]:
     """Return how the fewest GPUs hold the model, and what is wrong there without moe4's plugin."""
     try:
         return pick(release, Wanted()).layout, None
@@ -226,7 +226,7 @@ def _layout(release: Release) -> tuple[Layout, str | None]:
         return layout, (check_groups(release, layout) or "").partition("; ")[0]
 
 
-def _vllm_line(release: Release, layout: Layout, repo: str) -> str:
+def _vllm_line(release: ReleaseSize, layout: Layout, repo: str) -> str:
     """Return the command for one machine."""
     flags = ["vllm serve", repo]
     if layout.num_gpus > 1:
@@ -238,7 +238,7 @@ def _vllm_line(release: Release, layout: Layout, repo: str) -> str:
     return " ".join(flags)
 
 
-def _manifest(release: Release, form: Form, repo: str) -> str:
+def _manifest(release: ReleaseSize, form: Form, repo: str) -> str:
     options = DeployOptions(
         form=form,
         name=deployment_name(release),
@@ -248,7 +248,7 @@ def _manifest(release: Release, form: Form, repo: str) -> str:
     return write_deployment(options, release, pick(release, Wanted()))
 
 
-def _usage(release: Release) -> str:
+def _usage(release: ReleaseSize) -> str:
     chat = """\
 ## Usage
 

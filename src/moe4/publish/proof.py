@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe4.checkpoint.index import CONFIG_NAME, read_config
-from moe4.checkpoint.release import REPORT_NAME
-from moe4.checkpoint.report import PROOF_FOLDER, Report, parse_report
+from moe4.checkpoint.release_folder import REPORT_NAME
+from moe4.checkpoint.report_file import PROOF_FOLDER, Report, parse_report
 from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
-from moe4.evaluate.files import (
+from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
     TOOLCHECK,

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe4.checkpoint.files import require_inside
-from moe4.checkpoint.release import WORK_NAME
-from moe4.deploy.grammar import is_repository
+from moe4.checkpoint.release_folder import WORK_NAME
+from moe4.deploy.manifests.grammar import is_repository
 from moe4.errors import CheckpointError, OutputError
+from moe4.files.regular import require_inside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

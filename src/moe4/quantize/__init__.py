@@ -1,1 +1,1 @@
-"""The pipeline: plan a release, quantize layer by layer, audit, verify."""
+"""The quantizer: plan a release, quantize it layer by layer, commit each layer."""

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moe4.errors import ServeError
-from moe4.serve.processors import Processors
+from moe4.machine.processors import Processors
 
 MOST_CORES = 8
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
-# The plugin's: give a processor up while other programs keep it busy (moe4.vllm_plugin.threads).
+# The plugin's: give a processor up while other programs keep it busy (moe4.vllm_plugin.cpu.threads).
 YIELD = "MOE4_YIELD_PROCESSORS"
 # Whoever sets one of these has decided; vLLM's own rule is then left to work.
 USERS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from moe4.errors import MissingDependencyError, ServeError
-from moe4.serve.processors import Processors, read_processors
+from moe4.machine.processors import Processors, read_processors
 
 Device = Literal["cpu", "gpu"]
 

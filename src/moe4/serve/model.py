@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe4.checkpoint.files import read_json_object, read_text
 from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
 from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_tokenizer_config
 from moe4.errors import CheckpointError
+from moe4.files.regular import read_json_object, read_text
 from moe4.model.inventory import list_tensors
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
+class ServedRanks:
     """How vLLM is asked to spread a model over processes.
 
     tensor: ranks that split attention, dense layers and shared experts between them.
@@ -50,9 +50,9 @@ class Ranks:
         return " ".join(options)
 
 
-def read_ranks(tensor: int, extra: Sequence[str]) -> Ranks:
+def read_ranks(tensor: int, extra: Sequence[str]) -> ServedRanks:
     """Return the ranks that `--tensor-parallel-size` and the user's options for vLLM ask for."""
-    return Ranks(
+    return ServedRanks(
         tensor=find_whole(extra, "--tensor-parallel-size", "-tp", default=tensor),
         stages=max(1, find_whole(extra, "--pipeline-parallel-size", "-pp")),
         replicas=max(1, find_whole(extra, "--data-parallel-size", "-dp")),
@@ -61,7 +61,7 @@ def read_ranks(tensor: int, extra: Sequence[str]) -> Ranks:
     )
 
 
-def check_ranks(model: "ServedModel", ranks: Ranks) -> None:
+def check_ranks(model: "ServedModel", ranks: ServedRanks) -> None:
     """Raise ServeError where the model does not split evenly, with what would."""
     if ranks.tensor < 1:
         raise ServeError(f"--tensor-parallel-size {ranks.tensor} is not at least 1")
@@ -76,7 +76,7 @@ def check_ranks(model: "ServedModel", ranks: Ranks) -> None:
     raise ServeError(f"{ranks}: {reason}; use {', or '.join(ways) or 'fewer ranks'}")
 
 
-def check_groups(model: "ServedModel", ranks: Ranks) -> None:
+def check_groups(model: "ServedModel", ranks: ServedRanks) -> None:
     """Raise ServeError where a vLLM on GPUs that leaves moe4's plugin out would answer wrongly."""
     if model.expert_width is None or model.group_size is None:
         return
@@ -85,7 +85,7 @@ def check_groups(model: "ServedModel", ranks: Ranks) -> None:
         raise ServeError(f"{found}, and VLLM_PLUGINS leaves it out: add moe4 to VLLM_PLUGINS, or unset it")
 
 
-def _what_is_uneven(model: "ServedModel", ranks: Ranks) -> str | None:
+def _what_is_uneven(model: "ServedModel", ranks: ServedRanks) -> str | None:
     """Return the first thing that these ranks do not split evenly, None if there is none."""
     if model.num_heads % ranks.tensor:
         return f"{model.num_heads} attention heads do not split evenly over {ranks.tensor} ranks"

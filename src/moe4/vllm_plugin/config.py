@@ -9,8 +9,8 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsConfig,
 )
 
-from moe4.vllm_plugin.experts import CpuW4A16ExpertsMethod
-from moe4.vllm_plugin.mapped_method import MappedW4A16ExpertsMethod, experts_are_mapped
+from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
+from moe4.vllm_plugin.loader.method import MappedW4A16ExpertsMethod, experts_are_mapped
 
 
 class CpuCompressedTensorsConfig(CompressedTensorsConfig):  # type: ignore[misc]  # vllm is untyped here

@@ -42,15 +42,15 @@ def _register_on_cpu() -> None:
     try:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
-        from moe4.vllm_plugin import (  # noqa: F401  # they register themselves
+        from moe4.vllm_plugin.config import CpuCompressedTensorsConfig
+        from moe4.vllm_plugin.cpu import (
             collectives,
-            loader,
-            mla,
-            rotary,
+            mla,  # noqa: F401
+            rotary,  # noqa: F401
             threads,
             waiting,
         )
-        from moe4.vllm_plugin.config import CpuCompressedTensorsConfig
+        from moe4.vllm_plugin.loader import load as loader  # noqa: F401
 
         for part in (collectives, threads, waiting):
             part.attach()
@@ -64,7 +64,7 @@ def _register_on_cpu() -> None:
         return
     register_quantization_config("compressed-tensors")(CpuCompressedTensorsConfig)
     try:
-        from moe4.vllm_plugin import eager
+        from moe4.vllm_plugin.cpu import eager
 
         eager.attach()
     except (ImportError, AttributeError) as error:
@@ -78,7 +78,7 @@ def _register_on_cpu() -> None:
 
 def _register_on_cuda() -> None:
     """Correct the scale order for Marlin; where that is impossible, watch for experts that need it."""
-    from moe4.vllm_plugin import marlin_scales
+    from moe4.vllm_plugin.marlin import scales as marlin_scales
 
     try:
         marlin_scales.attach()
@@ -87,7 +87,7 @@ def _register_on_cuda() -> None:
         try:
             from vllm.model_executor.layers.quantization import register_quantization_config
 
-            from moe4.vllm_plugin.marlin_watch import WatchedCompressedTensorsConfig
+            from moe4.vllm_plugin.marlin.watch import WatchedCompressedTensorsConfig
         except (ImportError, AttributeError) as error:
             _logger.error(
                 "moe4 cannot attach to this vLLM; W4A16 experts with one group a rank may be wrong: %s",

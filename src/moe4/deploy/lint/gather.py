@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
-from moe4.deploy.lint.server import Server, read_container, split_words
+from moe4.deploy.lint.server import DescribedServer, read_container, split_words
 
 KSERVE = "serving.kserve.io"
 RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
 WORKLOADS = ("Deployment", "StatefulSet", "Pod")
 
 
-def gather(documents: list[Document]) -> list[Server]:
+def gather(documents: list[Document]) -> list[DescribedServer]:
     """Return the servers that the documents describe; a runtime goes with the service that names it."""
     runtimes = {document.name: document for document in documents if document.kind in RUNTIMES}
     used = set()
@@ -33,14 +33,14 @@ def gather(documents: list[Document]) -> list[Server]:
     return servers
 
 
-def _workload(document: Document) -> Iterator[Server]:
+def _workload(document: Document) -> Iterator[DescribedServer]:
     spec = Place(document=document, path=("spec",))
     pod = spec if document.kind == "Pod" else spec / "template" / "spec"
     for number, container in enumerate(entries((pod / "containers").value)):
         place = pod / "containers" / number
         if not looks_like_vllm(container):
             continue
-        server = Server(place=place, kind=document.kind, flags_place=place)
+        server = DescribedServer(place=place, kind=document.kind, flags_place=place)
         if (pod / "securityContext").value is not None:
             server.security.append(pod / "securityContext")
         read_container(server, place, pod / "volumes")
@@ -48,10 +48,10 @@ def _workload(document: Document) -> Iterator[Server]:
         yield server
 
 
-def _runtime(document: Document, service: Document | None) -> Server:
+def _runtime(document: Document, service: Document | None) -> DescribedServer:
     spec = Place(document=document, path=("spec",))
     kinds = document.kind if service is None else "InferenceService"
-    server = Server(place=spec, kind=kinds, flags_place=spec / "containers")
+    server = DescribedServer(place=spec, kind=kinds, flags_place=spec / "containers")
     server.partial = service is None  # the service may give resources, options and probes
     for number, container in enumerate(entries((spec / "containers").value)):
         if get(container, "name") == "kserve-container" or len(entries((spec / "containers").value)) == 1:
@@ -62,12 +62,12 @@ def _runtime(document: Document, service: Document | None) -> Server:
     return server
 
 
-def _inference_service(document: Document, runtime: Document | None) -> Server:
+def _inference_service(document: Document, runtime: Document | None) -> DescribedServer:
     predictor = Place(document=document, path=("spec", "predictor"))
     if runtime is not None:
         server = _runtime(runtime, document)
     else:
-        server = Server(place=predictor, kind="InferenceService", flags_place=predictor)
+        server = DescribedServer(place=predictor, kind="InferenceService", flags_place=predictor)
         server.partial = (predictor / "model").value is not None  # the rest stands in a runtime not seen
     server.place = predictor
     server.strategy = predictor / "deploymentStrategy"
@@ -80,7 +80,7 @@ def _inference_service(document: Document, runtime: Document | None) -> Server:
     return server
 
 
-def _read_worker(server: Server, worker: Place) -> None:
+def _read_worker(server: DescribedServer, worker: Place) -> None:
     for what in ("tensor", "pipeline"):
         value = whole((worker / f"{what}ParallelSize").value)
         if value is not None:
@@ -88,14 +88,16 @@ def _read_worker(server: Server, worker: Place) -> None:
     server.nodes = server.sizes.get("pipeline", 1)
 
 
-def _llm_service(document: Document) -> Iterator[Server]:
+def _llm_service(document: Document) -> Iterator[DescribedServer]:
     spec = Place(document=document, path=("spec",))
     sizes = mapping((spec / "parallelism").value)
     for part in ("template", "worker"):
         pod = spec / part
         if pod.value is None and part == "worker":
             continue
-        server = Server(place=pod if pod.value is not None else spec, kind=document.kind, flags_place=pod)
+        server = DescribedServer(
+            place=pod if pod.value is not None else spec, kind=document.kind, flags_place=pod
+        )
         server.templated = True
         server.model_images = [spec / "model" / "uri"] if part == "template" else []
         for number, container in enumerate(entries((pod / "containers").value)):
@@ -116,12 +118,12 @@ def _llm_service(document: Document) -> Iterator[Server]:
         yield server
 
 
-def _compose(document: Document) -> Iterator[Server]:
+def _compose(document: Document) -> Iterator[DescribedServer]:
     for name, service in mapping(get(document.data, "services")).items():
         place = Place(document=document, path=("services", str(name)))
         if not looks_like_vllm(service):
             continue
-        server = Server(place=place, kind="compose", flags_place=place / "command", on_host=True)
+        server = DescribedServer(place=place, kind="compose", flags_place=place / "command", on_host=True)
         server.images = [place / "image"] if (place / "image").value else []
         words: list[tuple[str, Place]] = []
         for key in ("entrypoint", "command"):

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe4.deploy.lint.place import Document, Place
-from moe4.deploy.lint.server import Server
+from moe4.deploy.lint.server import DescribedServer
 
 
-def read_unit(file: Path, text: str) -> Iterator[Server]:
+def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
     """Yield the server of a unit, with each value at its line."""
     entries = list(_entries(text))
     container = [(key, value, line) for section, key, value, line in entries if section == "Container"]
@@ -16,7 +16,7 @@ def read_unit(file: Path, text: str) -> Iterator[Server]:
         return
     start = next((line for key, _, line in container if key == "Exec"), 1)
     whole = Place(document=Document(file=file, data={}, start=(start, 1)))
-    server = Server(place=whole, kind="quadlet", flags_place=whole, on_host=True, num_gpus=0)
+    server = DescribedServer(place=whole, kind="quadlet", flags_place=whole, on_host=True, num_gpus=0)
     words: list[tuple[str, Place]] = []
     for key, value, line in container:
         here = Place(document=Document(file=file, data={key: value}, start=(line, 1)), path=(key,))

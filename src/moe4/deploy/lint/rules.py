@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moe4.deploy.images import has_plugin
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place, whole
-from moe4.deploy.lint.server import Server, parse_quantity
-from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
-from moe4.deploy.release import Release
-from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
+from moe4.deploy.lint.server import DescribedServer, parse_quantity
+from moe4.deploy.manifests.images import has_plugin
+from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
+from moe4.deploy.sizing.machines import DEVICES, GIB, Device, cpu_server
+from moe4.deploy.sizing.release_size import ReleaseSize
 
 TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
 MIN_SHM_BYTES = GIB
@@ -28,17 +28,17 @@ class Context:
     plugin: all images have moe4's plugin in vLLM, whatever they are called.
     """
 
-    release: Release | None = None
+    release: ReleaseSize | None = None
     device: Device | None = None
     disk: float = 1e9
     plugin: bool = False
 
-    def has_plugin(self, server: Server) -> bool:
+    def has_plugin(self, server: DescribedServer) -> bool:
         """Say whether the server's vLLM is known to have moe4's plugin."""
         return self.plugin or server.by_moe4 or any(has_plugin(str(image.value)) for image in server.images)
 
 
-def check_server(server: Server, context: Context) -> Iterator[Finding]:
+def check_server(server: DescribedServer, context: Context) -> Iterator[Finding]:
     """Yield what is wrong with a server's GPUs, memory and options."""
     yield from _gpus(server, context)
     yield from _parallel(server, context)
@@ -48,7 +48,7 @@ def check_server(server: Server, context: Context) -> Iterator[Finding]:
     yield from _length(server, context)
 
 
-def layout_of(server: Server) -> Layout:
+def layout_of(server: DescribedServer) -> Layout:
     """Return how the server splits its model."""
     return Layout(
         tensor=server.size("tensor"),
@@ -58,7 +58,7 @@ def layout_of(server: Server) -> Layout:
     )
 
 
-def _gpus(server: Server, context: Context) -> Iterator[Finding]:
+def _gpus(server: DescribedServer, context: Context) -> Iterator[Finding]:
     place = server.resources or server.place
     if server.is_cpu:
         return
@@ -88,7 +88,7 @@ def _gpus(server: Server, context: Context) -> Iterator[Finding]:
         )
 
 
-def _fit(server: Server, context: Context, release: Release) -> Fit | None:
+def _fit(server: DescribedServer, context: Context, release: ReleaseSize) -> Fit | None:
     """Return the fit on the device that is there, or on the largest of the table; None if it is not known."""
     if server.has_unknown_sizes:
         return None
@@ -108,7 +108,7 @@ def _fit(server: Server, context: Context, release: Release) -> Fit | None:
     return fit(release, device, layout, max_model_len=length, plugin=plugin)
 
 
-def _parallel(server: Server, context: Context) -> Iterator[Finding]:
+def _parallel(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if server.is_cpu or server.has_unknown_sizes:
         return
     release, layout = context.release, layout_of(server)
@@ -137,7 +137,7 @@ def _parallel(server: Server, context: Context) -> Iterator[Finding]:
         yield from _one_group(server, context, release)
 
 
-def _one_group(server: Server, context: Context, release: Release) -> Iterator[Finding]:
+def _one_group(server: DescribedServer, context: Context, release: ReleaseSize) -> Iterator[Finding]:
     on_marlin = context.device is None or context.device.uses_marlin
     image_unseen = server.partial and not server.images
     found = check_groups(release, layout_of(server)) if on_marlin and not image_unseen else None
@@ -146,7 +146,7 @@ def _one_group(server: Server, context: Context, release: Release) -> Iterator[F
         yield server.flags_place.find("parallel-one-group", why, advice)
 
 
-def _memory(server: Server, context: Context) -> Iterator[Finding]:
+def _memory(server: DescribedServer, context: Context) -> Iterator[Finding]:
     found = server.memory_bytes
     if found is None or (server.partial and not server.gpus):
         return
@@ -170,7 +170,7 @@ def _memory(server: Server, context: Context) -> Iterator[Finding]:
         )
 
 
-def _shm(server: Server) -> Iterator[Finding]:
+def _shm(server: DescribedServer) -> Iterator[Finding]:
     wanted = "an emptyDir of medium Memory, with a sizeLimit, at /dev/shm"
     if server.on_host:
         wanted = "--shm-size, or shm_size in a compose file"
@@ -191,7 +191,7 @@ def _shm(server: Server) -> Iterator[Finding]:
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 
 
-def _tools(server: Server, context: Context) -> Iterator[Finding]:
+def _tools(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if context.release is None or not context.release.uses_kimi_calls or server.by_moe4 or server.partial:
         return
     missing = [flag for flag in TOOL_FLAGS if flag not in server.flags]
@@ -207,7 +207,7 @@ def _tools(server: Server, context: Context) -> Iterator[Finding]:
         yield place.find("tools-missing", why, "use --tool-call-parser=kimi_k2")
 
 
-def _length(server: Server, context: Context) -> Iterator[Finding]:
+def _length(server: DescribedServer, context: Context) -> Iterator[Finding]:
     given = server.flags.get("--max-model-len")
     if given is None or context.release is None:
         return
@@ -217,7 +217,7 @@ def _length(server: Server, context: Context) -> Iterator[Finding]:
         yield given[1].find("max-model-len", why, f"use {most} or less")
 
 
-def _add_shm(server: Server) -> Any:
+def _add_shm(server: DescribedServer) -> Any:
     """Return what adds a memory volume at /dev/shm; None where there is no pod to add it to."""
     container, volumes = server.container, server.volumes
     if container is None or volumes is None or server.templated:

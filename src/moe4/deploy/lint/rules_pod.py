@@ -10,8 +10,8 @@ from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
-from moe4.deploy.lint.server import Server
-from moe4.deploy.sizing import load_seconds
+from moe4.deploy.lint.server import DescribedServer
+from moe4.deploy.sizing.fit import load_seconds
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
 SECRET = re.compile(r"(^|_)(API_KEY|KEY|TOKEN|PASSWORD|SECRET)$")
@@ -22,7 +22,7 @@ AUTOSCALER = "serving.kserve.io/autoscalerClass"
 GPUS_IN_ENVIRONMENT = ("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE")
 
 
-def check_running(server: Server, context: Context) -> Iterator[Finding]:
+def check_running(server: DescribedServer, context: Context) -> Iterator[Finding]:
     """Yield what is wrong with a server's probes, images, strategy, user and secrets."""
     if not server.on_host:
         yield from _probes(server, context)
@@ -32,7 +32,7 @@ def check_running(server: Server, context: Context) -> Iterator[Finding]:
     yield from _secrets(server)
 
 
-def _probes(server: Server, context: Context) -> Iterator[Finding]:
+def _probes(server: DescribedServer, context: Context) -> Iterator[Finding]:
     startup = server.probes.get("startupProbe")
     load = load_seconds(context.release, context.disk) if context.release else None
     if server.partial and startup is None:
@@ -73,7 +73,7 @@ def _startup_window(startup: Place, context: Context, load: float | None) -> Ite
         )
 
 
-def _images(server: Server) -> Iterator[Finding]:
+def _images(server: DescribedServer) -> Iterator[Finding]:
     for place in [*server.images, *server.model_images]:
         text = str(place.value or "")
         scheme, found, rest = text.partition("://")
@@ -92,7 +92,7 @@ def _images(server: Server) -> Iterator[Finding]:
             yield place.find("image-staging", why, "use the released image")
 
 
-def _strategy(server: Server) -> Iterator[Finding]:
+def _strategy(server: DescribedServer) -> Iterator[Finding]:
     if server.strategy is None or not (server.gpus or server.all_gpus):
         return
     if get(server.strategy.value, "type") != "Recreate":
@@ -105,7 +105,7 @@ def _strategy(server: Server) -> Iterator[Finding]:
         )
 
 
-def _user(server: Server) -> Iterator[Finding]:
+def _user(server: DescribedServer) -> Iterator[Finding]:
     if server.templated or server.partial:
         return
     for place in server.security:
@@ -119,7 +119,7 @@ def _user(server: Server) -> Iterator[Finding]:
     yield server.place.find("user-root", why, fix)
 
 
-def _secrets(server: Server) -> Iterator[Finding]:
+def _secrets(server: DescribedServer) -> Iterator[Finding]:
     for name, place in server.variables.items():
         literal = server.variable(name)
         if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):

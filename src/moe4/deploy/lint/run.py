@@ -9,9 +9,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from moe4.checkpoint.durable import check_output, write_output
-from moe4.checkpoint.files import read_bytes
-from moe4.deploy.documents import parse
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
 from moe4.deploy.lint.place import Document
@@ -19,9 +16,12 @@ from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.rules import Context, check_server
 from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
-from moe4.deploy.lint.server import Server
+from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.shell import Script, check_script, read_servers
+from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError
+from moe4.files.durable import check_output, write_output
+from moe4.files.regular import read_bytes
 
 MAX_BYTES = 4 << 20  # of a manifest or a script
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
@@ -31,14 +31,14 @@ SHELLS = ("sh", "bash", "shell", "console", "zsh")
 
 
 @dataclass(kw_only=True, slots=True)
-class Source:
+class LintedFile:
     """One file, read: its documents, its scripts, and what it is written back from."""
 
     file: Path
     text: str
     documents: list[Any] = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
-    units: list[Server] = field(default_factory=list)
+    units: list[DescribedServer] = field(default_factory=list)
     is_yaml: bool = False
 
 
@@ -68,11 +68,11 @@ def fix_files(files: Sequence[Path], context: Context, schemas: Schemas | None) 
 
 
 def _lint(
-    sources: list[Source], context: Context, schemas: Schemas | None
-) -> tuple[list[Finding], list[Server]]:
+    sources: list[LintedFile], context: Context, schemas: Schemas | None
+) -> tuple[list[Finding], list[DescribedServer]]:
     findings: list[Finding] = []
     documents: list[Document] = []
-    servers: list[Server] = []
+    servers: list[DescribedServer] = []
     for source in sources:
         findings += _parse(source)
         documents += [Document(file=source.file, data=data) for data in source.documents]
@@ -97,7 +97,7 @@ def _lint(
     return ordered, servers
 
 
-def _read(file: Path) -> Source:
+def _read(file: Path) -> LintedFile:
     try:
         text = read_bytes(file, MAX_BYTES).decode()
     except MissingFileError:
@@ -108,10 +108,10 @@ def _read(file: Path) -> Source:
         raise DeployError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     if "\0" in text:
         raise DeployError(f"{file} holds null characters, so it is no text")
-    return Source(file=file, text=text)
+    return LintedFile(file=file, text=text)
 
 
-def _parse(source: Source) -> Iterator[Finding]:
+def _parse(source: LintedFile) -> Iterator[Finding]:
     """Read a file as what its name says it is."""
     file, lines = source.file, source.text.splitlines()
     if file.suffix in YAML_SUFFIXES:
@@ -132,7 +132,7 @@ def _parse(source: Source) -> Iterator[Finding]:
         source.scripts.append(Script(file=file, lines=lines))
 
 
-def _parse_yaml(source: Source, text: str) -> Iterator[Finding]:
+def _parse_yaml(source: LintedFile, text: str) -> Iterator[Finding]:
     try:
         source.documents += parse(text, str(source.file))
     except DeployError as error:
@@ -168,7 +168,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
             block = [""] * (number + 1)  # so that a block's lines have the file's numbers
 
 
-def _write(source: Source) -> None:
+def _write(source: LintedFile) -> None:
     """Write a mended file, YAML with its comments and indentation."""
     if source.is_yaml:
         writer = YAML()

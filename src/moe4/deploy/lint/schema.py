@@ -11,11 +11,11 @@ import jsonschema
 import yaml
 from pydantic import Field
 
-from moe4.checkpoint.files import read_text
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Document, Place
 from moe4.errors import CheckpointError, DeployError
 from moe4.escape import visible
+from moe4.files.regular import read_text
 from moe4.schema import Foreign, parse
 
 KUBECTL_SECONDS = 60

@@ -26,7 +26,7 @@ UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "m": 1}
 
 
 @dataclass(kw_only=True, slots=True)
-class Server:
+class DescribedServer:
     """A server's settings, each with its place. None: not given.
 
     gpus: in limits, or in requests if it stands only there; `all_gpus` where the machine's all are taken.
@@ -161,7 +161,7 @@ class Server:
                 waiting = None
 
 
-def read_container(server: Server, container: Place, volumes: Place) -> None:
+def read_container(server: DescribedServer, container: Place, volumes: Place) -> None:
     """Add what a container of a pod says; later containers win over earlier ones."""
     if server.container is None:
         server.container, server.volumes = container, volumes

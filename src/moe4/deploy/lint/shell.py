@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Document, Place, whole
-from moe4.deploy.lint.server import Server
+from moe4.deploy.lint.server import DescribedServer
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][A-Za-z0-9 _.-]*>")
 RUNNERS = ("podman", "docker")
@@ -43,7 +43,7 @@ class Script:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
+class ShellCommand:
     """One command, over the lines `first` to `last`, counted from 1."""
 
     first: int
@@ -77,7 +77,7 @@ def check_script(script: Script) -> Iterator[Finding]:
             yield from _curl(script, command)
 
 
-def read_servers(script: Script) -> Iterator[Server]:
+def read_servers(script: Script) -> Iterator[DescribedServer]:
     """Yield the vLLM servers that the script's podman or docker commands start."""
     for command in split_commands(script)[0]:
         words = command.words
@@ -87,9 +87,9 @@ def read_servers(script: Script) -> Iterator[Server]:
                 yield server
 
 
-def split_commands(script: Script) -> tuple[list[Command], list[Finding]]:
+def split_commands(script: Script) -> tuple[list[ShellCommand], list[Finding]]:
     """Split a script into commands; lines that should have been joined are, with a finding."""
-    commands: list[Command] = []
+    commands: list[ShellCommand] = []
     findings: list[Finding] = []
     first, quote = 0, ""
     parts: list[str] = []
@@ -114,10 +114,10 @@ def split_commands(script: Script) -> tuple[list[Command], list[Finding]]:
         if _is_ours(parts) and re.match(r"\s*(-[A-Za-z]\b|--[a-z])", following):
             findings.append(_missing_backslash(script, number))
             continue
-        commands.append(Command(first=first, last=number, text="\n".join(parts)))
+        commands.append(ShellCommand(first=first, last=number, text="\n".join(parts)))
         parts = []
     if parts:
-        commands.append(Command(first=first, last=len(script.lines), text="\n".join(parts)))
+        commands.append(ShellCommand(first=first, last=len(script.lines), text="\n".join(parts)))
     if quote:
         why = f"a {'single' if quote == chr(39) else 'double'} quote is never closed"
         findings.append(script.place(first).find("shell-quotes", why, "close it"))
@@ -164,7 +164,7 @@ def _blank_after_backslash(script: Script, number: int) -> Finding:
     return place.find("shell-continuation", why, "remove the blank", repair)
 
 
-def _placeholders(script: Script, command: Command) -> Iterator[Finding]:
+def _placeholders(script: Script, command: ShellCommand) -> Iterator[Finding]:
     quote = ""
     for number in range(command.first, command.last + 1):
         line = script.lines[number - 1]
@@ -176,7 +176,7 @@ def _placeholders(script: Script, command: Command) -> Iterator[Finding]:
         quote = _quote_after(line, quote)
 
 
-def _curl(script: Script, command: Command) -> Iterator[Finding]:
+def _curl(script: Script, command: ShellCommand) -> Iterator[Finding]:
     words = command.words[1:]
     place = script.place(command.first)
     takes_value = False
@@ -196,7 +196,7 @@ def _curl(script: Script, command: Command) -> Iterator[Finding]:
                 yield place.find("curl-json", why, "quote the body in single quotes, and close all braces")
 
 
-def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> Server:
+def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> DescribedServer:
     """Return the server of `podman run WORDS`."""
     options: list[tuple[str, str]] = []
     position = 0
@@ -213,7 +213,9 @@ def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> Server:
         "env": {name: {"value": value} for name, _, value in variables},
     }
     place = Place(document=Document(file=file, data=data, start=start))
-    server = Server(place=place, kind="podman", flags_place=place, on_host=True, images=[place / "image"])
+    server = DescribedServer(
+        place=place, kind="podman", flags_place=place, on_host=True, images=[place / "image"]
+    )
     server.variables = {name: place / "env" / name for name, _, _ in variables}
     entrypoint = [value for name, value in options if name == "--entrypoint"]
     server.read_flags([(word, place) for word in [*entrypoint, *words[position + 1 :]]])

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe4.checkpoint.files import read_lines, read_text
 from moe4.errors import CheckpointError, EvaluationError
+from moe4.files.regular import read_lines, read_text
 from moe4.schema import Foreign, decode, parse
 
 HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"

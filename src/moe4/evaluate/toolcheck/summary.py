@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moe4.errors import EvaluationError
 from moe4.escape import visible
-from moe4.evaluate.files import Agreement, EndpointResult, Fault, Measure, ToolcheckFile
+from moe4.evaluate.result_files import Agreement, EndpointResult, Fault, Measure, ToolcheckFile
 from moe4.evaluate.statistics import f1_interval, mcnemar, wilson
 from moe4.evaluate.toolcheck.checks import Findings, same_calls
 from moe4.evaluate.toolcheck.client import Reply

@@ -1,0 +1,230 @@
+"""A release's report as a file: its form, and its list of the release's files, which `moe4 verify` compares.
+
+The list covers every file but the report itself. Not covered is what comes after: the model card, which is
+meant to be edited, and the measured results in `proof/`. Hidden files are no part of a release.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from moe4.checkpoint.release_folder import REPORT_NAME
+from moe4.checkpoint.side_files import CARD_NAME, shown
+from moe4.errors import CheckpointError, UnsafePathError
+from moe4.files.durable import file_sha256
+from moe4.files.regular import read_json_object, require_inside
+from moe4.schema import Foreign, parse
+
+MOST_HASHED = 16  # files at a time
+PROOF_FOLDER = "proof"
+NOT_COVERED = (REPORT_NAME, CARD_NAME, f"{PROOF_FOLDER}/")
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class FileEntry(Foreign):
+    """What the report says of a file."""
+
+    num_bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ReportedRelease(Foreign):
+    """The release's files; reports from before there was a list of all of them have no `files`."""
+
+    num_bytes: Annotated[int, Field(ge=1)]
+    shards: dict[str, FileEntry]
+    files: dict[str, FileEntry] | None = None
+
+
+class ReportedSource(Foreign):
+    """What the release was made of."""
+
+    model_type: str | None
+    num_bytes: Annotated[int, Field(ge=1)]
+    tensors_left_out: dict[str, Count] = Field(default_factory=dict)
+    tensors: dict[str, str] = Field(default_factory=dict)
+
+
+class ReportedCalibration(Foreign):
+    """The calibration data."""
+
+    data: str
+    num_sequences: Count
+    num_tokens: Count
+
+
+class ReportRecipe(Foreign):
+    """What readers use of the recipe; the page shows the rest of it too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: Literal["gptq", "rtn"]
+    targets: list[str] = Field(default_factory=lambda: ["experts"])
+    group_size: Literal[32, 64, 128]
+
+
+class Matrix(Foreign):
+    """What a matrix lost."""
+
+    error: float
+    rtn_error: float
+
+
+class Expert(Foreign):
+    """An expert of a layer."""
+
+    num_tokens: Count | None
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+class Layer(Foreign):
+    """A decoder layer."""
+
+    layer: Count
+    experts: list[Expert]
+    linears: dict[str, Matrix]
+
+
+class Fallback(Foreign):
+    """A matrix that was rounded to nearest after all."""
+
+    matrix: str
+    why: str
+
+
+class WorstMatrix(Matrix):
+    """One of those that lost the most."""
+
+    matrix: str
+
+
+class Summary(Foreign):
+    """Figures of the whole release."""
+
+    num_matrices: Count
+    mean_error: float
+    mean_rtn_error: float
+    fallbacks: list[Fallback]
+    worst: list[WorstMatrix]
+
+
+class Timing(Foreign):
+    """What it took."""
+
+    seconds: float
+    peak_memory_bytes: Count
+
+
+class Report(Foreign):
+    """`moe4-report.json`, as far as anything reads it (docs/release-format.md)."""
+
+    versions: dict[str, str]
+    recipe: ReportRecipe
+    fingerprint: dict[str, Any] = Field(default_factory=dict)
+    source: ReportedSource
+    calibration: ReportedCalibration | None
+    release: ReportedRelease
+    probe: dict[str, Any] | None = None
+    summary: Summary
+    layers: list[Layer]
+    timing: Timing | None = None
+
+    def faults(self) -> Iterator[str]:
+        """Yield what a page and a card could not say."""
+        if "moe4" not in self.versions:
+            yield "versions has no moe4"
+
+
+def parse_report(folder: Path) -> Report:
+    """Return a release's report. Raises CheckpointError with one line for one that is damaged."""
+    path = folder / REPORT_NAME
+    return parse(Report, read_json_object(path), f"{path} is damaged", CheckpointError)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return a release's report as the file has it, checked, to be changed and written again."""
+    path = folder / REPORT_NAME
+    report = read_json_object(path)
+    parse(Report, report, f"{path} is damaged", CheckpointError)
+    return report
+
+
+Listing = dict[str, dict[str, Any]]
+"""By file name: `num_bytes` and `sha256`."""
+
+
+def list_file(path: Path) -> dict[str, Any]:
+    """Return what a list says of a file."""
+    return {"num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def list_files(folder: Path, names: Iterable[str], coming: Mapping[str, bytes]) -> Listing:
+    """Return the list of some files in a folder, and of some that will be written with these contents."""
+    listing = {name: list_file(folder / name) for name in names}
+    for name, data in coming.items():
+        listing[name] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return dict(sorted(listing.items()))
+
+
+def compare_files(
+    folder: Path, listing: Listing, on_bytes: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is wrong with it): removed, changed, or added and not listed.
+
+    Several files are hashed at a time; `on_bytes` hears the size of each when that is done.
+    """
+
+    def compare(name: str) -> str | None:
+        if Path(name).name != name:
+            return "is no file name"
+        problem = _compare_file(folder / name, listing[name])
+        on_bytes(0 if problem else int(listing[name]["num_bytes"]))
+        return problem
+
+    with ThreadPoolExecutor(max(1, min(MOST_HASHED, len(os.sched_getaffinity(0))))) as threads:
+        try:
+            for name, problem in zip(listing, threads.map(compare, listing), strict=True):
+                if problem is not None:
+                    yield name, problem
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    for path in sorted(folder.iterdir()):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if path.name.startswith(".") or name in listing:
+            continue
+        if name not in NOT_COVERED:
+            yield shown(name), f"was added: {REPORT_NAME} does not list it"
+        for part in [path, *(sorted(path.rglob("*")) if name == f"{PROOF_FOLDER}/" else ())]:
+            problem = _leads_out(part, folder)
+            if problem is None and not part.is_file() and not part.is_dir():
+                problem = "is no file"
+            if problem is not None:
+                yield shown(str(part.relative_to(folder))), problem
+
+
+def _compare_file(path: Path, entry: Mapping[str, Any]) -> str | None:
+    problem = _leads_out(path, path.parent)
+    if problem is not None:
+        return problem
+    if not path.is_file():
+        return "is no file" if path.exists() else "is missing"
+    if path.stat().st_size == entry["num_bytes"] and file_sha256(path) == entry["sha256"]:
+        return None
+    return f"is not the file {REPORT_NAME} describes: its SHA-256 differs"
+
+
+def _leads_out(path: Path, folder: Path) -> str | None:
+    try:
+        require_inside(path, folder)
+    except UnsafePathError as error:
+        return str(error).removeprefix(f"{path} ")
+    return None

@@ -1,0 +1,1 @@
+"""Commands that size, write and lint deployments."""

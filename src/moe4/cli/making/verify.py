@@ -1,0 +1,28 @@
+"""`moe4 verify`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe4.cli.output import byte_progress, echo
+
+
+def command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
+    source: Annotated[Path | None, typer.Option(help="Source checkpoint to compare with.")] = None,
+    device: Annotated[str, typer.Option(help="Where to decode weights: cpu, cuda, cuda:1.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
+
+    Files are held to the list in moe4-report.json; without it none can be checked, which is said.
+    """
+    from moe4.verify.checks import describe, verify
+
+    with byte_progress("checking") as on_progress:
+        result = verify(out, source, device=device, on_progress=on_progress)
+    echo(json.dumps(result) if as_json else describe(result))
+    if not result["ok"]:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Commands that serve a release and talk to it."""

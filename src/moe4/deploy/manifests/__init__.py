@@ -1,0 +1,1 @@
+"""A deployment as manifests: Kubernetes, KServe, llm-d, podman, compose."""

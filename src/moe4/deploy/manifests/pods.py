@@ -1,0 +1,119 @@
+"""The parts of a pod that every Kubernetes form shares."""
+
+from typing import Any
+
+from moe4.deploy.manifests.documents import Noted
+from moe4.deploy.manifests.grammar import parse_toleration
+from moe4.deploy.manifests.workload import CACHE_PATH, PROBE_PERIOD, PodVariable, Workload
+from moe4.escape import dollars
+
+USER = 1000
+
+
+def resources(workload: Workload) -> dict[str, Any]:
+    """Return requests and limits, GPUs in both."""
+    memory = Noted(f"{workload.memory_gib}Gi", workload.memory_why)
+    requests: dict[str, Any] = {"cpu": str(workload.cpus), "memory": memory}
+    limits: dict[str, Any] = {"memory": f"{workload.memory_gib}Gi"}
+    if workload.gpus:
+        requests[workload.fit.device.resource] = Noted(str(workload.gpus), workload.gpus_why)
+        limits[workload.fit.device.resource] = str(workload.gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def environment(variables: tuple[PodVariable, ...]) -> list[dict[str, Any]]:
+    """Return a container's variables."""
+    entries: list[dict[str, Any]] = []
+    for item in variables:
+        if item.secret:
+            reference = {"secretKeyRef": {"name": item.secret, "key": "token"}}
+            entries.append({"name": Noted(item.name, item.why), "valueFrom": reference})
+        else:
+            entries.append({"name": item.name, "value": Noted(dollars(item.value or ""), item.why)})
+    return entries
+
+
+def arguments(workload: Workload) -> list[Noted]:
+    """Return the server's options; Kubernetes would put variables into them."""
+    return [Noted(dollars(item.text), item.why) for item in workload.arguments]
+
+
+def probes(workload: Workload, handler: bool = True) -> dict[str, Any]:
+    """Return start-up, readiness and liveness probes; without `handler` where a template has it."""
+    target = {"httpGet": {"path": "/health", "port": workload.options.port}} if handler else {}
+    startup = {"periodSeconds": PROBE_PERIOD, "failureThreshold": workload.failure_threshold}
+    return {
+        "startupProbe": {**target, **startup},
+        "readinessProbe": {**target, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {**target, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 5},
+    }
+
+
+def security_context() -> dict[str, Any]:
+    """Return a container's: no root, no rights."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def user(workload: Workload) -> dict[str, Any]:
+    """Return a container's security context with a user; OpenShift chooses one itself."""
+    context = security_context()
+    if not workload.options.openshift:
+        context["runAsUser"] = Noted(USER, "the image's own may be root; OpenShift wants none (--openshift)")
+    return context
+
+
+def shm_volume(workload: Workload, name: str = "shm") -> dict[str, Any]:
+    """Return the memory volume for /dev/shm."""
+    size = Noted(f"{workload.shm_gib}Gi", workload.shm_why)
+    return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+
+
+def placement(workload: Workload) -> dict[str, Any]:
+    """Return tolerations and node selector, if asked for."""
+    options = workload.options
+    found: dict[str, Any] = {}
+    if options.tolerations:
+        found["tolerations"] = [parse_toleration(text) for text in options.tolerations]
+    if options.node_selector:
+        found["nodeSelector"] = dict(options.node_selector)
+    return found
+
+
+def cache_claim(workload: Workload) -> dict[str, Any]:
+    """Return the claim that keeps a download."""
+    size = Noted(f"{workload.cache_gib}Gi", "the weights and a tenth more")
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(workload, cache_name(workload)),
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
+    }
+
+
+def cache_name(workload: Workload) -> str:
+    """Return the name of the claim that keeps a download."""
+    return f"{workload.name}-cache"
+
+
+def cache_mount() -> dict[str, Any]:
+    """Return the mount of the claim that keeps a download."""
+    return {"name": "cache", "mountPath": CACHE_PATH}
+
+
+def metadata(workload: Workload, name: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return an object's metadata."""
+    found: dict[str, Any] = {"name": name or workload.name}
+    if workload.options.namespace:
+        found["namespace"] = workload.options.namespace
+    found["labels"] = {"app.kubernetes.io/name": workload.name}
+    return {**found, **more}
+
+
+def scrape_annotations(port: int) -> dict[str, str]:
+    """Return what tells Prometheus to collect the metrics."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}

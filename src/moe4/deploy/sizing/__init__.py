@@ -1,0 +1,1 @@
+"""Whether a release fits a machine, and which machine to take."""

@@ -1,0 +1,1 @@
+"""`moe4 compare`: how far a release's predictions are from its source's."""

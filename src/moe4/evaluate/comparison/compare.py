@@ -1,0 +1,214 @@
+"""`moe4 compare`: how far a release's predictions are from its source's, and where that begins.
+
+Both models read the same text, teacher-forced, side by side, layer by layer. Every expert's weights are read
+once from each; the release's also run on the source's inputs, which tells the error an expert adds from the
+error it was handed.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
+from moe4.errors import EvaluationError
+from moe4.escape import visible
+from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predicting_rows
+from moe4.evaluate.harness.request import find_data
+from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerDifference
+from moe4.forward.device import usable_device
+from moe4.forward.stream import LayerPass, Stream, run_expert
+from moe4.forward.weights import open_model
+from moe4.model.architecture import ExpertShape, Network
+from moe4.recipe import Calibration, ComputeDtype
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+REFERENCE_TEXT = "heldout-chats.jsonl"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareOptions:
+    """The options of `moe4 compare`."""
+
+    source: Path
+    release: Path
+    data: Path | None = None
+    num_sequences: int = 100
+    max_sequence_tokens: int = 1024
+    compute_dtype: ComputeDtype = "bfloat16"
+    device: str = "cpu"
+    work: Path | None = None
+    trust_remote_code: bool = False
+
+
+def compare(options: CompareOptions, say: Say) -> ComparisonFile:
+    """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
+    dtype = DTYPES[options.compute_dtype]
+    (source, network), (release, other) = (
+        open_model(folder, dtype) for folder in (options.source, options.release)
+    )
+    networks = [network, other]
+    _check_alike(options, *networks)
+    corpus = load_corpus(
+        options.source,
+        networks[0].config,
+        Calibration(num_sequences=options.num_sequences, max_sequence_tokens=options.max_sequence_tokens),
+        find_text(options.source, options.data),
+        trust_remote_code=options.trust_remote_code,
+    )
+    tokenizer = load_tokenizer(
+        options.source, networks[0].config, trust_remote_code=options.trust_remote_code
+    )
+    device = usable_device(options.device)
+    with tempfile.TemporaryDirectory(prefix="moe4-compare-", dir=options.work) as folder:
+        works = [Path(folder, name) for name in ("source", "release")]
+        for work in works:
+            work.mkdir()
+        before, after = (
+            Stream(weights, network, corpus.sequences, work, device)
+            for weights, network, work in zip((source, release), networks, works, strict=True)
+        )
+        before.embed()
+        after.embed()
+        predicts = predicting_rows(corpus)
+        layers: list[LayerDifference] = []
+        for layer in range(before.network.num_layers):
+            layers.append(_run_layer(before, after, layer, predicts))
+            say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
+        tokens = compare_tokens(before, after, corpus)
+    return ComparisonFile(
+        source=visible(str(options.source)),
+        release=visible(str(options.release)),
+        data=visible(corpus.description),
+        num_sequences=len(corpus.sequences),
+        compute_dtype=options.compute_dtype,
+        num_tokens=tokens.num_tokens,
+        kl=tokens.divergence(),
+        top1_agreement=tokens.top1_agreement,
+        top5_agreement=tokens.top5_agreement,
+        perplexity=tokens.perplexity(),
+        worst_tokens=tokens.worst(corpus, tokenizer),
+        layers=layers,
+    )
+
+
+def find_text(model: Path, data: Path | None) -> Path:
+    """Return the text to read: the one given, or k2-tiny's held-out chats for that model."""
+    if data is not None:
+        return data
+    if not is_reference_model(model):
+        raise EvaluationError(
+            f"comparing needs a text that {model} has not been calibrated on: give --data FILE.jsonl, with "
+            'lines like {"messages": [...]} or {"text": "..."}'
+        )
+    return find_data(None) / REFERENCE_TEXT
+
+
+def _check_alike(options: CompareOptions, source: Network, release: Network) -> None:
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        ours, theirs = getattr(source.config, name), getattr(release.config, name)
+        if ours != theirs:
+            raise EvaluationError(
+                f"{options.release} is not a release of {options.source}: {name} is {theirs}, not {ours}"
+            )
+
+
+def _run_layer(before: Stream, after: Stream, layer: int, predicts: Tensor) -> LayerDifference:
+    """Run a layer of both models; return what it added to the difference."""
+    source, release = before.attend(layer), after.attend(layer)
+    shape = before.network.experts[layer]
+    added = ExpertsDifference(layer=layer)
+    if shape is not None:
+        added = _run_experts(before, after, layer, shape, source, release)
+    difference = (release.total - source.total).square().sum()
+    error = _ratio(difference, source.total.square().sum())
+    before.finish_layer(source)
+    after.finish_layer(release)
+    kl = early_kl(before, after, predicts)
+    return LayerDifference(error=error, kl=kl, **added.model_dump(exclude_unset=True))
+
+
+def _run_experts(
+    before: Stream, after: Stream, layer: int, shape: ExpertShape, source: LayerPass, release: LayerPass
+) -> ExpertsDifference:
+    """Add both models' experts to their layer's output; return the errors that they add by themselves."""
+    assert source.inputs is not None
+    assert release.inputs is not None
+    assert source.ids is not None
+    assert release.ids is not None
+    routed, added = before.scratch("routed"), before.scratch("added")
+    errors, counts = [], []
+    for expert in range(shape.num_experts):
+        original, quantized = before.load_expert(shape, expert), after.load_expert(shape, expert)
+        rows, gates = source.rows_of(expert)
+        x, g = source.inputs[rows], gates.unsqueeze(1)
+        expected = run_expert(before.network, layer, original, x) * g
+        change = run_expert(before.network, layer, quantized, x) * g - expected
+        source.total.index_add_(0, rows, expected)
+        routed.index_add_(0, rows, expected)
+        added.index_add_(0, rows, change)
+        errors.append(_ratio(change.square().sum(), expected.square().sum()))
+        counts.append(int(rows.numel()))
+        rows, gates = release.rows_of(expert)
+        output = run_expert(after.network, layer, quantized, release.inputs[rows])
+        release.total.index_add_(0, rows, output * gates.unsqueeze(1))
+    same = (source.ids.unsqueeze(2) == release.ids.unsqueeze(1)).any(2).float().mean()
+    return ExpertsDifference(
+        layer=layer,
+        added_error=_ratio(added.square().sum(), source.total.square().sum()),
+        experts_error=_ratio(added.square().sum(), routed.square().sum()),
+        same_experts=float(same),
+        expert_errors=errors,
+        expert_tokens=counts,
+    )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(f"{float(part) / max(float(whole), 1e-30):.6g}")
+
+
+def describe_layer(record: LayerDifference) -> str:
+    text = f"error {record.error:.5f}, KL {record.kl:.5f}"
+    if record.added_error is not None and record.same_experts is not None:
+        text += f", added here {record.added_error:.5f}, same experts {record.same_experts:.1%}"
+    return text
+
+
+def describe(result: ComparisonFile) -> str:
+    """Return the comparison as text."""
+    kl, perplexity = result.kl, result.perplexity
+    low, high = kl.interval
+    lines = [
+        f"text       {result.num_tokens} tokens of {result.num_sequences} sequences, {result.data}",
+        f"KL         {kl.mean:.5f} nats a token [{low:.5f}, {high:.5f}], median {kl.median:.5f}, "
+        f"99 % below {kl.p99:.4f}",
+        f"agreement  {result.top1_agreement:.2%} of likeliest tokens, {result.top5_agreement:.2%} "
+        "of the five likeliest",
+        f"perplexity {perplexity.source:.4f} -> {perplexity.release:.4f}",
+    ]
+    lines += [f"layer {record.layer + 1:<4} {describe_layer(record)}" for record in result.layers]
+    lines += [
+        f"expert     layer {layer + 1} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
+        for error, layer, expert, tokens in worst_experts(result.layers)[:5]
+    ]
+    for token in result.worst_tokens[:5]:
+        lines.append(
+            f"token      KL {token.kl:.3f}: {token.context[-60:]!r} then {token.token!r}: "
+            f"{token.source_probability:.1%} -> {token.release_probability:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def worst_experts(layers: Sequence[LayerDifference]) -> list[tuple[float, int, int, int]]:
+    """Return (error, layer, expert, tokens), the largest error first."""
+    found = [
+        (error, record.layer, expert, record.expert_tokens[expert])
+        for record in layers
+        for expert, error in enumerate(record.expert_errors)
+    ]
+    return sorted(found, reverse=True)

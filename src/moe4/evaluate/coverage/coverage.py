@@ -1,0 +1,251 @@
+"""`moe4 coverage`: which experts a calibration file reaches, and which documents would balance it.
+
+The whole model runs over the documents, streamed as in `moe4 compare`; what is kept are counts of tokens by
+document, layer and expert, 4 bytes each.
+"""
+
+import heapq
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize_all
+from moe4.calibration.formats import Document, join_parts
+from moe4.errors import CalibrationError
+from moe4.forward.device import usable_device
+from moe4.forward.stream import Stream, run_expert
+from moe4.forward.weights import open_model
+
+COLD_SHOWN, SUGGESTED = 10, 5
+Counts = NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoverageOptions:
+    """The options of `moe4 coverage`. cold_tokens: an expert with fewer is cold."""
+
+    model: Path
+    calibration: Path | None = None
+    num_documents: int | None = None
+    max_sequence_tokens: int = 1024
+    cold_tokens: int = 512
+    choose: int | None = None
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """Tokens by document, MoE layer and expert, int32 [documents, layers, experts]."""
+
+    documents: list[tuple[str, Document]]
+    counts: Counts
+    layers: list[int]
+    num_tokens: list[int]
+    top_k: int
+
+
+def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
+    """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
+    weights, network = open_model(options.model, torch.bfloat16)
+    documents = read_documents(options.model, options.calibration, options.num_documents)
+    tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
+    sequences = tokenize_all(tokenizer, documents, options.max_sequence_tokens)
+    lengths = [len(sequence) for sequence in sequences]
+    owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
+    shapes = [(layer, shape) for layer, shape in enumerate(network.experts) if shape is not None]
+    counts = np.zeros((len(sequences), len(shapes), max(shape.num_experts for _, shape in shapes)), np.int32)
+    top_k, place = 1, 0
+    with tempfile.TemporaryDirectory(prefix="moe4-coverage-") as work:
+        stream = Stream(weights, network, sequences, Path(work), usable_device(options.device))
+        stream.embed()
+        for layer in range(network.num_layers):
+            passed = stream.attend(layer)
+            shape = network.experts[layer]
+            if shape is not None:
+                assert passed.ids is not None
+                assert passed.inputs is not None
+                top_k = passed.ids.shape[1]
+                index = owner.unsqueeze(1) * shape.num_experts + passed.ids
+                flat = torch.bincount(index.flatten(), minlength=len(sequences) * shape.num_experts)
+                counts[:, place, : shape.num_experts] = flat.view(len(sequences), -1).numpy()
+                place += 1
+                for expert in range(shape.num_experts):
+                    rows, gates = passed.rows_of(expert)
+                    output = run_expert(
+                        network, layer, stream.load_expert(shape, expert), passed.inputs[rows]
+                    )
+                    passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
+            stream.finish_layer(passed)
+            say(f"layer {layer + 1}/{network.num_layers}")
+    return Coverage(
+        documents=documents,
+        counts=counts,
+        layers=[layer for layer, _ in shapes],
+        num_tokens=lengths,
+        top_k=top_k,
+    )
+
+
+def read_documents(model: Path, path: Path | None, num_documents: int | None) -> list[tuple[str, Document]]:
+    """Return (place, document) of the file, or of k2-tiny's generator. Raises CalibrationError."""
+    if path is not None:
+        documents = list(read_jsonl(path))
+    elif is_reference_model(model):
+        from k2tiny.corpus import calibration_documents
+
+        drawn = calibration_documents(num_documents or 256, 0)
+        documents = [(f"document {place} of the generator", document) for place, document in enumerate(drawn)]
+    else:
+        raise CalibrationError(
+            f"coverage of {model} needs a file of documents: give --calibration FILE.jsonl"
+        )
+    return documents[:num_documents]
+
+
+def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:
+    """Return loads by layer, the cold experts, and the documents that reach them most."""
+    totals = coverage.counts.sum(0, dtype=np.int64)
+    cold = np.argwhere(totals < cold_tokens)
+    cold = cold[np.argsort(totals[cold[:, 0], cold[:, 1]], kind="stable")]
+    even = sum(coverage.num_tokens) * coverage.top_k / totals.shape[1]
+    return {
+        "num_documents": len(coverage.documents),
+        "num_tokens": sum(coverage.num_tokens),
+        "cold_tokens": cold_tokens,
+        "even_load": even,
+        "layers": [
+            {
+                "layer": layer,
+                "least": int(load.min()),
+                "median": int(np.median(load)),
+                "most": int(load.max()),
+                "num_cold": int((load < cold_tokens).sum()),
+                "tokens": load.tolist(),
+            }
+            for layer, load in zip(coverage.layers, totals, strict=True)
+        ],
+        "num_cold": len(cold),
+        "cold": [
+            {
+                "layer": coverage.layers[layer],
+                "expert": int(expert),
+                "num_tokens": int(totals[layer, expert]),
+            }
+            for layer, expert in cold[:COLD_SHOWN]
+        ],
+        "num_unreached": int((totals == 0).sum()),
+        "documents_for_the_cold": suggest(coverage, cold),
+    }
+
+
+def suggest(coverage: Coverage, cold: NDArray[np.intp]) -> list[dict[str, Any]]:
+    """Return the documents whose tokens go to cold experts most often: more like these warm them."""
+    if not len(cold):
+        return []
+    hits = coverage.counts[:, cold[:, 0], cold[:, 1]].sum(1, dtype=np.int64)
+    shares = hits / np.maximum(1, coverage.num_tokens)
+    order = [int(place) for place in np.argsort(-shares, kind="stable")[:SUGGESTED] if hits[place]]
+    return [
+        {
+            "where": coverage.documents[place][0],
+            "hits": int(hits[place]),
+            "num_tokens": coverage.num_tokens[place],
+            "begins": document_text(coverage.documents[place][1])[:80],
+        }
+        for place in order
+    ]
+
+
+def choose(counts: Counts, num: int) -> list[int]:
+    """Return `num` documents, in order, whose tokens reach all experts as evenly as a greedy choice finds.
+
+    Maximizes the sum over experts of log(1 + tokens): concave, so that the next token is worth most to the
+    coldest expert. Of such functions the greedy choice reaches at least 1 - 1/e of the best value (Nemhauser,
+    Wolsey and Fisher 1978); gains only shrink, so stale ones are bounds and few are computed again.
+    """
+    flat = counts.reshape(len(counts), -1)
+    total = np.zeros(flat.shape[1])
+
+    def gain(place: int) -> float:
+        row = flat[place]
+        used = row.nonzero()[0]
+        return float(np.log1p(row[used] / (1 + total[used])).sum())
+
+    heap = [(-gain(place), place) for place in range(len(flat))]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while heap and len(chosen) < num:
+        _, place = heapq.heappop(heap)
+        fresh = gain(place)
+        if heap and fresh < -heap[0][0] - 1e-12:
+            heapq.heappush(heap, (-fresh, place))
+            continue
+        chosen.append(place)
+        total += flat[place]
+    return sorted(chosen)
+
+
+def document_text(document: Document) -> str:
+    """Return a document's words: its text, or the contents of its messages."""
+    if "text" in document:
+        return str(document["text"])
+    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return a coverage as text."""
+    lines = [
+        f"{result['num_tokens']} tokens of {result['num_documents']} documents; an even load is "
+        f"{result['even_load']:.0f} tokens an expert",
+        "layer  least  median    most  cold",
+    ]
+    for layer in result["layers"]:
+        lines.append(
+            f"{layer['layer']:>5}  {layer['least']:>5}  {layer['median']:>6}  {layer['most']:>6}  "
+            f"{layer['num_cold']:>4}"
+        )
+    if result["num_cold"]:
+        lines.append(
+            f"{result['num_cold']} experts have fewer than {result['cold_tokens']} tokens, "
+            f"{result['num_unreached']} have none; the coldest:"
+        )
+        lines += [f"  layer {c['layer']} expert {c['expert']}: {c['num_tokens']}" for c in result["cold"]]
+        if result["documents_for_the_cold"]:
+            lines.append("add documents like these, which reach them most often:")
+            lines += [
+                f"  {d['where']}: {d['hits']} visits in {d['num_tokens']} tokens: {d['begins']!r}"
+                for d in result["documents_for_the_cold"]
+            ]
+        else:
+            lines.append("no document of this file reaches them: add other kinds of text")
+    else:
+        lines.append(f"every expert has at least {result['cold_tokens']} tokens")
+    chosen = result.get("chosen")
+    if chosen:
+        lines.append(
+            f"{chosen['num_documents']} documents chosen: {chosen['num_cold']} cold experts, least "
+            f"{chosen['least']}; of as many drawn at random: {chosen['drawn_num_cold']}, least "
+            f"{chosen['drawn_least']}"
+        )
+    return "\n".join(lines)
+
+
+def compare_choice(coverage: Coverage, chosen: Sequence[int], cold_tokens: int) -> dict[str, Any]:
+    """Return what a choice reaches, beside as many documents drawn at random."""
+    drawn = np.random.default_rng(0).choice(len(coverage.documents), size=len(chosen), replace=False)
+    loads = [coverage.counts[list(places)].sum(0, dtype=np.int64) for places in (chosen, drawn)]
+    return {
+        "num_documents": len(chosen),
+        "num_tokens": sum(coverage.num_tokens[place] for place in chosen),
+        "least": int(loads[0].min()),
+        "num_cold": int((loads[0] < cold_tokens).sum()),
+        "drawn_least": int(loads[1].min()),
+        "drawn_num_cold": int((loads[1] < cold_tokens).sum()),
+    }

@@ -1,0 +1,1 @@
+"""`moe4 eval`: lm-evaluation-harness in a process of its own, with answers kept."""

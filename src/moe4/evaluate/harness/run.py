@@ -1,0 +1,98 @@
+"""Evaluate models one after another, each in a process of its own, and show how far they are."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from moe4.errors import EvaluationError
+from moe4.evaluate.harness.request import EvaluationRequest
+from moe4.evaluate.harness.results import Score, score
+from moe4.evaluate.harness.samples import Sample, TaskSamples
+from moe4.evaluate.server import api_key
+
+STOP_SECONDS = 20
+# A progress bar of tqdm, which ends in a carriage return: percent, bar, counts, time gone and left.
+PROGRESS = re.compile(rb"\d+%\|[^\r\n]*\|[^\r\n]*")
+
+
+def evaluate_model(request: EvaluationRequest) -> dict[str, Score]:
+    """Return a model's scores by task. Progress goes to stderr, all else the model prints to a log.
+
+    Raises EvaluationError, with the place of the log, if the harness or vLLM fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="moe4-eval-") as folder:
+        paths = Path(folder, "request.json"), Path(folder, "answer.json")
+        paths[0].write_text(json.dumps(asdict(request)), encoding="utf-8")
+        log_descriptor, log = tempfile.mkstemp(prefix="moe4-eval-", suffix=".log")
+        with os.fdopen(log_descriptor, "wb") as log_file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "moe4.evaluate.harness.worker", *map(str, paths)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+            try:
+                assert process.stdout is not None
+                _pass_on(process.stdout, log_file)
+                code = process.wait()
+            except BaseException:
+                _stop(process)
+                raise
+        if code or not paths[1].is_file():
+            raise EvaluationError(f"evaluating {request.model} failed: {_last_words(log)}; see {log}")
+        Path(log).unlink()
+        answer = json.loads(paths[1].read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise EvaluationError(answer["error"])
+    return {task: score(_read_answer(found)) for task, found in answer["tasks"].items()}
+
+
+def _read_answer(found: dict[str, Any]) -> TaskSamples:
+    return TaskSamples(**found | {"samples": tuple(Sample(**sample) for sample in found["samples"])})
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the worker as Ctrl-C does, so that vLLM ends its own processes; kill it if that takes too long."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    key = api_key()
+    if key is not None:
+        environment["OPENAI_API_KEY"] = key
+    return environment
+
+
+def _pass_on(stream: IO[bytes], log: IO[bytes]) -> None:
+    """Copy everything to the log, and bars of progress to stderr, each over the one before."""
+    shown = False
+    while chunk := os.read(stream.fileno(), 65536):
+        log.write(chunk)
+        bars = PROGRESS.findall(chunk)
+        if bars and sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K" + bars[-1].decode("utf-8", "replace"))
+            sys.stderr.flush()
+            shown = True
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+def _last_words(log: str) -> str:
+    """Return the last line of the log that names an error, or simply its last."""
+    lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines()]
+    named = [line for line in lines if re.search(r"(Error|Exception)\b.*: ", line)]
+    return (named or [line for line in lines if line] or ["it printed nothing"])[-1][:300]

@@ -1,0 +1,200 @@
+"""`moe4 report`: one page that holds all that was measured of a release; no script, no network."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from moe4.checkpoint.release_folder import format_bytes
+from moe4.checkpoint.report_file import Expert, FileEntry, Layer, ReportedRelease
+from moe4.escape import visible
+from moe4.evaluate.result_files import ComparisonFile, TaskResult
+from moe4.publish.charts import bars, heat_map, intervals
+from moe4.publish.proof import Proof
+
+WORST_EXPERTS = 10
+
+
+def render_report(proof: Proof) -> str:
+    """Return the page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("moe4.publish"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, size=format_bytes, duration=duration)
+    page: str = environment.get_template("report.html").render(**_context(proof))
+    return page
+
+
+def _visible(value: object) -> object:
+    """Return what the page shows of a value: nothing in a text is hidden, charts stay as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def percent(value: float, digits: int = 2) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return "2 h 05 min", "3 min 20 s" or "12.3 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _context(proof: Proof) -> dict[str, object]:
+    report = proof.report
+    moe = [layer for layer in report.layers if layer.experts]
+    tasks = list(proof.evaluation.tasks.items()) if proof.evaluation else []
+    return {
+        "name": proof.name,
+        "report": report,
+        "tasks": tasks,
+        "comparison": proof.comparison,
+        "toolcheck": proof.toolcheck,
+        "worst_experts": worst_experts(moe),
+        "layers": [_layer_row(layer) for layer in report.layers],
+        "error_map": _error_map(moe),
+        "token_map": _token_map(moe),
+        "recovery_chart": _recovery_chart(tasks),
+        "growth_chart": _growth_chart(proof.comparison),
+        "kl_chart": _kl_chart(proof.comparison),
+        "recipe": _flatten(report.recipe.model_dump()),
+        "files": list_released(report.release),
+    }
+
+
+def list_released(release: ReportedRelease) -> list[tuple[str, FileEntry]]:
+    """Return every file of the release with its size and SHA-256; old reports list shards alone."""
+    return sorted({**release.shards, **(release.files or {})}.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertRow:
+    """An expert among the worst: the means over its three matrices."""
+
+    layer: int
+    expert: int
+    error: float
+    rtn_error: float
+    num_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRow:
+    """A layer's experts: their number, mean and worst error; the least, median and most tokens of one."""
+
+    layer: int
+    num_experts: int
+    error: float | None
+    worst: float | None
+    tokens: tuple[int, int, int] | None
+
+
+def expert_error(expert: Expert) -> float:
+    """Return the mean error of an expert's three matrices."""
+    return statistics.fmean(matrix.error for matrix in (expert.gate, expert.up, expert.down))
+
+
+def worst_experts(layers: list[Layer]) -> list[ExpertRow]:
+    """Return the experts with the largest error."""
+    found = [
+        ExpertRow(
+            layer=layer.layer,
+            expert=number,
+            error=expert_error(expert),
+            rtn_error=statistics.fmean(part.rtn_error for part in (expert.gate, expert.up, expert.down)),
+            num_tokens=expert.num_tokens,
+        )
+        for layer in layers
+        for number, expert in enumerate(layer.experts)
+    ]
+    return sorted(found, key=lambda item: -item.error)[:WORST_EXPERTS]
+
+
+def _layer_row(layer: Layer) -> LayerRow:
+    errors = [expert_error(expert) for expert in layer.experts]
+    tokens = [expert.num_tokens for expert in layer.experts if expert.num_tokens is not None]
+    return LayerRow(
+        layer=layer.layer,
+        num_experts=len(errors),
+        error=statistics.fmean(errors) if errors else None,
+        worst=max(errors) if errors else None,
+        tokens=(min(tokens), int(statistics.median(tokens)), max(tokens)) if tokens else None,
+    )
+
+
+def _error_map(layers: list[Layer]) -> Markup | None:
+    if not layers:
+        return None
+    rows = [[expert_error(expert) for expert in layer.experts] for layer in layers]
+    worst = worst_experts(layers)[0]
+    text = f"The largest is {worst.error:.4f}, expert {worst.expert} of layer {worst.layer}."
+    labels = [f"layer {layer.layer}" for layer in layers]
+    return Markup(heat_map(rows, labels, "Error of every expert", text))  # built by us, escaped where needed
+
+
+def _token_map(layers: list[Layer]) -> Markup | None:
+    rows = [
+        [float(expert.num_tokens) for expert in layer.experts if expert.num_tokens is not None]
+        for layer in layers
+    ]
+    if not any(rows):
+        return None
+    counts = [count for row in rows for count in row]
+    text = f"From {min(counts):,.0f} to {max(counts):,.0f} calibration tokens an expert."
+    labels = [f"layer {layer.layer}" for layer in layers]
+    return Markup(heat_map(rows, labels, "Calibration tokens of every expert", text))
+
+
+def _recovery_chart(tasks: list[tuple[str, TaskResult]]) -> Markup | None:
+    rows = [
+        (name, task.change.recovery, task.change.recovery_interval[0], task.change.recovery_interval[1])
+        for name, task in tasks
+        if task.change and task.change.recovery is not None and task.change.recovery_interval
+    ]
+    if not rows:
+        return None
+    text = "; ".join(
+        f"{row[0]} {percent(row[1])}, from {percent(row[2])} to {percent(row[3])}" for row in rows
+    )
+    return Markup(intervals(rows, 1.0, "Recovery with 95 % intervals", text))
+
+
+def _growth_chart(comparison: ComparisonFile | None) -> Markup | None:
+    if comparison is None:
+        return None
+    groups = [
+        (f"layer {layer.layer}", (layer.error, layer.added_error or 0.0)) for layer in comparison.layers
+    ]
+    text = f"After the last layer {comparison.layers[-1].error:.5f}."
+    names = ("after the layer", "added by its experts")
+    return Markup(bars(groups, names, "Relative squared error of the hidden states", text))
+
+
+def _kl_chart(comparison: ComparisonFile | None) -> Markup | None:
+    if comparison is None:
+        return None
+    groups = [(f"layer {layer.layer}", (layer.kl,)) for layer in comparison.layers]
+    text = f"After the last layer {comparison.layers[-1].kl:.5f} nats."
+    return Markup(bars(groups, ("nats a token",), "KL divergence read through the head after a layer", text))
+
+
+def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a nested table as (dotted key, text)."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + key, text))
+    return rows

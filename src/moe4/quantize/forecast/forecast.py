@@ -1,0 +1,236 @@
+"""`moe4 plan`: what a run would read, write, need and take, and every reason it would fail."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, get_args
+
+from moe4.calibration.corpus import load_corpus
+from moe4.checkpoint.header import StoredTensor, TensorSpec
+from moe4.checkpoint.index import has_weights, read_config
+from moe4.checkpoint.release_folder import ReleaseFolder, format_bytes, free_bytes, require_space
+from moe4.checkpoint.side_files import find_side_files
+from moe4.checkpoint.source import Checkpoint, fp8_block_size
+from moe4.errors import Moe4Error, TemplateError
+from moe4.escape import visible
+from moe4.model.accounting import Kind
+from moe4.model.architecture import Network
+from moe4.model.inventory import list_tensors
+from moe4.quantize.forecast.timing import Probe, probe
+from moe4.quantize.layer.running_probe import find_prompts
+from moe4.quantize.planning.memory_bound import available_bytes, disk_need, memory_need, require_memory
+from moe4.quantize.planning.release_plan import (
+    ReleasePlan,
+    group_size_warnings,
+    make_plan,
+    resolve_group_size,
+)
+from moe4.quantize.run.pipeline import DTYPES, Request, check_folders
+
+
+class SketchedCheckpoint(Checkpoint):
+    """A checkpoint of which only the config is there: the tensors it would have, in the dtypes it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shards, self.unlisted = folder, {}, {}
+        self.config = read_config(folder)
+        self.block_size = fp8_block_size(self.config)
+        is_fp8 = self.config.quantization is not None
+        self._stored = {}
+        for entry in list_tensors(self.config.family):
+            for number in range(entry.copies):
+                name = self.config.text_prefix + entry.name.replace("{expert}", str(number))
+                dtype = "F32" if entry.float32 else "BF16"
+                if is_fp8 and "_proj" in name and len(entry.shape) == 2:
+                    dtype = "F8_E4M3"
+                    blocks = tuple(
+                        -(-size // block) for size, block in zip(entry.shape, self.block_size, strict=True)
+                    )
+                    self._sketch(f"{name}_scale_inv", "F32", blocks)
+                self._sketch(name, dtype, entry.shape)
+        self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
+
+    def _sketch(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        spec = TensorSpec(name=name, dtype=dtype, shape=shape)
+        self._stored[name] = StoredTensor(spec=spec, path=self.folder, offset=0)
+
+
+PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Calibration:
+    num_tokens: int
+    exact: bool
+
+
+def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any]:
+    """Return the plan of a run as plain JSON types; `problems` holds every reason it would fail.
+
+    `request.out` is looked at and not written; only for its volume's room, unless `has_out`. `time_it` solves
+    one expert of made-up weights. Raises CheckpointError if SOURCE cannot be read at all.
+    """
+    problems: list[str] = []
+    is_whole = has_weights(request.source)
+    checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
+    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    recipe = resolve_group_size(request.recipe, checkpoint, network)
+    plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
+    calibration = _count_tokens(request, network, problems, is_whole)
+    probe_tokens = PROBE_TOKENS
+    if is_whole:
+        trusted = request.trust_remote_code
+        probe_tokens = find_prompts(request.source, network, trust_remote_code=trusted).num_tokens
+    need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
+    _note(problems, lambda: require_memory(need, recipe.memory_budget_bytes))
+    disk_bytes = disk_need(
+        plan, network, checkpoint, calibration.num_tokens, request.out, probe_tokens=probe_tokens
+    )
+    free = _check_out(request, has_out, disk_bytes, problems)
+    result: dict[str, Any] = {
+        "ok": not problems,
+        "problems": problems,
+        "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network)],
+        "source": {
+            "model_type": checkpoint.config.model_type,
+            "has_weights": is_whole,
+            "num_tensors": len(checkpoint.tensors),
+            "num_bytes": checkpoint.num_bytes,
+            "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
+        },
+        "release": {"group_size": recipe.group_size, **_release(plan, checkpoint)},
+        "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
+        "memory": {
+            "peak_bytes": need.peak_bytes,
+            "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
+            "available_bytes": available_bytes(),
+        },
+        "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
+    }
+    if time_it:
+        result["time"] = _time(probe(network, recipe, calibration.num_tokens), network)
+    return result
+
+
+def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
+    specs = [spec for shard in plan.shards for spec in shard.specs]
+    elements: Counter[str] = Counter()
+    for spec in specs:
+        elements[spec.dtype] += prod(spec.shape)
+    return {
+        "num_shards": len(plan.shards),
+        "num_tensors": len(specs),
+        "num_quantized": sum(spec.name.endswith(".weight_packed") for spec in specs),
+        "num_bytes": plan.num_bytes,
+        "num_elements": sum(elements.values()),
+        "elements": dict(elements.most_common()),
+        "files_left_out": list(find_side_files(checkpoint.folder, checkpoint.shards).left_out),
+    }
+
+
+def _count_tokens(request: Request, network: Network, problems: list[str], is_whole: bool) -> _Calibration:
+    """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
+    settings = request.recipe.calibration
+    if request.recipe.method == "rtn":
+        return _Calibration(num_tokens=0, exact=True)
+    if is_whole or request.calibration is not None:
+        try:
+            corpus = load_corpus(
+                request.source,
+                network.config,
+                settings,
+                request.calibration,
+                trust_remote_code=request.trust_remote_code,
+            )
+            return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+        except TemplateError:
+            raise  # the expected answers would meet it again
+        except Moe4Error as error:
+            problems.append(str(error))
+    return _Calibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
+
+
+def _check_out(request: Request, has_out: bool, disk_bytes: int, problems: list[str]) -> int:
+    """Return the free bytes where the release would go."""
+    if has_out:
+        _note(problems, lambda: check_folders(request.source, request.out))
+        _note(problems, lambda: ReleaseFolder(request.out, resume=request.resume))
+    _note(problems, lambda: require_space(request.out, disk_bytes))
+    return free_bytes(request.out)
+
+
+def _note(problems: list[str], check: Any) -> None:
+    try:
+        check()
+    except Moe4Error as error:
+        problems.append(str(error))
+
+
+def _time(found: Probe, network: Network) -> dict[str, Any]:
+    layers = [shape for shape in network.experts if shape]
+    num_experts = sum(shape.num_experts for shape in layers)
+    seconds = num_experts * found.expert_seconds + network.num_layers * found.attention_seconds
+    return {
+        "seconds": round(seconds, 1),
+        "expert_seconds": round(found.expert_seconds, 3),
+        "expert_tokens": found.expert_tokens,
+        "attention_seconds": round(found.attention_seconds, 3),
+        "num_experts": num_experts,
+        "num_threads": found.num_threads,
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return a forecast in a few lines."""
+    source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
+    kinds = " · ".join(f"{dtype} {_count(count)}" for dtype, count in release["elements"].items())
+    counts = {kind: count for kind, count in source["num_tensors_by_kind"].items() if count}
+    by_kind = (
+        "" if len(counts) < 2 else f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
+    )
+    lines = [
+        f"source    {source['num_tensors']} tensors{by_kind}, {format_bytes(source['num_bytes'])}"
+        + ("" if source["has_weights"] else ", from the config alone"),
+        f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
+        f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
+        f"elements  {_count(release['num_elements'])}: {kinds}",
+    ]
+    lines.append(f"groups    of {release['group_size']} codes")
+    if release["files_left_out"]:
+        lines.append(f"left out  {', '.join(release['files_left_out'])}")
+    tokens = result["calibration"]
+    if tokens["num_tokens"]:
+        lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
+    free = memory["available_bytes"]
+    lines.append(
+        f"memory    {format_bytes(memory['peak_bytes'])} at most"
+        + (f"; the machine has {format_bytes(free)}" if free else "")
+    )
+    lines.append(
+        f"disk      {format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
+    )
+    if "time" in result:
+        time = result["time"]
+        lines.append(
+            f"time      {_duration(time['seconds'])}: {time['num_experts']} experts of "
+            f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
+            f"{time['attention_seconds']:.0f} s a layer for the rest"
+        )
+    lines += [f"warning   {warning}" for warning in result["warnings"]]
+    lines += [f"problem   {problem}" for problem in result["problems"]]
+    lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
+    return "\n".join(map(visible, lines))
+
+
+def _count(value: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""The routed experts of a layer on a GPU, in batches."""

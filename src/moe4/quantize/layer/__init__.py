@@ -1,0 +1,1 @@
+"""The parts of one layer's work, as any device does them."""

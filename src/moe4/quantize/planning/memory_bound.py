@@ -1,0 +1,249 @@
+"""What a run will need, from shapes alone: memory, disk, and how much goes through a layer at once.
+
+Memory does not grow with the number of experts or layers. What each part of it is for stands beside it; the
+sum is an upper bound that tests and benchmarks hold to what was measured (docs/scale.md).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
+from moe4.checkpoint.release_folder import format_bytes
+from moe4.checkpoint.shard import BEHIND_BYTES
+from moe4.checkpoint.source import Checkpoint
+from moe4.errors import MemoryBudgetError
+from moe4.model.architecture import PARTS, ExpertShape, Network
+from moe4.probe.passes import BATCH_TOKENS as BATCH_TOKENS_OF_PROBE
+from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
+from moe4.recipe import Recipe
+
+BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
+BATCH_BYTES = 512 << 20
+GPU_BATCH_BYTES = 4 << 30
+GPU_BASE_BYTES = 3 << 30  # the same with CUDA's libraries
+GPU_EXPERTS_AHEAD = 32  # read and on their way to the GPU: the batches of two solvers and two more
+ROWS_AT_ONCE = 4096  # of an expert's tokens
+KEPT_BYTES = 256 << 20  # of an expert's inner activations; with more tokens they are computed twice
+FLOAT_BYTES = 4
+PROBE_BYTES = (
+    32  # a token and channel: input, sum and experts' input of two passes in float32 and one in bf16
+)
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryNeed:
+    """Peak resident bytes of one process, by what is going on at the time."""
+
+    base_bytes: int
+    phases: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most at any time."""
+        return self.base_bytes + max(self.phases.values())
+
+    @property
+    def largest_phase(self) -> str:
+        """What is going on at the peak."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+
+def batch_tokens(config: Any, device: torch.device) -> int:
+    """Return how many tokens run through a layer at once.
+
+    That depends on the config and the kind of device alone, since it decides the order of sums.
+    """
+    most = GPU_BATCH_BYTES if device.type == "cuda" else BATCH_BYTES
+    return max(1, min(BATCH_TOKENS, most // token_bytes(config)))
+
+
+def token_bytes(config: Any) -> int:
+    """Return the bytes that one token of a batch needs inside a decoder layer, at most."""
+    hidden = int(config.hidden_size)
+    heads = int(config.num_attention_heads)
+    nope = int(getattr(config, "qk_nope_head_dim", 0) or 0)
+    rope = int(getattr(config, "qk_rope_head_dim", 0) or 0)
+    head = nope + rope or int(getattr(config, "head_dim", None) or hidden // heads)
+    inner = max(int(getattr(config, "intermediate_size", 0) or 0), hidden)
+    # Queries, keys, values and output of attention, some of them twice while heads are put in order; the
+    # states with their float32 norms; gate, up and their product.
+    return 2 * (8 * heads * head + 3 * inner) + 16 * hidden
+
+
+def memory_need(
+    plan: ReleasePlan,
+    network: Network,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    num_tokens: int,
+    *,
+    probe_tokens: int = 0,
+    device: torch.device | None = None,
+) -> MemoryNeed:
+    """Return what one process needs of the host's memory at most, with `num_tokens` of calibration.
+
+    `probe_tokens` are those of the expected answers (`layer/running_probe.py`).
+    """
+    config, item = network.config, network.compute_dtype.itemsize
+    largest = max((stored.spec.num_bytes for name, stored in _loaded(plan, checkpoint)), default=0)
+    phases = {"copying a tensor": 7 * largest}
+    shape = next(filter(None, network.experts))
+    weights = shape.hidden_size * shape.width
+    stored = max(_stored_bytes(checkpoint, shape))
+    probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
+    probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
+    if probe_tokens:
+        floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
+        batch = min(probe_tokens, BATCH_TOKENS_OF_PROBE) * 2 * token_bytes(config)
+        phases["the expected answers"] = floats + 7 * largest + batch + probe
+    if recipe.method == "rtn":
+        phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
+        return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
+    routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
+    if device is not None and device.type == "cuda":
+        phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
+        return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
+    tokens = min(
+        num_tokens, max(batch_tokens(config, torch.device("cpu")), recipe.calibration.max_sequence_tokens)
+    )
+    layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
+    mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
+    phases["a layer's attention"] = (
+        max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
+    )
+    solving = _solve_bytes(shape, item, num_tokens)
+    phases["an expert"] = 6 * stored + solving + routing + mapped + probed_expert
+    return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
+
+
+def _staging_bytes(plan: ReleasePlan, checkpoint: Checkpoint, shape: ExpertShape) -> int:
+    """Return the pinned memory through which a layer goes to a GPU and comes back.
+
+    Blocks of it are powers of two: batches of experts as they are stored, what waits to be written, a piece
+    of hidden states, and the layer's largest other tensor.
+    """
+
+    def block(num_bytes: int) -> int:
+        return 1 << max(0, num_bytes - 1).bit_length()
+
+    stored = sum(map(block, _stored_bytes(checkpoint, shape)))
+    largest = max((tensor.spec.num_bytes for _, tensor in _loaded(plan, checkpoint)), default=0)
+    return GPU_EXPERTS_AHEAD * stored + 2 * BEHIND_BYTES + 4 * block(largest)
+
+
+def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
+    """Return the bytes of an expert's parts on disk, or in BF16 if they are missing (the plan says so)."""
+    found = [checkpoint.tensors.get(shape.weight_name(0, part)) for part in PARTS]
+    plain = 2 * shape.hidden_size * shape.width
+    return [plain if stored is None else stored.spec.num_bytes for stored in found]
+
+
+def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
+    """Raise MemoryBudgetError if the need is above the budget, or without one, above what the machine has."""
+    limit = budget_bytes if budget_bytes is not None else available_bytes()
+    if limit is None or need.peak_bytes <= limit:
+        return
+    reason = (
+        "--memory-budget allows"
+        if budget_bytes is not None
+        else "there is not more memory free on this machine than"
+    )
+    raise MemoryBudgetError(
+        f"quantizing needs up to {format_bytes(need.peak_bytes)} of memory, for {need.largest_phase}, and "
+        f"{reason} {format_bytes(limit)}; give it more"
+        + (
+            ", or calibrate with fewer or shorter sequences"
+            if need.largest_phase != "copying a tensor"
+            else ""
+        )
+    )
+
+
+def available_bytes() -> int | None:
+    """Return the memory the system and the control group have for this process; None if they do not say."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+        text = CGROUP_LIMIT.read_text().strip()
+        found += [int(text)] if text.isdigit() else []
+    except OSError:
+        pass
+    return min(found) if found else None
+
+
+def disk_need(
+    plan: ReleasePlan,
+    network: Network,
+    checkpoint: Checkpoint,
+    num_tokens: int,
+    there: Path,
+    *,
+    probe_tokens: int = 0,
+) -> int:
+    """Return the room a run still needs in the folder `there`: shards, side files, activations."""
+    needed = sum(path.stat().st_size for path in checkpoint.side_files()) + (16 << 20)
+    for shard in plan.shards:
+        needed += 0 if (there / shard.file_name).is_file() else shard.num_bytes
+    # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
+    per_value = 4 * network.compute_dtype.itemsize + 4
+    values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
+    return needed + int(network.config.hidden_size) * values
+
+
+def num_threads() -> int:
+    """Return the cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
+    """Return the tensors beside routed experts that are held whole: a layer's, and FP8 that becomes BF16."""
+    return [
+        (name, checkpoint.tensors[name])
+        for shard in plan.shards
+        for name in shard.copied
+        if shard.layer is not None or checkpoint.is_fp8(name)
+    ]
+
+
+def _layer_bytes(shard: ShardPlan, network: Network, item: int) -> int:
+    """Return a layer's weights beside its routed experts, in the compute dtype."""
+    total = 0
+    for size in network.layer_tensors(shard.layer_number).values():
+        elements = 1
+        for side in size:
+            elements *= side
+        total += elements * item
+    return total
+
+
+def _stage_bytes(plan: ReleasePlan) -> int:
+    """Return what solving the largest Linears that share an input takes."""
+    needs = [
+        FLOAT_BYTES * (5 * stage[0].shape[1] ** 2 + 6 * sum(rows * columns for rows, columns in shapes))
+        for shard in plan.shards
+        for stage in shard.linear_stages
+        for shapes in [[weight.shape for weight in stage]]
+    ]
+    return max(needs, default=0)
+
+
+def _solve_bytes(shape: ExpertShape, item: int, num_tokens: int) -> int:
+    """Return what an expert's solve takes beside its stored bytes.
+
+    Hessians of the hidden size: the pool's and the expert's, and while it is factored its permuted copy and
+    the factor, of which one is left for the solve. Gate and up: as read, stacked, what is lost, and a
+    transposed copy, with codes three times. Its tokens: a piece, in float32 too, and the inner activations.
+    """
+    hidden, width = shape.hidden_size, shape.width
+    pieces = min(ROWS_AT_ONCE, num_tokens)
+    tokens = pieces * (hidden * (2 * item + 2 * FLOAT_BYTES) + width * 4 * FLOAT_BYTES)
+    tokens += min(2 * KEPT_BYTES, num_tokens * width * item) + num_tokens * 32
+    factoring = 6 * hidden**2 * FLOAT_BYTES  # with LAPACK's own copy
+    solving = 4 * hidden**2 * FLOAT_BYTES + 2 * hidden * width * (5 * FLOAT_BYTES + 3)
+    return max(factoring, solving) + tokens

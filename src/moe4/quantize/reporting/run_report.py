@@ -1,0 +1,111 @@
+"""What a run came to: `moe4-report.json`, and the same in a few lines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moe4.calibration.corpus import Corpus
+from moe4.checkpoint.journal import CommittedShard
+from moe4.checkpoint.release_folder import format_bytes
+from moe4.checkpoint.report_file import NOT_COVERED, Listing
+from moe4.checkpoint.source import Checkpoint
+from moe4.model.accounting import count_patterns
+from moe4.quantize.planning.release_plan import ReleasePlan
+from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
+from moe4.quantize.transfer.traffic import KINDS
+from moe4.recipe import Recipe
+
+
+def build_report(
+    *,
+    fingerprint: dict[str, Any],
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    plan: ReleasePlan,
+    corpus: Corpus | None,
+    shards: list[CommittedShard],
+    left_out: Sequence[str],
+    saved: list[dict[str, Any]],
+    traffic: dict[str, int],
+    reads: dict[str, str],
+    files: Listing,
+    probe: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the report; everything but `timing` is the same for the same recipe, source and versions.
+
+    `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and
+    `timing`; `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
+    `files` lists all but the shards; `probe` is what is to be said of the expected answers.
+    """
+    records = [LayerRecord.from_dict(item["record"]) for item in saved]
+    seconds = [item["timing"]["seconds"] for item in saved]
+    return {
+        "versions": software_versions(),
+        "recipe": recipe.to_dict(),
+        "fingerprint": fingerprint,
+        "source": {
+            "model_type": checkpoint.config.model_type,
+            "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
+            "files_left_out": list(left_out),
+            "tensors_left_out": count_patterns(plan.left_out),
+            "tensors": reads,
+        },
+        "calibration": None
+        if corpus is None
+        else {
+            "data": corpus.description,
+            "num_sequences": len(corpus.sequences),
+            "num_tokens": corpus.num_tokens,
+        },
+        "release": {
+            "num_bytes": sum(shard.num_bytes for shard in shards),
+            "shards": {
+                shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
+            },
+            "files": files,
+            "not_covered": list(NOT_COVERED),
+        },
+        "probe": probe,
+        "summary": summarize(records),
+        "layers": [record.to_dict() for record in records],
+        "timing": {
+            "seconds": round(sum(seconds), 3),
+            "layer_seconds": seconds,
+            "num_ranks": [item["timing"]["num_ranks"] for item in saved],
+            "peak_memory_bytes": max(item["timing"]["peak_memory_bytes"] for item in saved),
+            "traffic_bytes": traffic,
+        },
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return a release's summary in a few lines."""
+    summary, release = report["summary"], report["release"]
+    before, after = report["source"]["num_bytes"], release["num_bytes"]
+    left_out = report["source"].get("tensors_left_out", {})
+    lines = [f"left out  {count} {name}" for name, count in left_out.items()]
+    lines += [
+        f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
+        f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "
+        f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",
+        f"fallbacks {len(summary['fallbacks'])}",
+    ]
+    if "expert_tokens" in summary:
+        tokens = summary["expert_tokens"]
+        lines.append(
+            f"tokens    {tokens['least']} to {tokens['most']} an expert, median {tokens['median']}, "
+            f"{tokens['num_unreached']} experts unreached"
+        )
+    probe = report.get("probe") or {}
+    if "num_sequences" in probe:
+        lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
+    elif probe:
+        lines.append(f"no probe  {probe['missing']}")
+    timing = report["timing"]
+    lines.append(
+        f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"
+    )
+    traffic = ", ".join(
+        f"{format_bytes(timing['traffic_bytes'][kind])} {text}" for kind, text in KINDS.items()
+    )
+    lines.append(f"traffic   {traffic}")
+    return "\n".join(lines)

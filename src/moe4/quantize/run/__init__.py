@@ -1,0 +1,1 @@
+"""The run: layer after layer, each committed before it counts."""

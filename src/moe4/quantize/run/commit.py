@@ -1,0 +1,279 @@
+"""Shard after shard from a source checkpoint to a release, each committed before the next.
+
+A layer is committed in this order: its shard and the input of the next layer, its record, its line in the
+journal, which is written when the others are durable. A run that is killed anywhere continues after the last
+line, and what it writes is byte for byte what it would have written. Rank 0 does all of this; the others help
+with the layers.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from moe4.checkpoint.journal import CommittedShard, Journal
+from moe4.checkpoint.reads import ReadLog
+from moe4.checkpoint.release_folder import ReleaseFolder, dump_json, make_index
+from moe4.checkpoint.shard import ShardWriter
+from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, read_json_object
+from moe4.files.durable import file_sha256, publish, write_file
+from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
+from moe4.probe.make import assemble, report_entry
+from moe4.probe.passes import count_pairs
+from moe4.quantize.layer.attend import inputs_path
+from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe
+from moe4.quantize.layer.workbench import Workbench, copy_tensors
+from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan, quantization_config
+from moe4.quantize.reporting.layer_record import LayerRecord, peak_memory_bytes
+from moe4.quantize.reporting.progress import ProgressReporter
+from moe4.quantize.run.commit_queue import Commit, CommitQueue, commits_behind
+from moe4.quantize.run.expected_time import expected_times
+from moe4.quantize.run.layer import quantize_layer_gptq, quantize_layer_rtn, total_path
+from moe4.quantize.transfer.boundary import Boundary
+from moe4.quantize.transfer.device_memory import use_device
+from moe4.quantize.transfer.ranks import Parcel
+from moe4.quantize.transfer.traffic import TrafficMeter, total_traffic, written_traffic
+
+REST_RECORD = "rest.json"
+
+NextInputs = list[tuple[str, Callable[[], str]]]  # names of files; what makes each durable, gives its SHA-256
+
+
+class Committer:
+    """Rank 0's part of a run."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        folder: ReleaseFolder,
+        journal: Journal,
+        plan: ReleasePlan,
+        boundary: Boundary | None,
+        progress: ProgressReporter,
+    ) -> None:
+        self.bench, self.folder, self.journal = bench, folder, journal
+        self.plan, self.boundary, self.progress = plan, boundary, progress
+        self.num_layers = bench.network.num_layers
+        self.meter = TrafficMeter(bench.checkpoint)
+
+    def commit_shards(self) -> None:
+        """Commit every shard that is not committed yet."""
+        num_done = len(self.journal.shards)
+        if num_done:
+            self.progress.say(f"continuing after {num_done} of {len(self.plan.shards)} shards")
+        num_tokens = sum(self.boundary.lengths) if self.boundary is not None else 0
+        self.progress.begin(expected_times(self.plan, self.bench, num_tokens), num_done)
+        with CommitQueue(self.bench.device) as queue:
+            for shard in self.plan.shards[num_done:]:
+                if shard.layer is None:
+                    queue.wait()
+                    self._write_rest(shard)
+                    continue
+                commit = self._run_layer(shard)
+                queue.put(commit, may_wait=self._need_not_wait(shard.layer + 1))
+
+    def _need_not_wait(self, layer: int) -> bool:
+        """Say whether a layer can be run before the one before it is committed."""
+        return self.boundary is None or layer == self.num_layers or self.boundary.is_resident(layer)
+
+    def saved_records(self) -> list[dict[str, Any]]:
+        """Return every layer's `record` and `timing`."""
+        return [read_json_object(self._record_path(layer)) for layer in range(self.num_layers)]
+
+    def saved_reads(self) -> dict[str, str]:
+        """Return the SHA-256 of every tensor of the source that was read, in however many sittings."""
+        paths = [self._record_path(layer) for layer in range(self.num_layers)]
+        paths.append(self.folder.work / REST_RECORD)
+        saved = [read_json_object(path)["source"] for path in paths if path.is_file()]
+        return dict(sorted((name, sha256) for found in saved for name, sha256 in found.items()))
+
+    def saved_traffic(self) -> dict[str, int]:
+        """Return the bytes of the whole run, in however many sittings."""
+        rest = read_json_object(self.folder.work / REST_RECORD)
+        return total_traffic([item["timing"]["traffic"] for item in (*self.saved_records(), rest)])
+
+    def write_probe(self, prompts: ProbePrompts) -> dict[str, Any]:
+        """Write the expected answers into the release; return what the report says of them."""
+        if self.bench.probe is None:
+            return {"missing": prompts.reason}
+        found = [saved["probe"] for saved in self.saved_records()]
+        expected = {
+            name: [Expectation(**item) for item in items] for name, items in found[-1]["expected"].items()
+        }
+        reach = Reach(
+            num_pairs=count_pairs(self.bench.network),
+            num_unreached=sum(item["num_unreached"] for item in found),
+        )
+        model_type = str(self.bench.checkpoint.config.model_type)
+        answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
+        data = encode_probe(answers)
+        write_file(self.folder.folder / PROBE_NAME, data, self.folder.work)
+        return report_entry(answers)
+
+    def last_files(self) -> dict[str, bytes]:
+        """Return what is written last, by name, in that order: the index, then the config."""
+        config = without_quantization(self.bench.checkpoint.config.document)
+        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
+        index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
+        return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
+
+    def _run_layer(self, shard: ShardPlan) -> Commit:
+        """Quantize a layer; return what commits it, which may run behind the next layers' back."""
+        started, layer, work = time.monotonic(), shard.layer_number, self.folder.work
+        writer_path = work / f"{shard.file_name}.partial"
+        writer = ShardWriter(writer_path, shard.specs, behind=commits_behind(self.bench.device))
+        try:
+            if self.boundary is not None and layer == 0:
+                self.boundary.embed()
+            record, total = run_layer(self.bench, shard, writer, self.boundary, work)
+            inputs: NextInputs = []
+            if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
+                inputs.append((self.boundary.path(layer + 1).name, self.boundary.advance(layer + 1, total)))
+            saved: dict[str, Any] = {"record": record.to_dict()}
+            if self.bench.probe is not None:
+                saved["probe"] = self._finish_probe_layer(self.bench.probe, layer, inputs)
+            ranks = self.bench.ranks
+            usages = [usage.facts for _, usage in ranks.spread(ranks.size, self._usage)]
+            saved["source"] = self._merge_reads([usage["source"] for usage in usages])
+        except BaseException:
+            writer.close()
+            raise
+        timing = {
+            "seconds": round(time.monotonic() - started, 3),
+            "num_ranks": ranks.size,
+            "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
+            "traffic": total_traffic([usage["traffic"] for usage in usages]),
+        }
+        saved["timing"] = timing
+        kept: dict[str, str] = {}
+        return Commit(
+            make_durable=lambda: kept.update(self._make_durable(writer, saved, inputs, started)),
+            seal=lambda: self._seal(shard, writer, record, saved, kept),
+        )
+
+    def _finish_probe_layer(self, probe: RunningProbe, layer: int, inputs: NextInputs) -> dict[str, Any]:
+        """End the probe's passes through a layer; return what the layer's record says of them."""
+        is_last = layer + 1 == self.num_layers
+        found = probe.finish_layer(is_last=is_last)
+        if not is_last:
+            persist = probe.persist(layer + 1, behind=commits_behind(self.bench.device))
+            inputs.append((probe.path(layer + 1).name, persist))
+        return found
+
+    def _make_durable(
+        self, writer: ShardWriter, saved: dict[str, Any], inputs: NextInputs, started: float
+    ) -> dict[str, str]:
+        """Make a layer's shard and the next layer's inputs durable; return the SHA-256 of the inputs."""
+        device, timing, kept = self.bench.device, saved["timing"], {}
+        with ThreadPoolExecutor(
+            max_workers=max(1, len(inputs)), initializer=use_device, initargs=(device,)
+        ) as threads:
+            behind = [threads.submit(persist) for _, persist in inputs if commits_behind(device)]
+            try:
+                writer.finish()
+            finally:
+                writer.close()
+            for place, (name, persist) in enumerate(inputs):
+                kept[name] = behind[place].result() if behind else persist()
+        if not commits_behind(device):
+            timing["seconds"] = round(time.monotonic() - started, 3)
+        timing["traffic"] = total_traffic([timing["traffic"], written_traffic(writer)])
+        return kept
+
+    def _seal(
+        self,
+        shard: ShardPlan,
+        writer: ShardWriter,
+        record: LayerRecord,
+        saved: dict[str, Any],
+        kept: dict[str, str],
+    ) -> None:
+        """Give a durable layer's shard its name, write its record, and its line into the journal."""
+        layer, work = shard.layer_number, self.folder.work
+        publish(writer.path, self.folder.folder / shard.file_name)
+        path = self._record_path(layer)
+        write_file(path, dump_json(saved), work)
+        kept[path.name] = file_sha256(path)
+        self._commit(shard, writer, kept)
+        for item in (self.boundary, self.bench.probe):
+            if item is not None and layer > 0:
+                discard(item.path(layer - 1))
+        for leftover in (total_path(work, layer), inputs_path(work, layer)):
+            discard(leftover)
+        self.progress.layer_done(record, self.num_layers, saved["timing"]["seconds"])
+
+    def _write_rest(self, shard: ShardPlan) -> None:
+        path = self.folder.work / f"{shard.file_name}.partial"
+        writer = ShardWriter(path, shard.specs, behind=commits_behind(self.bench.device))
+        try:
+            copy_tensors(self.bench, shard, writer)
+            writer.finish()
+        finally:
+            writer.close()
+        publish(writer.path, self.folder.folder / shard.file_name)
+        path = self.folder.work / REST_RECORD
+        traffic = total_traffic([self.meter.take(), written_traffic(writer)])
+        saved = {"timing": {"traffic": traffic}, "source": self.bench.reads.take()}
+        write_file(path, dump_json(saved), self.folder.work)
+        self._commit(shard, writer, {path.name: file_sha256(path)})
+        self.progress.shard_done("embedding, head")
+
+    def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
+        self.journal.commit(
+            CommittedShard(name=shard.file_name, sha256=writer.sha256, num_bytes=writer.num_bytes, kept=kept)
+        )
+
+    def _usage(self, _: int) -> Parcel:
+        return _usage(self.meter, self.bench.reads)
+
+    def _merge_reads(self, found: list[dict[str, str]]) -> dict[str, str]:
+        """Join what the ranks have read. Raises CheckpointError where two of them read other bytes."""
+        for reads in found:
+            self.bench.reads.expect(reads)
+        return {name: sha256 for reads in found for name, sha256 in sorted(reads.items())}
+
+    def _record_path(self, layer: int) -> Path:
+        return self.folder.work / f"layer-{layer:05d}.json"
+
+
+def follow(bench: Workbench, plan: ReleasePlan, num_done: int, boundary: Boundary | None, work: Path) -> None:
+    """Do the part of a rank other than 0 in every layer that is not committed yet."""
+    meter = TrafficMeter(bench.checkpoint)
+    for shard in plan.shards[num_done:]:
+        if shard.layer is not None:
+            run_layer(bench, shard, None, boundary, work)
+            for _ in bench.ranks.spread(bench.ranks.size, lambda _: _usage(meter, bench.reads)):
+                pass
+
+
+def run_layer(
+    bench: Workbench, shard: ShardPlan, writer: ShardWriter | None, boundary: Boundary | None, work: Path
+) -> tuple[LayerRecord, Any]:
+    """Quantize one layer, on every rank; the result is whole on rank 0, which has the writer."""
+    if boundary is None:
+        return quantize_layer_rtn(bench, shard, writer), None
+    hidden = boundary.open(shard.layer_number, bench.ranks)
+    return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
+
+
+def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a source's config without what it says of its own quantization, also of its text model's."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = without_quantization(kept["text_config"])
+    return kept
+
+
+def discard(path: Path) -> None:
+    """Remove a work file that is no longer needed."""
+    path.unlink(missing_ok=True)
+
+
+def _usage(meter: TrafficMeter, reads: ReadLog) -> Parcel:
+    facts = {
+        "peak_memory_bytes": peak_memory_bytes(),
+        "traffic": meter.take(),
+        "source": reads.take(),
+    }
+    return Parcel(facts=facts)

@@ -1,0 +1,92 @@
+"""What decides the bytes of a release beside its source, recipe and calibration data.
+
+A run's journal and its report hold it. A run is resumed only where it is the same: half a release from one
+kind of processor and half from another is neither's. The number of processes is not in it, for it changes
+nothing (`transfer/ranks.py`).
+"""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe4.gptq.columns import selected_path
+from moe4.gptq.products import product_dtype
+
+# Of what the CPU can do, beside torch's own classes, the instructions that libraries take for products.
+PRODUCT_FLAGS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", "i8mm", "sve")
+# Variables by which libraries round products differently.
+LIBRARY_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_BLAS_PREFER_CUBLASLT",
+    "TRITON_INTERPRET",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnvironment:
+    """Where and with what a run computes; None for what it does not use."""
+
+    device: str
+    """`cpu`, or the name of the GPU."""
+    processor: str | None
+    """On a CPU: its maker, torch's class of instructions, and those for products."""
+    products: str | None
+    """On a CPU: bfloat16 or float32, the operands of GPTQ's large products."""
+    columns: str | None
+    """On a CPU: the path of GPTQ's loops over columns."""
+    torch: str
+    transformers: str
+    variables: dict[str, str]
+    """Those of LIBRARY_VARIABLES that are set."""
+    threads: int | None = None
+    """Of each process, once that is known: a run that is resumed keeps those it was begun with."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def find_environment(device: torch.device) -> RunEnvironment:
+    """Look at this process and its machine. Raises KernelError for a variable with no such choice."""
+    on_cpu = device.type == "cpu"
+    example = torch.zeros(1)
+    return RunEnvironment(
+        device="cpu" if on_cpu else torch.cuda.get_device_name(device),
+        processor=_describe_processor() if on_cpu else None,
+        products=str(product_dtype(example)).removeprefix("torch.") if on_cpu else None,
+        columns=selected_path(example) if on_cpu else None,
+        torch=version("torch"),
+        transformers=version("transformers"),
+        variables={name: os.environ[name] for name in LIBRARY_VARIABLES if os.environ.get(name)},
+    )
+
+
+def _describe_processor() -> str:
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            fields[key.strip()] = value.strip()
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    maker = fields.get("vendor_id") or platform.machine()
+    words = [
+        maker,
+        torch.backends.cpu.get_cpu_capability(),
+        *(flag for flag in PRODUCT_FLAGS if flag in flags),
+    ]
+    return " ".join(words)

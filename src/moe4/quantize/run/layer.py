@@ -1,0 +1,176 @@
+"""One decoder layer: attend, route, stream the experts (docs/quantization.md).
+
+All calibration tokens go through a layer before the next is read. Peak memory is one layer without its
+experts, one expert with its Hessians and tokens, and what the page cache keeps of the activations.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe4.calibration.activations import Activations
+from moe4.checkpoint.shard import ShardWriter
+from moe4.errors import CalibrationError
+from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn
+from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.model.experts import set_capture
+from moe4.quantize.layer.attend import LayerRunner, attend_and_route
+from moe4.quantize.layer.expert_stream import ExpertStream
+from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
+from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan, expert_weight
+from moe4.quantize.reporting.layer_record import LayerRecord, matrix_record
+from moe4.quantize.run.commit_queue import commits_behind
+from moe4.quantize.transfer.device_memory import make_activations
+from moe4.quantize.transfer.ranks import Parcel
+from moe4.quantize.transfer.reader import ExpertReader, LayerReader, Stored
+
+
+def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | None) -> LayerRecord:
+    """Round every planned weight of a layer to nearest; no activations are needed.
+
+    Only rank 0 has a writer, and returns a whole record.
+    """
+    record, probe = LayerRecord(layer=plan.layer_number, shard=plan.file_name), bench.probe
+    linears = [weight for stage in plan.linear_stages for weight in stage]
+
+    def round_linear(number: int) -> Parcel:
+        weight = linears[number]
+        return _round(bench, weight, bench.checkpoint.read(weight.name))
+
+    for number, parcel in bench.ranks.spread(len(linears), round_linear):
+        assert writer is not None
+        write_all(writer, parcel.tensors)
+        if probe is not None:
+            probe.released.update(parcel.tensors)
+        record.linears[_local_name(bench, plan, linears[number])] = parcel.facts
+    if writer is not None:
+        copy_tensors(bench, plan, writer)
+    if probe is not None:
+        probe.attend(plan.layer_number)
+    if plan.experts is not None:
+        experts = plan.experts
+        with ExpertReader(bench.checkpoint, experts, bench.own_numbers(experts.num_experts)) as reader:
+            for expert, parcel in bench.ranks.spread(
+                experts.num_experts, lambda expert: round_expert(bench, experts, expert, reader.take(expert))
+            ):
+                assert writer is not None
+                if probe is not None:
+                    probe.add_expert(expert, parcel.tensors)
+                write_all(writer, parcel.tensors)
+                record.experts.append(parcel.facts)
+                bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
+    bench.progress.shard_done(f"layer {record.layer + 1}")
+    return record
+
+
+def quantize_layer_gptq(
+    bench: Workbench,
+    plan: ShardPlan,
+    writer: ShardWriter | None,
+    lengths: Sequence[int],
+    hidden: Activations,
+    work: Path,
+) -> tuple[LayerRecord, Activations | None]:
+    """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
+
+    The output, float32 [tokens, hidden], is that of the quantized layer, on a GPU or mapped in `work`.
+    Only rank 0 has a writer, and returns a whole record and an output.
+    """
+    layer = plan.layer_number
+    record = LayerRecord(layer=layer, shard=plan.file_name)
+    keep = None if bench.probe is None else bench.probe.stored
+    ahead = bench.network.layer_tensors(layer) if commits_behind(bench.device) else ()
+    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, ahead)
+    module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
+    runner = LayerRunner(bench, layer, module, lengths, hidden)
+    for stage in plan.linear_stages:
+        _quantize_linears(bench, plan, stage, runner, reader, writer, record)
+    reader.copy_rest()
+    total = None
+    if writer is not None:
+        total = make_activations(total_path(work, layer), hidden.shape, torch.float32, bench.device)
+    if plan.experts is None:
+        runner.fill(total)
+        del module, runner, hidden
+        if bench.probe is not None:
+            bench.probe.attend(layer)
+    else:
+        routing = attend_and_route(bench, plan.experts, runner, total, work)
+        del module, runner, hidden
+        if bench.probe is not None:
+            bench.probe.attend(layer)
+        stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
+    if total is not None and not total.is_finite():
+        raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
+    bench.progress.shard_done(f"layer {layer + 1}")
+    return record, total
+
+
+def total_path(work: Path, layer: int) -> Path:
+    """Return where the sum of a layer's output lies while it is run, unless it is on a GPU."""
+    return work / f"total-{layer:05d}.partial"
+
+
+def stream_class(device: torch.device) -> type[ExpertStream]:
+    """Return what quantizes experts on a device: one after another, or on a GPU in batches."""
+    if device.type != "cuda":
+        return ExpertStream
+    from moe4.quantize.gpu.stream import GpuExpertStream  # it needs Triton
+
+    return GpuExpertStream
+
+
+def _quantize_linears(
+    bench: Workbench,
+    plan: ShardPlan,
+    stage: list[QuantizedWeight],
+    runner: LayerRunner,
+    reader: LayerReader,
+    writer: ShardWriter | None,
+    record: LayerRecord,
+) -> None:
+    """Quantize Linears that share an input; put the quantized weights into the layer for the next stage."""
+    names = [_local_name(bench, plan, weight) for weight in stage]
+    modules = [runner.module.get_submodule(name) for name in names]
+    if plan.experts is not None:
+        set_capture(bench.network.experts_module(runner.module, runner.layer), lambda *_: None)
+    hessian = runner.observe(modules[0], stage[0].shape[1])
+    settings = bench.recipe.gptq
+    originals = [reader.load(weight.name).to(bench.device).float() for weight in stage]
+    results = quantize_gptq(originals, factorize(hessian.mean(), settings), bench.recipe.group_size, settings)
+    for weight, module, name, result in zip(stage, modules, names, results, strict=True):
+        module.weight = nn.Parameter(bench.served(result), requires_grad=False)
+        record.linears[name] = matrix_record(result)
+        if writer is not None:
+            tensors = stored_tensors(weight, result)
+            write_all(writer, tensors)
+            if bench.probe is not None:
+                bench.probe.released.update(tensors)
+
+
+def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
+    """Return a weight rounded to nearest: its record and its stored tensors."""
+    result = quantize_rtn(bench.decode(weight, stored), bench.recipe.group_size)
+    return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
+
+
+def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
+    """Return an expert's three weights rounded to nearest."""
+    facts: dict[str, Any] = {"num_tokens": None}
+    tensors, results = {}, {}
+    for part in PARTS:
+        weight = expert_weight(experts, expert, part)
+        results[part] = quantize_rtn(bench.decode(weight, stored[part]), bench.recipe.group_size)
+        facts[part] = matrix_record(results[part])
+        tensors.update(stored_tensors(weight, results[part]))
+    if bench.probe is not None:
+        tensors.update(bench.probe.run_expert(experts, expert, stored, results))
+    return Parcel(facts=facts, tensors=tensors)
+
+
+def _local_name(bench: Workbench, plan: ShardPlan, weight: QuantizedWeight) -> str:
+    prefix = bench.network.layer_prefix(plan.layer_number)
+    return weight.name.removeprefix(prefix).removesuffix(".weight")

@@ -1,0 +1,354 @@
+"""`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
+from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
+from moe4.checkpoint.reads import identify, require_same_source
+from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
+from moe4.checkpoint.report_file import list_files, read_report
+from moe4.checkpoint.side_files import SideFiles, find_side_files
+from moe4.checkpoint.source import Checkpoint
+from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, ResumeError
+from moe4.files.durable import NO_ROOM
+from moe4.machine.allocator import return_large_blocks
+from moe4.model.architecture import Network
+from moe4.probe.form import PROBE_NAME
+from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe, find_prompts
+from moe4.quantize.layer.workbench import Workbench
+from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
+from moe4.quantize.planning.release_plan import (
+    ReleasePlan,
+    group_size_warnings,
+    make_plan,
+    resolve_group_size,
+)
+from moe4.quantize.reporting.layer_record import software_versions
+from moe4.quantize.reporting.progress import ProgressReporter
+from moe4.quantize.reporting.run_report import build_report
+from moe4.quantize.run.commit import Committer, follow
+from moe4.quantize.run.environment import RunEnvironment, find_environment
+from moe4.quantize.transfer.boundary import Boundary, repair
+from moe4.quantize.transfer.device_memory import require_device
+from moe4.quantize.transfer.ranks import Parcel, Ranks, threads_per_rank
+from moe4.recipe import Recipe
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the user asked for."""
+
+    source: Path
+    out: Path
+    recipe: Recipe
+    calibration: Path | None = None
+    resume: bool = False
+    device: str = "cpu"
+    trust_remote_code: bool = False
+    allow_extra: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """What is known before anything is written; every rank finds it for itself."""
+
+    checkpoint: Checkpoint
+    network: Network
+    recipe: Recipe
+    plan: ReleasePlan
+    corpus: Corpus | None
+    fingerprint: dict[str, Any]
+    prompts: ProbePrompts
+    side_files: SideFiles
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of calibration; 0 without."""
+        return self.corpus.num_tokens if self.corpus else 0
+
+
+def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
+
+    With several `ranks` each of them calls this; all but rank 0 need a progress reporter that is quiet.
+    """
+    ranks = ranks or Ranks()
+    return_large_blocks()
+    try:
+        ranks.connect(gpus=request.device.startswith("cuda"))
+        report = _quantize(request, progress, ranks)
+    except (Moe4Error, OSError) as error:
+        named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
+        if ranks.is_first:
+            raise named from error
+        raise type(named)(f"rank {ranks.rank} on {socket.gethostname()}: {named}") from error
+    ranks.close()
+    return report
+
+
+def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
+    check_folders(request.source, request.out)
+    ranks.device = device = require_device(request.device, ranks.local_rank)
+    folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
+    prepared = _prepare(request, find_environment(device))
+    _check_agreement(ranks, prepared.fingerprint)
+    bench = Workbench(
+        checkpoint=prepared.checkpoint,
+        network=prepared.network,
+        recipe=prepared.recipe,
+        device=device,
+        ranks=ranks,
+        progress=progress,
+        probe=_running_probe(request, prepared, ranks, device),
+    )
+    prepared.checkpoint.reads = bench.reads
+    if device.type == "cuda" and prepared.corpus is not None:
+        from moe4.quantize.gpu.stream import warm_up  # it needs Triton
+
+        warm_up(bench)
+    if folder is None:
+        return _follow(request, bench, prepared)
+    try:
+        return _lead(folder, bench, prepared, progress)
+    finally:
+        folder.close()
+
+
+def _lead(
+    folder: ReleaseFolder, bench: Workbench, prepared: _Prepared, progress: ProgressReporter
+) -> dict[str, Any]:
+    """Do rank 0's part."""
+    ranks, fingerprint = bench.ranks, dict(prepared.fingerprint)
+    if folder.state is State.FINISHED:
+        report = _already_finished(folder, fingerprint, bench.recipe)
+        return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
+    folder.require_space(
+        disk_need(
+            prepared.plan,
+            prepared.network,
+            prepared.checkpoint,
+            prepared.num_tokens,
+            folder.folder,
+            probe_tokens=prepared.prompts.num_tokens,
+        )
+    )
+    if prepared.side_files.left_out:
+        progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
+    group_warnings = group_size_warnings(bench.recipe.group_size, bench.network)
+    for warning in [*prepared.plan.warnings, *group_warnings]:
+        progress.say(f"warning: {warning}")
+    journal = folder.open()
+    shards = [shard.file_name for shard in prepared.plan.shards]
+    side_files = [path.name for path in prepared.side_files.files]
+    folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
+    threads = journal.threads or threads_per_rank(ranks)
+    fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
+    boundary = _boundary(folder.work, prepared, bench.device)
+    inputs = [item for item in (boundary, bench.probe) if item is not None]
+    found = repair(journal, bench.network.num_layers, inputs)
+    if found:
+        progress.say(found)
+    if bench.probe is None:
+        progress.say(f"no probe: {prepared.prompts.reason}")
+    threads = int(fingerprint["environment"]["threads"])
+    ranks.share(Parcel(facts={"num_done": len(journal.shards), "threads": threads}))
+    torch.set_num_threads(threads)
+    if threads > threads_per_rank(ranks):
+        progress.say(
+            f"note: the run was begun with {threads} threads a rank and keeps them; "
+            f"{threads_per_rank(ranks)} would fit"
+        )
+    committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
+    committer.commit_shards()
+    folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
+    probe = committer.write_probe(prepared.prompts)
+    names = [path.name for path in prepared.side_files.files]
+    if "missing" not in probe:
+        names.append(PROBE_NAME)
+    last = committer.last_files()
+    report = build_report(
+        fingerprint=fingerprint,
+        recipe=bench.recipe,
+        checkpoint=prepared.checkpoint,
+        plan=prepared.plan,
+        corpus=prepared.corpus,
+        shards=journal.shards,
+        left_out=prepared.side_files.left_out,
+        saved=committer.saved_records(),
+        traffic=committer.saved_traffic(),
+        reads=committer.saved_reads(),
+        files=list_files(folder.folder, names, last),
+        probe=probe,
+    )
+    folder.finish({REPORT_NAME: dump_json(report), **last})
+    return ranks.share(Parcel(facts=report)).facts
+
+
+def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str, Any]:
+    """Do the part of a rank other than 0."""
+    ranks = bench.ranks
+    state = ranks.share(None).facts
+    if "report" in state:
+        return dict(state["report"])
+    torch.set_num_threads(int(state["threads"]))
+    work = ReleaseFolder.work_folder(request.out)
+    follow(bench, prepared.plan, int(state["num_done"]), _boundary(work, prepared, bench.device), work)
+    return ranks.share(None).facts
+
+
+def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
+    checkpoint = Checkpoint(request.source)
+    side_files = find_side_files(checkpoint.folder, checkpoint.shards)
+    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    recipe = resolve_group_size(request.recipe, checkpoint, network)
+    plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
+    corpus = None
+    if recipe.method == "gptq":
+        corpus = load_corpus(
+            request.source,
+            network.config,
+            recipe.calibration,
+            request.calibration,
+            trust_remote_code=request.trust_remote_code,
+        )
+    prompts = find_prompts(request.source, network, trust_remote_code=request.trust_remote_code)
+    fingerprint = {
+        "moe4": software_versions()["moe4"],
+        "source": checkpoint.digest(),
+        "recipe": recipe.digest(),
+        "calibration": corpus.digest() if corpus else None,
+        "probe": prompts.digest(),
+        "side_files": side_files.digests(),
+        "environment": environment.to_dict(),
+    }
+    prepared = _Prepared(
+        checkpoint=checkpoint,
+        network=network,
+        recipe=recipe,
+        plan=plan,
+        corpus=corpus,
+        fingerprint=fingerprint,
+        prompts=prompts,
+        side_files=side_files,
+    )
+    need = memory_need(
+        plan,
+        network,
+        checkpoint,
+        recipe,
+        prepared.num_tokens,
+        probe_tokens=prompts.num_tokens,
+        device=torch.device(request.device),
+    )
+    require_memory(need, recipe.memory_budget_bytes)
+    return prepared
+
+
+def _check_agreement(ranks: Ranks, fingerprint: dict[str, Any]) -> None:
+    """Raise RankError on rank 0 unless all ranks see the same version, source, recipe and calibration."""
+    for rank, parcel in ranks.spread(ranks.size, lambda _: Parcel(facts=fingerprint)):
+        changed = describe_changes(fingerprint, parcel.facts)
+        if changed:
+            raise RankError(f"rank {rank} sees {changed} than rank 0; give every node the same files")
+
+
+def _begin_or_match(
+    journal: Journal,
+    folder: ReleaseFolder,
+    fingerprint: dict[str, Any],
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    progress: ProgressReporter,
+) -> None:
+    """Begin a journal, or hold this run to the one that is there."""
+    versions = {name: text for name, text in software_versions().items() if name != "moe4"}
+    begin = {
+        **fingerprint,
+        "recipe_values": recipe.to_dict(),
+        "versions": versions,
+        "source_files": {name: identify(shard.path) for name, shard in checkpoint.shards.items()},
+    }
+    if journal.begin is None:
+        journal.start(begin)
+        return
+    journal.match(begin)
+    journal.check_shards(folder.folder)
+    for shard in journal.shards:
+        for name, sha256 in shard.kept.items():
+            if name.endswith(".json") and not is_unchanged(folder.work / name, sha256):
+                raise ResumeError(
+                    f"{folder.work / name} is missing or damaged; begin again in an empty folder"
+                )
+    before = journal.begin["versions"]
+    others = [
+        f"{key} {before.get(key)}, now {now}" for key, now in versions.items() if before.get(key) != now
+    ]
+    if others:
+        progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
+
+
+def _require_same_source(
+    bench: Workbench, plan: ReleasePlan, journal: Journal, known: dict[str, str]
+) -> None:
+    """Hold the source to what was read of it before. Raises ResumeError where it has changed."""
+    assert journal.begin is not None
+    bench.reads.expect(known)
+    unread = [name for shard in plan.shards for name in shard.source_names if name not in known]
+    before = journal.begin["source_files"]
+    require_same_source(bench.checkpoint, known, before, unread, bench.progress.say)
+
+
+def _boundary(work: Path, prepared: _Prepared, device: torch.device) -> Boundary | None:
+    if prepared.corpus is None:
+        return None
+    return Boundary(work, prepared.checkpoint, prepared.network, prepared.corpus, device)
+
+
+def _running_probe(
+    request: Request, prepared: _Prepared, ranks: Ranks, device: torch.device
+) -> RunningProbe | None:
+    if not prepared.prompts.chosen:
+        return None
+    work = ReleaseFolder.work_folder(request.out)
+    return RunningProbe(prepared.checkpoint, ranks, device, work, prepared.prompts.chosen)
+
+
+def check_folders(source: Path, out: Path) -> None:
+    """Raise OutputError if a release in `out` would lie in the source."""
+    inside = source.resolve()
+    if inside == out.resolve() or inside in out.resolve().parents:
+        raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
+
+
+def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    report = read_report(folder.folder)
+    before = {**report.get("fingerprint", {}), "recipe_values": report.get("recipe", {})}
+    environment = dict(fingerprint["environment"])
+    environment["threads"] = (before.get("environment") or {}).get("threads")  # those it was begun with
+    fingerprint = {**fingerprint, "environment": environment}
+    changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
+    if changed:
+        raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")
+    folder.remove_work_folder()
+    return report
+
+
+def _name_os_error(request: Request, error: OSError) -> OutputError:
+    """Return one line for what the system refused."""
+    if error.errno in NO_ROOM:
+        reason = NO_ROOM[error.errno]
+        return DiskSpaceError(f"{request.out}: {reason}; free some space and run again with --resume")
+    where = error.filename or request.out
+    return OutputError(
+        f"{where}: {error.strerror or error}; what was committed stands: run again with --resume"
+    )

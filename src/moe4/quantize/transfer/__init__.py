@@ -1,0 +1,1 @@
+"""What moves: tensors between source, ranks, devices and layers."""

@@ -1,0 +1,1 @@
+"""`moe4 verify`: the checks of a finished release."""

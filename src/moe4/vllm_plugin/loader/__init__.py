@@ -1,0 +1,1 @@
+"""`--load-format moe4`: routed experts stay in the release's files, or in a cache of them."""

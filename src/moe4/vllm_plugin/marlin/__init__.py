@@ -1,0 +1,1 @@
+"""Corrections of Marlin's expert kernel on GPUs."""

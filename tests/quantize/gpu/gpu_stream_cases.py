@@ -1,0 +1,129 @@
+"""A run with its experts as a GPU takes them, beside the CPU's; `test_gpu_stream.py` runs this in a process.
+
+The device is the CPU, with Triton's interpreter for the kernels: everything but pinned memory, streams and
+the choice of the class is what a GPU runs.
+"""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import random_state, reference_config, write_checkpoint
+from safetensors.torch import load_file
+
+from moe4.quantize.gpu import batches as gpu_batches
+from moe4.quantize.gpu.stream import GpuExpertStream
+from moe4.quantize.reporting.progress import ProgressReporter
+from moe4.quantize.run.pipeline import Request, quantize
+from moe4.recipe import Calibration, Gptq, Recipe
+
+SHAPE = {
+    "num_hidden_layers": 3,
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 64,
+    "qk_rope_head_dim": 32,
+}
+TEXT = "Twelve engineers share one long table and every one of them has a lamp. "
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = reference_config(**SHAPE)
+    folder = write_checkpoint(tmp_path_factory.mktemp("m") / "s", config, random_state(config, seed=3))
+    lines = [json.dumps({"text": TEXT[number:] * 2}) for number in range(8)]
+    (folder / "lines.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def run(source: Path, out: Path) -> dict[str, Any]:
+    recipe = Recipe(
+        group_size=32,
+        gptq=Gptq(scale_candidates=2, descent_sweeps=1),
+        calibration=Calibration(num_sequences=8, max_sequence_tokens=64, compute_dtype="float32"),
+    )
+    request = Request(source=source, out=out, recipe=recipe, calibration=source / "lines.jsonl")
+    with ProgressReporter(quiet=True) as progress:
+        return quantize(request, progress)
+
+
+def records(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [expert for layer in report["layers"] for expert in layer["experts"]]
+
+
+def test_a_run_in_batches_is_the_cpus_up_to_ties(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of two with three experts, so that one is filled up; activations resident and not.
+
+    Of two layers with experts the second stands on the first one's sum.
+    """
+    expected = run(source, tmp_path / "cpu")
+    used: list[str] = []
+
+    class Counted(GpuExpertStream):
+        def run(self, *arguments: Any) -> None:
+            used.append("gpu")
+            super().run(*arguments)
+
+    monkeypatch.setattr("moe4.quantize.run.layer.stream_class", lambda _: Counted)
+    monkeypatch.setattr("moe4.quantize.gpu.experts.MOST_EXPERTS", 2)
+    found = {}
+    for name, free in (("streamed", 0), ("resident", 1 << 40)):
+        monkeypatch.setattr("moe4.quantize.transfer.device_memory.free_bytes", lambda _, free=free: free)
+        found[name] = run(source, tmp_path / name)
+    assert used == ["gpu"] * 4
+    for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):
+        assert ours["num_tokens"] == theirs["num_tokens"]
+        for part in ("gate", "up", "down"):
+            assert ours[part]["method"] == theirs[part]["method"] == "gptq"
+            # A code that ties in float32 may go either way, and then the rest of its row with it.
+            assert ours[part]["error"] == pytest.approx(theirs[part]["error"], rel=0.03)
+            assert ours[part]["rtn_error"] == pytest.approx(theirs[part]["rtn_error"], rel=0.01)
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "streamed").glob("*.safetensors")}
+    assert shards == {path.name: path.read_bytes() for path in (tmp_path / "resident").glob("*.safetensors")}
+    for layer in (2, 3):
+        ours, theirs = (
+            load_file(next((tmp_path / n).glob(f"*0000{layer}-of*"))) for n in ("streamed", "cpu")
+        )
+        assert ours.keys() == theirs.keys()
+        words = [name for name in ours if name.endswith("weight_packed")]
+        assert words
+        same = torch.cat([(ours[name] == theirs[name]).flatten() for name in words])
+        assert same.float().mean() > 0.8
+
+
+def test_every_thread_of_a_run_begins_with_the_runs_gpu(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current GPU is a thread's own: a kernel that a thread launches without it goes to GPU 0."""
+    told: set[int] = set()
+    worked: set[int] = set()
+
+    def note(owner: Any, name: str, seen: set[int]) -> None:
+        real = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            seen.add(threading.get_ident())
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(gpu_batches, "use_device", told)
+    for name in ("_read_batch", "_solve_batch"):
+        note(gpu_batches.Batches, name, worked)
+    monkeypatch.setattr("moe4.quantize.run.layer.stream_class", lambda _: GpuExpertStream)
+    run(source, tmp_path / "out")
+    assert len(worked) >= 2
+    assert worked <= told
