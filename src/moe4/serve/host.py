@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import ipaddress
-import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from moe4.errors import MissingDependencyError, ServeError
+from moe4.machine.memory import total_memory_bytes
 from moe4.machine.processors import Processors, read_processors
 
 Device = Literal["cpu", "gpu"]
@@ -38,7 +38,7 @@ def inspect_host() -> Host:
         device=_installed_device(),
         vllm=_vllm_program(),
         processors=read_processors(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=total_memory_bytes(),
     )
 
 

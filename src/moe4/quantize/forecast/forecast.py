@@ -14,12 +14,13 @@ from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint, fp8_block_size
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
+from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.forecast.timing import Probe, probe
 from moe4.quantize.layer.running_probe import find_prompts
-from moe4.quantize.planning.memory_bound import available_bytes, disk_need, memory_need, require_memory
+from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
 from moe4.quantize.planning.release_plan import (
     ReleasePlan,
     group_size_warnings,
@@ -104,7 +105,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
         "memory": {
             "peak_bytes": need.peak_bytes,
             "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
-            "available_bytes": available_bytes(),
+            "available_bytes": available_memory_bytes(),
         },
         "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
     }
@@ -202,10 +203,9 @@ def describe(result: dict[str, Any]) -> str:
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
-    free = memory["available_bytes"]
     lines.append(
-        f"memory    {format_bytes(memory['peak_bytes'])} at most"
-        + (f"; the machine has {format_bytes(free)}" if free else "")
+        f"memory    {format_bytes(memory['peak_bytes'])} at most; "
+        f"the machine has {format_bytes(memory['available_bytes'])}"
     )
     lines.append(
         f"disk      {format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
