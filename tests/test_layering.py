@@ -15,7 +15,7 @@ MOST_MODULES = 14
 
 # From the ground up: a package may import packages of lower storeys, and itself.
 STOREYS = (
-    {"errors", "escape", "strict_json"},
+    {"errors", "escape", "strict_json", "units"},
     {"schema", "environment", "files", "machine", "bounded"},
     {"recipe", "config"},
     {"checkpoint"},

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.checkpoint.shard import BEHIND_BYTES
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
@@ -20,6 +19,7 @@ from moe4.model.architecture import PARTS, ExpertShape, Network
 from moe4.probe.passes import BATCH_TOKENS as BATCH_TOKENS_OF_PROBE
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.recipe import Recipe
+from moe4.units import format_bytes
 
 BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
 BATCH_BYTES = 512 << 20
