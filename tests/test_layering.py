@@ -17,7 +17,7 @@ MOST_MODULES = 14
 STOREYS = (
     {"errors", "escape", "strict_json", "units"},
     {"schema", "environment", "files", "machine", "bounded"},
-    {"recipe", "config"},
+    {"recipe", "config", "vllm_facts"},
     {"checkpoint"},
     {"kernels", "gptq", "model", "calibration"},
     {"forward"},
