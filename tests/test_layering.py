@@ -15,9 +15,9 @@ MOST_MODULES = 14
 
 # From the ground up: a package may import packages of lower storeys, and itself.
 STOREYS = (
-    {"errors", "escape", "strict_json"},
+    {"errors", "escape", "strict_json", "units"},
     {"schema", "environment", "files", "machine", "bounded"},
-    {"recipe", "config"},
+    {"recipe", "config", "vllm_facts"},
     {"checkpoint"},
     {"kernels", "gptq", "model", "calibration"},
     {"forward"},

@@ -14,7 +14,7 @@ from moe4.checkpoint.header import read_shard
 from moe4.checkpoint.mapping import MappedShard
 from moe4.errors import CheckpointError, ServeError
 from moe4.kernels.table import table_experts
-from moe4.machine.disk import READ_BYTES, allocate_for_reads, available_memory_bytes, measure_disk_rate
+from moe4.machine.disk import READ_BYTES, allocate_for_reads, measure_disk_rate
 from moe4.vllm_plugin.loader.cache import ExpertCache, LayerOfCache
 from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer, map_layer
 
@@ -145,9 +145,7 @@ def test_what_the_cache_refuses(shards: list[Path], tmp_path: Path) -> None:
         ExpertCache(pairs, 1 << 30, 2)
 
 
-def test_the_machine_is_measured(shards: list[Path]) -> None:
-    free = available_memory_bytes()
-    assert 0 < free < 1 << 50
+def test_files_too_small_to_tell_the_rate(shards: list[Path]) -> None:
     assert measure_disk_rate(shards, huge_pages=True) is None  # too small to tell
 
 

@@ -38,7 +38,8 @@ from moe4.files.durable import make_folder, write_output
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, check_names, render_card
 from moe4.publish.proof import read_proof
-from moe4.publish.report_page import percent, render_report
+from moe4.publish.report_page import render_report
+from moe4.units import percent
 from moe4.verify.checks import verify
 
 REFERENCE_TASK = "k2_tiny_problems_0shot"

@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.deploy.manifests.grammar import is_license
 from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
 from moe4.deploy.manifests.options import default_name as deployment_name
@@ -24,7 +23,7 @@ from moe4.escape import markdown_text as text
 from moe4.evaluate.result_files import TaskResult, ToolcheckFile
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
-from moe4.publish.report_page import duration, percent
+from moe4.units import duration, format_bytes, percent
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
 ARCHITECTURE = {

@@ -14,11 +14,11 @@ from moe4.serve.extra import KEY_FLAG, find_value, is_given, take_keys
 from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path, read_keys
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
+from moe4.units import GIB
 
 if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can do without
     from moe4.serve.model import ServedModel
 
-GIB = 1 << 30
 # Whole conversations the CPU's cache has room for, where memory allows: vLLM's unit is the GiB.
 CACHED_CONVERSATIONS = 8
 PLUGIN = "moe4"  # its entry point's name in pyproject.toml

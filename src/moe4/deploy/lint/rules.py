@@ -9,8 +9,9 @@ from moe4.deploy.lint.place import Place, whole
 from moe4.deploy.lint.server import DescribedServer, parse_quantity
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
-from moe4.deploy.sizing.machines import DEVICES, GIB, Device, cpu_server
+from moe4.deploy.sizing.machines import DEVICES, Device, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
+from moe4.units import GIB
 
 TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
 MIN_SHM_BYTES = GIB

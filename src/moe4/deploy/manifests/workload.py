@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from moe4.deploy.manifests.documents import Noted
 from moe4.deploy.manifests.options import ON_A_CLUSTER, DeployOptions
 from moe4.deploy.sizing.fit import CPU_WORKING_BYTES, Fit, load_seconds, startup_seconds
-from moe4.deploy.sizing.machines import GIB
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.serve.guard import guard_path
+from moe4.units import GIB, gigabytes
 
 MODEL_PATH = "/mnt/models"  # where KServe mounts models; ours do the same
 CACHE_PATH = "/cache"
@@ -112,7 +112,7 @@ def build_workload(options: DeployOptions, release: ReleaseSize, fit: Fit) -> Wo
         shm_why=shm_why,
         startup_seconds=startup_seconds(release, options.disk),
         startup_why=(
-            f"x {PROBE_PERIOD} s: twice the {load:.0f} s to {origin} {_size(release.num_bytes)} "
+            f"x {PROBE_PERIOD} s: twice the {load:.0f} s to {origin} {gigabytes(release.num_bytes)} "
             f"at {options.disk / 1e9:g} GB/s, and ten minutes"
         ),
         cache_gib=math.ceil(release.num_bytes * 1.1 / GIB) + 1 if from_hub else 0,
@@ -195,7 +195,7 @@ def _notes(options: DeployOptions, release: ReleaseSize, fit: Fit) -> tuple[str,
     machine = fit.device.name if options.engine == "cpu" else f"{fit.layout.num_gpus} x {fit.device.name}"
     split = "" if options.engine == "cpu" else f", {fit.layout.describe()}"
     lines = [
-        f"{release.name}, {_size(release.num_bytes)}, on {machine}{split}: {fit.reason}.",
+        f"{release.name}, {gigabytes(release.num_bytes)}, on {machine}{split}: {fit.reason}.",
         "Made by `moe4 deploy`; every value is derived from the release or was asked for.",
     ]
     if not options.api_key_secret:
@@ -217,7 +217,3 @@ def _cpu_cache_gib(release: ReleaseSize, fit: Fit) -> int:
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moe4.deploy.sizing.machines import GIB, Device
+from moe4.deploy.sizing.machines import Device
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
 from moe4.model.groups import one_group_a_rank, serving_advice
+from moe4.units import GIB
 
 MEMORY_SHARE = 0.92  # vLLM 0.32's --gpu-memory-utilization
 # Activations of a full batch, CUDA graphs, NCCL's buffers and the context: an allowance, not a measurement.

@@ -111,7 +111,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     )
     prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:
-        from moe4.quantize.gpu.stream import warm_up  # it needs Triton
+        from moe4.quantize.gpu.solver import warm_up  # it needs Triton
 
         warm_up(bench)
     if folder is None:
