@@ -210,8 +210,10 @@ spec:
         (", sizeLimit: 16Gi", "", "shm-unbounded"),
         ("mountPath: /dev/shm", "mountPath: /shm", "shm-missing"),
         ("sizeLimit: 16Gi", "sizeLimit: 64Mi", "shm-missing"),
+        ("sizeLimit: 16Gi", "sizeLimit: 1023Mi", "shm-missing"),
+        ("memory: 256Gi", "memory: 55Gi", "memory-too-small"),
         ("startupProbe", "x-startupProbe", "probe-startup-missing"),
-        ("failureThreshold: 400", "failureThreshold: 40", "probe-startup-short"),
+        ("failureThreshold: 400", "failureThreshold: 54", "probe-startup-short"),
         ("livenessProbe", "x-livenessProbe", "probe-missing"),
         ("--port=8000", "--port=9000", "probe-port"),
         ("--max-model-len=131072", "--max-model-len=200000", "max-model-len"),
@@ -233,6 +235,19 @@ def test_a_pod_with_one_fault_has_that_finding(
     found = {item["rule"] for item in lint_text(tmp_path, POD.replace(good, bad), "bad.yaml", *options)}
     assert rule in found
     assert found <= {rule, "gpu-too-few", "parallel-mismatch", "parallel-divide"}
+
+
+@pytest.mark.parametrize(
+    ("good", "least"),
+    [
+        ("sizeLimit: 16Gi", "sizeLimit: 1Gi"),
+        ("memory: 256Gi", "memory: 56Gi"),  # 8, 4 for each of 8 GPUs, and 16 of /dev/shm
+        ("failureThreshold: 400", "failureThreshold: 55"),  # 547 GB at 1 GB/s
+    ],
+)
+def test_the_least_that_is_enough_has_no_finding(tmp_path: Path, kimi: str, good: str, least: str) -> None:
+    assert good in POD
+    assert lint_text(tmp_path, POD.replace(good, least), "m.yaml", "--release", kimi, "--gpu", "h200") == []
 
 
 def test_one_group_a_gpu_needs_the_plugin(tmp_path: Path, kimi: str) -> None:
