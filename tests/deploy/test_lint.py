@@ -61,6 +61,11 @@ def test_every_fault_of_the_cards_manifests_is_found(kimi: str) -> None:
     assert lint(RUNTIME, SERVICE, "--release", kimi).exit_code == 1
 
 
+def test_a_runtime_is_judged_once_with_the_service_that_names_it(kimi: str) -> None:
+    found = [item["rule"] for item in findings(RUNTIME, SERVICE, "--release", kimi)]
+    assert [found.count(rule) for rule in ("shm-missing", "user-root", "tools-missing")] == [1, 1, 1]
+
+
 def test_the_cards_manifests_pass_the_schemas_all_the_same() -> None:
     found = rules(RUNTIME, SERVICE, "--crds", shared_path("schemas", "kserve"))
     assert not found & {"schema", "schema-unknown-field"}
@@ -248,6 +253,30 @@ def test_a_pod_with_one_fault_has_that_finding(
 def test_the_least_that_is_enough_has_no_finding(tmp_path: Path, kimi: str, good: str, least: str) -> None:
     assert good in POD
     assert lint_text(tmp_path, POD.replace(good, least), "m.yaml", "--release", kimi, "--gpu", "h200") == []
+
+
+OF_THE_CONTAINER = "          securityContext: {runAsNonRoot: true}\n"
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (OF_THE_CONTAINER, "          securityContext: {runAsUser: 1000}\n"),
+        (OF_THE_CONTAINER, "      securityContext: {runAsNonRoot: true}\n"),  # of the pod
+        ("kind: Deployment", "kind: StatefulSet"),
+        ('--tensor-parallel-size, "8"', "--tensor-parallel-size=8"),
+        ('--tensor-parallel-size, "8"', '-tp, "8"'),
+        ("mountPath: /dev/shm", "mountPath: /dev/shm/"),
+        ("memory: 256Gi", 'memory: "274877906944"'),
+        ("nvidia.com/gpu: 8", 'nvidia.com/gpu: "8"'),
+    ],
+)
+def test_another_way_to_write_it_has_no_finding(tmp_path: Path, kimi: str, here: str, there: str) -> None:
+    assert here in POD
+    text = POD.replace(here, there)
+    if there.startswith("      securityContext"):
+        text = POD.replace(here, "").replace("      containers:\n", there + "      containers:\n")
+    assert lint_text(tmp_path, text, "m.yaml", "--release", kimi, "--gpu", "h200") == []
 
 
 def test_one_group_a_gpu_needs_the_plugin(tmp_path: Path, kimi: str) -> None:

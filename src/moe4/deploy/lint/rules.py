@@ -9,7 +9,7 @@ from ruamel.yaml.comments import CommentedMap
 from moe4.deploy.images import has_plugin
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place, get, whole
-from moe4.deploy.lint.server import Server, parse_quantity
+from moe4.deploy.lint.server import Server
 from moe4.deploy.machines import DEVICES, GIB, Device, cpu_server
 from moe4.deploy.release import Release
 from moe4.deploy.sizing import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
@@ -148,7 +148,7 @@ def _memory(server: Server, context: Context) -> Iterator[Finding]:
     if found is None or (server.partial and not server.gpus):
         return
     place = server.resources or server.place
-    shm = parse_quantity(server.shm_size or "") or 0
+    shm = server.shm_bytes
     if server.is_cpu:
         if context.release is None:
             return
@@ -183,7 +183,7 @@ def _shm(server: Server) -> Iterator[Finding]:
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
-    elif server.shm_size != "host" and (parse_quantity(server.shm_size) or 0) < MIN_SHM_BYTES and server.gpus:
+    elif server.shm_size != "host" and server.shm_bytes < MIN_SHM_BYTES and server.gpus:
         why = f"{server.shm_size} of shared memory is less than 1 GiB"
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 
