@@ -8,6 +8,7 @@ from deploy.deploy_cases import write_kimi_config
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.errors import DeployError
 
 GIB = 1 << 30
 EXPERTS, REST = 10_899_970_560, 21_095_653_376  # bytes that a decoded token reads
@@ -111,3 +112,19 @@ def test_a_column_for_several_at_once_comes_with_several(kimi: str) -> None:
     text = fit(kimi, "--gpu", "h200", "--gpus", "8", "--concurrency", "4")
     assert "tok/s < at 4" in text
     assert text.splitlines()[-1].split()[-2:] == ["1954", "comfortable"]
+
+
+def test_a_split_that_does_not_divide_names_those_that_do(kimi: str) -> None:
+    """64 heads, and down_proj's 2048 columns in 16 groups of 128."""
+    result = CliRunner().invoke(app, ["fit", kimi, "--gpu", "h200", "--tensor-parallel", "32"])
+    assert "16 groups of 128 codes; use one of 1, 2, 4, 8, 16" in str(result.stdout) + str(result.exception)
+
+
+@pytest.mark.parametrize(("gpu", "hint"), [("h100", "; --max-model-len 59008 would fit"), ("l40s", "")])
+def test_a_deployment_that_is_refused_says_what_would_fit(kimi: str, gpu: str, hint: str) -> None:
+    arguments = ["deploy", "podman", kimi, "--gpu", gpu, "--gpus", "8", "--model", "file:///srv/k2"]
+    error = CliRunner().invoke(app, [*arguments, "--trust-remote-code"]).exception
+    assert isinstance(error, DeployError)
+    assert f"cannot be served on 8 x {gpu.upper()} (TP8)" in str(error)
+    assert str(error).endswith(hint)
+    assert ("would fit" in str(error)) == bool(hint)

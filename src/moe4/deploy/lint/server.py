@@ -188,8 +188,7 @@ def parse_quantity(text: str, *, on_host: bool = False) -> int | None:
     found = re.fullmatch(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([A-Za-z]*)", text.strip())
     if not found:
         return None
+    unit: float | None = UNITS.get(found[2])
     if on_host:
         unit = HOST_UNITS.get(found[2].lower().removesuffix("b").removesuffix("i"))
-    else:
-        unit = UNITS.get(found[2])
     return int(float(found[1]) * unit) if unit is not None else None
