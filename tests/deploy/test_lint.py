@@ -242,6 +242,17 @@ def test_a_pod_with_one_fault_has_that_finding(
     assert found <= {rule, "gpu-too-few", "parallel-mismatch", "parallel-divide"}
 
 
+def test_a_repair_changes_its_own_lines_alone(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    good = POD.replace(",\n                 --enable", ", --enable").replace("name: vllm", 'name: "vllm"')
+    bad = good.replace("{type: Recreate}", '{type: "RollingUpdate"}')
+    file.write_text(bad)
+    lint(file, "--fix")
+    before, after = bad.splitlines(), file.read_text().splitlines()
+    changed = [line for line in before if line not in after]
+    assert [line.strip() for line in changed] == ['strategy: {type: "RollingUpdate"}']
+
+
 @pytest.mark.parametrize(
     ("good", "least"),
     [
