@@ -20,12 +20,12 @@ from mutations import Mutant, sample
 from recording import Coverage, load, record
 from workplace import copy_project, environment, fork
 
-# What tests a package beside tests/PACKAGE. Cases of GPU kernels run here one by one, interpreted by Triton.
+# What tests a package beside tests/PACKAGE.
 TESTS = {
     "checkpoint": ["tests/vllm_plugin/test_loader_expert_cache.py", "tests/quantize/test_source_changes.py"],
-    "gptq": ["tests/gptq/gpu_cases.py"],
 }
-# Tests that run those cases in a process of their own, and tests of minutes.
+# Cases of GPU kernels run one by one, interpreted by Triton, not in a process of their own; no tests of minutes.
+FILES = "python_files=test_*.py gpu_cases.py"
 SKIPPED = "interpreter or test_memory or test_families or test_ranks"
 PROJECT = Path(__file__).resolve().parents[2]
 LONGEST_SECONDS = 20.0  # of a test; slower ones are left out
@@ -52,7 +52,7 @@ def main() -> None:
         record(
             environment(PROJECT, project),
             project,
-            ["-m", "not vllm", "-k", f"not ({SKIPPED})", *tests],
+            ["-m", "not vllm", "-k", f"not ({SKIPPED})", "-o", FILES, *tests],
             recorded,
         )
     coverage = load(project, recorded)
