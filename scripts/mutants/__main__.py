@@ -24,7 +24,7 @@ from workplace import copy_project, environment, fork
 TESTS = {
     "checkpoint": ["tests/vllm_plugin/test_loader_expert_cache.py", "tests/quantize/test_source_changes.py"],
 }
-# Cases of GPU kernels run one by one, interpreted by Triton, not in a process of their own; no tests of minutes.
+# Cases of GPU kernels run one by one, interpreted by Triton; nothing runs that takes minutes.
 FILES = "python_files=test_*.py gpu_cases.py"
 SKIPPED = "interpreter or test_memory or test_families or test_ranks"
 PROJECT = Path(__file__).resolve().parents[2]
