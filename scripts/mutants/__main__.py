@@ -22,11 +22,15 @@ from workplace import copy_project, environment, fork
 
 # What tests a package beside tests/PACKAGE.
 TESTS = {
-    "checkpoint": ["tests/vllm_plugin/test_loader_expert_cache.py", "tests/quantize/test_source_changes.py"],
+    "checkpoint": [
+        "tests/vllm_plugin/test_loader_expert_cache.py",
+        "tests/vllm_plugin/test_mapped_loader.py",
+        "tests/quantize/test_source_changes.py",
+    ],
 }
 # Cases of GPU kernels run one by one, interpreted by Triton; nothing runs that takes minutes.
 FILES = "python_files=test_*.py gpu_cases.py"
-SKIPPED = "interpreter or test_memory or test_families or test_ranks"
+SKIPPED = "interpreter or test_memory or test_families or test_ranks or test_resume or test_bad_input"
 PROJECT = Path(__file__).resolve().parents[2]
 LONGEST_SECONDS = 20.0  # of a test; slower ones are left out
 BUDGET_SECONDS = 60.0  # of a mutant's tests together

@@ -147,6 +147,17 @@ def test_webhook_rules_of_multi_node_services(tmp_path: Path) -> None:
     assert {f"multinode-{name}" for name in ("storage", "autoscaler", "canary", "env", "worker")} <= found
 
 
+def test_webhook_rules_of_multi_node_runtimes(tmp_path: Path) -> None:
+    text = MULTI_NODE.replace("kind: InferenceService", "kind: ServingRuntime").replace("v1beta1", "v1alpha1")
+    head, _, worker = text.partition("    workerSpec:")
+    container = "  containers:\n    - name: kserve-container\n"
+    container += "      env: [{name: PIPELINE_PARALLEL_SIZE, value: '2'}]\n"
+    text = head.partition("  predictor:")[0] + container + "  workerSpec:" + worker
+    found = [(item["rule"], item["path"]) for item in lint_text(tmp_path, text)]
+    assert ("multinode-env", "spec.containers[0].env[0]") in found
+    assert ("multinode-worker", "spec.workerSpec.pipelineParallelSize") in found
+
+
 @pytest.mark.parametrize(
     ("parallelism", "worker", "refused"),
     [
