@@ -6,7 +6,7 @@ from typing import Any
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place, whole
-from moe4.deploy.lint.server import DescribedServer, parse_quantity
+from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
 from moe4.deploy.sizing.machines import DEVICES, Device, cpu_server
@@ -152,7 +152,7 @@ def _memory(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if found is None or (server.partial and not server.gpus):
         return
     place = server.resources or server.place
-    shm = parse_quantity(server.shm_size or "") or 0
+    shm = server.shm_bytes
     if server.is_cpu:
         if context.release is None:
             return
@@ -187,7 +187,7 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
-    elif server.shm_size != "host" and (parse_quantity(server.shm_size) or 0) < MIN_SHM_BYTES and server.gpus:
+    elif server.shm_size != "host" and server.shm_bytes < MIN_SHM_BYTES and server.gpus:
         why = f"{server.shm_size} of shared memory is less than 1 GiB"
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 

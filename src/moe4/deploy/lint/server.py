@@ -21,8 +21,10 @@ VARIABLE = re.compile(
     r"\$(?:\((?P<a>\w+)\)|\{(?P<b>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<c>[A-Za-z_]\w*))", re.A
 )
 TEMPLATE = "{{"
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "m": 1}
+UNITS = {"": 1, "m": 1e-3, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+# Podman, docker and compose: powers of 1024 whatever the case, with `b` or `ib` behind the letter or nothing.
+HOST_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,12 +85,17 @@ class DescribedServer:
     def memory_bytes(self) -> int | None:
         """Host memory in limits, else in requests."""
         if self.memory is not None:
-            return parse_quantity(self.memory)
+            return parse_quantity(self.memory, on_host=self.on_host)
         for side in ("limits", "requests"):
             value = get(self.resources.value, side, "memory") if self.resources else None
             if value is not None:
                 return parse_quantity(str(value))
         return None
+
+    @property
+    def shm_bytes(self) -> int:
+        """Size of /dev/shm; 0 if it has none of its own."""
+        return parse_quantity(self.shm_size or "", on_host=self.on_host) or 0
 
     @property
     def is_cpu(self) -> bool:
@@ -215,14 +222,12 @@ def split_words(text: str) -> list[str]:
         return text.split()
 
 
-def parse_quantity(text: str) -> int | None:
-    """Return a Kubernetes or podman quantity in bytes; None if it is none."""
+def parse_quantity(text: str, *, on_host: bool = False) -> int | None:
+    """Return a Kubernetes quantity, or a container engine's, in bytes; None if it is none."""
     found = re.fullmatch(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([A-Za-z]*)", text.strip())
     if not found:
         return None
-    unit = (
-        found[2]
-        if found[2] in UNITS
-        else {"g": "Gi", "gb": "Gi", "m": "Mi", "mb": "Mi"}.get(found[2].lower())
-    )
-    return int(float(found[1]) * UNITS[unit]) if unit is not None else None
+    unit: float | None = UNITS.get(found[2])
+    if on_host:
+        unit = HOST_UNITS.get(found[2].lower().removesuffix("b").removesuffix("i"))
+    return int(float(found[1]) * unit) if unit is not None else None
