@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
-from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import FLOAT_DTYPES
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
