@@ -17,8 +17,8 @@ MOST_MODULES = 14
 STOREYS = (
     {"errors", "escape", "strict_json", "units"},
     {"schema", "environment", "files", "machine", "bounded", "reference"},
-    {"recipe", "config", "vllm_facts"},
-    {"checkpoint"},
+    {"recipe", "config"},
+    {"checkpoint", "vllm_facts"},
     {"kernels", "gptq", "model", "calibration"},
     {"forward"},
     {"probe"},  # it runs a model forward, and quantize has it done on the way

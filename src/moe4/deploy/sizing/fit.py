@@ -12,8 +12,8 @@ from typing import Literal
 from moe4.deploy.sizing.machines import Device
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
-from moe4.model.groups import one_group_a_rank, serving_advice
 from moe4.units import GIB
+from moe4.vllm_facts.expert_splits import one_group_a_rank, serving_advice
 
 MEMORY_SHARE = 0.92  # vLLM 0.32's --gpu-memory-utilization
 # Activations of a full batch, CUDA graphs, NCCL's buffers and the context: an allowance, not a measurement.
