@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
 from moe4.serve.extra import find_whole, is_on
+from moe4.vllm_facts import flags
 from moe4.vllm_facts.expert_splits import one_group_a_rank, splits_evenly
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class ServedRanks:
 def read_ranks(tensor: int, extra: Sequence[str]) -> ServedRanks:
     """Return the ranks that `--tensor-parallel-size` and the user's options for vLLM ask for."""
     return ServedRanks(
-        tensor=find_whole(extra, "--tensor-parallel-size", "-tp", default=tensor),
-        stages=max(1, find_whole(extra, "--pipeline-parallel-size", "-pp")),
-        replicas=max(1, find_whole(extra, "--data-parallel-size", "-dp")),
-        contexts=max(1, find_whole(extra, "--prefill-context-parallel-size", "-pcp")),
-        whole_experts=is_on(extra, "--enable-expert-parallel", "-ep"),
+        tensor=find_whole(extra, flags.TENSOR_PARALLEL, flags.TENSOR_PARALLEL_SHORT, default=tensor),
+        stages=max(1, find_whole(extra, flags.PIPELINE_PARALLEL, flags.PIPELINE_PARALLEL_SHORT)),
+        replicas=max(1, find_whole(extra, flags.DATA_PARALLEL, flags.DATA_PARALLEL_SHORT)),
+        contexts=max(1, find_whole(extra, flags.CONTEXT_PARALLEL, flags.CONTEXT_PARALLEL_SHORT)),
+        whole_experts=is_on(extra, flags.EXPERT_PARALLEL, flags.EXPERT_PARALLEL_SHORT),
     )
 
 
