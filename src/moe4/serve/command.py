@@ -62,6 +62,14 @@ class ServeCommand:
         """An API key that the server takes, if it asks for one."""
         return read_keys(self.secrets)[0] if self.secrets else None
 
+    def as_dict(self) -> dict[str, object]:
+        """Return plain JSON types; of the secrets the names alone."""
+        return {
+            "command": self.arguments,
+            "environment": self.environment,
+            "secrets": [name for name, value in self.secrets.items() if value],
+        }
+
     def shell_line(self) -> str:
         """Return the command as a line for a shell, variables first; a secret's is to be set there."""
         variables = [f"{name}={shell_word(value)}" for name, value in self.environment.items()]

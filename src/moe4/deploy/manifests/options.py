@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from moe4.deploy.manifests.grammar import (
@@ -107,6 +108,16 @@ def parse_source(text: str) -> ModelSource:
             f"--model {text} is no address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
         )
     return ModelSource(scheme=scheme, rest=rest)
+
+
+def find_source(model: str | None, release: str) -> ModelSource:
+    """Return where a server finds the weights: as it was said, or where the release itself lies."""
+    if model is not None:
+        return parse_source(model)
+    if Path(release).exists():
+        folder = Path(release).resolve()
+        return ModelSource(scheme="file", rest=str(folder if folder.is_dir() else folder.parent))
+    return ModelSource(scheme="hf", rest=release)
 
 
 def default_name(release: ReleaseSize) -> str:
