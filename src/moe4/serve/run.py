@@ -11,7 +11,10 @@ from moe4.probe.ask import check_when_ready, showing_progress
 from moe4.serve.command import ServeCommand
 from moe4.serve.process import ServerProcess
 
-NOT_THE_RELEASE = "moe4: this server's answers are not the release's; it goes on serving. Stop it, and see docs/probe-check.md"
+NOT_THE_RELEASE = (
+    "moe4: this server's answers are not the release's; it goes on serving. "
+    "Stop it, and see docs/probe-check.md"
+)
 
 Say = Callable[[str], None]
 
