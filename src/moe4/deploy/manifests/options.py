@@ -19,6 +19,7 @@ from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
+from moe4.vllm_facts.versions import IMAGE_TAG
 
 Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes"]
 Engine = Literal["vllm", "rhaiis", "cpu"]
@@ -26,7 +27,7 @@ FORMS: tuple[Form, ...] = ("podman", "quadlet", "compose", "kserve", "llmd", "ku
 ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes")
 ENGINES: tuple[Engine, ...] = ("vllm", "rhaiis", "cpu")
 IMAGES: dict[Engine, str] = {
-    "vllm": "docker.io/vllm/vllm-openai:v0.32.0",
+    "vllm": f"docker.io/vllm/vllm-openai:{IMAGE_TAG}",
     "rhaiis": "registry.redhat.io/rhaiis/vllm-cuda-rhel9:3.2.2",
     "cpu": "localhost/moe4-cpu:0.1.0",
 }
