@@ -9,9 +9,9 @@ import pytest
 from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
-from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
+from moe4.calibration.corpus import load_corpus, load_tokenizer
 from moe4.config import parse_config
-from moe4.errors import CalibrationError, TemplateError
+from moe4.errors import CalibrationError, MissingDependencyError, TemplateError
 from moe4.model.architecture import build_config
 from moe4.probe.sequences import choose_sequences
 from moe4.recipe import Calibration
@@ -95,14 +95,25 @@ def test_a_tokenizer_of_another_model_is_noticed(tmp_path: Path) -> None:
         )
 
 
-def test_the_reference_model_brings_its_own_documents(config: Any) -> None:
-    assert is_reference_model(REFERENCE_MODEL)
-    settings = Calibration(num_sequences=12)
-    corpus = load_corpus(REFERENCE_MODEL, config, settings, None)
+def test_the_reference_documents_come_where_they_are_asked_for(config: Any) -> None:
+    settings, asked = Calibration(num_sequences=12), Path("reference")
+    corpus = load_corpus(REFERENCE_MODEL, config, settings, asked)
     assert len(corpus.sequences) == 12
-    assert corpus.digest() == load_corpus(REFERENCE_MODEL, config, settings, None).digest()
-    other = load_corpus(REFERENCE_MODEL, config, Calibration(num_sequences=12, seed=1), None)
+    assert corpus.digest() == load_corpus(REFERENCE_MODEL, config, settings, asked).digest()
+    other = load_corpus(REFERENCE_MODEL, config, Calibration(num_sequences=12, seed=1), asked)
     assert other.digest() != corpus.digest()
+
+
+def test_no_model_is_calibrated_on_data_that_nobody_named(config: Any) -> None:
+    """Not even k2-tiny itself, nor one that has its chat template."""
+    with pytest.raises(CalibrationError, match=r"give --calibration FILE\.jsonl"):
+        load_corpus(REFERENCE_MODEL, config, Calibration(), None)
+
+
+def test_reference_documents_that_are_not_installed(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="pip install -e reference"):
+        load_corpus(REFERENCE_MODEL, config, Calibration(), Path("reference"))
 
 
 @pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["code.Own", None]}, ["code.Own", None]])

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter
-from moe4.checkpoint.source import Checkpoint, dequantize_blocks
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import dequantize_blocks
 from moe4.errors import MissingFileError, TensorError, UnsafePathError, UnsupportedModelError
 
 

@@ -17,7 +17,7 @@ from moe4.errors import EvaluationError, ServeError
 from moe4.evaluate.result_files import Measure, ToolcheckFile
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module
-from moe4.evaluate.toolcheck.requests import HARD_CASES, own_requests, read_requests
+from moe4.evaluate.toolcheck.requests import HARD_CASES, read_requests, request_files
 
 
 @pytest.fixture
@@ -227,8 +227,12 @@ def test_the_hard_cases_are_sound() -> None:
             jsonschema.Draft202012Validator.check_schema(schema)
         for call in case["expected"].get("calls") or []:
             jsonschema.validate(call["arguments"], tools[call["name"]])
-    assert own_requests()[-1] == HARD_CASES
-    assert len(read_requests(own_requests()[0])) == 300
+    assert request_files(()) == [HARD_CASES]
+    turns, cases = request_files((Path("reference"),))
+    assert cases == HARD_CASES
+    assert len(read_requests(turns)) == 300
+    own = Path("own.jsonl")
+    assert request_files((own, Path("reference"))) == [own, turns]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
 from moe4.checkpoint.report_file import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
-from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import PLAIN_DTYPES
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.escape import visible
 from moe4.machine.memory import available_memory_bytes

@@ -5,6 +5,7 @@ from typing import Any
 
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.server import DescribedServer, read_container, split_words
+from moe4.vllm_facts import flags
 
 KSERVE = "serving.kserve.io"
 RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
@@ -109,7 +110,7 @@ def _llm_service(document: Document) -> Iterator[DescribedServer]:
             if size is not None:
                 server.sizes[what] = size
         if sizes.get("expert"):
-            server.flags["--enable-expert-parallel"] = ("", spec / "parallelism" / "expert")
+            server.flags[flags.EXPERT_PARALLEL] = ("", spec / "parallelism" / "expert")
         local = whole(sizes.get("dataLocal"))
         if local and "data" in server.sizes:
             server.nodes = server.sizes["data"] // local

@@ -12,8 +12,9 @@ from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit,
 from moe4.deploy.sizing.machines import DEVICES, Device, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.units import GIB
+from moe4.vllm_facts import flags
 
-TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
+TOOL_FLAGS = (flags.AUTO_TOOLS, flags.TOOL_PARSER)
 MIN_SHM_BYTES = GIB
 PROCESS_BYTES = 4 * GIB  # of host memory, a GPU's worker process at the least
 BASE_BYTES = 8 * GIB
@@ -55,7 +56,7 @@ def layout_of(server: DescribedServer) -> Layout:
         tensor=server.size("tensor"),
         pipeline=server.size("pipeline"),
         data=server.size("data"),
-        expert_parallel="--enable-expert-parallel" in server.flags,
+        expert_parallel=flags.EXPERT_PARALLEL in server.flags,
     )
 
 
@@ -101,8 +102,8 @@ def _fit(server: DescribedServer, context: Context, release: ReleaseSize) -> Fit
     plugin = context.has_plugin(server)
     if check_layout(release, layout, device, plugin=plugin) is not None:
         return None  # another rule says so
-    length = whole(server.value("--max-model-len"))
-    if length is None and "--max-model-len" in server.flags:
+    length = whole(server.value(flags.MAX_MODEL_LEN))
+    if length is None and flags.MAX_MODEL_LEN in server.flags:
         length = 1  # it is not seen: the weights and a token must fit
     if length is not None and not 1 <= length <= release.max_position_embeddings:
         return None
@@ -200,19 +201,19 @@ def _tools(server: DescribedServer, context: Context) -> Iterator[Finding]:
         yield server.flags_place.find(
             "tools-missing",
             f"{' and '.join(missing)} not given: tools in requests are ignored or refused",
-            "add --enable-auto-tool-choice --tool-call-parser=kimi_k2",
+            f"add {flags.AUTO_TOOLS} {flags.TOOL_PARSER}={flags.KIMI_PARSER}",
         )
-    elif server.value("--tool-call-parser") not in (None, "kimi_k2"):
-        value, place = server.flags["--tool-call-parser"]
+    elif server.value(flags.TOOL_PARSER) not in (None, flags.KIMI_PARSER):
+        value, place = server.flags[flags.TOOL_PARSER]
         why = f"the parser {value} does not know Kimi's form of calls"
-        yield place.find("tools-missing", why, "use --tool-call-parser=kimi_k2")
+        yield place.find("tools-missing", why, f"use {flags.TOOL_PARSER}={flags.KIMI_PARSER}")
 
 
 def _length(server: DescribedServer, context: Context) -> Iterator[Finding]:
-    given = server.flags.get("--max-model-len")
+    given = server.flags.get(flags.MAX_MODEL_LEN)
     if given is None or context.release is None:
         return
-    length, most = whole(server.value("--max-model-len")), context.release.max_position_embeddings
+    length, most = whole(server.value(flags.MAX_MODEL_LEN)), context.release.max_position_embeddings
     if length is not None and not 1 <= length <= most:
         why = f"--max-model-len {length} is not in 1..{most}, the lengths {context.release.name} was made for"
         yield given[1].find("max-model-len", why, f"use {most} or less")

@@ -12,6 +12,7 @@ from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.sizing.fit import load_seconds
+from moe4.vllm_facts import flags
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
 SECRET = re.compile(r"(^|_)(API_KEY|KEY|TOKEN|PASSWORD|SECRET)$")
@@ -52,7 +53,7 @@ def _probes(server: DescribedServer, context: Context) -> Iterator[Finding]:
         if name not in server.probes and not server.templated:
             why = f"there is no {name}: a server that hangs keeps getting requests"
             yield server.place.find("probe-missing", why, f"add a {name} on /health")
-    port = server.value("--port") if "--port" in server.flags else "8000"
+    port = server.value(flags.PORT) if flags.PORT in server.flags else "8000"
     for probe in server.probes.values():
         asked = get(probe.value, "httpGet", "port")
         if isinstance(asked, int) and whole(port) not in (None, asked) and not server.templated:
@@ -125,7 +126,7 @@ def _secrets(server: DescribedServer) -> Iterator[Finding]:
         if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):
             why = f"{name} stands in the file, for all who may read it"
             yield place.find("secret-inline", why, "take it from a secret")
-    key = server.flags.get("--api-key")
+    key = server.flags.get(flags.API_KEY)
     if key is not None and key[0] and not key[0].startswith("$"):
         why = "the API key stands in the file and in the list of processes"
         yield key[1].find("secret-inline", why, "give VLLM_API_KEY from a secret")

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
+from moe4.vllm_facts import flags
 
 GPU_SUFFIX = "/gpu"
 # vLLM's short names and spellings, to the long one.
 ALIASES = {
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-dp": "--data-parallel-size",
-    "--model_len": "--max-model-len",
+    flags.TENSOR_PARALLEL_SHORT: flags.TENSOR_PARALLEL,
+    flags.PIPELINE_PARALLEL_SHORT: flags.PIPELINE_PARALLEL,
+    flags.DATA_PARALLEL_SHORT: flags.DATA_PARALLEL,
+    "--model_len": flags.MAX_MODEL_LEN,
 }
 PARALLEL = ("tensor", "pipeline", "data")
 # As Kubernetes, compose and shells write variables.
@@ -119,8 +120,8 @@ class DescribedServer:
     @property
     def has_unknown_sizes(self) -> bool:
         """Whether a parallel size is given by a variable whose value is not seen."""
-        flags = (f"--{name}-parallel-size" for name in PARALLEL if name not in self.sizes)
-        return any(flag in self.flags and self.value(flag) is None for flag in flags)
+        asked = (f"--{name}-parallel-size" for name in PARALLEL if name not in self.sizes)
+        return any(flag in self.flags and self.value(flag) is None for flag in asked)
 
     def value(self, flag: str) -> str | None:
         """Return an option's value, with its variables' values; None where one of them is not seen."""

@@ -11,7 +11,8 @@ from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.release_folder import ReleaseFolder, free_bytes, require_space
 from moe4.checkpoint.side_files import find_side_files
-from moe4.checkpoint.source import Checkpoint, fp8_block_size
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import fp8_block_size
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.machine.memory import available_memory_bytes
