@@ -1,7 +1,9 @@
 """Documents to tokens: the model's own template, seeded sampling, cutting."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
-from moe4.calibration.corpus import load_corpus, load_tokenizer
+from moe4.calibration.corpus import load_corpus, load_tokenizer, output_to_stderr, read_jsonl
 from moe4.config import parse_config
 from moe4.errors import CalibrationError, MissingDependencyError, TemplateError
 from moe4.model.architecture import build_config
@@ -165,3 +167,19 @@ def test_a_template_that_does_not_end_or_fills_the_memory(
         load_corpus(model, config, Calibration(), path)
     with pytest.raises(TemplateError, match="the built-in prompts: the model's chat template"):
         choose_sequences(load_tokenizer(model, config), 2560)
+
+
+def test_what_a_library_writes_to_stdout_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("ours\n")
+    with output_to_stderr():
+        os.write(1, b"a library's\n")
+    sys.stdout.write("ours again\n")
+    assert capfd.readouterr() == ("ours\nours again\n", "a library's\n")
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jsonl"
+    path.write_text('{"text": "a"}\n')
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CalibrationError, match=r"line 2 does not end within 100000000 bytes"):
+        list(read_jsonl(path))

@@ -3,8 +3,11 @@
 import datetime
 import hashlib
 import json
+import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -189,13 +192,32 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
 
     _refuse_code(folder, trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        with output_to_stderr():  # tokenizers tells of odd settings on stdout, where a command's JSON goes
+            return AutoTokenizer.from_pretrained(
+                str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers raises many kinds here
         reason = str(error).strip().split("\n")[0]
         hint = "" if trust_remote_code else "; if it is the model's own code, --trust-remote-code runs it"
         raise CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}") from error
+
+
+@contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Send to stderr what anything in this process writes to the system's stdout, libraries in C included."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
