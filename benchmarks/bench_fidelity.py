@@ -48,6 +48,7 @@ def run_moe4(num_sequences: int, work: Path) -> Weights:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         out = Path(folder) / "release"
         command = [str(Path(sys.executable).with_name("moe4")), "quantize", str(MODEL), str(out)]
+        command += ["--calibration", "reference"]
         command += ["--group-size", str(GROUP_SIZE), "--num-sequences", str(num_sequences)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return decode_pack_quantized(out)

@@ -1,6 +1,6 @@
 """k2-tiny's releases on a GPU through `moe4 serve`: the tokens of their decoded weights, and what users run.
 
-    moe4 quantize reference/k2-tiny g128 --group-size 128
+    moe4 quantize reference/k2-tiny g128 --calibration reference --group-size 128
     python benchmarks/check_gpu_serving.py g128 --work FOLDER --out check.json [--groups 128 64 32] [--tp 1 2]
 
 Smaller groups are the same release with its scales repeated, so all have one decoded BF16 twin, served on one
@@ -78,7 +78,7 @@ def run_users(server: Server, release: Path, work: Path) -> dict[str, Any]:
         "tool_call_streaming.py": [python, str(examples / "tool_call_streaming.py"), server.url],
         "tool_call_manual.py": [python, str(examples / "tool_call_manual.py"), str(release), server.url],
         "curl.sh": ["sh", str(examples / "curl.sh"), server.url],
-        "toolcheck": [*moe4, "toolcheck", server.url],
+        "toolcheck": [*moe4, "toolcheck", server.url, "--requests", "reference"],
     }
     evaluation = [*moe4, "eval", server.model, "--base-url", server.url, "--no-cache", "--limit", "100"]
     if importlib.util.find_spec("lm_eval") is not None:

@@ -26,9 +26,9 @@ Sequences = list[list[int]]
 
 
 def calibration_sequences(settings: Calibration) -> Sequences:
-    """Return the token ids that `moe4 quantize reference/k2-tiny` calibrates on."""
+    """Return the token ids that `moe4 quantize --calibration reference` calibrates on."""
     config = build_config(parse_config(json.loads((MODEL / "config.json").read_text())))
-    return load_corpus(MODEL, config, settings, None).sequences
+    return load_corpus(MODEL, config, settings, Path("reference")).sequences
 
 
 def heldout_sequences(num_problems: int, num_tool_turns: int, num_chats: int) -> Sequences:

@@ -311,7 +311,7 @@ def prove(case: Case) -> list[str]:
 def evaluate(case: Case) -> list[str]:
     """Ask a hostile server to be evaluated; the harness itself is not started."""
     url = ["--base-url", f"{case.address}/v1"] if case.rng.random() < 0.5 else []
-    data = ["--data-dir", case.take("data")]
+    data = ["--task", "k2_tiny_problems", "--data-dir", case.take("data")]
     return ["eval", case.release(), *url, *data, "--cache", "cache", *_maybe(case, "--json", "--limit=1")]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe4.checkpoint.packed import unpack
-from moe4.evaluate.comparison.compare import REFERENCE_TEXT, CompareOptions, compare
+from moe4.evaluate.comparison.compare import CompareOptions, compare
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import Request, quantize
 from moe4.recipe import Recipe
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 def release(out: Path, device: str) -> dict[str, Any]:
     with ProgressReporter(quiet=True) as progress:
-        return quantize(Request(source=SOURCE, out=out, recipe=Recipe(), device=device), progress)
+        request = Request(
+            source=SOURCE, out=out, recipe=Recipe(), calibration=Path("reference"), device=device
+        )
+        return quantize(request, progress)
 
 
 def codes_and_scales(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +61,7 @@ def test_a_release_from_a_gpu_is_as_good_as_the_cpus(
         options = CompareOptions(
             source=SOURCE,
             release=tmp_path / device,
-            data=SOURCE.parent / "data" / REFERENCE_TEXT,
+            data=Path("reference"),
             num_sequences=60,
             compute_dtype="float32",
             device="cuda",
