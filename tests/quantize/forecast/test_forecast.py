@@ -13,6 +13,8 @@ from release_tools import load_folder, run_cli
 from safetensors.torch import load_file, save_file
 from shared_data import shared_path
 
+REFERENCE = ("--calibration", "reference")
+
 
 def plan(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -76,18 +78,20 @@ def test_experts_of_one_group_are_warned_of(
     source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The inner width is 128."""
-    code, chosen = plan([str(source), "--no-time"], monkeypatch, capfd)
+    code, chosen = plan([str(source), "--no-time", *REFERENCE], monkeypatch, capfd)
     assert code == 0
     assert chosen["release"]["group_size"] == 64
     assert chosen["warnings"] == []
-    code, asked = plan([str(source), "--no-time", "--group-size", "128"], monkeypatch, capfd)
+    code, asked = plan([str(source), "--no-time", "--group-size", "128", *REFERENCE], monkeypatch, capfd)
     assert code == 0
     assert asked["release"]["group_size"] == 128
     assert asked["warnings"] == [
         "the experts' inner width, 128, is one group of 128 codes: vLLM on GPUs gives wrong answers without "
         "moe4's plugin; use --group-size 64 or 32, or serve with moe4's plugin"
     ]
-    _, text, _ = run_cli(["plan", str(source), "--no-time", "--group-size", "128"], monkeypatch, capfd)
+    _, text, _ = run_cli(
+        ["plan", str(source), "--no-time", "--group-size", "128", *REFERENCE], monkeypatch, capfd
+    )
     assert "warning   the experts' inner width, 128, is one group" in text
 
 
@@ -146,7 +150,9 @@ def test_every_reason_is_named(
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     out.mkdir()
     (out / "letter.txt").write_text("mine")
-    code, result = plan([str(broken), str(out), "--no-time", "--memory-budget", "1MB"], monkeypatch, capfd)
+    code, result = plan(
+        [str(broken), str(out), "--no-time", "--memory-budget", "1MB", *REFERENCE], monkeypatch, capfd
+    )
     assert code == 1
     found = "\n".join(map(str, result["problems"]))
     for part in (gone, wide, "letter.txt", "--memory-budget allows 1.0 MB"):
