@@ -29,14 +29,13 @@ TESTS = {
         "tests/quantize/run/test_source_changes.py",
     ],
     "quantize": [
-        "tests/quantize/test_audit.py",
         "tests/quantize/gpu/test_gpu_reference.py",
-        "tests/quantize/test_needs.py",
+        "tests/quantize/planning/test_memory_need.py",
         "tests/quantize/forecast/test_forecast.py",
         "tests/quantize/transfer/test_reader.py",
         "tests/quantize/run/test_release.py",
         "tests/quantize/run/test_running_probe.py",
-        "tests/quantize/reporting/test_time_left.py",
+        "tests/quantize/reporting",
     ],
 }
 # Cases of GPU kernels run one by one, interpreted by Triton, and not in a process of their own.
