@@ -75,7 +75,8 @@ def read_lines(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[bytes]:
             while line := file.readline(max_bytes + 1):
                 if len(line) > max_bytes:
                     raise CheckpointError(
-                        f"{path}: line {number} does not end within {max_bytes} bytes; write one document a line"
+                        f"{path}: line {number} does not end within {max_bytes} bytes; "
+                        "write one document a line"
                     )
                 yield line
                 number += 1
