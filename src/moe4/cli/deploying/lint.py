@@ -10,6 +10,8 @@ import typer
 from moe4.cli import options
 from moe4.cli.output import echo
 
+NOT_READ = 3  # exit code
+
 
 def command(
     files: Annotated[
@@ -44,6 +46,7 @@ def command(
 ) -> None:
     """Find what keeps a deployment from working; exit 1 if there is an error.
 
+    Exit 3 if there is none, and something was not looked at: Helm charts, kustomizations, unknown kinds.
     Files are looked at together, so that a service finds its runtime.
     """
     from moe4.deploy.lint.rules import Context
@@ -77,10 +80,12 @@ def command(
     else:
         for finding in findings:
             echo(finding.describe())
-    errors = sum(finding.level == "error" for finding in findings)
+    levels = [finding.level for finding in findings]
+    errors, warnings, not_read = levels.count("error"), levels.count("warning"), levels.count("unread")
     missing = [] if schemas else ["schemas (--crds, --cluster)"]
     missing += [] if release else ["sizes (--release)"]
     unseen = f"; not checked: {', '.join(missing)}" if missing else ""
-    echo(f"moe4: {errors} errors, {len(findings) - errors} warnings in {len(files)} files{unseen}", err=True)
-    if errors:
-        raise typer.Exit(1)
+    skipped = f", {not_read} not read" if not_read else ""
+    echo(f"moe4: {errors} errors, {warnings} warnings{skipped} in {len(files)} files{unseen}", err=True)
+    if errors or not_read:
+        raise typer.Exit(1 if errors else NOT_READ)
