@@ -4,8 +4,10 @@ import importlib.metadata
 import importlib.util
 import ipaddress
 import os
+import shutil
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,6 +42,13 @@ def inspect_host() -> Host:
         processors=read_processors(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
+
+
+def find_compiler(environment: Mapping[str, str]) -> str | None:
+    """Return the C++ compiler that torch.compile would call, CXX's, g++ or clang++; None without one."""
+    asked = environment.get("CXX")
+    names = (asked,) if asked else ("g++", "clang++")
+    return next((found for name in names if (found := shutil.which(name)) is not None), None)
 
 
 def is_loopback(host: str) -> bool:
