@@ -20,7 +20,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-TABLE = Path(__file__).parent.parent / "src" / "moe4" / "deploy" / "lint" / "vllm_options.json"
+TABLE = Path(__file__).parent.parent / "src" / "moe4" / "deploy" / "lint" / "command" / "vllm_options.json"
 KINDS = {int: "int", float: "float", "human_readable_int": "size", "human_readable_int_or_auto": "size"}
 PORT = {"ge": 0, "le": 65535}
 BOUNDS = ("ge", "gt", "le", "lt")

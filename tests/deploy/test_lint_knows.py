@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.lint.commandline import served_words, split_script
-from moe4.deploy.lint.options import tables
+from moe4.deploy.lint.command.commandline import served_words, split_script
+from moe4.deploy.lint.command.options import tables
 from moe4.deploy.lint.place import Document, Place
-from moe4.deploy.lint.quantities import read_size
+from moe4.serve.sizes import read_size
 
 POD = """\
 apiVersion: v1

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from moe4.deploy.lint.commandline import Words, served_words
+from moe4.deploy.lint.command.commandline import Words, served_words
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.server import DescribedServer, read_container, split_words
 

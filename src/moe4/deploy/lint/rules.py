@@ -6,12 +6,13 @@ from typing import Any
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place
-from moe4.deploy.lint.quantities import parse_quantity, read_size
+from moe4.deploy.lint.quantities import parse_quantity
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
 from moe4.deploy.sizing.machines import DEVICES, GIB, Device, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
+from moe4.serve.sizes import read_size
 
 TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
 MIN_SHM_BYTES = 10**9  # KServe's own samples have 1G or 1Gi

@@ -34,7 +34,7 @@ def check_running(server: DescribedServer, context: Context) -> Iterator[Finding
     """Yield what is wrong with a server's probes, images, strategy, user and secrets."""
     yield from _host(server)
     if not server.on_host:
-        if not server.is_helper:
+        if not server.is_helper and "--headless" not in server.flags:
             yield from _probes(server, context)
         yield from _user(server)
     yield from _restart(server)

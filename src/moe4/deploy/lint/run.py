@@ -9,16 +9,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from moe4.deploy.lint.command.options import check_options
+from moe4.deploy.lint.command.shell import Script, check_script, read_servers
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
-from moe4.deploy.lint.options import check_options
 from moe4.deploy.lint.place import Document, entries, get
 from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.rules import Context, check_server
 from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
-from moe4.deploy.lint.shell import Script, check_script, read_servers
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moe4.deploy.lint.commandline import Words
+from moe4.deploy.lint.command.commandline import Words
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
 

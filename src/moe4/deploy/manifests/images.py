@@ -2,6 +2,13 @@
 
 import re
 
+# What our commands and probes may call, by engine. Sources: vLLM's docker/Dockerfile, which installs bash,
+# curl and python3 by apt, vllm by pip and no Ray since 0.19; Red Hat's UBI 9; packaging/Containerfile.cpu.
+PROGRAMS = {
+    "vllm": frozenset(("bash", "sh", "curl", "python3", "vllm")),
+    "rhaiis": frozenset(("bash", "sh", "curl", "python3", "vllm")),
+    "cpu": frozenset(("bash", "sh", "curl", "python3", "vllm", "moe4")),
+}
 UPSTREAM = ("vllm-openai", "vllm-openai-cpu")  # repositories of the vLLM project
 
 

@@ -8,6 +8,7 @@ from moe4.deploy.manifests.options import ON_A_CLUSTER, DeployOptions
 from moe4.deploy.sizing.fit import CPU_WORKING_BYTES, Fit, load_seconds, startup_seconds
 from moe4.deploy.sizing.machines import GIB
 from moe4.deploy.sizing.release_size import ReleaseSize
+from moe4.serve.command import NO_TOOLS
 from moe4.serve.guard import guard_path
 
 MODEL_PATH = "/mnt/models"  # where KServe mounts models; ours do the same
@@ -133,13 +134,13 @@ def _arguments(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[A
         ]
     else:
         chosen.pop(0)  # KServe's template gives it, from spec.model.name
-    multi_node = fit.num_nodes > 1  # KServe sets the sizes then
+    set_by_kserve = options.form == "llmd" or (options.form == "kserve" and fit.num_nodes > 1)
     splits = [
         ("--tensor-parallel-size", layout.tensor, "each matrix is split over so many GPUs"),
         ("--pipeline-parallel-size", layout.pipeline, "the layers are split over so many machines"),
         ("--data-parallel-size", layout.data, "copies of all but the routed experts"),
     ]
-    if options.form != "llmd" and not multi_node:
+    if not set_by_kserve:
         chosen += [Argument(flag=flag, value=str(size), why=why) for flag, size, why in splits if size > 1]
         if layout.expert_parallel:
             why = "routed experts are split by number"
@@ -149,6 +150,9 @@ def _arguments(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[A
             Argument(flag="--enable-auto-tool-choice", value=None, why="without it tools are ignored"),
             Argument(flag="--tool-call-parser", value="kimi_k2", why="the form in the chat template"),
         ]
+        if options.has_our_vllm:
+            why = 'with tool_choice "none" the model would still call tools, as text'
+            chosen.append(Argument(flag=NO_TOOLS, value=None, why=why))
     if release.needs_own_code:
         why = "Kimi's tokenizer is Python code beside the weights: read it first"
         chosen.append(Argument(flag="--trust-remote-code", value=None, why=why))

@@ -11,11 +11,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from moe4.deploy.lint.commandline import Words, served_words
+from moe4.deploy.lint.command.commandline import Words, served_words
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.quantities import read_size
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import vllm_version
+from moe4.serve.sizes import read_size
 
 PLUGINS = {"--tool-call-parser": "--tool-parser-plugin", "--reasoning-parser": "--reasoning-parser-plugin"}
 LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 @cache
 def tables() -> dict[str, dict[str, dict[str, Any]]]:
     """Return the options of each version of vLLM that has a table, by their first long name."""
-    text = files("moe4.deploy.lint").joinpath("vllm_options.json").read_text(encoding="utf-8")
+    text = files("moe4.deploy.lint.command").joinpath("vllm_options.json").read_text(encoding="utf-8")
     found: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
     return found
 
