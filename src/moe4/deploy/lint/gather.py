@@ -46,9 +46,7 @@ def gather(documents: list[Document]) -> list[DescribedServer]:
 def _workload(document: Document, configs: Configs) -> Iterator[DescribedServer]:
     spec = Place(document=document, path=("spec",))
     pod = spec if document.kind == "Pod" else spec / "template" / "spec"
-    above = Place(document=document) if document.kind == "Pod" else spec / "template"
     for server in _pod_servers(pod, configs):
-        server.annotations = above / "metadata" / "annotations"
         server.strategy = spec / "strategy" if document.kind == "Deployment" else None
         yield server
 
@@ -62,6 +60,7 @@ def _pod_servers(pod: Place, configs: Configs) -> Iterator[DescribedServer]:
         if (pod / "securityContext").value is not None:
             server.security.append(pod / "securityContext")
         read_container(server, place, pod / "volumes", configs)
+        server.annotations = Place(document=pod.document, path=(*pod.path[:-1], "metadata", "annotations"))
         yield server
 
 
