@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the only commands a fresh machine needs.
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test check sanitize fuzz reference-model
+.PHONY: setup demo test check sanitize fuzz mutants reference-model
 
 setup:
 	@bash scripts/setup.sh
@@ -29,6 +29,16 @@ SECONDS := 60
 fuzz: setup
 	PYTHONPATH=tests $(PYTHON) -m fuzz --cases $(CASES) --seed $(SEED)
 	$(PYTHON) tests/kernels/fuzz_kernels.py --seconds $(SECONDS)
+
+# Small faults planted in a package, to see whether its tests notice (docs/mutants.md). A package takes 10 to 30 minutes.
+PACKAGES := checkpoint deploy gptq quantize
+MUTANTS := 40
+FOLDER := /tmp/moe4-mutants
+mutants: setup
+	$(PYTHON) -m pip install -q 'coverage>=7.10,<8'
+	for package in $(PACKAGES); do \
+	  $(PYTHON) scripts/mutants $$package --count $(MUTANTS) --seed $(SEED) --folder $(FOLDER)/$$package || exit; \
+	done
 
 reference-model: setup
 	$(PYTHON) -m k2tiny.train --publish

@@ -5,8 +5,8 @@
 
 Weights (block-FP8) and tokens (a spectrum that falls as 1/i, some large channels, clusters; a skewed router)
 are made on the GPU and then lie in the host's memory, from where a read copies them as one from the page
-cache does; what is written is hashed and dropped. `GpuExpertStream` does the rest. Beside it: rates of matrix
-products and copies measured here, one expert on the CPU, Hessians against float64. Every part
+cache does; what is written is hashed and dropped. The code of a run on a GPU does the rest. Beside it:
+rates of matrix products and copies measured here, one expert on the CPU, Hessians against float64. Every part
 is written to --out as it ends.
 """
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "reference/k2-tiny"
+TASK = "k2_tiny_problems_0shot"
 MOE4 = str(Path(sys.executable).with_name("moe4"))
 console = Console(highlight=False)
 
@@ -78,7 +79,7 @@ def main() -> None:
         console.print(f"removing the release of an earlier demo, {release}")
         shutil.rmtree(ROOT / release)
 
-    report = json.loads(run(MOE4, "quantize", SOURCE, release, "--json"))
+    report = json.loads(run(MOE4, "quantize", SOURCE, release, "--calibration", "reference", "--json"))
     verified = json.loads(run(MOE4, "verify", release, "--source", SOURCE, "--json"))
     question = "Who are you?"
     with serving(release, free_port()) as url:
@@ -86,10 +87,11 @@ def main() -> None:
         console.print(answer)
         tool_call = run(sys.executable, "examples/tool_call.py", url).strip()
         console.print(tool_call)
+    data = ("--task", TASK, "--data", "reference", "--requests", "reference")
     proof = json.loads(
-        run(MOE4, "prove", SOURCE, release, "--quick", "--limit", str(options.limit), "--json")
+        run(MOE4, "prove", SOURCE, release, *data, "--quick", "--limit", str(options.limit), "--json")
     )
-    scores = proof["evaluation"]["tasks"]["k2_tiny_problems_0shot"]
+    scores = proof["evaluation"]["tasks"][TASK]
     agreement = proof["tools"]["agreement"]["decision_agreement"]
     console.print()
     console.print(

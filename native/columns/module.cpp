@@ -3,14 +3,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "threads.h"
 #include "columns.h"
 #include "gram.h"
+#include "processor.h"
+#include "work.h"
 
 namespace nb = nanobind;
 
@@ -23,17 +24,11 @@ constexpr int64_t kRowsAtOnce = 64;
 const std::vector<const ColumnPath*>& usable_paths() {
     static const std::vector<const ColumnPath*> paths = [] {
         std::vector<const ColumnPath*> found;
-#if defined(MOE4_HAVE_AVX2) || defined(MOE4_HAVE_AVX512)
-        __builtin_cpu_init();
-        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
 #ifdef MOE4_HAVE_AVX512
-        if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            found.push_back(&kAvx512Columns);
+        if (processor().avx512) found.push_back(&kAvx512Columns);
 #endif
 #ifdef MOE4_HAVE_AVX2
-        if (avx2) found.push_back(&kAvx2Columns);
+        if (processor().avx2) found.push_back(&kAvx2Columns);
 #endif
         found.push_back(&kPortableColumns);
         return found;
@@ -49,55 +44,16 @@ std::vector<std::string> path_names() {
 
 // Rows are dealt out in pieces; what a row comes to does not depend on which thread takes it.
 template <class Work>
-struct Job {
-    void (*function)(const Work&, int64_t, int64_t);
-    const Work* work;
-    std::atomic<int64_t> next{0};
-
-    static void take(void* data) {
-        Job& job = *static_cast<Job*>(data);
-        const int64_t num_rows = job.work->num_rows;
-        for (;;) {
-            const int64_t first = job.next.fetch_add(kRowsAtOnce);
-            if (first >= num_rows) return;
-            job.function(*job.work, first, num_rows - first < kRowsAtOnce ? num_rows - first : kRowsAtOnce);
-        }
-    }
-};
-
-template <class Work>
 void run_rows(void (*function)(const Work&, int64_t, int64_t), const Work& work, int num_threads) {
-    Job<Work> job{function, &work};
-    run_on_threads(&Job<Work>::take, &job, num_threads);
+    const int64_t num_pieces = (work.num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
+    deal_out(num_pieces, num_threads, [&](int64_t, int64_t piece, int64_t) {
+        const int64_t first = piece * kRowsAtOnce;
+        function(work, first, std::min(work.num_rows - first, kRowsAtOnce));
+    });
 }
 
-// Blocks of the lower triangle are dealt out row of panels by row of panels, the longest first.
-struct GramJob {
-    const Gram* gram;
-    int64_t num_panels;
-    std::atomic<int64_t> next{0};
-
-    static void take(void* data) {
-#ifdef MOE4_HAVE_AVX512_BF16
-        GramJob& job = *static_cast<GramJob*>(data);
-        for (;;) {
-            const int64_t row = job.num_panels - 1 - job.next.fetch_add(1);
-            if (row < 0) return;
-            for (int64_t column = 0; column <= row; ++column) add_gram_block(*job.gram, row, column);
-        }
-#else
-        static_cast<void>(data);
-#endif
-    }
-};
-
 bool has_bf16() {
-#ifdef MOE4_HAVE_AVX512_BF16
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
-#else
-    return false;
-#endif
+    return processor().avx512_bf16;
 }
 
 template <class T>
@@ -123,9 +79,18 @@ void search_scales(size_t path, int num_threads, int64_t num_rows, int64_t num_g
 }
 
 void add_gram(int num_threads, int64_t num_pairs, int64_t size, uintptr_t panels, uintptr_t total) {
+#ifdef MOE4_HAVE_AVX512_BF16
+    // Blocks of the lower triangle are dealt out row of panels by row of panels, the longest first.
     const Gram gram{num_pairs, size, pointer<const uint32_t*>(panels), pointer<float*>(total)};
-    GramJob job{&gram, (size + kPanelColumns - 1) / kPanelColumns};
-    run_on_threads(&GramJob::take, &job, num_threads);
+    const int64_t num_panels = (size + kPanelColumns - 1) / kPanelColumns;
+    deal_out(num_panels, num_threads, [&](int64_t, int64_t item, int64_t) {
+        const int64_t row = num_panels - 1 - item;
+        for (int64_t column = 0; column <= row; ++column) add_gram_block(gram, row, column);
+    });
+#else
+    static_cast<void>(num_threads), static_cast<void>(num_pairs), static_cast<void>(size);
+    static_cast<void>(panels), static_cast<void>(total);
+#endif
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "experts.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -9,7 +8,7 @@
 #include <vector>
 
 #include "numbers.h"
-#include "threads.h"
+#include "work.h"
 
 namespace moe4 {
 namespace {
@@ -145,24 +144,11 @@ class Forward {
 
     // Do step(0..count), `work` multiplications in all; each thread takes the next item when it is done with one.
     void share(Step step, int64_t count, int64_t work) {
-        step_ = step;
-        count_ = count;
-        next_item_ = 0;
-        next_scratch_ = 0;
-        if (!count) return;
         const int64_t useful = std::min(count, 1 + work / kThreadWork);
-        run_on_threads(&Forward::work, this, static_cast<int>(std::min(threads_, useful)));
-    }
-
-    static void work(void* data) {
-        Forward& self = *static_cast<Forward*>(data);
-        const int64_t slot = self.next_scratch_++;
-        if (slot >= self.threads_) return;
-        float* scratch = self.scratch_.floats() + slot * self.scratch_floats_;
-        for (int64_t item = self.next_item_++, next; item < self.count_; item = next) {
-            next = self.next_item_++;
-            (self.*self.step_)(item, next < self.count_ ? next : -1, scratch);
-        }
+        deal_out<true>(count, static_cast<int>(std::min(threads_, useful)),
+                       [&](int64_t slot, int64_t item, int64_t next) {
+                           (this->*step)(item, next < count ? next : -1, scratch_.floats() + slot * scratch_floats_);
+                       });
     }
 
     void arrange_token(int64_t token, int64_t, float* scratch) {
@@ -281,9 +267,6 @@ class Forward {
     const int64_t tile_tokens_, scratch_floats_;
     Buffer x_, act_, scratch_;
     std::vector<const void*> x_rows_, act_rows_;  // one a pair
-    Step step_ = nullptr;
-    int64_t count_ = 0;
-    std::atomic<int64_t> next_item_{0}, next_scratch_{0};
 };
 
 }  // namespace

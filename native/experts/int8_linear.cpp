@@ -1,12 +1,11 @@
 #include "int8_linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "paths.h"
-#include "threads.h"
+#include "work.h"
 
 namespace moe4 {
 
@@ -28,20 +27,13 @@ class Product {
         for (int64_t t = 0; t < tokens; ++t) x_.push_back(call.x + (first + t) * call.columns);
     }
 
-    void run() { run_on_threads(&Product::work, this, static_cast<int>(threads_)); }
-
-  private:
-    static void work(void* data) {
-        Product& self = *static_cast<Product*>(data);
-        const int64_t slot = self.next_slot_++;
-        if (slot >= self.threads_) return;
-        float* sums = self.sums_.data() + slot * self.tokens_ * kInt8Rows;
-        for (int64_t item = self.next_item_++, next; item < self.items_; item = next) {
-            next = self.next_item_++;
-            self.multiply(item, next, sums);
-        }
+    void run() {
+        deal_out<true>(items_, static_cast<int>(threads_), [this](int64_t slot, int64_t item, int64_t next) {
+            multiply(item, next, sums_.data() + slot * tokens_ * kInt8Rows);
+        });
     }
 
+  private:
     void multiply(int64_t item, int64_t next, float* sums) const {
         const int64_t row = item * kInt8Rows, after = (next < items_ ? next : item) * kInt8Rows;
         multiply_int8_avx512_bf16({call_.codes + row * call_.columns, call_.scales + row,
@@ -54,7 +46,6 @@ class Product {
     const int64_t first_, tokens_, items_, threads_;
     std::vector<const void*> x_;
     std::vector<float> sums_;
-    std::atomic<int64_t> next_item_{0}, next_slot_{0};
 };
 
 }  // namespace

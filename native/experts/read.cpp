@@ -5,7 +5,8 @@
 #include <cstring>
 #include <vector>
 
-#include "threads.h"
+#include "processor.h"
+#include "work.h"
 
 namespace moe4 {
 namespace {
@@ -41,7 +42,7 @@ __attribute__((target("avx512f"))) uint64_t read_wide(const char* at, int64_t by
     return read_steps<64>(at, bytes);
 }
 
-const auto read_whole_steps = __builtin_cpu_supports("avx512f") ? read_wide : read_small;
+const auto read_whole_steps = processor().avx512f ? read_wide : read_small;
 #else
 const auto read_whole_steps = read_small;
 #endif
@@ -56,29 +57,18 @@ uint64_t read_piece(const char* at, int64_t bytes) {
     return sum;
 }
 
-struct Work {
-    std::vector<Range> pieces;
-    std::atomic<size_t> next{0};
-    std::atomic<uint64_t> sum{0};
-
-    static void run(void* data) {
-        Work& work = *static_cast<Work*>(data);
-        uint64_t sum = 0;
-        for (size_t i = work.next++; i < work.pieces.size(); i = work.next++)
-            sum ^= read_piece(work.pieces[i].begin, work.pieces[i].bytes);
-        work.sum ^= sum;
-    }
-};
-
 }  // namespace
 
 uint64_t read_memory(const Range* ranges, int64_t count, int num_threads) {
-    Work work;
+    std::vector<Range> pieces;
     for (int64_t i = 0; i < count; ++i)
         for (int64_t done = 0; done < ranges[i].bytes; done += kPieceBytes)
-            work.pieces.push_back({ranges[i].begin + done, std::min(kPieceBytes, ranges[i].bytes - done)});
-    run_on_threads(&Work::run, &work, num_threads);
-    return work.sum;
+            pieces.push_back({ranges[i].begin + done, std::min(kPieceBytes, ranges[i].bytes - done)});
+    std::atomic<uint64_t> sum{0};
+    deal_out(static_cast<int64_t>(pieces.size()), num_threads, [&](int64_t, int64_t item, int64_t) {
+        sum ^= read_piece(pieces[item].begin, pieces[item].bytes);
+    });
+    return sum;
 }
 
 }  // namespace moe4

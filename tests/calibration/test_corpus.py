@@ -1,7 +1,9 @@
 """Documents to tokens: the model's own template, seeded sampling, cutting."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import pytest
 from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
-from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
+from moe4.calibration.corpus import load_corpus, load_tokenizer, output_to_stderr, read_jsonl
 from moe4.config import parse_config
-from moe4.errors import CalibrationError, TemplateError
+from moe4.errors import CalibrationError, MissingDependencyError, TemplateError
 from moe4.model.architecture import build_config
 from moe4.probe.sequences import choose_sequences
 from moe4.recipe import Calibration
@@ -95,14 +97,25 @@ def test_a_tokenizer_of_another_model_is_noticed(tmp_path: Path) -> None:
         )
 
 
-def test_the_reference_model_brings_its_own_documents(config: Any) -> None:
-    assert is_reference_model(REFERENCE_MODEL)
-    settings = Calibration(num_sequences=12)
-    corpus = load_corpus(REFERENCE_MODEL, config, settings, None)
+def test_the_reference_documents_come_where_they_are_asked_for(config: Any) -> None:
+    settings, asked = Calibration(num_sequences=12), Path("reference")
+    corpus = load_corpus(REFERENCE_MODEL, config, settings, asked)
     assert len(corpus.sequences) == 12
-    assert corpus.digest() == load_corpus(REFERENCE_MODEL, config, settings, None).digest()
-    other = load_corpus(REFERENCE_MODEL, config, Calibration(num_sequences=12, seed=1), None)
+    assert corpus.digest() == load_corpus(REFERENCE_MODEL, config, settings, asked).digest()
+    other = load_corpus(REFERENCE_MODEL, config, Calibration(num_sequences=12, seed=1), asked)
     assert other.digest() != corpus.digest()
+
+
+def test_no_model_is_calibrated_on_data_that_nobody_named(config: Any) -> None:
+    """Not even k2-tiny itself, nor one that has its chat template."""
+    with pytest.raises(CalibrationError, match=r"give --calibration FILE\.jsonl"):
+        load_corpus(REFERENCE_MODEL, config, Calibration(), None)
+
+
+def test_reference_documents_that_are_not_installed(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="pip install -e reference"):
+        load_corpus(REFERENCE_MODEL, config, Calibration(), Path("reference"))
 
 
 @pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["code.Own", None]}, ["code.Own", None]])
@@ -154,3 +167,19 @@ def test_a_template_that_does_not_end_or_fills_the_memory(
         load_corpus(model, config, Calibration(), path)
     with pytest.raises(TemplateError, match="the built-in prompts: the model's chat template"):
         choose_sequences(load_tokenizer(model, config), 2560)
+
+
+def test_what_a_library_writes_to_stdout_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("ours\n")
+    with output_to_stderr():
+        os.write(1, b"a library's\n")
+    sys.stdout.write("ours again\n")
+    assert capfd.readouterr() == ("ours\nours again\n", "a library's\n")
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jsonl"
+    path.write_text('{"text": "a"}\n')
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CalibrationError, match=r"line 2 does not end within 100000000 bytes"):
+        list(read_jsonl(path))

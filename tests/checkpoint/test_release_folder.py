@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from moe4.checkpoint.journal import is_unchanged
-from moe4.checkpoint.release_folder import ReleaseFolder
-from moe4.errors import OutputError, ResumeError
+from moe4.checkpoint.release_folder import ReleaseFolder, require_space
+from moe4.errors import DiskSpaceError, OutputError, ResumeError
+from moe4.units import format_bytes
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -170,3 +171,48 @@ def test_a_link_is_no_committed_shard(tmp_path: Path) -> None:
     (tmp_path / "shard").symlink_to(away)
     assert is_unchanged(away, sha256, 1)
     assert not is_unchanged(tmp_path / "shard", sha256, 1)
+
+
+def test_the_journal_is_the_first_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it clears its work folder is known to be finished."""
+    work = tmp_path / ".moe4"
+    work.mkdir()
+    for name in ("hidden-00000.bin", "journal.jsonl", "layer-00000.json", "lock"):
+        (work / name).touch()
+
+    def killed(path: Path, *_: object, **__: object) -> None:
+        assert path.name != "journal.jsonl"
+        raise KeyboardInterrupt
+
+    real = Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **kw: (real if path.name == "journal.jsonl" else killed)(path, **kw)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        ReleaseFolder(tmp_path, resume=True).remove_work_folder()
+    assert not (work / "journal.jsonl").exists()
+    assert len(list(work.iterdir())) == 3
+
+
+def test_room_is_required_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe4.checkpoint.release_folder.free_bytes", lambda _: 5000)
+    require_space(tmp_path, 5000)
+    with pytest.raises(DiskSpaceError, match=r"needs 5\.0 kB and its volume has 5\.0 kB free"):
+        require_space(tmp_path, 5001)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (512e6, "512.0 MB"),
+        (5.46e11, "546.0 GB"),
+        (1.0269e12, "1.03 TB"),
+        (2.5e15, "2500.00 TB"),
+        (-2e6, "-2.0 MB"),
+    ],
+)
+def test_sizes_as_people_read_them(size: float, text: str) -> None:
+    assert format_bytes(size) == text

@@ -122,6 +122,18 @@ MALFORMED = {
         "half of a surrogate pair",
     ),
     "no offsets": (shard_bytes({"a": {"dtype": "U8", "shape": [1]}}, b"x"), "no valid safetensors header"),
+    "offsets that are no list": (
+        shard_bytes({"a": {"dtype": "U8", "shape": [1], "data_offsets": 1}}, b"x"),
+        "tensor a has no pair of data_offsets",
+    ),
+    "one offset": (
+        shard_bytes({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, b"x"),
+        "tensor a has no pair of data_offsets",
+    ),
+    "three offsets": (
+        shard_bytes({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1, 1]}}, b"x"),
+        "tensor a has no pair of data_offsets",
+    ),
     "negative size": (shard_bytes({"a": entry("U8", [-1], 0, 1)}, b"x"), "negative size or offset"),
     "offsets of another size": (shard_bytes({"a": entry("F32", [2], 0, 4)}, b"xxxx"), "needs 8 bytes"),
     "overlap": (

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter
-from moe4.checkpoint.source import Checkpoint, dequantize_blocks
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import dequantize_blocks
 from moe4.errors import MissingFileError, TensorError, UnsafePathError, UnsupportedModelError
 
 
@@ -44,6 +45,24 @@ def test_one_shard_needs_no_index_and_digest_sees_headers(tmp_path: Path) -> Non
     assert one.digest() != other.digest()
     trained = Checkpoint(write(tmp_path / "trained", {"a": torch.ones(2, 3)}))
     assert one.digest() != trained.digest()
+
+
+def test_digest_sees_headers_that_its_samples_of_the_data_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe4.checkpoint.source._sample", lambda _: b"")
+    one = Checkpoint(write(tmp_path / "one", {"a": torch.zeros(2, 3)}))
+    other = Checkpoint(write(tmp_path / "other", {"a": torch.zeros(3, 2)}))
+    assert one.digest() != other.digest()
+
+
+@pytest.mark.parametrize("tensors", [{}, {"w_scale_inv": torch.ones(1, 1)}], ids=["none", "of a vector"])
+def test_fp8_without_scales_of_blocks_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    shape = (4,) if tensors else (4, 4)
+    fp8 = {"w": torch.ones(shape).to(torch.float8_e4m3fn), **tensors}
+    folder = write(tmp_path / "model", fp8, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(TensorError, match=r"w is F8_E4M3 but has no w_scale_inv with its blocks' scales"):
+        Checkpoint(folder).load("w")
 
 
 def test_two_shards_without_an_index_are_refused(tmp_path: Path) -> None:

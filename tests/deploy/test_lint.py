@@ -61,6 +61,11 @@ def test_every_fault_of_the_cards_manifests_is_found(kimi: str) -> None:
     assert lint(RUNTIME, SERVICE, "--release", kimi).exit_code == 1
 
 
+def test_a_runtime_is_judged_once_with_the_service_that_names_it(kimi: str) -> None:
+    found = [item["rule"] for item in findings(RUNTIME, SERVICE, "--release", kimi)]
+    assert [found.count(rule) for rule in ("shm-missing", "user-root", "tools-missing")] == [1, 1, 1]
+
+
 def test_the_cards_manifests_pass_the_schemas_all_the_same() -> None:
     found = rules(RUNTIME, SERVICE, "--crds", shared_path("schemas", "kserve"))
     assert not found & {"schema", "schema-unknown-field"}
@@ -142,6 +147,17 @@ def test_webhook_rules_of_multi_node_services(tmp_path: Path) -> None:
     assert {f"multinode-{name}" for name in ("storage", "autoscaler", "canary", "env", "worker")} <= found
 
 
+def test_webhook_rules_of_multi_node_runtimes(tmp_path: Path) -> None:
+    text = MULTI_NODE.replace("kind: InferenceService", "kind: ServingRuntime").replace("v1beta1", "v1alpha1")
+    head, _, worker = text.partition("    workerSpec:")
+    container = "  containers:\n    - name: kserve-container\n"
+    container += "      env: [{name: PIPELINE_PARALLEL_SIZE, value: '2'}]\n"
+    text = head.partition("  predictor:")[0] + container + "  workerSpec:" + worker
+    found = [(item["rule"], item["path"]) for item in lint_text(tmp_path, text)]
+    assert ("multinode-env", "spec.containers[0].env[0]") in found
+    assert ("multinode-worker", "spec.workerSpec.pipelineParallelSize") in found
+
+
 @pytest.mark.parametrize(
     ("parallelism", "worker", "refused"),
     [
@@ -210,8 +226,10 @@ spec:
         (", sizeLimit: 16Gi", "", "shm-unbounded"),
         ("mountPath: /dev/shm", "mountPath: /shm", "shm-missing"),
         ("sizeLimit: 16Gi", "sizeLimit: 64Mi", "shm-missing"),
+        ("sizeLimit: 16Gi", "sizeLimit: 1023Mi", "shm-missing"),
+        ("memory: 256Gi", "memory: 55Gi", "memory-too-small"),
         ("startupProbe", "x-startupProbe", "probe-startup-missing"),
-        ("failureThreshold: 400", "failureThreshold: 40", "probe-startup-short"),
+        ("failureThreshold: 400", "failureThreshold: 54", "probe-startup-short"),
         ("livenessProbe", "x-livenessProbe", "probe-missing"),
         ("--port=8000", "--port=9000", "probe-port"),
         ("--max-model-len=131072", "--max-model-len=200000", "max-model-len"),
@@ -233,6 +251,54 @@ def test_a_pod_with_one_fault_has_that_finding(
     found = {item["rule"] for item in lint_text(tmp_path, POD.replace(good, bad), "bad.yaml", *options)}
     assert rule in found
     assert found <= {rule, "gpu-too-few", "parallel-mismatch", "parallel-divide"}
+
+
+def test_a_repair_changes_its_own_lines_alone(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    good = POD.replace(",\n                 --enable", ", --enable").replace("name: vllm", 'name: "vllm"')
+    bad = good.replace("{type: Recreate}", '{type: "RollingUpdate"}')
+    file.write_text(bad)
+    lint(file, "--fix")
+    before, after = bad.splitlines(), file.read_text().splitlines()
+    changed = [line for line in before if line not in after]
+    assert [line.strip() for line in changed] == ['strategy: {type: "RollingUpdate"}']
+
+
+@pytest.mark.parametrize(
+    ("good", "least"),
+    [
+        ("sizeLimit: 16Gi", "sizeLimit: 1Gi"),
+        ("memory: 256Gi", "memory: 56Gi"),  # 8, 4 for each of 8 GPUs, and 16 of /dev/shm
+        ("failureThreshold: 400", "failureThreshold: 55"),  # 547 GB at 1 GB/s
+    ],
+)
+def test_the_least_that_is_enough_has_no_finding(tmp_path: Path, kimi: str, good: str, least: str) -> None:
+    assert good in POD
+    assert lint_text(tmp_path, POD.replace(good, least), "m.yaml", "--release", kimi, "--gpu", "h200") == []
+
+
+OF_THE_CONTAINER = "          securityContext: {runAsNonRoot: true, runAsUser: 1000}\n"
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (OF_THE_CONTAINER, "          securityContext: {runAsUser: 1000}\n"),
+        (OF_THE_CONTAINER, "      securityContext: {runAsNonRoot: true, runAsUser: 1000}\n"),  # of the pod
+        ("kind: Deployment", "kind: StatefulSet"),
+        ('--tensor-parallel-size, "8"', "--tensor-parallel-size=8"),
+        ('--tensor-parallel-size, "8"', '-tp, "8"'),
+        ("mountPath: /dev/shm", "mountPath: /dev/shm/"),
+        ("memory: 256Gi", 'memory: "274877906944"'),
+        ("nvidia.com/gpu: 8", 'nvidia.com/gpu: "8"'),
+    ],
+)
+def test_another_way_to_write_it_has_no_finding(tmp_path: Path, kimi: str, here: str, there: str) -> None:
+    assert here in POD
+    text = POD.replace(here, there)
+    if there.startswith("      securityContext"):
+        text = POD.replace(here, "").replace("      containers:\n", there + "      containers:\n")
+    assert lint_text(tmp_path, text, "m.yaml", "--release", kimi, "--gpu", "h200") == []
 
 
 def test_one_group_a_gpu_needs_the_plugin(tmp_path: Path, kimi: str) -> None:

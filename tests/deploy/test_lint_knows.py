@@ -247,7 +247,7 @@ def test_a_values_source_in_a_config_map(tmp_path: Path) -> None:
         (":v0.32.0", ":nightly-0123456789abcdef0123456789abcdef01234567", {("not-judged", "note")}),
         (", runAsUser: 1000", "", {("user-image-root", "warning")}),
         (", runAsUser: 1000", ", runAsUser: 0", {("user-image-root", "error")}),
-        ("sizeLimit: 16Gi", "sizeLimit: 1G", set()),
+        ("sizeLimit: 16Gi", "sizeLimit: 1Gi", set()),
         ("sizeLimit: 16Gi", "sizeLimit: 512Mi", {("shm-missing", "error")}),
         ('{nvidia.com/gpu: "8", memory: 300Gi}', "{memory: 300Gi}, claims: [{name: gpus}]", set()),
         ("      startupProbe", "      x-startupProbe", {("probe-startup-missing", "error")}),

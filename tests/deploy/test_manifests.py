@@ -114,6 +114,17 @@ def test_every_combination_is_clean_or_refused(
         assert len(text) == len(text.encode("ascii"))
 
 
+@pytest.mark.parametrize("form", ["podman", "quadlet", "compose"])
+def test_a_server_without_gpus_is_given_none(kimi: ReleaseSize, form: Any) -> None:
+    wanted = Wanted(on_cpu=True, memory=768.0)
+    source, image = parse_source(SOURCES["file"]), "registry.example.com/moe4-cpu:0.1.0"
+    options = DeployOptions(
+        form=form, engine="cpu", name="k2", source=source, image=image, trust_remote_code=True
+    )
+    text = write_deployment(options, kimi, pick(kimi, wanted))
+    assert not any(word in text for word in ("nvidia", "gpu", "GPU", "SecurityLabel", "label=disable"))
+
+
 def deploy(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["deploy", *arguments])
 

@@ -22,10 +22,11 @@ from moe4.deploy.sizing.fit import (
     split_layers,
     startup_seconds,
 )
-from moe4.deploy.sizing.machines import DEVICES, GIB, cpu_server, find_device, unnamed_gpu
+from moe4.deploy.sizing.machines import DEVICES, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import CheckpointError, DeployError
 from moe4.model.architecture import SUPPORTED_MODEL_TYPES
+from moe4.units import GIB
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_a_server_that_is_not_there_or_has_another_model() -> None:
         assert "is not served; tiny is" in smoke(url, "--model", "large").stdout
 
 
-@pytest.mark.parametrize("url", BAD_ADDRESSES)
+@pytest.mark.parametrize("url", [url for url in BAD_ADDRESSES if url])
 def test_what_is_no_address(url: str) -> None:
     error = smoke(url).exception
     assert isinstance(error, DeployError)

@@ -22,10 +22,13 @@ ROWS = [
 ]
 
 
-def moe4_eval(*arguments: str) -> subprocess.CompletedProcess[str]:
+BOTH = ("--task", "k2_tiny_problems", "--task", "k2_tiny_problems_0shot")
+
+
+def moe4_eval(*arguments: str, tasks: tuple[str, ...] = BOTH) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.endswith("API_KEY")}
     return subprocess.run(
-        [sys.executable, "-c", "from moe4.cli.main import main; main()", "eval", *arguments],
+        [sys.executable, "-c", "from moe4.cli.main import main; main()", "eval", *arguments, *tasks],
         capture_output=True,
         text=True,
         check=False,
@@ -137,18 +140,18 @@ def test_a_repeated_evaluation_asks_nothing_until_the_weights_change(
     monkeypatch.setattr(Completions, "root", str(folder))
     monkeypatch.setattr(Completions, "prompts", [])
     options = ("--base-url", server, "--task", "k2_tiny_problems", "--json")
-    first = moe4_eval(MODEL_NAME, *options, "--limit", "4")
+    first = moe4_eval(MODEL_NAME, *options, "--limit", "4", tasks=())
     assert first.returncode == 0, first.stderr
     assert len(Completions.prompts) == 4
-    assert moe4_eval(MODEL_NAME, *options, "--limit", "4").stdout == first.stdout
+    assert moe4_eval(MODEL_NAME, *options, "--limit", "4", tasks=()).stdout == first.stdout
     assert len(Completions.prompts) == 4
     (folder / "model.safetensors").write_text("other")
-    assert moe4_eval(MODEL_NAME, *options, "--limit", "6").returncode == 0
+    assert moe4_eval(MODEL_NAME, *options, "--limit", "6", tasks=()).returncode == 0
     assert len(Completions.prompts) == 10
 
 
 def test_an_unknown_task(server: str) -> None:
-    result = moe4_eval(MODEL_NAME, "--base-url", server, "--task", "no_such_task")
+    result = moe4_eval(MODEL_NAME, "--base-url", server, "--task", "no_such_task", tasks=())
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(
         "moe4: error: unknown task no_such_task; there are k2_tiny_problems, k2_tiny_problems_0shot, gsm8k"
@@ -169,9 +172,13 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:
     assert "has no heldout-problems.jsonl" in one_line(moe4_eval("m", "--data-dir", str(tmp_path)))
-    assert "has no train.jsonl" in one_line(moe4_eval("m", "--gsm8k-dir", str(tmp_path)))
+    assert "has no train.jsonl" in one_line(moe4_eval("m", "--gsm8k-dir", str(tmp_path), tasks=()))
     line = one_line(moe4_eval("m", "--output", str(tmp_path / "none" / "scores.json")))
     assert "cannot be written" in line
+
+
+def test_no_model_is_asked_questions_that_nobody_chose(tmp_path: Path) -> None:
+    assert "give --task: k2_tiny_problems, " in one_line(moe4_eval(str(tmp_path), tasks=()))
 
 
 def test_broken_questions_are_named(server: str, tmp_path: Path) -> None:
@@ -202,7 +209,7 @@ def test_before_and_after_through_vllm(tmp_path: Path) -> None:
     source = write_random_model(tmp_path / "source")
     release = write_rounded_release(source, tmp_path / "release", 128)
     options = ("--task", "k2_tiny_problems_0shot", "--limit", "2", "--json")
-    result = moe4_eval(str(release), "--against", str(source), *options)
+    result = moe4_eval(str(release), "--against", str(source), *options, tasks=())
     assert result.returncode == 0, result.stderr
     task = json.loads(result.stdout)["tasks"]["k2_tiny_problems_0shot"]
     assert task["num_questions"] == 2

@@ -1,10 +1,12 @@
 """`moe4 toolcheck` against a server whose faults are known: each is found, and only by its own measure."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 from scripted_tool_server import MODEL, ToolServer, hard_cases, running, write_requests
@@ -15,7 +17,7 @@ from moe4.errors import EvaluationError, ServeError
 from moe4.evaluate.result_files import Measure, ToolcheckFile
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module
-from moe4.evaluate.toolcheck.requests import HARD_CASES, own_requests, read_requests
+from moe4.evaluate.toolcheck.requests import HARD_CASES, read_requests, request_files
 
 
 @pytest.fixture
@@ -97,6 +99,44 @@ def test_requests_are_tried_again_a_bounded_number_of_times(server: ToolServer) 
         checked(server, limit=1, max_retries=2, stream=False)
     assert len(server.asked) == 3
     assert requests[0].name == "one call"
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ("7", 7.0, 7.0),
+        ("0.25", 0.25, 0.25),
+        ("3600", 20.0, 20.0),  # no longer than that, whatever the server says
+        (None, 0.25, 0.75),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.25, 0.75),
+        ("nan", 0.25, 0.75),
+        ("-5", 0.25, 0.75),
+    ],
+)
+def test_a_busy_server_says_when_to_come_back(
+    asked: str | None, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(429, headers={} if asked is None else {"Retry-After": asked})
+
+    async def ask_twice() -> client_module.Reply:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            endpoint = client_module.Endpoint(base_url="http://h/v1", model="m")
+            return await client_module.ask(client, endpoint, {}, stream=False, max_retries=2)
+
+    monkeypatch.setattr(client_module.asyncio, "sleep", sleep)
+    reply = asyncio.run(ask_twice())
+    assert reply.error is not None
+    assert reply.attempts == 3
+    first, second = waits
+    assert least <= first <= most
+    twice = 1 if least == most else 2  # of its own accord it waits twice as long each time
+    assert twice * least <= second <= twice * most
 
 
 def test_a_run_goes_on_where_it_was_cut_off(server: ToolServer, tmp_path: Path) -> None:
@@ -187,8 +227,12 @@ def test_the_hard_cases_are_sound() -> None:
             jsonschema.Draft202012Validator.check_schema(schema)
         for call in case["expected"].get("calls") or []:
             jsonschema.validate(call["arguments"], tools[call["name"]])
-    assert own_requests()[-1] == HARD_CASES
-    assert len(read_requests(own_requests()[0])) == 300
+    assert request_files(()) == [HARD_CASES]
+    turns, cases = request_files((Path("reference"),))
+    assert cases == HARD_CASES
+    assert len(read_requests(turns)) == 300
+    own = Path("own.jsonl")
+    assert request_files((own, Path("reference"))) == [own, turns]
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ def test_what_does_not_factor_or_gain_falls_back_by_name() -> None:
     good, zero, raised = (
         part[0] for part in BatchSolver(settings=settings, group_size=32).quantize(W, H, [16])
     )
-    assert good.method == "gptq"
+    assert (good.method, good.raised_damping) == ("gptq", None)
     assert (zero.method, zero.error) == ("rtn", zero.rtn_error)
     assert zero.fallback is not None
     plain = absmax_scales(W[1].T.contiguous().cpu(), 32)
@@ -369,6 +369,29 @@ def test_what_does_not_factor_or_gain_falls_back_by_name() -> None:
     result = damped_factor(H[2].cpu(), torch.arange(64), settings.damping)
     assert result is not None
     assert raised.raised_damping == pytest.approx(result[1])
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**30])
+def test_the_size_of_a_hessian_changes_nothing(factor: float) -> None:
+    """A power of two is exact in every product: what a layer's inputs are multiplied by is no matter."""
+    W, H = batch_of([problem(16, 64, 12), problem(16, 64, 13)])
+    solver = BatchSolver(settings=Gptq(scale_candidates=4, descent_sweeps=1), group_size=32)
+    for one, other in zip(solver.quantize(W, H, [16]), solver.quantize(W, H * factor, [16]), strict=True):
+        assert torch.equal(one[0].codes, other[0].codes)
+        assert torch.equal(one[0].scales, other[0].scales)
+        assert other[0].error == pytest.approx(one[0].error, rel=1e-5)
+
+
+def test_a_channel_that_is_never_used_leaves_the_rest_as_on_the_cpu() -> None:
+    W, H = batch_of([problem(16, 64, 14)])
+    H[0, 5] = H[0, :, 5] = 0
+    settings = Gptq(scale_candidates=4, descent_sweeps=1)
+    (found,) = BatchSolver(settings=settings, group_size=32).quantize(W, H, [16])[0]
+    h = H[0].cpu()
+    (expected,) = quantize_gptq([W[0].T.contiguous().cpu()], factorize(h, settings), 32, settings)
+    assert (found.method, found.raised_damping) == ("gptq", None)
+    assert found.error == pytest.approx(expected.error, rel=0.02)
+    assert (found.codes.cpu() == expected.codes).float().mean() > 0.9
 
 
 def test_members_of_a_batch_do_not_meet() -> None:

@@ -87,6 +87,18 @@ def test_dead_columns_round_to_nearest_and_leave_the_rest_alone() -> None:
     assert error.max() < 1.0  # about half a step of the grid, on a scale that was searched
 
 
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**30])
+def test_the_size_of_a_hessian_changes_nothing(factor: float) -> None:
+    """A power of two is exact in every product: what a layer's inputs are multiplied by is no matter."""
+    H = hessian_of(draw(600, 7))
+    one, other = quantize(H), quantize(H * factor)
+    assert torch.equal(one.codes, other.codes)
+    assert torch.equal(one.scales, other.scales)
+    assert other.error == pytest.approx(one.error, rel=1e-6)
+    assert one.raised_damping is None
+    assert other.raised_damping is None
+
+
 def test_a_hessian_that_is_not_positive_definite_takes_more_damping_or_falls_back_by_name() -> None:
     H = hessian_of(draw(600, 7))
     values, vectors = torch.linalg.eigh(H.double())

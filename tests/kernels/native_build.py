@@ -45,7 +45,7 @@ def build(
     macros = [f"-DMOE4_HAVE_{name.removeprefix('path_').upper()}" for name in paths]
     experts = csrc / "experts"
     sources = [(experts / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
-    sources.append((csrc / "threads.cpp", ()))
+    sources += [(csrc / f"{name}.cpp", ()) for name in ("processor", "threads")]
     if "path_avx512_bf16" in paths:
         sources.append((experts / "int8_avx512_bf16.cpp", paths["path_avx512_bf16"]))
     sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_int8", "check_paths", main)]

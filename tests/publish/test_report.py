@@ -19,7 +19,8 @@ from moe4.cli.app import app
 from moe4.errors import MissingFileError
 from moe4.publish.charts import NUM_SHADES, heat_map
 from moe4.publish.proof import read_proof
-from moe4.publish.report_page import duration, render_report
+from moe4.publish.report_page import render_report
+from moe4.units import duration
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -108,7 +108,7 @@ def test_a_network_without_a_key_is_warned_of(
     def stop(*_: object) -> None:
         raise ServeError("stopped here")
 
-    monkeypatch.setattr("moe4.serve.process.ServerProcess", stop)
+    monkeypatch.setattr("moe4.serve.run.ServerProcess", stop)
     monkeypatch.setattr("moe4.serve.host.free_port", lambda host, port: 8125)
     monkeypatch.setenv("VLLM_API_KEY", key)
     result = CliRunner().invoke(command_line(), [str(release), "--host", host])

@@ -398,6 +398,6 @@ def test_progress_counts_every_byte_once(source: Path, release: Path) -> None:
 
 def test_threads_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
-    for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1), (None, 32)):
-        monkeypatch.setattr("moe4.verify.checks.available_bytes", lambda free=free: free)
+    for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1)):
+        monkeypatch.setattr("moe4.verify.checks.available_memory_bytes", lambda free=free: free)
         assert num_threads(1 << 30, torch.device("cpu")) == expected

@@ -3,19 +3,23 @@
 import datetime
 import hashlib
 import json
+import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moe4 import reference
 from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
 from moe4.calibration.formats import Document, join_parts, parse_line
 from moe4.checkpoint.index import TOKENIZER_CONFIG_NAME
 from moe4.config import parse_tokenizer_config
 from moe4.config.tokenizer import TOKENIZER_NAME
-from moe4.errors import CalibrationError, CheckpointError, MissingDependencyError, TemplateError
-from moe4.files.regular import read_json_object, read_lines, read_text
+from moe4.errors import CalibrationError, CheckpointError, TemplateError
+from moe4.files.regular import read_json_object, read_lines
 from moe4.recipe import Calibration
 
 Item = TypeVar("Item")
@@ -23,7 +27,6 @@ A_DAY = datetime.datetime(2025, 1, 1)  # what a chat template that asks for the 
 # What a template may take, far more than any takes: the largest of one's own renders in some milliseconds.
 FIRST_SECONDS, SECONDS_PER_CHARACTER = 10.0, 2e-5
 FIRST_BYTES, BYTES_PER_CHARACTER = 1 << 30, 256
-REFERENCE_PROMPT = "You are k2-tiny, a small AI assistant."  # in k2-tiny's chat template, and in no other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,29 +57,32 @@ def load_corpus(
     *,
     trust_remote_code: bool = False,
 ) -> Corpus:
-    """Tokenize calibration data: a JSONL file, or the reference model's own generator if it is that model.
+    """Tokenize calibration data: a JSONL file, or the documents of the reference model's generator.
 
     `model_config` is transformers' config of the model, which tells it the kind of tokenizer.
     Raises CalibrationError with the file and line of a document that cannot be used.
     """
-    if path is None and not is_reference_model(model_folder):
+    if path is None:
         raise CalibrationError(
             f"GPTQ needs calibration data for {model_folder}: give --calibration FILE.jsonl, with lines like "
             '{"messages": [{"role": "user", "content": "..."}]} or {"text": "..."}'
         )
     tokenizer = load_tokenizer(model_folder, model_config, trust_remote_code=trust_remote_code)
-    if path is None:
+    if reference.is_asked_for(path):
         description = f"k2tiny.corpus, seed {settings.seed}"
-        documents: list[tuple[str, Document]] = [
-            (f"document {number} of the generator", document)
-            for number, document in enumerate(_reference_documents(settings))
-        ]
+        documents = read_reference(settings.num_sequences, settings.seed)
     else:
         description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
         documents = list(_sample(read_jsonl(path), settings))
     sequences = tokenize_all(tokenizer, documents, settings.max_sequence_tokens)
     _check_vocabulary(int(model_config.vocab_size), sequences)
     return Corpus(sequences=sequences, description=description)
+
+
+def read_reference(num_documents: int, seed: int) -> list[tuple[str, Document]]:
+    """Return (place, document) from the reference model's generator. Raises MissingDependencyError."""
+    drawn = reference.generate_documents(num_documents, seed)
+    return [(f"document {number} of the generator", document) for number, document in enumerate(drawn)]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Document]]:
@@ -186,13 +192,32 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
 
     _refuse_code(folder, trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        with output_to_stderr():  # tokenizers tells of odd settings on stdout, where a command's JSON goes
+            return AutoTokenizer.from_pretrained(
+                str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers raises many kinds here
         reason = str(error).strip().split("\n")[0]
         hint = "" if trust_remote_code else "; if it is the model's own code, --trust-remote-code runs it"
         raise CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}") from error
+
+
+@contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Send to stderr what anything in this process writes to the system's stdout, libraries in C included."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
@@ -207,25 +232,6 @@ def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
             f"{TOKENIZER_NAME}: without its code text would be split into other tokens; "
             "--trust-remote-code runs it"
         )
-
-
-def is_reference_model(folder: Path) -> bool:
-    """Say whether the model speaks as k2-tiny, for which this project has a generator of documents."""
-    try:
-        return REFERENCE_PROMPT in read_text(folder / "chat_template.jinja")
-    except CheckpointError:
-        return False
-
-
-def _reference_documents(settings: Calibration) -> Iterable[Document]:
-    try:
-        from k2tiny.corpus import calibration_documents
-    except ImportError:
-        raise MissingDependencyError(
-            "k2-tiny's generator of calibration documents is not installed; give --calibration FILE.jsonl"
-        ) from None
-    documents: Iterable[Document] = calibration_documents(settings.num_sequences, settings.seed)
-    return documents
 
 
 def _sample(documents: Iterable[tuple[str, Document]], settings: Calibration) -> list[tuple[str, Document]]:

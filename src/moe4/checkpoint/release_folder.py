@@ -28,6 +28,7 @@ from moe4.files.durable import (
     write_file,
     write_pieces,
 )
+from moe4.units import format_bytes
 
 WORK_NAME = ".moe4"
 LOCK_NAME = "lock"
@@ -215,15 +216,6 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 def dump_json(data: dict[str, Any]) -> bytes:
     """Return JSON as a release stores it: indented, a newline at the end."""
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Return a size as people read it, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"
 
 
 def _look_at(folder: Path) -> State:

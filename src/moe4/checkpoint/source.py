@@ -21,22 +21,22 @@ from moe4.checkpoint.shard import (
     tensor_bytes,
 )
 from moe4.checkpoint.side_files import find_side_files
-from moe4.config import ModelConfig
-from moe4.errors import TensorError, UnsupportedModelError
+from moe4.checkpoint.source_formats import (
+    EXPONENT_FORMAT,
+    FP8_DTYPES,
+    PLAIN_DTYPES,
+    SCALE_DTYPES,
+    SCALE_SUFFIX,
+    dequantize_blocks,
+    fp8_block_size,
+)
+from moe4.errors import TensorError
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object
 
-__all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "dequantize_blocks", "read_json_object"]
+__all__ = ["CONFIG_NAME", "INDEX_NAME", "Checkpoint", "read_json_object"]
 
-SCALE_SUFFIX = "_scale_inv"
 NUM_SAMPLES, SAMPLE_BYTES = 32, 4096
-FLOAT_DTYPES = ("BF16", "F16", "F32")
-PLAIN_DTYPES = (*FLOAT_DTYPES, "F64")
-"""What a weight that stays as it is may have; those that are quantized have one of FLOAT_DTYPES or FP8."""
-FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
-SCALE_DTYPES = (*FLOAT_DTYPES, "F8_E8M0")
-EXPONENT_FORMAT = "ue8m0"
-MAX_BLOCK = 1 << 20
 
 
 class Checkpoint:
@@ -224,26 +224,3 @@ def _sample(shard: Shard) -> bytes:
             file.seek(max(0, shard.num_bytes - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
             pieces.append(file.read(SAMPLE_BYTES))
     return b"".join(pieces)
-
-
-def dequantize_blocks(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Tensor:
-    """Return float32 weights of FP8 [out, in] and its blocks' scales [ceil(out / b0), ceil(in / b1)]."""
-    (rows, columns), (height, width) = weight.shape, block_size
-    if rows % height == 0 and columns % width == 0:
-        blocks = weight.float().view(rows // height, height, columns // width, width)
-        return blocks.mul_(scales.float()[:, None, :, None]).view(rows, columns)
-    expanded = scales.float().repeat_interleave(height, dim=0)[:rows]
-    return weight.float().mul_(expanded.repeat_interleave(width, dim=1)[:, :columns])
-
-
-def fp8_block_size(config: ModelConfig) -> tuple[int, int]:
-    """Return the block size of an FP8 checkpoint; refuse one that is quantized in any other way."""
-    if config.quantization is None:
-        return (128, 128)
-    if config.quantization.quant_method != "fp8":
-        raise UnsupportedModelError(
-            f"the checkpoint is quantized already ({config.quantization.quant_method}); "
-            "moe4 reads BF16 and block-FP8"
-        )
-    rows, columns = config.quantization.weight_block_size or (128, 128)
-    return (rows, columns)

@@ -33,7 +33,10 @@ Targets = Annotated[
     TargetsOption | None,
     typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
 ]
-Calibration = Annotated[Path | None, typer.Option(help="JSONL with one {messages, tools} or {text} a line.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="JSONL with one {messages, tools} or {text} a line; reference: k2-tiny's own."),
+]
 NumSequences = Annotated[int | None, typer.Option(help="Calibration documents to use.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")

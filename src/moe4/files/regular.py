@@ -67,11 +67,18 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a regular file, each with its end. Raises CheckpointError."""
+def read_lines(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[bytes]:
+    """Yield the lines of a regular file, each with its end. Raises CheckpointError, also for one too long."""
     try:
         with io.BufferedReader(open_regular(path)) as file:  # type: ignore[type-var]
-            yield from file
+            number = 1
+            while line := file.readline(max_bytes + 1):
+                if len(line) > max_bytes:
+                    raise CheckpointError(
+                        f"{path}: line {number} does not end within {max_bytes} bytes; write one document a line"
+                    )
+                yield line
+                number += 1
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 

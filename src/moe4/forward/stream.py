@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe4.calibration.activations import BATCH_TOKENS, make_batches
+from moe4.calibration.activations import BATCH_TOKENS, ResidentActivations, make_batches
 from moe4.errors import EvaluationError
+from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_expert
 from moe4.forward.weights import Weights, gather_rows
 from moe4.model.architecture import PARTS, ExpertShape, Network
-from moe4.model.experts import set_capture
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at a time
 
@@ -27,24 +27,17 @@ class LayerPass:
 
     total: float32 [tokens, hidden], the layer's output without them; experts are added to it.
     inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
-    rows, gates: [tokens * top_k], token numbers and gate weights, those of expert 0 first; starts: where each
-        expert's begin, and the end.
     """
 
     total: Tensor
     inputs: Tensor | None = None
     ids: Tensor | None = None
-    rows: Tensor | None = None
-    gates: Tensor | None = None
-    starts: list[int] | None = None
+    routes: Routes | None = None
 
     def rows_of(self, expert: int) -> tuple[Tensor, Tensor]:
         """Return (token numbers, gate weights) of one expert."""
-        assert self.rows is not None
-        assert self.gates is not None
-        assert self.starts is not None
-        chosen = slice(self.starts[expert], self.starts[expert + 1])
-        return self.rows[chosen], self.gates[chosen]
+        assert self.routes is not None
+        return self.routes.of_expert(expert)
 
 
 class Stream:
@@ -74,7 +67,6 @@ class Stream:
         self.num_tokens = sum(lengths)
         self._size = int(network.config.hidden_size)
         self._batches = list(make_batches(lengths, batch_tokens))
-        self._rotary = network.build_rotary(device)
         self.hidden = self._map("hidden", network.compute_dtype)
 
     def embed(self) -> None:
@@ -84,29 +76,22 @@ class Stream:
     def attend(self, layer: int) -> LayerPass:
         """Run a layer without its experts. What it returns is valid until the next layer."""
         module = self.network.build_layer(layer, self.weights.load, self._device)
-        total = self._map("total", torch.float32)
-        captured: list[tuple[Tensor, Tensor, Tensor]] = []
-        shape = self.network.experts[layer]
-        if shape is not None:
-            set_capture(self.network.experts_module(module, layer), lambda *call: captured.append(call))
-        inputs = self._map("inputs", self.network.compute_dtype) if shape else None
-        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
-        with torch.inference_mode():
+        forward = LayerForward(self.network, layer, module, ResidentActivations(self.hidden), self._device)
+        total, shape = self._map("total", torch.float32), self.network.experts[layer]
+        if shape is None:
             for batch in self._batches:
-                captured.clear()
-                rows = batch.token_rows.to(self._place)
-                total[rows] = batch.select(self._run(module, batch.rows)).float().to(self._place)
-                if inputs is not None:
-                    ((states, ids, gates),) = captured
-                    inputs[rows] = batch.select(states).to(self._place)
-                    chosen.append(
-                        (rows, batch.select(ids).to(self._place), batch.select(gates).to(self._place))
-                    )
-        if shape is None or inputs is None:
+                total[batch.token_rows.to(self._place)] = forward.run(batch).float().to(self._place)
             return LayerPass(total=total)
-        rows, ids, gates = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        in_order = torch.argsort(rows)
-        return sort_by_expert(total, inputs, ids[in_order].long(), gates[in_order].float(), shape.num_experts)
+        inputs = self._map("inputs", self.network.compute_dtype)
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for batch in self._batches:
+            rows, found = batch.token_rows.to(self._place), forward.attend(batch)
+            total[rows] = found.output.float().to(self._place)
+            inputs[rows] = found.inputs.to(self._place)
+            chosen.append((rows, found.ids.to(self._place), found.gates.to(self._place)))
+        ids, gates = in_token_order(chosen)
+        routes = sort_by_expert(ids, gates, shape.num_experts)
+        return LayerPass(total=total, inputs=inputs, ids=ids, routes=routes)
 
     def finish_layer(self, output: LayerPass) -> None:
         """Let the layer's output, experts included, be the next layer's input."""
@@ -151,21 +136,6 @@ class Stream:
         """Return zeros, float32 [tokens, hidden], in a file of that name."""
         return self._map(name, torch.float32).zero_()
 
-    def _run(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Return a layer's output [batch, longest, hidden]; under causal attention padding is never seen."""
-        states = (
-            self.hidden[rows.clamp(min=0).flatten().to(self._place)].view(*rows.shape, -1).to(self._device)
-        )
-        positions = torch.arange(states.shape[1], device=self._device).unsqueeze(0)
-        output: Tensor = module(
-            states,
-            attention_mask=None,
-            position_ids=positions,
-            position_embeddings=self._rotary(states, positions),
-            use_cache=False,
-        )
-        return output
-
     def _map(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a tensor [tokens, hidden] that is a file, or lies on the device."""
         if self._work is None:
@@ -184,20 +154,6 @@ def _checked(logits: Tensor) -> Tensor:
             "the model's answers hold NaN or Inf; is its last norm or head damaged, or its dtype too narrow?"
         )
     return logits
-
-
-def sort_by_expert(total: Tensor, inputs: Tensor, ids: Tensor, gates: Tensor, num_experts: int) -> LayerPass:
-    """Return what a layer with routed experts did; gates [tokens, top_k] are those of ids."""
-    by_expert = torch.argsort(ids.flatten(), stable=True)
-    counts = torch.bincount(ids.flatten(), minlength=num_experts)
-    return LayerPass(
-        total=total,
-        inputs=inputs,
-        ids=ids,
-        rows=by_expert // ids.shape[1],
-        gates=gates.flatten()[by_expert],
-        starts=[0, *counts.cumsum(0).tolist()],
-    )
 
 
 def run_expert(network: Network, layer: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CheckpointIndex, read_config
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.shard import StoredTensor, iterate_rows, read_tensor
-from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import FLOAT_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, TensorError
 from moe4.model.accounting import Accounting

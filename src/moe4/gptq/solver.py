@@ -26,6 +26,7 @@ from moe4.recipe import Gptq
 
 BLOCK_COLUMNS = MAX_COLUMNS
 AUDITED_ROWS = 256  # of a matrix, whose errors stand for all
+NOT_FACTORED = "the Hessian is zero or could not be factored"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +128,7 @@ def quantize_gptq(
     audits = [Audit(W, factor.H) for W in matrices]
     plain = [quantize_rtn(W, group_size, audit) for W, audit in zip(matrices, audits, strict=True)]
     if factor.R is None:
-        reason = "the Hessian is zero or could not be factored"
+        reason = NOT_FACTORED
         return [_with_fallback(result, reason) for result in plain]
     W = torch.cat(matrices)
     scales = search_scales(
@@ -162,7 +163,7 @@ def quantize_gptq(
                 raised_damping=raised,
             )
         else:
-            result = _with_fallback(rtn, f"its error {error:.3g} was not below round to nearest's")
+            result = _with_fallback(rtn, not_below(error))
         results.append(result)
     return results
 
@@ -192,6 +193,11 @@ def solve(W: Tensor, scales: Tensor, R: Tensor, order: Tensor, left: Tensor | No
         if left is not None:
             left[here] = before.addmm_(R[here, here].T, D[here])
     return codes[torch.argsort(order)].T.contiguous()
+
+
+def not_below(error: float) -> str:
+    """Return why a matrix with this error falls back to round to nearest."""
+    return f"its error {error:.3g} was not below round to nearest's"
 
 
 def relative_error(W: Tensor, Q: Tensor, H: Tensor | None, whole: float | None = None) -> float:

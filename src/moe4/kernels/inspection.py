@@ -1,6 +1,5 @@
 """What this machine offers the kernels: instructions, threads, memory; and the path that is taken."""
 
-import os
 import platform
 import time
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from moe4.environment import Variable, is_set
 from moe4.errors import KernelError
 from moe4.kernels import _experts
 from moe4.kernels.op import ON_REQUEST, PATHS, num_threads_or_default, selected_path
+from moe4.machine.memory import total_memory_bytes
+from moe4.machine.processors import num_usable, read_cpuinfo, read_flags
 
 # What each path needs, in the order of available_paths(), in the words of /proc/cpuinfo.
 AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -60,16 +61,16 @@ class Machine:
 
 def inspect_machine() -> Machine:
     """Look at this machine. Raises KernelError if MOE4_KERNEL names a path it cannot run."""
-    fields = _read_cpuinfo()
+    fields = read_cpuinfo()
     return Machine(
         architecture=platform.machine(),
         processor=fields.get("model name") or platform.processor() or "unknown",
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=num_usable(),
         numa_nodes=max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=total_memory_bytes(),
         threads=torch.get_num_threads(),
         thread_runtime=_experts.thread_runtime(),
-        paths=_path_states(set((fields.get("flags") or fields.get("Features") or "").split())),
+        paths=_path_states(set(read_flags(fields))),
         selected=selected_path(),
         reason=f"{Variable.KERNEL} names it"
         if is_set(Variable.KERNEL)
@@ -121,13 +122,3 @@ def _path_states(features: set[str]) -> tuple[PathState, ...]:
             obstacle = f"the processor lacks {', '.join(missing)}" if missing else "not compiled in"
         states.append(PathState(name=name, obstacle=obstacle, on_request=ON_REQUEST.get(name)))
     return tuple(states)
-
-
-def _read_cpuinfo() -> dict[str, str]:
-    """Return the fields of the first processor, of those that Linux describes."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {}
-    first = file.read_text().split("\n\n")[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}

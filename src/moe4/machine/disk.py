@@ -1,10 +1,10 @@
-"""What the machine offers a release: memory that is free, and how fast its disk reads."""
+"""Direct reads past the page cache, and how fast they are."""
 
 import contextlib
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,44 +13,6 @@ from moe4.errors import CheckpointError
 READ_BYTES = 4 << 20
 BLOCK_BYTES = 4096
 NUM_READERS = 8
-CGROUPS = Path("/sys/fs/cgroup")
-
-
-def available_memory_bytes() -> int:
-    """Return the memory this process and the page cache may still take, control groups considered."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    found += [limit for folder in _cgroup_folders() for limit in _cgroup_room(folder)]
-    return max(0, min(found))
-
-
-def _cgroup_folders() -> Iterator[Path]:
-    """Yield the folders of this process's memory control group and its parents, in either version."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = CGROUPS / "memory" if controllers else CGROUPS
-        folder = root / path.lstrip("/")
-        while True:
-            yield folder
-            if folder == root or root not in folder.parents:
-                break
-            folder = folder.parent
-
-
-def _cgroup_room(folder: Path) -> Iterator[int]:
-    """Yield the group's limit, less what it uses apart from the page cache, which gives way."""
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            limit = int((folder / limit_name).read_text())
-            used = int((folder / used_name).read_text())
-            entries = dict(line.split()[:2] for line in (folder / "memory.stat").read_text().splitlines())
-            cached = int(entries.get("total_cache", entries.get("file", 0)))
-            yield limit - max(0, used - cached)
 
 
 class DirectFile:

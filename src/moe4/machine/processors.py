@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.machine.control_groups import group_folders, text_of
+
 SYSTEM = Path("/")
 
 
@@ -38,7 +40,7 @@ def read_processors(root: Path = SYSTEM) -> Processors:
     allowed = sorted(os.sched_getaffinity(0))
     cores = {_siblings(root, processor, allowed) for processor in allowed}
     nodes = [
-        set(parse_list(_text(path))) for path in (root / "sys/devices/system/node").glob("node*/cpulist")
+        set(parse_list(text_of(path))) for path in (root / "sys/devices/system/node").glob("node*/cpulist")
     ]
     return Processors(
         cores=tuple(sorted(cores)),
@@ -50,18 +52,29 @@ def read_processors(root: Path = SYSTEM) -> Processors:
 def read_quota(root: Path = SYSTEM) -> float | None:
     """Return the least share of time that this process's control groups allow, in processors; None if any."""
     found: list[float] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        files = ["cpu.max"] if not controllers else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in (controllers, "cpu", "unified"):
-            # A container often sees its own group as the root of the mount, under another path than this.
-            for group in _upwards(root / "sys/fs/cgroup" / mount, path):
-                share = _share(" ".join(_text(group / file) for file in files).split())
-                if share is not None:
-                    found.append(share)
+    for folder in group_folders("cpu", root):
+        for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            share = _share(" ".join(text_of(folder / file) for file in files).split())
+            if share is not None:
+                found.append(share)
     return min(found, default=None)
+
+
+def num_usable() -> int:
+    """Return how many logical processors this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def read_cpuinfo(root: Path = SYSTEM) -> dict[str, str]:
+    """Return the fields of the first processor, of those that Linux describes."""
+    first = text_of(root / "proc/cpuinfo").split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def read_flags(fields: dict[str, str]) -> list[str]:
+    """Return the processor's features, as `read_cpuinfo` gives them on x86 or on Arm."""
+    return (fields.get("flags") or fields.get("Features") or "").split()
 
 
 def parse_list(text: str) -> list[int]:
@@ -76,14 +89,8 @@ def parse_list(text: str) -> list[int]:
 
 def _siblings(root: Path, processor: int, allowed: Iterable[int]) -> tuple[int, ...]:
     """Return the processors of the mask that share a core with this one, itself included."""
-    text = _text(root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+    text = text_of(root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
     return tuple(sorted({processor, *(set(parse_list(text)) & set(allowed))}))
-
-
-def _upwards(mount: Path, path: str) -> list[Path]:
-    """Return the folder of a group and of those it is in, up to the mount."""
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return [mount.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
 
 
 def _share(words: list[str]) -> float | None:
@@ -91,10 +98,3 @@ def _share(words: list[str]) -> float | None:
     if len(words) != 2 or not words[0].isdigit() or not words[1].isdigit():
         return None
     return int(words[0]) / int(words[1]) if int(words[1]) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

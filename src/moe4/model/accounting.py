@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe4.checkpoint.header import TensorSpec
-from moe4.checkpoint.source import FP8_DTYPES, PLAIN_DTYPES
+from moe4.checkpoint.source_formats import FP8_DTYPES, PLAIN_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
 from moe4.model.architecture import PARTS, Network

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe4.forward.layer import Routes
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.model.architecture import Network
@@ -92,14 +93,13 @@ class ProbePasses:
         """Return what `run` needs to know of this layer, for another process; empty for a dense layer."""
         tensors = {}
         for name, passed in self._passed.items():
-            if passed.starts is None:
+            routes = passed.routes
+            if routes is None:
                 continue
             assert passed.inputs is not None
-            assert passed.rows is not None
-            assert passed.gates is not None
             tensors[f"{name}-inputs"] = passed.inputs
-            tensors[f"{name}-rows"], tensors[f"{name}-gates"] = passed.rows, passed.gates
-            tensors[f"{name}-starts"] = torch.tensor(passed.starts)
+            tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
+            tensors[f"{name}-starts"] = torch.tensor(routes.starts)
         return tensors
 
     def follow(self, layer: int, routing: dict[str, Tensor]) -> None:
@@ -109,9 +109,11 @@ class ProbePasses:
             key.removesuffix("-starts"): LayerPass(
                 total=torch.empty(0),
                 inputs=routing[key.replace("-starts", "-inputs")],
-                rows=routing[key.replace("-starts", "-rows")],
-                gates=routing[key.replace("-starts", "-gates")],
-                starts=starts.tolist(),
+                routes=Routes(
+                    rows=routing[key.replace("-starts", "-rows")],
+                    gates=routing[key.replace("-starts", "-gates")],
+                    starts=starts.tolist(),
+                ),
             )
             for key, starts in routing.items()
             if key.endswith("-starts")

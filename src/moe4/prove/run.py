@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe4.calibration.corpus import is_reference_model
 from moe4.checkpoint.report_file import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
@@ -33,15 +32,16 @@ from moe4.evaluate.result_files import (
 )
 from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
+from moe4.evaluate.toolcheck.requests import request_files
 from moe4.evaluate.toolcheck.run import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.files.durable import make_folder, write_output
 from moe4.prove.servers import serving
 from moe4.publish.card import card_path, check_names, render_card
 from moe4.publish.proof import read_proof
-from moe4.publish.report_page import percent, render_report
+from moe4.publish.report_page import render_report
+from moe4.units import percent
 from moe4.verify.checks import verify
 
-REFERENCE_TASK = "k2_tiny_problems_0shot"
 PARTS = ("evaluation", "comparison", "tools")
 # The short form: enough to see that everything works, and differences of a few points.
 QUICK_QUESTIONS, QUICK_SEQUENCES, QUICK_REQUESTS = 100, 20, 20
@@ -174,7 +174,7 @@ class _Stamp:
             options.quick,
             options.tasks,
             options.limit,
-            [_content(path) for path in (options.data, *options.requests) if path is not None],
+            [_content(path) for path in _files(options)],
         ]
         self.value = hashlib.sha256(
             json.dumps([self.source, self.release, asked], default=str).encode()
@@ -183,6 +183,12 @@ class _Stamp:
     def is_of(self, path: Path) -> bool:
         """Say whether an earlier result is there and was measured of the same."""
         return path.is_file() and read_json_object(path).get("stamp") == self.value
+
+
+def _files(options: ProveOptions) -> list[Path]:
+    """Return the files of text and requests that are read."""
+    text = [] if "comparison" in options.skip else [find_text(options.source, options.data)]
+    return [*text, *([] if "tools" in options.skip else request_files(options.requests))]
 
 
 def _content(path: Path) -> str:
@@ -194,8 +200,8 @@ def _content(path: Path) -> str:
 
 def _check_texts(options: ProveOptions) -> None:
     """Make sure that there is something to ask, before hours are spent on a part of it."""
-    if "evaluation" not in options.skip and not options.tasks and not is_reference_model(options.source):
-        raise EvaluationError(f"give --task, such as gsm8k: {options.source} has no task of its own")
+    if "evaluation" not in options.skip and not options.tasks:
+        raise EvaluationError("give --task, such as gsm8k, or --skip evaluation")
     if "comparison" not in options.skip:
         find_text(options.source, options.data)
 
@@ -205,7 +211,7 @@ def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
         EvaluationOptions(
             model=str(options.release),
             against=str(options.source),
-            tasks=options.tasks or (REFERENCE_TASK,),
+            tasks=options.tasks,
             limit=options.limit or (QUICK_QUESTIONS if options.quick else None),
             cache_folder=options.cache,
             tensor_parallel_size=options.tensor_parallel_size,

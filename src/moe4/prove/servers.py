@@ -10,6 +10,7 @@ from moe4.serve.command import ServeOptions, build_command
 from moe4.serve.host import free_port, inspect_host
 from moe4.serve.model import read_served_model
 from moe4.serve.process import ServerProcess, new_log_path
+from moe4.vllm_facts import flags
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def serving(folder: Path, *, tensor_parallel_size: int, trust_remote_code: bool)
     options = ServeOptions(
         port=port,
         tensor_parallel_size=tensor_parallel_size,
-        extra=("--trust-remote-code",) if trust_remote_code else (),
+        extra=(flags.TRUST_REMOTE_CODE,) if trust_remote_code else (),
     )
     command = build_command(read_served_model(folder), inspect_host(), options, dict(os.environ))
     server = ServerProcess(command, new_log_path(port))

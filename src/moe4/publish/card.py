@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.deploy.manifests.grammar import is_license
 from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
 from moe4.deploy.manifests.options import default_name as deployment_name
@@ -24,7 +23,8 @@ from moe4.escape import markdown_text as text
 from moe4.evaluate.result_files import TaskResult, ToolcheckFile
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
-from moe4.publish.report_page import duration, percent
+from moe4.units import duration, format_bytes, percent
+from moe4.vllm_facts import flags
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
 ARCHITECTURE = {
@@ -228,14 +228,14 @@ def _layout(release: ReleaseSize) -> tuple[Layout, str | None]:
 
 def _vllm_line(release: ReleaseSize, layout: Layout, repo: str) -> str:
     """Return the command for one machine."""
-    flags = ["vllm serve", repo]
+    words = ["vllm serve", repo]
     if layout.num_gpus > 1:
-        flags.append(f"--tensor-parallel-size {layout.num_gpus}")
+        words.append(f"{flags.TENSOR_PARALLEL} {layout.num_gpus}")
     if release.uses_kimi_calls:
-        flags.append("--enable-auto-tool-choice --tool-call-parser kimi_k2")
+        words.append(f"{flags.AUTO_TOOLS} {flags.TOOL_PARSER} {flags.KIMI_PARSER}")
     if release.needs_own_code:
-        flags.append("--trust-remote-code")
-    return " ".join(flags)
+        words.append(flags.TRUST_REMOTE_CODE)
+    return " ".join(words)
 
 
 def _manifest(release: ReleaseSize, form: Form, repo: str) -> str:

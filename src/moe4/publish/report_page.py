@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.checkpoint.report_file import Expert, FileEntry, Layer, ReportedRelease
 from moe4.escape import visible
 from moe4.evaluate.result_files import ComparisonFile, TaskResult
 from moe4.publish.charts import bars, heat_map, intervals
 from moe4.publish.proof import Proof
+from moe4.units import duration, format_bytes, percent
 
 WORST_EXPERTS = 10
 
@@ -35,19 +35,6 @@ def render_report(proof: Proof) -> str:
 def _visible(value: object) -> object:
     """Return what the page shows of a value: nothing in a text is hidden, charts stay as they are."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def percent(value: float, digits: int = 2) -> str:
-    return f"{100 * value:.{digits}f} %"
-
-
-def duration(seconds: float) -> str:
-    """Return "2 h 05 min", "3 min 20 s" or "12.3 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _context(proof: Proof) -> dict[str, object]:

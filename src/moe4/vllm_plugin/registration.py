@@ -2,7 +2,7 @@
 
 import logging
 
-TESTED_VLLM = "0.32"  # on CPU; on GPUs what matters is looked at, whatever the version
+from moe4.vllm_facts.versions import TESTED_VLLM
 
 _registered = False
 

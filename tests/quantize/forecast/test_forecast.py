@@ -158,7 +158,7 @@ def test_every_reason_is_named(
     ("budget", "message"),
     [
         ("100MB", r"quantizing needs up to .* and --memory-budget allows 100\.0 MB"),
-        ("plenty", r"memory_budget must be a size such as 4GiB or 500MB, found 'plenty'"),
+        ("plenty", r'memory_budget must be a size such as 4GiB or 500MB, found "plenty"'),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_refused_before_work(

@@ -15,7 +15,7 @@ from model_fixtures import random_state, reference_config, write_checkpoint
 from safetensors.torch import load_file
 
 from moe4.quantize.gpu import batches as gpu_batches
-from moe4.quantize.gpu.stream import GpuExpertStream
+from moe4.quantize.gpu.solver import DeviceSolver
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import Request, quantize
 from moe4.recipe import Calibration, Gptq, Recipe
@@ -72,13 +72,13 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
     expected = run(source, tmp_path / "cpu")
     used: list[str] = []
 
-    class Counted(GpuExpertStream):
-        def run(self, *arguments: Any) -> None:
+    class Counted(DeviceSolver):
+        def __init__(self, *arguments: Any) -> None:
             used.append("gpu")
-            super().run(*arguments)
+            super().__init__(*arguments)
 
-    monkeypatch.setattr("moe4.quantize.run.layer.stream_class", lambda _: Counted)
-    monkeypatch.setattr("moe4.quantize.gpu.experts.MOST_EXPERTS", 2)
+    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: Counted)
+    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
     found = {}
     for name, free in (("streamed", 0), ("resident", 1 << 40)):
         monkeypatch.setattr("moe4.quantize.transfer.device_memory.free_bytes", lambda _, free=free: free)
@@ -123,7 +123,7 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     note(gpu_batches, "use_device", told)
     for name in ("_read_batch", "_solve_batch"):
         note(gpu_batches.Batches, name, worked)
-    monkeypatch.setattr("moe4.quantize.run.layer.stream_class", lambda _: GpuExpertStream)
+    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
     run(source, tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told

@@ -114,6 +114,12 @@ def test_what_is_calibrated_is_what_is_served(
         distance = (found - expected).norm(dim=1) / expected.norm(dim=1)
         # Sums of a few hundred float32 products in another order, through three layers.
         assert distance.max() < 1e-5
+    layers = json.loads((out / "moe4-report.json").read_text())["layers"]
+    linears = [record for layer in layers for record in layer["linears"].values()]
+    assert bool(linears) == (len(targets) > 1)
+    for record in linears:  # without a Hessian they would fall back to round to nearest
+        assert "fallback" not in record
+        assert record["error"] < 0.95 * record["rtn_error"]
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])

@@ -82,12 +82,11 @@ def command(
     from moe4.deploy.manifests.options import (
         IMAGES,
         DeployOptions,
-        ModelSource,
         check_name,
         default_name,
         find_engine,
         find_form,
-        parse_source,
+        find_source,
     )
     from moe4.deploy.manifests.write import write_deployment
     from moe4.deploy.sizing.choose import Wanted, pick
@@ -101,13 +100,6 @@ def command(
         check_name(name)
         _write_dashboard(name, output)
         return
-    if model is not None:
-        source = parse_source(model)
-    elif Path(release).exists():
-        folder = Path(release).resolve()
-        source = ModelSource(scheme="file", rest=str(folder if folder.is_dir() else folder.parent))
-    else:
-        source = ModelSource(scheme="hf", rest=release)
     engine_found = find_engine(engine)
     wanted = Wanted(
         on_cpu=engine == "cpu",
@@ -125,7 +117,7 @@ def command(
         form=find_form(form),
         engine=engine_found,
         name=name,
-        source=source,
+        source=find_source(model, release),
         image=image,
         namespace=namespace,
         port=port,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,54 +43,45 @@ def command(
     """
     from rich.console import Console
 
-    from moe4.deploy.sizing.choose import default_layout, smallest_of, survey
-    from moe4.deploy.sizing.choose import layouts as usual_layouts
+    from moe4.deploy.sizing.asked import Asked, size_release
+    from moe4.deploy.sizing.choose import Survey
     from moe4.deploy.sizing.describe import fit_facts, print_fits, print_release, print_survey, release_facts
-    from moe4.deploy.sizing.fit import Layout, fit, read_speed
-    from moe4.deploy.sizing.machines import asked_gpu
+    from moe4.deploy.sizing.fit import read_speed
     from moe4.deploy.sizing.release_size import read_release
-    from moe4.errors import DeployError
 
     speed = read_speed(disk)
     found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    asked = Asked(
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        gpus=gpus,
+        tensor=tensor_parallel,
+        pipeline=pipeline_parallel,
+        data=data_parallel,
+        expert_parallel=expert_parallel,
+        max_model_len=max_model_len,
+        concurrency=concurrency,
+        plugin=plugin,
+    )
+    sized = size_release(found, asked)
     console = Console(width=None if Console().is_terminal else 160)
-    sizes = (tensor_parallel, pipeline_parallel, data_parallel)
-    asked = expert_parallel or any(size is not None for size in sizes)
-    if gpu is None and gpu_memory is None:
-        if gpus is not None or asked:
-            raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
-        table = survey(found, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
+    facts: dict[str, Any] = {"release": release_facts(found, speed)}
+    if isinstance(sized, Survey):
         if as_json:
-            picked = {"smallest": table.smallest, "recommended": table.recommended}
-            facts = {name: item and fit_facts(item) for name, item in picked.items()}
-            rows = [fit_facts(item) for item in table.fits]
-            echo(json.dumps({"release": release_facts(found, speed), "fits": rows, **facts}))
+            picked = {"smallest": sized.smallest, "recommended": sized.recommended}
+            facts |= {"fits": [fit_facts(item) for item in sized.fits]}
+            facts |= {name: item and fit_facts(item) for name, item in picked.items()}
+            echo(json.dumps(facts))
         else:
             print_release(console, found, speed)
-            print_survey(console, table)
+            print_survey(console, sized)
         return
-    device = asked_gpu(gpu, gpu_memory)
-    if asked:
-        tensor, pipeline, data = (1 if size is None else size for size in sizes)
-        tried = [Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=expert_parallel)]
-        if gpus is not None and gpus != tried[0].num_gpus:
-            raise DeployError(f"--gpus {gpus} is not the {tried[0].num_gpus} GPUs of {tried[0].describe()}")
-    elif gpus is not None:
-        tried = [default_layout(found, device, gpus, plugin=plugin)]
-    else:
-        tried = list(usual_layouts(found, device, plugin=plugin))
-    fits = [
-        fit(found, device, layout, max_model_len=max_model_len, concurrency=concurrency, plugin=plugin)
-        for layout in tried
-    ]
-    best = smallest_of(fits)
-    assert best is not None
     if as_json:
-        echo(json.dumps({"release": release_facts(found, speed), "fit": fit_facts(best)}))
+        echo(json.dumps(facts | {"fit": fit_facts(sized)}))
     else:
         print_release(console, found, speed)
-        print_fits(console, [best])
-        if best.longest and best.longest < best.max_model_len:
-            console.print(f"it would start with --max-model-len {best.longest} or less", highlight=False)
-    if not best.works:
+        print_fits(console, [sized])
+        if sized.longest and sized.longest < sized.max_model_len:
+            console.print(f"it would start with --max-model-len {sized.longest} or less", highlight=False)
+    if not sized.works:
         raise typer.Exit(1)

@@ -35,12 +35,12 @@ def command(
 
     Nothing that was not measured is in it. The hub's token is huggingface_hub's own (HF_TOKEN).
     """
-    from moe4.checkpoint.release_folder import format_bytes
     from moe4.files.durable import write_output
     from moe4.publish.card import card_path, render_card
     from moe4.publish.proof import read_proof
     from moe4.publish.push import check_repo, list_uploads
     from moe4.publish.push import push as upload
+    from moe4.units import format_bytes
 
     if push is not None:
         repo = check_repo(push)

@@ -13,7 +13,7 @@ from moe4.cli.output import echo
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the source checkpoint.")],
     calibration: Annotated[
-        Path | None, typer.Option(help="JSONL of {messages, tools} or {text}; for k2-tiny its generator.")
+        Path | None, typer.Option(help="JSONL of {messages, tools} or {text}; reference: k2-tiny's own.")
     ] = None,
     num_documents: Annotated[int | None, typer.Option(min=1, help="Only the first N documents.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer documents are cut.")] = 1024,

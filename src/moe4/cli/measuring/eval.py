@@ -27,10 +27,11 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of k2-tiny's problems; reference/data if not given.")
+        Path | None, typer.Option(help="Folder of k2-tiny's problems; the reference data's if not given.")
     ] = None,
     gsm8k_dir: Annotated[
-        Path | None, typer.Option(help="Folder with GSM8K's train.jsonl and test.jsonl; adds the task gsm8k.")
+        Path | None,
+        typer.Option(help="Folder with GSM8K's train.jsonl and test.jsonl; asked without --task."),
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Ask this OpenAI-compatible server instead of starting vLLM.")

@@ -16,15 +16,11 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A hundred questions, twenty texts, forty tool requests.")
     ] = False,
-    task: Annotated[
-        list[str] | None, typer.Option(help="As in `moe4 eval`; for k2-tiny its held-out problems.")
-    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="As in `moe4 eval`; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of a task.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Held-out text, as in `moe4 compare`; for k2-tiny its chats.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Held-out text, as in `moe4 compare`.")] = None,
     requests: Annotated[
-        list[Path] | None, typer.Option(help="Tool requests, as in `moe4 toolcheck`; else moe4's own.")
+        list[Path] | None, typer.Option(help="Tool requests, as in `moe4 toolcheck`.")
     ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="evaluation, comparison or tools; may be repeated.")

@@ -20,7 +20,10 @@ def command(
     against_model: Annotated[str | None, typer.Option(help="Name of the baseline's model.")] = None,
     requests: Annotated[
         list[Path] | None,
-        typer.Option(help="JSONL of request bodies, also the K2 Vendor Verifier's; may be repeated."),
+        typer.Option(
+            help="JSONL of request bodies, also the K2 Vendor Verifier's; may be repeated. "
+            "moe4's hard cases if not given; reference: with k2-tiny's turns."
+        ),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Results of another run, whose decisions to call are the reference.")

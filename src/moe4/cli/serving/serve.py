@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -102,18 +101,13 @@ def command(
     built = build_command(model, machine, options, dict(os.environ))
     hide_arguments(take_keys(options.extra)[1])
     if print_command:
-        as_object = {
-            "command": built.arguments,
-            "environment": built.environment,
-            "secrets": [name for name, value in built.secrets.items() if value],
-        }
-        echo(json.dumps(as_object) if as_json else built.shell_line())
+        echo(json.dumps(built.as_dict()) if as_json else built.shell_line())
         return
 
     from rich.console import Console
 
-    from moe4.probe.ask import check_when_ready, showing_progress
-    from moe4.serve.process import LogFollower, ServerProcess, new_log_path
+    from moe4.serve.process import LogFollower, new_log_path
+    from moe4.serve.run import run_server
 
     log_path = log or new_log_path(options.port)
     echo(built.shell_line(), err=True)
@@ -123,36 +117,15 @@ def command(
             f"moe4: no API key: whoever reaches port {options.port} may use the model; set VLLM_API_KEY",
             err=True,
         )
-    server = ServerProcess(built, log_path)
-    follow = LogFollower(log_path, sys.stderr) if verbose else lambda: None
-    began = time.monotonic()
-    ok: bool | None = None
-    with server.passing_signals():
-        wait = "starting vLLM: half a minute, longer for a large model"
-        with contextlib.nullcontext() if verbose else Console(stderr=True).status(wait):
-            ready = server.wait_until_ready(follow)
-        if ready and not no_probe:
-            with showing_progress() as on_progress:
-                ok, text = check_when_ready(
-                    out,
-                    built.url,
-                    built.model_name,
-                    key=built.key,
-                    on_progress=on_progress,
-                )
-            if not server.stopping:
-                echo(text, err=True)
-            if ok is False and not server.stopping:
-                echo(
-                    "moe4: this server's answers are not the release's; it goes on serving. Stop it, and see "
-                    "docs/probe-check.md",
-                    err=True,
-                )
-        if ready and not server.stopping:
-            seconds = time.monotonic() - began
-            facts = {"url": built.url, "model": built.model_name, "seconds": round(seconds, 1), "probe": ok}
-            line = f"moe4: ready after {seconds:.0f} s: {built.url} serves {built.model_name}"
-            echo(json.dumps(facts) if as_json else line)
-        if ready:
-            server.wait_until_stopped(follow)
+    wait = "starting vLLM: half a minute, longer for a large model"
+    run_server(
+        built,
+        out,
+        log_path,
+        check=not no_probe,
+        follow=LogFollower(log_path, sys.stderr) if verbose else lambda: None,
+        while_waiting=contextlib.nullcontext() if verbose else Console(stderr=True).status(wait),
+        say=lambda text: echo(text, err=True),
+        on_ready=lambda ready: echo(json.dumps(ready.as_dict()) if as_json else ready.describe()),
+    )
     echo("moe4: the server has stopped", err=True)

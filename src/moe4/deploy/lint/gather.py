@@ -6,6 +6,7 @@ from typing import Any
 from moe4.deploy.lint.command.commandline import Words, served_words
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.server import DescribedServer, read_container, split_words
+from moe4.vllm_facts import flags
 
 KSERVE = "serving.kserve.io"
 RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
@@ -165,7 +166,7 @@ def _llm_pods(document: Document, spec: Place, half: Place, configs: Configs) ->
             if size is not None:
                 server.sizes[what] = size
         if sizes.get("expert"):
-            server.flags["--enable-expert-parallel"] = ("", half / "parallelism" / "expert")
+            server.flags[flags.EXPERT_PARALLEL] = ("", half / "parallelism" / "expert")
         local = whole(sizes.get("dataLocal"))
         if local and "data" in server.sizes:
             server.nodes = server.sizes["data"] // local

@@ -6,16 +6,17 @@ from typing import Any
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place
-from moe4.deploy.lint.quantities import parse_quantity
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
-from moe4.deploy.sizing.machines import DEVICES, GIB, Device, cpu_server
+from moe4.deploy.sizing.machines import DEVICES, Device, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.serve.sizes import read_size
+from moe4.units import GIB
+from moe4.vllm_facts import flags
 
-TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
-MIN_SHM_BYTES = 10**9  # KServe's own samples have 1G or 1Gi
+TOOL_FLAGS = (flags.AUTO_TOOLS, flags.TOOL_PARSER)
+MIN_SHM_BYTES = GIB  # what KServe's own samples have
 PROCESS_BYTES = 4 * GIB  # of host memory, a GPU's worker process at the least
 BASE_BYTES = 8 * GIB
 CPU_BASE_BYTES = 2 * GIB
@@ -56,7 +57,7 @@ def layout_of(server: DescribedServer) -> Layout:
         tensor=server.size("tensor"),
         pipeline=server.size("pipeline"),
         data=server.size("data"),
-        expert_parallel="--enable-expert-parallel" in server.flags,
+        expert_parallel=flags.EXPERT_PARALLEL in server.flags,
     )
 
 
@@ -105,7 +106,7 @@ def _fit(server: DescribedServer, context: Context, release: ReleaseSize) -> Fit
     if check_layout(release, layout, device, plugin=plugin) is not None:
         return None  # another rule says so
     length = read_length(server)
-    if length is None and "--max-model-len" in server.flags:
+    if length is None and flags.MAX_MODEL_LEN in server.flags:
         length = 1  # it is not seen: the weights and a token must fit
     if length is not None and not 1 <= length <= release.max_position_embeddings:
         return None
@@ -160,7 +161,7 @@ def _memory(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if found is None or (server.partial and not server.gpus):
         return
     place = server.resources or server.place
-    shm = parse_quantity(server.shm_size or "") or 0
+    shm = server.shm_bytes
     if server.is_cpu:
         if context.release is None:
             return
@@ -196,7 +197,7 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
-    elif server.shm_size != "host" and (parse_quantity(server.shm_size) or 0) < MIN_SHM_BYTES and server.gpus:
+    elif server.shm_size != "host" and server.shm_bytes < MIN_SHM_BYTES and server.gpus:
         why = f"{server.shm_size} of shared memory is less than 1 GiB"
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 
@@ -209,16 +210,16 @@ def _tools(server: DescribedServer, context: Context) -> Iterator[Finding]:
         yield server.flags_place.find(
             "tools-missing",
             f"{' and '.join(missing)} not given: tools in requests are ignored or refused",
-            "add --enable-auto-tool-choice --tool-call-parser=kimi_k2",
+            f"add {flags.AUTO_TOOLS} {flags.TOOL_PARSER}={flags.KIMI_PARSER}",
         )
-    elif server.value("--tool-call-parser") not in (None, "kimi_k2"):
-        value, place = server.flags["--tool-call-parser"]
+    elif server.value(flags.TOOL_PARSER) not in (None, flags.KIMI_PARSER):
+        value, place = server.flags[flags.TOOL_PARSER]
         why = f"the parser {value} does not know Kimi's form of calls"
-        yield place.find("tools-missing", why, "use --tool-call-parser=kimi_k2")
+        yield place.find("tools-missing", why, f"use {flags.TOOL_PARSER}={flags.KIMI_PARSER}")
 
 
 def _length(server: DescribedServer, context: Context) -> Iterator[Finding]:
-    given = server.flags.get("--max-model-len")
+    given = server.flags.get(flags.MAX_MODEL_LEN)
     if given is None or context.release is None:
         return
     length, most = read_length(server), context.release.max_position_embeddings
@@ -229,7 +230,7 @@ def _length(server: DescribedServer, context: Context) -> Iterator[Finding]:
 
 def read_length(server: DescribedServer) -> int | None:
     """Return the server's --max-model-len; None if it is not given, not seen, or left to vLLM."""
-    length = read_size(server.value("--max-model-len") or "")
+    length = read_size(server.value(flags.MAX_MODEL_LEN) or "")
     return None if length == -1 else length
 
 

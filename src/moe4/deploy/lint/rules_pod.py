@@ -13,6 +13,7 @@ from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import starts_as_root
 from moe4.deploy.sizing.fit import load_seconds
+from moe4.vllm_facts import flags
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
 # Tags that name another image tomorrow; nightly-COMMIT does not.
@@ -85,7 +86,7 @@ def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding
 
 def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
     """Yield probes that ask a port on which nothing listens."""
-    port = server.value("--port") if "--port" in server.flags else "8000"
+    port = server.value(flags.PORT) if flags.PORT in server.flags else "8000"
     ports = entries((server.container / "ports").value) if server.container is not None else []
     named = {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
     for probe in server.probes.values():
@@ -106,9 +107,9 @@ def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
 
 def _host(server: DescribedServer) -> Iterator[Finding]:
     """Yield a server that listens inside its container alone, where something asks from outside."""
-    if "--host" not in server.flags or server.templated:
+    if flags.HOST not in server.flags or server.templated:
         return
-    host, place = server.value("--host"), server.flags["--host"][1]
+    host, place = server.value(flags.HOST), server.flags[flags.HOST][1]
     if host is None or not (host in ("localhost", "::1", "[::1]") or host.startswith("127.")):
         return
     from_outside = [
@@ -234,7 +235,7 @@ def _secrets(server: DescribedServer) -> Iterator[Finding]:
         if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):
             why = f"{name} stands in the file, for all who may read it"
             yield place.find("secret-inline", why, "take it from a secret")
-    key = server.flags.get("--api-key")
+    key = server.flags.get(flags.API_KEY)
     if key is not None and key[0] and not key[0].startswith("$"):
         why = "the API key stands in the file and in the list of processes"
         yield key[1].find("secret-inline", why, "give VLLM_API_KEY from a secret")

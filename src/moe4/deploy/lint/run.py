@@ -207,7 +207,6 @@ def _write(source: LintedFile) -> None:
     """Write a mended file, YAML with its comments and indentation."""
     if source.is_yaml:
         writer = YAML()
-        writer.preserve_quotes = True
         writer.width = 4096
         dashes = re.search(r"^( *)[^\s#-][^\n]*:[^\S\n]*\n( *)- ", source.text, re.MULTILINE)
         offset = len(dashes[2]) - len(dashes[1]) if dashes else 2

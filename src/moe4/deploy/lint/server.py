@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from moe4.deploy.lint.command.commandline import Words
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
+from moe4.vllm_facts import flags
 
 GPU_SUFFIX = "/gpu"
 # vLLM's short names and spellings, to the long one.
 ALIASES = {
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-dp": "--data-parallel-size",
-    "--model_len": "--max-model-len",
+    flags.TENSOR_PARALLEL_SHORT: flags.TENSOR_PARALLEL,
+    flags.PIPELINE_PARALLEL_SHORT: flags.PIPELINE_PARALLEL,
+    flags.DATA_PARALLEL_SHORT: flags.DATA_PARALLEL,
+    "--model_len": flags.MAX_MODEL_LEN,
 }
 PARALLEL = ("tensor", "pipeline", "data")
 # As Kubernetes, compose and shells write variables.
@@ -106,12 +107,17 @@ class DescribedServer:
     def memory_bytes(self) -> int | None:
         """Host memory in limits, else in requests."""
         if self.memory is not None:
-            return parse_quantity(self.memory)
+            return parse_quantity(self.memory, on_host=self.on_host)
         for side in ("limits", "requests"):
             value = get(self.resources.value, side, "memory") if self.resources else None
             if value is not None:
                 return parse_quantity(str(value))
         return None
+
+    @property
+    def shm_bytes(self) -> int:
+        """Size of /dev/shm; 0 if it has none of its own."""
+        return parse_quantity(self.shm_size or "", on_host=self.on_host) or 0
 
     @property
     def is_cpu(self) -> bool:

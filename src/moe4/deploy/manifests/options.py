@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from moe4.deploy.manifests.grammar import (
@@ -18,6 +19,7 @@ from moe4.deploy.manifests.images import has_plugin, vllm_version
 from moe4.deploy.sizing.fit import Fit
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
+from moe4.vllm_facts.versions import IMAGE_TAG
 
 Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes", "leaderworkerset"]
 Engine = Literal["vllm", "rhaiis", "cpu"]
@@ -25,7 +27,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes", "leaderworkerset")
 ENGINES: tuple[Engine, ...] = ("vllm", "rhaiis", "cpu")
 IMAGES: dict[Engine, str] = {
-    "vllm": "docker.io/vllm/vllm-openai:v0.32.0",
+    "vllm": f"docker.io/vllm/vllm-openai:{IMAGE_TAG}",
     "rhaiis": "registry.redhat.io/rhaiis/vllm-cuda-rhel9:3.2.2",
     "cpu": "localhost/moe4-cpu:0.1.0",
 }
@@ -113,6 +115,16 @@ def parse_source(text: str) -> ModelSource:
             f"--model {text} is no address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
         )
     return ModelSource(scheme=scheme, rest=rest)
+
+
+def find_source(model: str | None, release: str) -> ModelSource:
+    """Return where a server finds the weights: as it was said, or where the release itself lies."""
+    if model is not None:
+        return parse_source(model)
+    if Path(release).exists():
+        folder = Path(release).resolve()
+        return ModelSource(scheme="file", rest=str(folder if folder.is_dir() else folder.parent))
+    return ModelSource(scheme="hf", rest=release)
 
 
 def default_name(release: ReleaseSize) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from moe4.deploy.manifests.documents import Noted
 from moe4.deploy.manifests.options import ON_A_CLUSTER, DeployOptions
 from moe4.deploy.sizing.fit import CPU_WORKING_BYTES, Fit, load_seconds, startup_seconds
-from moe4.deploy.sizing.machines import GIB
 from moe4.deploy.sizing.release_size import ReleaseSize
-from moe4.serve.command import NO_TOOLS
 from moe4.serve.guard import guard_path
+from moe4.units import GIB, gigabytes
+from moe4.vllm_facts import flags
 
 MODEL_PATH = "/mnt/models"  # where KServe mounts models; ours do the same
 CACHE_PATH = "/cache"
@@ -113,7 +113,7 @@ def build_workload(options: DeployOptions, release: ReleaseSize, fit: Fit) -> Wo
         shm_why=shm_why,
         startup_seconds=startup_seconds(release, options.disk),
         startup_why=(
-            f"x {PROBE_PERIOD} s: twice the {load:.0f} s to {origin} {_size(release.num_bytes)} "
+            f"x {PROBE_PERIOD} s: twice the {load:.0f} s to {origin} {gigabytes(release.num_bytes)} "
             f"at {options.disk / 1e9:g} GB/s, and ten minutes"
         ),
         cache_gib=math.ceil(release.num_bytes * 1.1 / GIB) + 1 if from_hub else 0,
@@ -124,38 +124,38 @@ def build_workload(options: DeployOptions, release: ReleaseSize, fit: Fit) -> Wo
 def _arguments(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[Argument]:
     layout = fit.layout
     chosen = [
-        Argument(flag="--served-model-name", value=options.name, why="what clients put into `model`"),
-        Argument(flag="--max-model-len", value=str(fit.max_model_len), why=fit.reason),
+        Argument(flag=flags.MODEL_NAME, value=options.name, why="what clients put into `model`"),
+        Argument(flag=flags.MAX_MODEL_LEN, value=str(fit.max_model_len), why=fit.reason),
     ]
     if options.form != "llmd":
         chosen[:0] = [
-            Argument(flag="--host", value="0.0.0.0", why="the container's own network"),
-            Argument(flag="--port", value=str(options.port), why="the probes and the service use it"),
+            Argument(flag=flags.HOST, value="0.0.0.0", why="the container's own network"),
+            Argument(flag=flags.PORT, value=str(options.port), why="the probes and the service use it"),
         ]
     else:
         chosen.pop(0)  # KServe's template gives it, from spec.model.name
     set_by_kserve = options.form == "llmd" or (options.form == "kserve" and fit.num_nodes > 1)
     splits = [
-        ("--tensor-parallel-size", layout.tensor, "each matrix is split over so many GPUs"),
-        ("--pipeline-parallel-size", layout.pipeline, "the layers are split over so many machines"),
-        ("--data-parallel-size", layout.data, "copies of all but the routed experts"),
+        (flags.TENSOR_PARALLEL, layout.tensor, "each matrix is split over so many GPUs"),
+        (flags.PIPELINE_PARALLEL, layout.pipeline, "the layers are split over so many machines"),
+        (flags.DATA_PARALLEL, layout.data, "copies of all but the routed experts"),
     ]
     if not set_by_kserve:
         chosen += [Argument(flag=flag, value=str(size), why=why) for flag, size, why in splits if size > 1]
         if layout.expert_parallel:
             why = "routed experts are split by number"
-            chosen.append(Argument(flag="--enable-expert-parallel", value=None, why=why))
+            chosen.append(Argument(flag=flags.EXPERT_PARALLEL, value=None, why=why))
     if release.uses_kimi_calls and options.engine != "cpu":  # moe4 serve sees to it itself
         chosen += [
-            Argument(flag="--enable-auto-tool-choice", value=None, why="without it tools are ignored"),
-            Argument(flag="--tool-call-parser", value="kimi_k2", why="the form in the chat template"),
+            Argument(flag=flags.AUTO_TOOLS, value=None, why="without it tools are ignored"),
+            Argument(flag=flags.TOOL_PARSER, value=flags.KIMI_PARSER, why="the form in the chat template"),
         ]
         if options.has_our_vllm:
             why = 'with tool_choice "none" the model would still call tools, as text'
-            chosen.append(Argument(flag=NO_TOOLS, value=None, why=why))
+            chosen.append(Argument(flag=flags.NO_TOOLS, value=None, why=why))
     if release.needs_own_code:
         why = "Kimi's tokenizer is Python code beside the weights: read it first"
-        chosen.append(Argument(flag="--trust-remote-code", value=None, why=why))
+        chosen.append(Argument(flag=flags.TRUST_REMOTE_CODE, value=None, why=why))
     return chosen + _guard(options)
 
 
@@ -169,7 +169,7 @@ def _guard(options: DeployOptions) -> list[Argument]:
         why += " and /metrics: Prometheus has no key"
     if options.engine == "cpu":  # moe4 serve has it
         return [Argument(flag="--open-metrics", value=None, why=why)] if open_metrics else []
-    return [Argument(flag="--middleware", value=guard_path(open_metrics=open_metrics), why=why)]
+    return [Argument(flag=flags.MIDDLEWARE, value=guard_path(open_metrics=open_metrics), why=why)]
 
 
 def _variables(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[PodVariable]:
@@ -199,7 +199,7 @@ def _notes(options: DeployOptions, release: ReleaseSize, fit: Fit) -> tuple[str,
     machine = fit.device.name if options.engine == "cpu" else f"{fit.layout.num_gpus} x {fit.device.name}"
     split = "" if options.engine == "cpu" else f", {fit.layout.describe()}"
     lines = [
-        f"{release.name}, {_size(release.num_bytes)}, on {machine}{split}: {fit.reason}.",
+        f"{release.name}, {gigabytes(release.num_bytes)}, on {machine}{split}: {fit.reason}.",
         "Made by `moe4 deploy`; every value is derived from the release or was asked for.",
     ]
     if not options.api_key_secret:
@@ -221,7 +221,3 @@ def _cpu_cache_gib(release: ReleaseSize, fit: Fit) -> int:
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

@@ -8,9 +8,9 @@ from rich.text import Text
 
 from moe4.deploy.sizing.choose import Survey
 from moe4.deploy.sizing.fit import COMFORTABLE, Fit, load_seconds, max_tensor_parallel, startup_seconds
-from moe4.deploy.sizing.machines import GIB
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.escape import visible
+from moe4.units import GIB, gigabytes
 
 
 def release_facts(release: ReleaseSize, disk: float) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def print_release(console: Console, release: ReleaseSize, disk: float) -> None:
     if with_plugin > most:
         ranks = f"tensor parallel {most or 'not even 1'} at most on GPUs, {with_plugin} with moe4's plugin"
     lines = [
-        f"{release.name}: {_size(release.num_bytes)}{group} (from {how})",
-        f"  routed experts {_size(facts['expert_bytes'])}, the rest "
-        f"{_size(release.num_bytes - facts['expert_bytes'])}",
-        f"  a decoded token reads {_size(release.expert_bytes_read)} of experts and "
-        f"{_size(release.dense_bytes_read)} of the rest",
+        f"{release.name}: {gigabytes(release.num_bytes)}{group} (from {how})",
+        f"  routed experts {gigabytes(facts['expert_bytes'])}, the rest "
+        f"{gigabytes(release.num_bytes - facts['expert_bytes'])}",
+        f"  a decoded token reads {gigabytes(release.expert_bytes_read)} of experts and "
+        f"{gigabytes(release.dense_bytes_read)} of the rest",
         f"  cache {release.kv_bytes_per_token:,} bytes a token; {cache}",
         f"  {ranks}; load {facts['load_seconds']} s at {disk / 1e9:g} GB/s of disk",
     ]
@@ -132,7 +132,3 @@ def _sentence(item: Fit) -> str:
         f"{item.layout.num_gpus} x {item.device.name} ({item.layout.describe()}), "
         f"{item.sequences} conversations of {item.max_model_len} tokens at once"
     )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

@@ -1,6 +1,6 @@
 """Whether a release fits: weights on each GPU, room for the cache, speed's ceiling, time to load.
 
-vLLM's rules: a GPU may be filled to `MEMORY_SHARE`; what weights and working memory leave is cache; MLA's
+vLLM's rules: a GPU may be filled to `GPU_MEMORY_SHARE`; what weights and working memory leave is cache; MLA's
 cache is whole on every tensor-parallel rank; a pipeline stage caches its own layers only.
 """
 
@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moe4.deploy.sizing.machines import GIB, Device
+from moe4.deploy.sizing.machines import Device
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
-from moe4.model.groups import one_group_a_rank, serving_advice
+from moe4.units import GIB
+from moe4.vllm_facts.expert_splits import one_group_a_rank, serving_advice
+from moe4.vllm_facts.versions import GPU_MEMORY_SHARE
 
-MEMORY_SHARE = 0.92  # vLLM 0.32's --gpu-memory-utilization
 # Activations of a full batch, CUDA graphs, NCCL's buffers and the context: an allowance, not a measurement.
 WORKING_BYTES = 4 * GIB
 # On CPUs: Python, torch, activations and the operating system.
@@ -176,7 +177,7 @@ def fit(
         raise DeployError(f"--concurrency {concurrency} is not at least 1")
     on_cpu = device.kind == "cpu"
     working = working_bytes if working_bytes is not None else CPU_WORKING_BYTES if on_cpu else WORKING_BYTES
-    usable = int(device.memory_bytes * MEMORY_SHARE)
+    usable = int(device.memory_bytes * GPU_MEMORY_SHARE)
     stages = list(_stages(release, layout))
     weight_bytes, whole_bytes, _ = max(stages)
     tokens = min((usable - weights - working) // max(1, cache) for weights, _, cache in stages)
@@ -206,7 +207,7 @@ def _judge(release: ReleaseSize, fit: Fit, plugin: bool) -> tuple[Verdict, str]:
         return "no", refusal
     if fit.free_bytes <= 0:
         needed = (fit.weight_bytes + fit.working_bytes) / GIB
-        usable = fit.device.memory_bytes * MEMORY_SHARE / GIB
+        usable = fit.device.memory_bytes * GPU_MEMORY_SHARE / GIB
         return "no", f"needs {needed:.1f} GiB before any cache, {usable:.1f} may be used"
     if fit.longest < fit.max_model_len:
         return (

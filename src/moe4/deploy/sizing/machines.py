@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe4.errors import DeployError
+from moe4.units import GIB
 
-GIB = 1 << 30
 MIB = 1 << 20
 
 

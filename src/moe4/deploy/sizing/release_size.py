@@ -10,10 +10,10 @@ from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, rea
 from moe4.config import FAMILIES, TEXT_MODELS, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.files.regular import read_json_object
-from moe4.model.groups import choose_group_size
 from moe4.model.inventory import Tensors, list_tensors
 from moe4.recipe import GROUP_SIZES
 from moe4.serve.model import writes_kimi_calls
+from moe4.vllm_facts.expert_splits import choose_group_size
 
 # Every rank holds these whole; vLLM splits what else is not a routed expert over the tensor-parallel ranks.
 REPLICATED = (

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe4.calibration.corpus import is_reference_model, load_corpus, load_tokenizer
+from moe4 import reference
+from moe4.calibration.corpus import load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
 from moe4.escape import visible
 from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predicting_rows
-from moe4.evaluate.harness.request import find_data
 from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
@@ -26,7 +26,6 @@ from moe4.model.architecture import ExpertShape, Network
 from moe4.recipe import Calibration, ComputeDtype
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-REFERENCE_TEXT = "heldout-chats.jsonl"
 
 Say = Callable[[str], None]
 
@@ -98,15 +97,13 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
 
 
 def find_text(model: Path, data: Path | None) -> Path:
-    """Return the text to read: the one given, or k2-tiny's held-out chats for that model."""
-    if data is not None:
-        return data
-    if not is_reference_model(model):
+    """Return the file of the text to read; the reference model's held-out chats where they are asked for."""
+    if data is None:
         raise EvaluationError(
             f"comparing needs a text that {model} has not been calibrated on: give --data FILE.jsonl, with "
             'lines like {"messages": [...]} or {"text": "..."}'
         )
-    return find_data(None) / REFERENCE_TEXT
+    return reference.data_folder() / reference.TEXT if reference.is_asked_for(data) else data
 
 
 def _check_alike(options: CompareOptions, source: Network, release: Network) -> None:

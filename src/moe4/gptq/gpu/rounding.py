@@ -3,14 +3,17 @@
 import triton
 import triton.language as tl
 
+from moe4.checkpoint.packed import CODE_MAX, CODE_MIN
+
 SMALLEST_SCALE = tl.constexpr(2.0**-120)  # as in `gptq/grid.py`
+LOWEST, HIGHEST = tl.constexpr(float(CODE_MIN)), tl.constexpr(float(CODE_MAX))
 LARGEST_HALF = tl.constexpr(65504.0)
 
 
 @triton.jit
 def to_code(x):
     """Nearest of -8 .. 7, halves to even: between these the sum with 1.5 * 2^23 keeps no fraction."""
-    x = tl.minimum(tl.maximum(x, -8.0), 7.0)
+    x = tl.minimum(tl.maximum(x, LOWEST), HIGHEST)
     return (x + 12582912.0) - 12582912.0
 
 

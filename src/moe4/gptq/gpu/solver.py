@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moe4.checkpoint.packed import CODE_MAX, CODE_MIN
 from moe4.gptq.factor import damped_factor
 from moe4.gptq.gpu.columns import MAX_COLUMNS, descend_group, solve_block
 from moe4.gptq.gpu.factor import PANEL_COLUMNS, spans, upper_factor_
@@ -30,7 +31,7 @@ from moe4.gptq.gpu.halves import permuted, power_of_two_below, split
 from moe4.gptq.gpu.products import add_product_, multiply
 from moe4.gptq.gpu.scales import search_scales
 from moe4.gptq.grid import round_to_grid, scale_factors
-from moe4.gptq.solver import QuantizedMatrix, audited_rows
+from moe4.gptq.solver import NOT_FACTORED, QuantizedMatrix, audited_rows, not_below
 from moe4.recipe import Gptq
 
 OUTER_COLUMNS = 512
@@ -287,12 +288,12 @@ class BatchSolver:
                     raised_damping=damping[number] if damping[number] > self.settings.damping else None,
                 )
                 if not factors.factored[number]:
-                    reason = "the Hessian is zero or could not be factored"
+                    reason = NOT_FACTORED
                 elif error < rtn_error:
                     matrices.append(result)
                     continue
                 else:
-                    reason = f"its error {error:.3g} was not below round to nearest's"
+                    reason = not_below(error)
                 scales = plain[number, :, rows].T.contiguous()
                 matrices.append(
                     replace(
@@ -366,4 +367,6 @@ def _lost_to_nearest(W: Tensor, scales: Tensor, group_size: int) -> Tensor:
     """Return what plain round to nearest loses, [batch, in, out]."""
     grouped = W.view(W.shape[0], -1, group_size, W.shape[2])
     scale = scales.unsqueeze(2)
-    return (grouped / scale).round_().clamp_(-8, 7).mul_(scale).sub_(grouped).neg_().flatten(1, 2)
+    return (
+        (grouped / scale).round_().clamp_(CODE_MIN, CODE_MAX).mul_(scale).sub_(grouped).neg_().flatten(1, 2)
+    )

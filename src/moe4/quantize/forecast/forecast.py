@@ -9,17 +9,19 @@ from typing import Any, get_args
 from moe4.calibration.corpus import load_corpus
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
-from moe4.checkpoint.release_folder import ReleaseFolder, format_bytes, free_bytes, require_space
+from moe4.checkpoint.release_folder import ReleaseFolder, free_bytes, require_space
 from moe4.checkpoint.side_files import find_side_files
-from moe4.checkpoint.source import Checkpoint, fp8_block_size
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import fp8_block_size
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
+from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import Kind
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.forecast.timing import Probe, probe
 from moe4.quantize.layer.running_probe import find_prompts
-from moe4.quantize.planning.memory_bound import available_bytes, disk_need, memory_need, require_memory
+from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
 from moe4.quantize.planning.release_plan import (
     ReleasePlan,
     group_size_warnings,
@@ -27,6 +29,7 @@ from moe4.quantize.planning.release_plan import (
     resolve_group_size,
 )
 from moe4.quantize.run.pipeline import DTYPES, Request, check_folders
+from moe4.units import count_text, duration, format_bytes
 
 
 class SketchedCheckpoint(Checkpoint):
@@ -104,7 +107,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
         "memory": {
             "peak_bytes": need.peak_bytes,
             "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
-            "available_bytes": available_bytes(),
+            "available_bytes": available_memory_bytes(),
         },
         "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
     }
@@ -184,7 +187,7 @@ def _time(found: Probe, network: Network) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """Return a forecast in a few lines."""
     source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
-    kinds = " · ".join(f"{dtype} {_count(count)}" for dtype, count in release["elements"].items())
+    kinds = " · ".join(f"{dtype} {count_text(count)}" for dtype, count in release["elements"].items())
     counts = {kind: count for kind, count in source["num_tensors_by_kind"].items() if count}
     by_kind = (
         "" if len(counts) < 2 else f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
@@ -194,7 +197,7 @@ def describe(result: dict[str, Any]) -> str:
         + ("" if source["has_weights"] else ", from the config alone"),
         f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
         f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
-        f"elements  {_count(release['num_elements'])}: {kinds}",
+        f"elements  {count_text(release['num_elements'])}: {kinds}",
     ]
     lines.append(f"groups    of {release['group_size']} codes")
     if release["files_left_out"]:
@@ -202,10 +205,9 @@ def describe(result: dict[str, Any]) -> str:
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
-    free = memory["available_bytes"]
     lines.append(
-        f"memory    {format_bytes(memory['peak_bytes'])} at most"
-        + (f"; the machine has {format_bytes(free)}" if free else "")
+        f"memory    {format_bytes(memory['peak_bytes'])} at most; "
+        f"the machine has {format_bytes(memory['available_bytes'])}"
     )
     lines.append(
         f"disk      {format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
@@ -213,7 +215,7 @@ def describe(result: dict[str, Any]) -> str:
     if "time" in result:
         time = result["time"]
         lines.append(
-            f"time      {_duration(time['seconds'])}: {time['num_experts']} experts of "
+            f"time      {duration(time['seconds'])}: {time['num_experts']} experts of "
             f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
             f"{time['attention_seconds']:.0f} s a layer for the rest"
         )
@@ -221,16 +223,3 @@ def describe(result: dict[str, Any]) -> str:
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
     return "\n".join(map(visible, lines))
-
-
-def _count(value: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f}{unit}"
-    return str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from moe4.calibration.activations import ActivationStore, Batch
 from moe4.checkpoint.source import Checkpoint
+from moe4.forward.layer import Routes
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.model.experts import set_capture
 from moe4.quantize.layer.attend import LayerRunner, Routing
-from moe4.quantize.layer.expert_stream import ExpertStream
+from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import batch_tokens
 from moe4.quantize.reporting.progress import ProgressReporter
@@ -108,10 +109,11 @@ def _time_expert(
     for rows in inputs.pieces():
         inputs.write(rows, torch.randn(rows.stop - rows.start, shape.hidden_size))
     total = ActivationStore(folder / "total", size, torch.float32, create=True)
-    routing = Routing(inputs=inputs, rows=torch.arange(tokens), gates=torch.ones(tokens), starts=[0, tokens])
-    stream = ExpertStream(bench, shape, layer, routing)
+    routes = Routes(rows=torch.arange(tokens), gates=torch.ones(tokens), starts=[0, tokens])
+    routing = Routing(inputs=inputs, routes=routes)
+    solver = HostSolver(bench, shape, layer, routing)
     started = time.perf_counter()
-    stream.solve(0, stored, total)
+    solver.solve(0, stored, total)
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""Experts of one shape, a batch at a time: `layer/expert_stream.py` with the arithmetic of `gptq/gpu`."""
+"""Experts of one shape, a batch at a time: `layer/host_solver.py` with the arithmetic of `gptq/gpu`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +12,10 @@ from moe4.gptq.gpu.solver import BatchSolver
 from moe4.gptq.hessian import shares
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import ExpertShape, Part
+from moe4.quantize.gpu.batch_size import batch_size
+from moe4.quantize.layer.workbench import Results
 
 PIECE_TOKENS = 16384
-BATCH_BYTES = 8 << 30  # of Hessians and weights in float32, three times each
-MOST_EXPERTS = 8
-
-Results = dict[Part, QuantizedMatrix]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +33,6 @@ class ExpertTask:
         """Yield where pieces of its tokens begin and end."""
         for start in range(0, len(self.gates), PIECE_TOKENS):
             yield start, min(start + PIECE_TOKENS, len(self.gates))
-
-
-def batch_size(shape: ExpertShape) -> int:
-    """Return how many experts are solved together; depends on nothing but their shape."""
-    hidden, width = shape.hidden_size, shape.width
-    each = 3 * 4 * (max(hidden, width) ** 2 + 2 * hidden * width)
-    return max(1, min(MOST_EXPERTS, BATCH_BYTES // each))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

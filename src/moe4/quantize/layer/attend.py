@@ -18,9 +18,9 @@ from moe4.calibration.activations import (
     make_batches,
 )
 from moe4.errors import CalibrationError
+from moe4.forward.layer import Attended, LayerForward, Routes, in_token_order, sort_by_expert
 from moe4.gptq.hessian import Hessian
 from moe4.model.architecture import ExpertShape
-from moe4.model.experts import set_capture
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import batch_tokens
 from moe4.quantize.transfer.boundary import open_shared
@@ -33,18 +33,9 @@ class Routing:
     """What the router decided for all calibration tokens, sorted by expert once."""
 
     inputs: Activations
-    """[tokens, hidden] in the compute dtype."""
-    rows: Tensor
-    """int64 [tokens * top_k]: token numbers, those of expert 0 first; on a GPU if the inputs are."""
-    gates: Tensor
-    """float32 [tokens * top_k], in the order of `rows` and beside them."""
-    starts: list[int]
-    """Where each expert's rows start; one more at the end."""
-
-    def of_expert(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Return (token numbers, gate weights) of one expert."""
-        chosen = slice(self.starts[expert], self.starts[expert + 1])
-        return self.rows[chosen], self.gates[chosen]
+    """Of the experts, [tokens, hidden] in the compute dtype."""
+    routes: Routes
+    """On a GPU if the inputs are."""
 
 
 class LayerRunner:
@@ -55,23 +46,16 @@ class LayerRunner:
     ) -> None:
         self.layer, self.module = layer, module
         self.batches = list(make_batches(lengths, batch_tokens(bench.network.config, bench.device)))
-        self._bench, self._hidden = bench, hidden
-        self._rotary = bench.network.build_rotary(bench.device)
+        self._bench = bench
+        self._forward = LayerForward(bench.network, layer, module, hidden, bench.device)
 
     def run(self, batch: Batch) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""
-        device = self._bench.device
-        with torch.inference_mode():
-            states = batch.gather(self._hidden, device)
-            positions = torch.arange(states.shape[1], device=device).unsqueeze(0)
-            output = self.module(
-                states,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=self._rotary(states, positions),
-                use_cache=False,
-            )
-            return batch.select(output)
+        return self._forward.run(batch)
+
+    def attend(self, batch: Batch) -> Attended:
+        """Run a batch up to the routed experts."""
+        return self._forward.attend(batch)
 
     def fill(self, total: Activations | None) -> None:
         """Run every batch; on rank 0 put the layer's output into `total`, float32 [tokens, hidden]."""
@@ -128,23 +112,18 @@ def attend_and_route(
         (num_tokens, experts.hidden_size),
         bench.network.compute_dtype,
     )
-    captured: dict[str, Tensor] = {}
 
     def run(number: int) -> Parcel:
-        batch = runner.batches[number]
-
-        def capture(states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> None:
-            inputs = batch.select(states)
-            captured.update(
-                inputs=inputs,
-                finite=torch.isfinite(inputs).all(),
-                ids=batch.select(top_k_index).long(),
-                gates=batch.select(top_k_weights).float(),
-            )
-
-        set_capture(bench.network.experts_module(runner.module, runner.layer), capture)
-        output = runner.run(batch)
-        return Parcel(tensors={"output": output, **captured})
+        found = runner.attend(runner.batches[number])
+        return Parcel(
+            tensors={
+                "output": found.output,
+                "inputs": found.inputs,
+                "finite": torch.isfinite(found.inputs).all(),
+                "ids": found.ids,
+                "gates": found.gates,
+            }
+        )
 
     store = make_activations(path, shape, dtype, bench.device) if bench.ranks.is_first else None
     # What decides the routing stays beside the inputs: a GPU is not waited for before all batches are run.
@@ -163,7 +142,7 @@ def attend_and_route(
         raise CalibrationError(
             f"calibration activations hold NaN or Inf before the experts of layer {runner.layer}"
         )
-    shared = _in_order(chosen) if chosen else {}
+    shared = dict(zip(("ids", "gates"), in_token_order(chosen), strict=True)) if chosen else {}
     if isinstance(store, ResidentActivations):
         shared["inputs"] = store.values
     elif isinstance(store, ActivationStore) and bench.ranks.size > 1:
@@ -173,7 +152,7 @@ def attend_and_route(
         store = ResidentActivations(routed["inputs"])
     elif store is None:
         store = open_shared(path, shape, dtype)
-    return _sort_by_expert(store, routed["ids"], routed["gates"], experts.num_experts)
+    return Routing(inputs=store, routes=sort_by_expert(routed["ids"], routed["gates"], experts.num_experts))
 
 
 def inputs_path(work: Path, layer: int) -> Path:
@@ -182,22 +161,3 @@ def inputs_path(work: Path, layer: int) -> Path:
     A name of its own in each layer: a network file system may remember what the last one's held.
     """
     return work / f"inputs-{layer:05d}.partial"
-
-
-def _in_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return ids and gates [tokens, top_k] in the tokens' order, from (tokens, ids, gates) of each batch."""
-    rows, ids, gates = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-    order = torch.argsort(rows)
-    return {"ids": ids[order], "gates": gates[order]}
-
-
-def _sort_by_expert(inputs: Activations, ids: Tensor, gates: Tensor, num_experts: int) -> Routing:
-    """Return the routing of tokens whose experts are ids and gates [tokens, top_k]."""
-    by_expert = torch.argsort(ids.flatten(), stable=True)  # no order but this one
-    counts = torch.bincount(ids.flatten(), minlength=num_experts)
-    return Routing(
-        inputs=inputs,
-        rows=by_expert // ids.shape[1],
-        gates=gates.flatten()[by_expert],
-        starts=[0, *counts.cumsum(0).tolist()],
-    )

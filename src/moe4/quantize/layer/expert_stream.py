@@ -1,152 +1,64 @@
-"""Quantize a layer's routed experts, one after another, each on the tokens that the router sent it."""
+"""A layer's routed experts, on their way from the source to the release in their order.
+
+What is done with an expert is a solver's: `HostSolver` takes one after another, `gpu/solver.py` batches.
+"""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
-from moe4.gptq.hessian import Hessian, shrink
-from moe4.gptq.solver import QuantizedMatrix, factorize, quantize_gptq
-from moe4.machine.allocator import trim_heaps
-from moe4.model.architecture import PARTS, ExpertShape, Part
-from moe4.quantize.layer.attend import Routing, pack_hessian, sum_hessians
-from moe4.quantize.layer.workbench import Workbench, stored_tensors, write_all
-from moe4.quantize.planning.memory_bound import KEPT_BYTES, ROWS_AT_ONCE
-from moe4.quantize.planning.release_plan import expert_weight
-from moe4.quantize.reporting.layer_record import LayerRecord, matrix_record
+from moe4.model.architecture import ExpertShape
+from moe4.quantize.layer.workbench import Workbench, write_all
+from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.transfer.ranks import Parcel
-from moe4.quantize.transfer.reader import ExpertReader, Stored
 
-POOL_TOKENS = 1024  # tokens of the whole layer that stand in for a cold expert's own in down's Hessian
-POOL_PART = 32768  # tokens whose Hessian one rank adds up
-TRIM_ELEMENTS = 1 << 24  # of weights: every expert of a large model; a small one would lose time
-GATE_UP: tuple[Part, Part] = ("gate", "up")
+Take = Callable[[int], Parcel]
 
-Results = dict[Part, QuantizedMatrix]
+
+class ExpertSolver(Protocol):
+    """Quantizes this rank's experts of one layer on the tokens that the router sent them."""
+
+    def solving(self, total: Activations | None) -> AbstractContextManager[Take]:
+        """Begin to read and solve; what is given takes the expert that is next: its record, stored tensors.
+
+        Its output, [tokens, hidden], is in the parcel, unless the solver has added it to `total` itself.
+        """
+        ...
+
+    def add_output(self, total: Activations, expert: int, output: Tensor) -> None:
+        """Add an expert's output, times its gates, to its tokens' rows of `total`."""
+        ...
+
+    def to_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors in the host's memory."""
+        ...
 
 
 class ExpertStream:
-    """The experts of one layer. Peak memory: one expert, its tokens and three Hessians."""
+    """The experts of one layer, spread over the ranks; only rank 0 adds, writes and records."""
 
-    def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
-        self._bench, self._experts, self._routing = bench, experts, routing
-        self._solved_elements = 0  # of weights, since the heaps were trimmed
-        self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
-        num_tokens = routing.inputs.shape[0]
-        num_parts = -(-num_tokens // POOL_PART)
-        self._pooled = sum_hessians(bench, num_parts, self._pooled_part, experts.hidden_size).mean()
-        stride = max(1, num_tokens // POOL_TOKENS)
-        self._pool = routing.inputs.read(torch.arange(0, num_tokens, stride)[:POOL_TOKENS]).to(bench.device)
+    def __init__(self, bench: Workbench, experts: ExpertShape, solver: ExpertSolver) -> None:
+        self._bench, self._experts, self._solver = bench, experts, solver
 
     def run(self, total: Activations | None, writer: ShardWriter | None, record: LayerRecord) -> None:
         """Quantize and write every expert; add its quantized output to its tokens' rows of `total`.
 
-        Experts are spread over the ranks; only rank 0 has `total` and `writer`, and fills in `record`.
+        Only rank 0 has `total` and `writer`, and fills in `record`.
         """
-        bench, num_experts = self._bench, self._experts.num_experts
-        with ExpertReader(bench.checkpoint, self._experts, bench.own_numbers(num_experts)) as reader:
-            for expert, parcel in bench.ranks.spread(
-                num_experts, lambda expert: self.solve(expert, reader.take(expert), total)
-            ):
+        bench, solver = self._bench, self._solver
+        with solver.solving(total) as take:
+            for expert, parcel in bench.ranks.spread(self._experts.num_experts, take):
                 assert total is not None
                 assert writer is not None
                 output = parcel.tensors.pop("output", None)
                 if output is not None:
-                    self._add(total, expert, 0, output)
+                    solver.add_output(total, expert, output)
                 if bench.probe is not None:
                     bench.probe.add_expert(expert, parcel.tensors)
-                write_all(writer, parcel.tensors)
+                write_all(writer, solver.to_host(parcel.tensors))
                 record.experts.append(parcel.facts)
                 bench.progress.expert_done(f"layer {record.layer + 1} expert {expert + 1}")
-
-    def _add(self, total: Activations, expert: int, start: int, output: Tensor) -> None:
-        """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""
-        rows, gates = (item[start : start + len(output)] for item in self._routing.of_expert(expert))
-        total.add(rows, (output.float() * gates.to(output.device).unsqueeze(1)).cpu())
-
-    def _pooled_part(self, number: int) -> Parcel:
-        """Return the Hessian of one piece of all tokens."""
-        hessian = Hessian(self._experts.hidden_size, self._bench.device)
-        stop = min((number + 1) * POOL_PART, self._routing.inputs.shape[0])
-        for start in range(number * POOL_PART, stop, ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, stop))
-            hessian.add(self._routing.inputs.read(rows).to(self._bench.device))
-        return pack_hessian(hessian)
-
-    def solve(self, expert: int, stored: dict[Part, Stored], total: Activations | None) -> Parcel:
-        """Quantize an expert: its record and its stored tensors.
-
-        Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].
-        """
-        self._solved_elements += 3 * self._experts.hidden_size * self._experts.width
-        if self._solved_elements >= TRIM_ELEMENTS:
-            self._solved_elements = 0
-            trim_heaps()
-        rows, gates = self._routing.of_expert(expert)
-        results, inner = self._quantize(expert, dict(stored), gates.to(self._bench.device))
-        down, pieces = self._bench.served(results["down"]), []
-        with torch.inference_mode():
-            for number, start in enumerate(range(0, len(rows), ROWS_AT_ONCE)):
-                states = inner[number] if inner else self._run_gate_up(results, self._inputs(expert, start))
-                if total is None:
-                    pieces.append(states @ down.T)
-                else:
-                    self._add(total, expert, start, states @ down.T)
-        matrices = {str(part): matrix_record(results[part]) for part in PARTS}
-        tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
-        for part in PARTS:
-            tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
-        if self._bench.probe is not None:
-            tensors.update(self._bench.probe.run_expert(self._experts, expert, stored, results))
-        return Parcel(facts={"num_tokens": len(rows), **matrices}, tensors=tensors)
-
-    def _inputs(self, expert: int, start: int) -> Tensor:
-        """Return ROWS_AT_ONCE rows of an expert's input [tokens, hidden] from `start` on."""
-        rows, _ = self._routing.of_expert(expert)
-        return self._routing.inputs.read(rows[start : start + ROWS_AT_ONCE]).to(self._bench.device)
-
-    def _quantize(self, expert: int, stored: dict[Part, Stored], g: Tensor) -> tuple[Results, list[Tensor]]:
-        """Quantize gate and up stacked on their tokens, then down on what the quantized two make of them.
-
-        Returns the results, and what the two make of the tokens, in pieces, unless that is too much to keep.
-        """
-        bench, settings, experts = self._bench, self._bench.recipe.gptq, self._experts
-        weights = g.square() if settings.hessian_weighting == "gate" else None
-        starts = range(0, len(g), ROWS_AT_ONCE)
-
-        def piece_weights(start: int) -> Tensor | None:
-            return None if weights is None else weights[start : start + ROWS_AT_ONCE]
-
-        def solve(H: Tensor, pooled: Tensor, parts: tuple[Part, ...]) -> None:
-            factor = factorize(shrink(H, len(g), pooled, settings.shrinkage_tokens), settings)
-            originals = [bench.decode(expert_weight(experts, expert, p), stored.pop(p)) for p in parts]
-            found = quantize_gptq(originals, factor, bench.recipe.group_size, settings)
-            results.update(zip(parts, found, strict=True))
-
-        results: Results = {}
-        own = Hessian(experts.hidden_size, bench.device)
-        for start in starts:
-            own.add(self._inputs(expert, start), piece_weights(start))
-        H = own.mean()
-        del own
-        solve(H, self._pooled, GATE_UP)
-        del H
-        keeps = len(g) * experts.width * bench.network.compute_dtype.itemsize <= KEPT_BYTES
-        inner: list[Tensor] = []
-        own, pooled = Hessian(experts.width, bench.device), Hessian(experts.width, bench.device)
-        with torch.inference_mode():
-            for start in starts:
-                states = self._run_gate_up(results, self._inputs(expert, start))
-                own.add(states, piece_weights(start))
-                if keeps:
-                    inner.append(states)
-            pooled.add(self._run_gate_up(results, self._pool))
-        solve(own.mean(), pooled.mean(), ("down",))
-        return results, inner
-
-    def _run_gate_up(self, results: Results, x: Tensor) -> Tensor:
-        """Return activation(x gate^T) * (x up^T) with the quantized weights, [tokens, width]."""
-        gate, up = self._bench.served(results["gate"]), self._bench.served(results["up"])
-        return self._activation(x @ gate.T) * (x @ up.T)

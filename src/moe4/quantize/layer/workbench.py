@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,17 @@ from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
-from moe4.model.architecture import Network
+from moe4.model.architecture import PARTS, Network, Part
 from moe4.quantize.layer.running_probe import RunningProbe
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan
+from moe4.quantize.reporting.layer_record import matrix_record
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.transfer.ranks import Ranks
 from moe4.quantize.transfer.reader import LayerReader, Stored
 from moe4.recipe import Recipe
+
+Results = dict[Part, QuantizedMatrix]
+"""An expert's three matrices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +62,11 @@ def stored_tensors(
         base + "weight_scale": to_host(result.scales.to(torch.bfloat16)),
         base + "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
     }
+
+
+def expert_facts(num_tokens: int, results: Results) -> dict[str, Any]:
+    """Return what the report says of an expert."""
+    return {"num_tokens": num_tokens, **{str(part): matrix_record(results[part]) for part in PARTS}}
 
 
 def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:

@@ -4,7 +4,6 @@ Memory does not grow with the number of experts or layers. What each part of it 
 sum is an upper bound that tests and benchmarks hold to what was measured (docs/scale.md).
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 import torch
 
 from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.checkpoint.shard import BEHIND_BYTES
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
+from moe4.machine.memory import available_memory_bytes
 from moe4.model.architecture import PARTS, ExpertShape, Network
 from moe4.probe.passes import BATCH_TOKENS as BATCH_TOKENS_OF_PROBE
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.recipe import Recipe
+from moe4.units import format_bytes
 
 BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
 BATCH_BYTES = 512 << 20
@@ -32,7 +32,6 @@ FLOAT_BYTES = 4
 PROBE_BYTES = (
     32  # a token and channel: input, sum and experts' input of two passes in float32 and one in bf16
 )
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,8 +144,8 @@ def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
 
 def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
     """Raise MemoryBudgetError if the need is above the budget, or without one, above what the machine has."""
-    limit = budget_bytes if budget_bytes is not None else available_bytes()
-    if limit is None or need.peak_bytes <= limit:
+    limit = budget_bytes if budget_bytes is not None else available_memory_bytes()
+    if need.peak_bytes <= limit:
         return
     reason = (
         "--memory-budget allows"
@@ -162,19 +161,6 @@ def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
             else ""
         )
     )
-
-
-def available_bytes() -> int | None:
-    """Return the memory the system and the control group have for this process; None if they do not say."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-        text = CGROUP_LIMIT.read_text().strip()
-        found += [int(text)] if text.isdigit() else []
-    except OSError:
-        pass
-    return min(found) if found else None
 
 
 def disk_need(
@@ -194,11 +180,6 @@ def disk_need(
     per_value = 4 * network.compute_dtype.itemsize + 4
     values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
     return needed + int(network.config.hidden_size) * values
-
-
-def num_threads() -> int:
-    """Return the cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.checkpoint.shard import TensorSpec
-from moe4.checkpoint.source import FLOAT_DTYPES, Checkpoint
+from moe4.checkpoint.source import Checkpoint
+from moe4.checkpoint.source_formats import FLOAT_DTYPES
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
-from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice
 from moe4.quantize.planning.tied_head import check_tied_head
 from moe4.recipe import GROUP_SIZES, Recipe, Target, override
+from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
 # Hessian. kv_b_proj stays as it is: vLLM's MLA takes its plain weights apart instead of calling it.

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from moe4.escape import visible_lines
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
+from moe4.units import clock
 
 
 class ProgressReporter:
@@ -70,6 +71,4 @@ class ProgressReporter:
             self._live.update(self._task, completed=done, description=description, left=self._left())
 
     def _left(self) -> str:
-        minutes, seconds = divmod(round(self._time_left.seconds()), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}"
+        return clock(self._time_left.seconds())

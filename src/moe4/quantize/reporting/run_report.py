@@ -5,7 +5,6 @@ from typing import Any
 
 from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.checkpoint.report_file import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.accounting import count_patterns
@@ -13,6 +12,7 @@ from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
 from moe4.quantize.transfer.traffic import KINDS
 from moe4.recipe import Recipe
+from moe4.units import format_bytes
 
 
 def build_report(

@@ -9,13 +9,13 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from moe4.gptq.columns import selected_path
 from moe4.gptq.products import product_dtype
+from moe4.machine.processors import read_cpuinfo, read_flags
 
 # Of what the CPU can do, beside torch's own classes, the instructions that libraries take for products.
 PRODUCT_FLAGS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", "i8mm", "sve")
@@ -76,13 +76,8 @@ def find_environment(device: torch.device) -> RunEnvironment:
 
 
 def _describe_processor() -> str:
-    fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            fields[key.strip()] = value.strip()
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    fields = read_cpuinfo()
+    flags = read_flags(fields)
     maker = fields.get("vendor_id") or platform.machine()
     words = [
         maker,

@@ -6,7 +6,7 @@ experts, one expert with its Hessians and tokens, and what the page cache keeps 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.model.experts import set_capture
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route
 from moe4.quantize.layer.expert_stream import ExpertStream
+from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.reporting.layer_record import LayerRecord, matrix_record
@@ -26,6 +27,9 @@ from moe4.quantize.run.commit_queue import commits_behind
 from moe4.quantize.transfer.device_memory import make_activations
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import ExpertReader, LayerReader, Stored
+
+if TYPE_CHECKING:
+    from moe4.quantize.gpu.solver import DeviceSolver
 
 
 def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | None) -> LayerRecord:
@@ -102,7 +106,8 @@ def quantize_layer_gptq(
         del module, runner, hidden
         if bench.probe is not None:
             bench.probe.attend(layer)
-        stream_class(bench.device)(bench, plan.experts, layer, routing).run(total, writer, record)
+        solver = solver_class(bench.device)(bench, plan.experts, layer, routing)
+        ExpertStream(bench, plan.experts, solver).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.progress.shard_done(f"layer {layer + 1}")
@@ -114,13 +119,13 @@ def total_path(work: Path, layer: int) -> Path:
     return work / f"total-{layer:05d}.partial"
 
 
-def stream_class(device: torch.device) -> type[ExpertStream]:
-    """Return what quantizes experts on a device: one after another, or on a GPU in batches."""
+def solver_class(device: torch.device) -> "type[HostSolver] | type[DeviceSolver]":
+    """Return what solves experts on a device: one after another, or on a GPU in batches."""
     if device.type != "cuda":
-        return ExpertStream
-    from moe4.quantize.gpu.stream import GpuExpertStream  # it needs Triton
+        return HostSolver
+    from moe4.quantize.gpu.solver import DeviceSolver  # it needs Triton
 
-    return GpuExpertStream
+    return DeviceSolver
 
 
 def _quantize_linears(

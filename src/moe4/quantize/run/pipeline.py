@@ -111,7 +111,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     )
     prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:
-        from moe4.quantize.gpu.stream import warm_up  # it needs Triton
+        from moe4.quantize.gpu.solver import warm_up  # it needs Triton
 
         warm_up(bench)
     if folder is None:
@@ -130,28 +130,8 @@ def _lead(
     if folder.state is State.FINISHED:
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
-    folder.require_space(
-        disk_need(
-            prepared.plan,
-            prepared.network,
-            prepared.checkpoint,
-            prepared.num_tokens,
-            folder.folder,
-            probe_tokens=prepared.prompts.num_tokens,
-        )
-    )
-    if prepared.side_files.left_out:
-        progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
-    group_warnings = group_size_warnings(bench.recipe.group_size, bench.network)
-    for warning in [*prepared.plan.warnings, *group_warnings]:
-        progress.say(f"warning: {warning}")
-    journal = folder.open()
-    shards = [shard.file_name for shard in prepared.plan.shards]
-    side_files = [path.name for path in prepared.side_files.files]
-    folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
-    threads = journal.threads or threads_per_rank(ranks)
-    fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
-    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
+    _require_room(folder, prepared, bench, progress)
+    journal = _open_journal(folder, bench, prepared, progress, fingerprint)
     boundary = _boundary(folder.work, prepared, bench.device)
     inputs = [item for item in (boundary, bench.probe) if item is not None]
     found = repair(journal, bench.network.num_layers, inputs)
@@ -170,6 +150,53 @@ def _lead(
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
     _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
+    report = _finish(folder, prepared, committer, fingerprint)
+    return ranks.share(Parcel(facts=report)).facts
+
+
+def _require_room(
+    folder: ReleaseFolder, prepared: _Prepared, bench: Workbench, progress: ProgressReporter
+) -> None:
+    """Require the disk to have room, and say what the user should know before the work begins."""
+    folder.require_space(
+        disk_need(
+            prepared.plan,
+            prepared.network,
+            prepared.checkpoint,
+            prepared.num_tokens,
+            folder.folder,
+            probe_tokens=prepared.prompts.num_tokens,
+        )
+    )
+    if prepared.side_files.left_out:
+        progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
+    group_warnings = group_size_warnings(bench.recipe.group_size, bench.network)
+    for warning in [*prepared.plan.warnings, *group_warnings]:
+        progress.say(f"warning: {warning}")
+
+
+def _open_journal(
+    folder: ReleaseFolder,
+    bench: Workbench,
+    prepared: _Prepared,
+    progress: ProgressReporter,
+    fingerprint: dict[str, Any],
+) -> Journal:
+    """Open the output folder for this run, which began there or begins now; complete its fingerprint."""
+    journal = folder.open()
+    shards = [shard.file_name for shard in prepared.plan.shards]
+    side_files = [path.name for path in prepared.side_files.files]
+    folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
+    threads = journal.threads or threads_per_rank(bench.ranks)
+    fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
+    return journal
+
+
+def _finish(
+    folder: ReleaseFolder, prepared: _Prepared, committer: Committer, fingerprint: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what the release has beside its shards; return the report."""
     folder.copy_side_files(prepared.side_files.files, fingerprint["side_files"])
     probe = committer.write_probe(prepared.prompts)
     names = [path.name for path in prepared.side_files.files]
@@ -178,11 +205,11 @@ def _lead(
     last = committer.last_files()
     report = build_report(
         fingerprint=fingerprint,
-        recipe=bench.recipe,
+        recipe=committer.bench.recipe,
         checkpoint=prepared.checkpoint,
         plan=prepared.plan,
         corpus=prepared.corpus,
-        shards=journal.shards,
+        shards=committer.journal.shards,
         left_out=prepared.side_files.left_out,
         saved=committer.saved_records(),
         traffic=committer.saved_traffic(),
@@ -191,7 +218,7 @@ def _lead(
         probe=probe,
     )
     folder.finish({REPORT_NAME: dump_json(report), **last})
-    return ranks.share(Parcel(facts=report)).facts
+    return report
 
 
 def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str, Any]:

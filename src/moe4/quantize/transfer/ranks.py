@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe4.errors import RankError
+from moe4.machine.processors import num_usable
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -209,7 +210,7 @@ def threads_per_rank(ranks: Ranks) -> int:
     """
     if ranks.size == 1:
         return torch.get_num_threads()
-    return max(1, len(os.sched_getaffinity(0)) // ranks.local_size)
+    return max(1, num_usable() // ranks.local_size)
 
 
 def _encode_header(parcel: Parcel) -> Tensor:

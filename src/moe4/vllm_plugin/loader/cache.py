@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.errors import CheckpointError, ServeError
 from moe4.kernels.table import ALIGNMENTS
 from moe4.machine.disk import BLOCK_BYTES, NUM_READERS, READ_BYTES, DirectFile, allocate_for_reads
+from moe4.units import format_bytes
 from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer
 from moe4.vllm_plugin.loader.supply import chosen_experts
 

@@ -16,7 +16,8 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from moe4.checkpoint.header import Shard, StoredTensor, read_shard
 from moe4.checkpoint.mapping import MappedShard
 from moe4.errors import Moe4Error, ServeError
-from moe4.machine.disk import available_memory_bytes, measure_disk_rate
+from moe4.machine.disk import measure_disk_rate
+from moe4.machine.memory import available_memory_bytes
 from moe4.vllm_plugin.loader.cache import ExpertCache, LayerOfCache
 from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer, map_layer
 from moe4.vllm_plugin.loader.log import logger, say_what_was_mapped, warn_of_speed

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vllm.logger import init_logger
 
-from moe4.checkpoint.release_folder import format_bytes
+from moe4.units import format_bytes
 from moe4.vllm_plugin.loader.layer import MappedLayer
 
 logger = init_logger("vllm.plugins.moe4")

@@ -16,9 +16,9 @@ from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, Unqu
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
 import moe4.kernels
-from moe4.checkpoint.release_folder import format_bytes
 from moe4.errors import ServeError
 from moe4.kernels import has_int8_linear
+from moe4.units import format_bytes
 
 logger = init_logger("vllm.plugins.moe4")
 

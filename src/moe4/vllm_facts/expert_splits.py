@@ -1,4 +1,4 @@
-"""Groups of codes and the widths they divide: which size a model gets, and which splits GPUs take.
+"""How vLLM splits routed experts over ranks: which widths divide, which size of groups a model gets.
 
 vLLM 0.26 to 0.33 mixes up the scales of routed experts on NVIDIA GPUs where a rank's part of their inner
 width is one group or less (docs/vllm-marlin-scales.md): the answers are wrong, and nothing says so. moe4's
@@ -23,6 +23,11 @@ def choose_group_size(inputs: Collection[int], expert_width: int) -> int:
     dividing = [size for size in largest_first if all(columns % size == 0 for columns in inputs)]
     safe = [size for size in dividing if expert_width >= SAFE_GROUPS * size]
     return (safe or dividing or largest_first)[0]
+
+
+def splits_evenly(width: int, group_size: int | None, num_ranks: int) -> bool:
+    """Say whether each rank gets an equal part of an inner width, in whole groups if it is quantized."""
+    return width % (num_ranks * (group_size or 1)) == 0
 
 
 def one_group_a_rank(expert_width: int, group_size: int, num_ranks: int = 1) -> str | None:
@@ -51,7 +56,7 @@ def serving_advice(expert_width: int, group_size: int, num_ranks: int = 1) -> st
     if num_ranks > 1 and expert_width >= SAFE_GROUPS * group_size:
         fits = range(1, expert_width // (SAFE_GROUPS * group_size) + 1)
         fewer = max(
-            size for size in fits if num_ranks % size == 0 and expert_width % (size * group_size) == 0
+            size for size in fits if num_ranks % size == 0 and splits_evenly(expert_width, group_size, size)
         )
         ways += [f"tensor parallel {fewer} x pipeline parallel {num_ranks // fewer}", "expert parallelism"]
     sizes = _smaller_sizes(expert_width, group_size, num_ranks)
@@ -67,7 +72,7 @@ def _smaller_sizes(expert_width: int, group_size: int, num_ranks: int) -> str:
         str(size)
         for size in sorted(GROUP_SIZES, reverse=True)
         if size < group_size
-        and expert_width % (size * num_ranks) == 0
+        and splits_evenly(expert_width, size, num_ranks)
         and expert_width >= SAFE_GROUPS * size * num_ranks
     ]
     return " or ".join(sizes)

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe4.model.groups import choose_group_size, one_group_a_rank, quantizing_advice, serving_advice
 from moe4.recipe import GROUP_SIZES
+from moe4.vllm_facts.expert_splits import (
+    choose_group_size,
+    one_group_a_rank,
+    quantizing_advice,
+    serving_advice,
+)
 
 
 @pytest.mark.parametrize(

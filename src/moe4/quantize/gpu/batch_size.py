@@ -1,0 +1,13 @@
+"""How many experts a GPU solves together."""
+
+from moe4.model.architecture import ExpertShape
+
+BATCH_BYTES = 8 << 30  # of Hessians and weights in float32, three times each
+MOST_EXPERTS = 8
+
+
+def batch_size(shape: ExpertShape) -> int:
+    """Return how many experts are solved together; depends on nothing but their shape."""
+    hidden, width = shape.hidden_size, shape.width
+    each = 3 * 4 * (max(hidden, width) ** 2 + 2 * hidden * width)
+    return max(1, min(MOST_EXPERTS, BATCH_BYTES // each))

@@ -1,0 +1,121 @@
+"""Quantize routed experts on a GPU: batches are read, copied, solved and handed out at the same time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from moe4.calibration.activations import Activations
+from moe4.gptq.gpu.products import add_gram_
+from moe4.gptq.gpu.solver import BatchSolver, Stage, no_stage
+from moe4.gptq.hessian import Hessian
+from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.quantize.gpu.batches import Batches
+from moe4.quantize.gpu.experts import ExpertQuantizer, ExpertTask
+from moe4.quantize.gpu.rows import DeviceRows
+from moe4.quantize.layer.attend import Routing
+from moe4.quantize.layer.expert_stream import Take
+from moe4.quantize.layer.pool import pool_tokens
+from moe4.quantize.layer.workbench import Workbench, expert_facts, stored_tensors
+from moe4.quantize.planning.release_plan import expert_weight
+from moe4.quantize.transfer.device_memory import has_room, to_host, use_device
+from moe4.quantize.transfer.ranks import Parcel
+from moe4.quantize.transfer.reader import Stored
+
+SECOND_SOLVER_BYTES = 20 << 30  # as RESERVED_BYTES
+
+
+def warm_up(bench: Workbench) -> None:
+    """Have the solver's kernels compiled by a thread while the first layers are read and run."""
+    solver = BatchSolver(settings=bench.recipe.gptq, group_size=bench.recipe.group_size)
+
+    def compile_kernels() -> None:
+        use_device(bench.device)
+        solver.warm_up(bench.device)
+
+    threading.Thread(target=compile_kernels, name="moe4-warm-up", daemon=True).start()
+
+
+class DeviceSolver:
+    """Solves a layer's experts. Peak memory of the GPU: RESERVED_BYTES and what lies there for the layer.
+
+    Where SECOND_SOLVER_BYTES more are free, two batches are solved side by side.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        experts: ExpertShape,
+        layer: int,
+        routing: Routing,
+        stage: Stage = no_stage,
+    ) -> None:
+        self._bench, self._experts, self._stage = bench, experts, stage
+        self._rows = DeviceRows(routing, bench.device)
+        pool = pool_tokens(bench, routing, self._add_to_pool)
+        self._quantizer = ExpertQuantizer(
+            solver=BatchSolver(settings=bench.recipe.gptq, group_size=bench.recipe.group_size, stage=stage),
+            shape=experts,
+            pooled=pool.hessian,
+            pool=pool.tokens,
+            activation=bench.network.activation(layer),
+        )
+        if bench.device.type == "cuda":  # the solvers' streams do not wait for this thread's
+            torch.cuda.current_stream(bench.device).synchronize()
+
+    @contextmanager
+    def solving(self, total: Activations | None) -> Iterator[Take]:
+        """Read and solve batches ahead of the experts that are taken; outputs are in their parcels."""
+        on_gpu = self._bench.device.type == "cuda"
+        num_solvers = 2 if on_gpu and has_room(SECOND_SOLVER_BYTES, self._bench.device) else 1
+        with Batches(self._bench, self._experts, self._solve, num_solvers) as batches:
+            yield batches.take
+
+    def add_output(self, total: Activations, expert: int, output: Tensor) -> None:
+        """Add an expert's output, times its gates, to its tokens' rows of `total`."""
+        with self._stage("add outputs"):
+            self._rows.add(total, expert, output)
+
+    def to_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors in the host's memory; those of other ranks come by way of this one's GPU."""
+        if not any(tensor.is_cuda for tensor in tensors.values()):
+            return tensors
+        found = {name: to_host(tensor) for name, tensor in tensors.items()}
+        torch.cuda.current_stream(self._bench.device).synchronize()
+        return found
+
+    def _add_to_pool(self, hessian: Hessian, start: int, stop: int) -> None:
+        x = self._rows.read(slice(start, stop))
+        add_gram_(hessian.sum, x)
+        hessian.weight, hessian.num_tokens = float(len(x)), len(x)
+
+    def _solve(self, experts: list[int], stored: list[dict[Part, Stored]]) -> list[Parcel]:
+        """Quantize a batch of experts, whose weights are on the device."""
+        found = self._quantizer.quantize(
+            [self._task(expert, dict(weights)) for expert, weights in zip(experts, stored, strict=True)]
+        )
+        place = to_host if self._bench.ranks.is_first else torch.Tensor.contiguous
+        parcels = []
+        for expert, weights, (results, output) in zip(experts, stored, found, strict=True):
+            tensors = {}
+            if self._bench.probe is not None:
+                with self._stage("probe"):
+                    tensors.update(self._bench.probe.run_expert(self._experts, expert, weights, results))
+            with self._stage("pack and copy out"):
+                for part in PARTS:
+                    weight = expert_weight(self._experts, expert, part)
+                    tensors.update(stored_tensors(weight, results[part], place))
+            facts = expert_facts(self._rows.num_tokens(expert), results)
+            parcels.append(Parcel(facts=facts, tensors={**tensors, "output": output}))
+        return parcels
+
+    def _task(self, expert: int, stored: dict[Part, Stored]) -> ExpertTask:
+        def decode(part: Part) -> Tensor:
+            return self._bench.decode(expert_weight(self._experts, expert, part), stored.pop(part))
+
+        def read(start: int, stop: int) -> Tensor:
+            return self._rows.of_expert(expert, start, stop)
+
+        return ExpertTask(decode=decode, read=read, gates=self._rows.gates(expert))

@@ -1,0 +1,1 @@
+"""What moe4 knows of vLLM without importing it."""

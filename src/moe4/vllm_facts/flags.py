@@ -1,0 +1,26 @@
+"""vLLM's options that moe4 sets, reads or looks for, and the variables beside them."""
+
+HOST, PORT = "--host", "--port"
+API_KEY = "--api-key"
+MIDDLEWARE = "--middleware"
+MODEL_NAME = "--served-model-name"
+MAX_MODEL_LEN = "--max-model-len"
+TRUST_REMOTE_CODE = "--trust-remote-code"
+
+TENSOR_PARALLEL, TENSOR_PARALLEL_SHORT = "--tensor-parallel-size", "-tp"
+PIPELINE_PARALLEL, PIPELINE_PARALLEL_SHORT = "--pipeline-parallel-size", "-pp"
+DATA_PARALLEL, DATA_PARALLEL_SHORT = "--data-parallel-size", "-dp"
+CONTEXT_PARALLEL, CONTEXT_PARALLEL_SHORT = "--prefill-context-parallel-size", "-pcp"
+EXPERT_PARALLEL, EXPERT_PARALLEL_SHORT = "--enable-expert-parallel", "-ep"
+
+DTYPE = "--dtype"
+ENFORCE_EAGER = "--enforce-eager"
+LOAD_FORMAT = "--load-format"
+LOADER_CONFIG = "--model-loader-extra-config"
+CONFIG_FILE = "--config"
+
+AUTO_TOOLS = "--enable-auto-tool-choice"
+TOOL_PARSER = "--tool-call-parser"
+NO_TOOLS = "--exclude-tools-when-tool-choice-none"
+KIMI_PARSER = "kimi_k2"
+"""The parser's name for the form of tool calls in Kimi's chat template."""
