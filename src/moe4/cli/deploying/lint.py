@@ -10,14 +10,12 @@ import typer
 from moe4.cli import options
 from moe4.cli.output import echo
 
-NOT_READ = 3  # exit code
-
 
 def command(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="YAML, quadlet units, shell scripts, Markdown with code blocks."
+            metavar="FILE...", help="YAML, JSON, quadlet units, shell scripts, Markdown with code blocks."
         ),
     ],
     release: Annotated[
@@ -56,7 +54,7 @@ def command(
     from moe4.deploy.sizing.fit import read_speed
     from moe4.deploy.sizing.machines import asked_gpu
     from moe4.deploy.sizing.release_size import read_release
-    from moe4.errors import DeployError
+    from moe4.errors import UNREAD_EXIT_CODE, DeployError
 
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")
@@ -88,4 +86,4 @@ def command(
     skipped = f", {not_read} not read" if not_read else ""
     echo(f"moe4: {errors} errors, {warnings} warnings{skipped} in {len(files)} files{unseen}", err=True)
     if errors or not_read:
-        raise typer.Exit(1 if errors else NOT_READ)
+        raise typer.Exit(1 if errors else UNREAD_EXIT_CODE)
