@@ -30,12 +30,14 @@ Exit codes of the command line:
     0    done
     1    a check failed: the release is damaged, the server's answers are wrong, the model does not fit
     2    bad input: a Moe4Error, an option that makes no sense, a file or volume that cannot be used
+    3    moe4 lint found no error, and did not look at something
     70   a fault of moe4's own, which it asks to report
     130  interrupted
     141  the reader of standard output has left
 """
 
 INPUT_EXIT_CODE = 2
+UNREAD_EXIT_CODE = 3  # of `moe4 lint`: no error, and something was not looked at
 FAULT_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 PIPE_EXIT_CODE = 141

@@ -30,7 +30,7 @@ def lint(*arguments: str | Path) -> Any:
 
 def findings(*arguments: str | Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(lint(*arguments, "--json").stdout)
-    return found
+    return [item for item in found if item["level"] != "note"]
 
 
 def rules(*arguments: str | Path) -> set[str]:
@@ -202,7 +202,7 @@ spec:
           resources:
             requests: {memory: 256Gi, nvidia.com/gpu: 8}
             limits: {memory: 256Gi, nvidia.com/gpu: 8}
-          securityContext: {runAsNonRoot: true}
+          securityContext: {runAsNonRoot: true, runAsUser: 1000}
           startupProbe: {httpGet: {path: /health, port: 8000}, periodSeconds: 10, failureThreshold: 400}
           readinessProbe: {httpGet: {path: /health, port: 8000}}
           livenessProbe: {httpGet: {path: /health, port: 8000}}
@@ -238,7 +238,7 @@ spec:
         (":v0.32.0", "", "image-untagged"),
         ("docker.io/", "registry.stage.example.com/", "image-staging"),
         ("Recreate", "RollingUpdate", "strategy-rolling"),
-        ("{runAsNonRoot: true}", "{}", "user-root"),
+        ("{runAsNonRoot: true, runAsUser: 1000}", "{}", "user-root"),
         ("valueFrom: {secretKeyRef: {name: a, key: b}}", "value: hf_abc", "secret-inline"),
     ],
 )
@@ -277,14 +277,14 @@ def test_the_least_that_is_enough_has_no_finding(tmp_path: Path, kimi: str, good
     assert lint_text(tmp_path, POD.replace(good, least), "m.yaml", "--release", kimi, "--gpu", "h200") == []
 
 
-OF_THE_CONTAINER = "          securityContext: {runAsNonRoot: true}\n"
+OF_THE_CONTAINER = "          securityContext: {runAsNonRoot: true, runAsUser: 1000}\n"
 
 
 @pytest.mark.parametrize(
     ("here", "there"),
     [
         (OF_THE_CONTAINER, "          securityContext: {runAsUser: 1000}\n"),
-        (OF_THE_CONTAINER, "      securityContext: {runAsNonRoot: true}\n"),  # of the pod
+        (OF_THE_CONTAINER, "      securityContext: {runAsNonRoot: true, runAsUser: 1000}\n"),  # of the pod
         ("kind: Deployment", "kind: StatefulSet"),
         ('--tensor-parallel-size, "8"', "--tensor-parallel-size=8"),
         ('--tensor-parallel-size, "8"', '-tp, "8"'),
@@ -422,7 +422,10 @@ def test_crds_come_from_the_cluster_if_asked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     text = "apiVersion: example.com/v1\nkind: Thing\nspec:\n  replicas: two\n  size: 3\n"
     found = lint_text(tmp_path, text, "thing.yaml", "--cluster")
-    assert {(item["rule"], item["line"]) for item in found} == {("schema", 4), ("schema-unknown-field", 5)}
+    assert {(item["rule"], item["line"]) for item in found} == {
+        *(("schema", 4), ("schema-unknown-field", 5)),
+        ("not-read", 1),  # but for its schema
+    }
     kubectl.write_text("#!/bin/sh\necho no cluster >&2\nexit 1\n")
     error = lint(tmp_path / "thing.yaml", "--cluster").exception
     assert isinstance(error, DeployError)

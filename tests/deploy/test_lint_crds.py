@@ -62,7 +62,7 @@ def test_a_folder_of_crds_may_hold_other_things(tmp_path: Path) -> None:
     (crds / "crd.yaml").write_text(yaml.safe_dump(CRD, sort_keys=False))
     (tmp_path / "a.yaml").write_text("apiVersion: example.com/v1\nkind: Thing\nspec: 1\n")
     found = json.loads(lint(tmp_path / "a.yaml", "--crds", crds, "--json").stdout)
-    assert {item["rule"] for item in found} == {"schema"}
+    assert {item["rule"] for item in found} == {"schema", "not-read"}  # but for its schema
     (crds / "bytes.yaml").write_bytes(b"\xff\xfe")
     error = lint(tmp_path / "a.yaml", "--crds", crds).exception
     assert isinstance(error, DeployError)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.lint.server import parse_quantity
+from moe4.deploy.lint.quantities import parse_quantity
 
 MIB, GIB = 1 << 20, 1 << 30
 

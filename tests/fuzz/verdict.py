@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from fuzz.sandbox import FUZZER_EXIT_CODE, Ending
 
+from moe4.errors import UNREAD_EXIT_CODE
+
 FRAME = re.compile(r'File "[^"\n]*/(moe4/[^"\n]+)", line (\d+)')
 NET = ("moe4/cli/main.py", "moe4/cli/net.py", "moe4/cli/streams.py", "moe4/__main__.py")
 UNCLEAR = re.compile(r"'\w+' object |'NoneType'|cannot unpack non-iterable|unhashable|must be an iterable")
@@ -41,7 +43,7 @@ def judge(ending: Ending, arguments: list[str]) -> Fault | None:
         return Fault("fault", _place(ending.saved or messages), _last_line(ending.saved) or messages[-500:])
     if "Traceback" in messages:
         return Fault("traceback", _place(messages), messages[-2000:])
-    if ending.code not in (0, 1, 2):
+    if ending.code not in (0, 1, 2, UNREAD_EXIT_CODE):
         return Fault(f"exit code {ending.code}", "", messages[-500:])
     if ending.code == 2:
         return _judge_message(messages)

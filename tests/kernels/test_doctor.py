@@ -1,6 +1,7 @@
 """`moe4 doctor`: this machine, the paths it can run, the one that is taken."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,18 @@ def test_json_agrees_with_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p["name"] for p in found["paths"] if p["obstacle"] is None] == list(available_paths())
     assert found["threads"] >= 1 and found["cpus"] >= 1 and found["memory_bytes"] > 2**28
     assert found["read_bytes_per_second"] is None
+
+
+def test_the_compiler_is_told_or_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert json.loads(doctor("--json"))["cpp_compiler"] is None
+    assert "install g++" in doctor()
+    (tmp_path / "g++").write_text("#!/bin/sh\n")
+    (tmp_path / "g++").chmod(0o755)
+    assert json.loads(doctor("--json"))["cpp_compiler"] == str(tmp_path / "g++")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert json.loads(doctor("--json"))["cpp_compiler"] is None
 
 
 def test_a_forced_path_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,24 @@ def test_one_message_as_json(url: str) -> None:
     }
 
 
+def test_the_address_may_lack_its_v1(url: str) -> None:
+    for address in (url, url.removesuffix("/v1"), url.removesuffix("v1")):
+        result = chat("--base-url", address, "--message", "one")
+        assert (result.returncode, result.stdout) == (0, "you sent 1 messages\n")
+
+
+@pytest.mark.parametrize("with_option", [False, True])
+def test_bytes_that_are_no_text_are_one_line(url: str, with_option: bool) -> None:
+    options: list[str | bytes] = ["--message", b"caf\xe9"] if with_option else []
+    command = [*MOE4, "chat", "--base-url", url, *options]
+    result = subprocess.run(command, input=b"one\ncaf\xe9\n", capture_output=True, check=False)
+    where = b"--message" if with_option else b"line 2 of standard input"
+    assert result.returncode == 2
+    why = b"moe4: error: %s is not UTF-8 text, at character 4: convert it, as with iconv\n"
+    assert result.stderr == why % where
+    assert result.stdout == (b"" if with_option else b"you sent 1 messages\n")
+
+
 def test_no_server_is_one_line() -> None:
     result = chat("--base-url", "http://127.0.0.1:9/v1", "--message", "one")
     assert (result.returncode, result.stdout) == (2, "")

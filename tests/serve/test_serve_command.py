@@ -9,7 +9,7 @@ import pytest
 
 from moe4.errors import ServeError
 from moe4.machine.processors import Processors
-from moe4.serve.command import ServeCommand, ServeOptions, build_command
+from moe4.serve.command import ServeCommand, ServeOptions, build_command, read_tokens
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
 
@@ -64,7 +64,8 @@ def test_cpu_command_in_full() -> None:
     assert build().shell_line() == (
         "VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0,1,2,3,4,5,6,7 MOE4_YIELD_PROCESSORS=1 "
         "vllm serve out/tiny --host 127.0.0.1 --port 8000 --served-model-name tiny "
-        "--max-model-len 4096 --enable-auto-tool-choice --tool-call-parser kimi_k2 --dtype bfloat16 "
+        "--max-model-len 4096 --enable-auto-tool-choice --tool-call-parser kimi_k2 "
+        "--exclude-tools-when-tool-choice-none --dtype bfloat16 "
         "--enforce-eager --load-format moe4"
     )
 
@@ -73,7 +74,8 @@ def test_gpu_command_in_full() -> None:
     built = build(KIMI, "--trust-remote-code", device="gpu", tensor_parallel_size=8, host="0.0.0.0", port=80)
     assert built.shell_line() == (
         "vllm serve out/tiny --host 0.0.0.0 --port 80 --served-model-name kimi --max-model-len 131072 "
-        "--tensor-parallel-size 8 --enable-auto-tool-choice --tool-call-parser kimi_k2 --trust-remote-code"
+        "--tensor-parallel-size 8 --enable-auto-tool-choice --tool-call-parser kimi_k2 "
+        "--exclude-tools-when-tool-choice-none --trust-remote-code"
     )
     assert built.url == "http://127.0.0.1:80/v1"
 
@@ -94,6 +96,7 @@ def test_other_chat_forms_get_no_tool_parser() -> None:
         (("--served-model-name", "mine"), "--served-model-name tiny"),
         (("--served_model_name=mine",), "--served-model-name tiny"),
         (("--tool-call-parser", "hermes"), "kimi_k2"),
+        (("--no-exclude-tools-when-tool-choice-none",), " --exclude-tools"),
     ],
 )
 def test_the_users_options_win_and_come_last(extra: tuple[str, ...], absent: str) -> None:
@@ -139,6 +142,25 @@ def test_lengths_beyond_the_model_are_refused(length: int) -> None:
         build(max_model_len=length)
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("4096", 4096), ("4k", 4000), ("4K", 4096), ("1.5k", 1500), ("2m", 2_000_000)]
+)
+def test_lengths_are_written_as_vllm_takes_them(text: str, tokens: int) -> None:
+    assert read_tokens(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "32kb", "four", "1.5", "1.5K", "4096.0", "-5", "1e3", "٣٢"])
+def test_what_is_no_length_is_refused(text: str) -> None:
+    with pytest.raises(ServeError, match="is no number of tokens"):
+        read_tokens(text)
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_size_of_a_cache_is_refused(size: float) -> None:
+    with pytest.raises(ServeError, match="is no size in GB"):
+        build(expert_cache_gb=size)
+
+
 def test_a_tokenizer_that_is_code_needs_consent() -> None:
     with pytest.raises(ServeError, match="add --trust-remote-code"):
         build(KIMI)
@@ -165,7 +187,7 @@ def test_the_loaders_options_reach_it() -> None:
     assert "--model-loader-extra-config" not in build().arguments
     for options, reason in (
         ({"rest": "int4"}, "--rest int4 is not one of bfloat16, int8"),
-        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is below 0"),
+        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is no size in GB"),
         ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
         ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),
     ):

@@ -39,6 +39,13 @@ vllm: error: unrecognized arguments: --no-such-option 3
         (PYDANTIC, "User-specified max_model_len (9999) is too large."),
         (USAGE, "vllm: error: unrecognized arguments: --no-such-option 3"),
         ("ModuleNotFoundError: No module named 'x'\n", "ModuleNotFoundError: No module named 'x'"),
+        (
+            "(EngineCore pid=7) ERROR 11-23 14:41:50 [core.py:1] RuntimeError: NCCL error\n"
+            "(APIServer pid=1) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. "
+            "See stack trace (above) for the root cause.\n"
+            "(APIServer pid=1) asyncio.exceptions.CancelledError\n",
+            "RuntimeError: NCCL error",
+        ),
         ("torch.OutOfMemoryError: no memory\nKilled\n", "torch.OutOfMemoryError: no memory"),
         (
             "pydantic_core.ValidationError: 2 validation errors for X\n",

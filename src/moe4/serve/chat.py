@@ -81,9 +81,13 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
         raise MissingDependencyError(
             "the openai package is not installed: pip install 'moe4[cpu]' or openai"
         ) from None
+    address = base_url.rstrip("/")
     try:
         client = openai.OpenAI(
-            base_url=base_url, api_key=os.environ.get("VLLM_API_KEY") or "none", max_retries=0, timeout=600
+            base_url=address if address.endswith("/v1") else f"{address}/v1",
+            api_key=os.environ.get("VLLM_API_KEY") or "none",
+            max_retries=0,
+            timeout=600,
         )
     except Exception as error:  # the errors of its HTTP library, which is not always the same
         raise ServeError(f"{base_url} is not an address: {error}") from None

@@ -14,6 +14,7 @@ from moe4.serve.extra import KEY_FLAG, find_value, is_given, take_keys
 from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path, read_keys
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
+from moe4.serve.sizes import read_size
 from moe4.units import GIB
 from moe4.vllm_facts import flags
 
@@ -104,8 +105,7 @@ def build_command(
     ]
     if options.tensor_parallel_size > 1:
         defaults.append((flags.TENSOR_PARALLEL, str(options.tensor_parallel_size)))
-    if model.uses_kimi_calls:
-        defaults += [(flags.AUTO_TOOLS, None), (flags.TOOL_PARSER, flags.KIMI_PARSER)]
+    defaults += _tool_flags(model, extra)
     variables: dict[str, str] = {}
     if host.device == "cpu":
         defaults.append((flags.DTYPE, "bfloat16"))
@@ -148,6 +148,28 @@ def _max_model_len(model: "ServedModel", options: ServeOptions) -> int:
             f"--max-model-len {asked} is not in 1..{longest}, the lengths {model.name} was made for"
         )
     return asked or longest
+
+
+def _tool_flags(model: "ServedModel", extra: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """Return what makes vLLM read the model's tool calls; none for other forms of calls."""
+    if not model.uses_kimi_calls:
+        return []
+    found: list[tuple[str, str | None]] = [
+        (flags.AUTO_TOOLS, None),
+        (flags.TOOL_PARSER, flags.KIMI_PARSER),
+    ]
+    # Without it `tool_choice: "none"` shows the tools to the model, whose call then comes as text.
+    if not is_given(extra, f"--no-{flags.NO_TOOLS.removeprefix('--')}"):
+        found.append((flags.NO_TOOLS, None))
+    return found
+
+
+def read_tokens(text: str) -> int:
+    """Return the number of `--max-model-len`, written as vLLM takes it. Raises ServeError."""
+    found = read_size(text)
+    if found is None:
+        raise ServeError(f"--max-model-len {text} is no number of tokens: give 32768, 32k (32,000) or 32K")
+    return found
 
 
 def _url(options: ServeOptions) -> str:
@@ -199,8 +221,8 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     """Return what the user asked of `--load-format moe4`."""
     wanted: dict[str, object] = {}
     if options.expert_cache_gb is not None:
-        if options.expert_cache_gb < 0:
-            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is below 0")
+        if not 0 <= options.expert_cache_gb < math.inf:
+            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is no size in GB: give 0 or more")
         wanted["expert_cache_gb"] = options.expert_cache_gb
     if options.rest != "bfloat16":
         if options.rest != "int8":

@@ -1,8 +1,10 @@
 """What this machine offers vLLM: which build of it is installed, processors, memory, ports."""
 
 import ipaddress
+import shutil
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +41,13 @@ def inspect_host() -> Host:
         processors=read_processors(),
         memory_bytes=total_memory_bytes(),
     )
+
+
+def find_compiler(environment: Mapping[str, str]) -> str | None:
+    """Return the C++ compiler that torch.compile would call, CXX's, g++ or clang++; None without one."""
+    asked = environment.get("CXX")
+    names = (asked,) if asked else ("g++", "clang++")
+    return next((found for name in names if (found := shutil.which(name)) is not None), None)
 
 
 def is_loopback(host: str) -> bool:

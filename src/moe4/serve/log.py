@@ -9,6 +9,10 @@ _USAGE = re.compile(r"^vllm\b[\w .-]*: error: ")
 # Lines of the outer processes that only say that an inner one failed.
 _SECOND_HAND = (
     "See root cause above",
+    "See stack trace",
+    "EngineDeadError",
+    "Worker proc",
+    "CancelledError",
     "Engine core initialization failed",
     "WorkerProc initialization failed",
 )

@@ -21,5 +21,6 @@ CONFIG_FILE = "--config"
 
 AUTO_TOOLS = "--enable-auto-tool-choice"
 TOOL_PARSER = "--tool-call-parser"
+NO_TOOLS = "--exclude-tools-when-tool-choice-none"
 KIMI_PARSER = "kimi_k2"
 """The parser's name for the form of tool calls in Kimi's chat template."""

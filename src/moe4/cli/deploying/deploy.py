@@ -15,7 +15,8 @@ def command(
     form: Annotated[
         str,
         typer.Argument(
-            metavar="FORM", help="podman, quadlet, compose, kserve, llmd, kubernetes or dashboard."
+            metavar="FORM",
+            help="podman, quadlet, compose, kserve, llmd, kubernetes, leaderworkerset or dashboard.",
         ),
     ],
     release: Annotated[

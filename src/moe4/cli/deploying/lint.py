@@ -15,7 +15,7 @@ def command(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="YAML, quadlet units, shell scripts, Markdown with code blocks."
+            metavar="FILE...", help="YAML, JSON, quadlet units, shell scripts, Markdown with code blocks."
         ),
     ],
     release: Annotated[
@@ -44,6 +44,7 @@ def command(
 ) -> None:
     """Find what keeps a deployment from working; exit 1 if there is an error.
 
+    Exit 3 if there is none, and something was not looked at: Helm charts, kustomizations, unknown kinds.
     Files are looked at together, so that a service finds its runtime.
     """
     from moe4.deploy.lint.rules import Context
@@ -53,7 +54,7 @@ def command(
     from moe4.deploy.sizing.fit import read_speed
     from moe4.deploy.sizing.machines import asked_gpu
     from moe4.deploy.sizing.release_size import read_release
-    from moe4.errors import DeployError
+    from moe4.errors import UNREAD_EXIT_CODE, DeployError
 
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")
@@ -77,10 +78,12 @@ def command(
     else:
         for finding in findings:
             echo(finding.describe())
-    errors = sum(finding.level == "error" for finding in findings)
+    levels = [finding.level for finding in findings]
+    errors, warnings, not_read = levels.count("error"), levels.count("warning"), levels.count("unread")
     missing = [] if schemas else ["schemas (--crds, --cluster)"]
     missing += [] if release else ["sizes (--release)"]
     unseen = f"; not checked: {', '.join(missing)}" if missing else ""
-    echo(f"moe4: {errors} errors, {len(findings) - errors} warnings in {len(files)} files{unseen}", err=True)
-    if errors:
-        raise typer.Exit(1)
+    skipped = f", {not_read} not read" if not_read else ""
+    echo(f"moe4: {errors} errors, {warnings} warnings{skipped} in {len(files)} files{unseen}", err=True)
+    if errors or not_read:
+        raise typer.Exit(1 if errors else UNREAD_EXIT_CODE)

@@ -1,6 +1,7 @@
 """`moe4 chat`."""
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ HINT = "Ctrl-C stops an answer, /reset forgets the conversation, /exit or Ctrl-D
 
 
 def command(
-    base_url: Annotated[str, typer.Option(help="The server's address.")] = "http://127.0.0.1:8000/v1",
+    base_url: Annotated[
+        str, typer.Option(help="The server's address, with or without /v1.")
+    ] = "http://127.0.0.1:8000/v1",
     model: Annotated[
         str | None, typer.Option(help="Model to talk to; the server's first if not given.")
     ] = None,
@@ -41,6 +44,9 @@ def command(
     """Chat with a served model in the terminal; without a terminal, read one message a line."""
     from moe4.serve.chat import Conversation, connect
 
+    for option, given in (("--message", message), ("--system", system)):
+        if given is not None:
+            _check_text(given, option)
     client, name = connect(base_url, model)
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     conversation = Conversation(
@@ -54,11 +60,28 @@ def command(
     elif sys.stdin.isatty() and sys.stdout.isatty():
         _talk(conversation)
     else:
-        for line in sys.stdin:
+        for number, line in enumerate(_messages(), start=1):
+            _check_text(line, f"line {number} of standard input")
             if not _obey(conversation, line.strip()):
                 return
             if line.strip() and not line.startswith("/"):
                 _answer(conversation, line.strip(), as_json)
+
+
+def _messages() -> Iterator[str]:
+    """Yield the lines of standard input; bytes that are no UTF-8 stay, as surrogates."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    yield from sys.stdin
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse what cannot be sent: bytes that are no UTF-8, which Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        why = f"{where} is not UTF-8 text, at character {error.start + 1}: convert it, as with iconv"
+        raise ServeError(why) from None
 
 
 def _obey(conversation: "Conversation", line: str) -> bool:

@@ -11,6 +11,11 @@ from moe4.cli.output import echo
 if TYPE_CHECKING:
     from moe4.serve.binding import Binding
 
+NO_COMPILER = (
+    "none for C++: `moe4 serve` needs none, but --no-enforce-eager and --pipeline-parallel-size, which "
+    "compile, do not work; install g++"
+)
+
 
 def command(
     measure: Annotated[bool, typer.Option("--measure", help="Measure how fast memory is read, too.")] = False,
@@ -25,13 +30,16 @@ def command(
     from moe4.kernels.inspection import inspect_machine, measure_read_rate
     from moe4.machine.processors import read_processors
     from moe4.serve.binding import choose_binding
+    from moe4.serve.host import find_compiler
 
     processors = read_processors()
     binding = choose_binding(processors, 1, os.environ)
+    compiler = find_compiler(os.environ)
     machine = inspect_machine()
     rate = measure_read_rate() if measure else None
     if as_json:
         found = {**asdict(machine), "read_bytes_per_second": rate, "serve": asdict(binding)}
+        found["cpp_compiler"] = compiler
         echo(json.dumps(found, indent=1))
         return
     lines = [
@@ -40,6 +48,7 @@ def command(
         f"memory     {machine.memory_bytes / 2**30:.1f} GiB",
         f"threads    {machine.threads}, of {machine.thread_runtime}",
         f"serving    {_describe(binding)}",
+        f"compiler   {compiler or NO_COMPILER}",
     ]
     if rate is not None:
         lines.append(f"reading    {rate / 1e9:.1f} GB/s")

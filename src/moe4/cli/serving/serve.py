@@ -24,7 +24,11 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens a conversation may have, also as 32k or 32K; the model's own limit if not given.",
+        ),
     ] = None,
     tensor_parallel_size: Annotated[
         int,
@@ -71,7 +75,7 @@ def command(
     Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY; requests for
     anything but /health and /ping must then carry it.
     """
-    from moe4.serve.command import ServeOptions, build_command
+    from moe4.serve.command import ServeOptions, build_command, read_tokens
     from moe4.serve.extra import hide_arguments, take_keys
     from moe4.serve.host import free_port, inspect_host, is_loopback
     from moe4.serve.model import read_served_model
@@ -80,12 +84,14 @@ def command(
         raise ServeError(
             f"give the release's folder first, then vLLM's options: found {str(out).partition('=')[0]}"
         )
+    if log is not None and not log.parent.is_dir():
+        raise ServeError(f"--log {log}: there is no folder {log.parent}; create it, or give another file")
     model = read_served_model(out)
     machine = inspect_host()
     options = ServeOptions(
         host=host,
         port=port if print_command else free_port(host, port),
-        max_model_len=max_model_len,
+        max_model_len=None if max_model_len is None else read_tokens(max_model_len),
         tensor_parallel_size=tensor_parallel_size,
         expert_cache_gb=expert_cache,
         rest=rest,

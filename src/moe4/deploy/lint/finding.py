@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 from moe4.escape import visible
 
-Level = Literal["error", "warning"]
+Level = Literal["error", "warning", "unread", "note"]
 Key = str | int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """What is checked, in one line, and how bad it is."""
+    """What is checked, in one line, and how bad it is.
+
+    unread: something was not looked at. note: one value was not judged.
+    """
 
     level: Level
     title: str
@@ -57,6 +60,8 @@ class Finding:
 
 RULES = {
     "file-unreadable": Rule(level="error", title="The file can be read as what its name says"),
+    "not-read": Rule(level="unread", title="All that the files hold was looked at"),
+    "not-judged": Rule(level="note", title="All values that rules need are seen"),
     "schema": Rule(level="error", title="The object fits its CRD's schema"),
     "schema-unknown-field": Rule(level="error", title="No field is one the CRD does not have"),
     "gpu-missing": Rule(level="error", title="A vLLM server for GPUs asks for GPUs"),
@@ -69,6 +74,9 @@ RULES = {
     "probe-startup-short": Rule(level="error", title="The start-up probe outlasts the load"),
     "probe-missing": Rule(level="warning", title="Readiness and liveness are probed"),
     "probe-port": Rule(level="error", title="Probes ask the port the server listens on"),
+    "host-loopback": Rule(level="error", title="Who asks from outside the container reaches the server"),
+    "option-unknown": Rule(level="error", title="vLLM has the options that are given"),
+    "option-value": Rule(level="error", title="vLLM takes the options' values"),
     "parallel-missing": Rule(level="error", title="Several GPUs are used by a parallel size"),
     "parallel-mismatch": Rule(level="error", title="The parallel sizes multiply to the GPUs"),
     "parallel-divide": Rule(level="error", title="The parallel sizes divide heads and groups"),
@@ -80,7 +88,10 @@ RULES = {
     "image-untagged": Rule(level="error", title="Images have a tag other than latest, or a digest"),
     "image-staging": Rule(level="error", title="Images come from no staging registry"),
     "strategy-rolling": Rule(level="error", title="A new server does not wait for the old one's GPUs"),
+    "user-image-root": Rule(level="warning", title="runAsNonRoot has a user where the image starts as root"),
     "user-root": Rule(level="warning", title="The server does not run as root"),
+    "restart-missing": Rule(level="error", title="A server whose engine dies is started again"),
+    "selinux-label": Rule(level="warning", title="SELinux lets the container read its volumes and GPUs"),
     "secret-inline": Rule(level="error", title="Keys and tokens are not in the file"),
     "mode-deprecated": Rule(level="warning", title="The deployment mode has its present name"),
     "multinode-storage": Rule(level="error", title="Multi-node models come from pvc:// or oci://"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
-from moe4.deploy.lint.finding import RULES, Finding, Key
+from moe4.deploy.lint.finding import RULES, Finding, Key, Level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +91,19 @@ class Place:
             node = {} if child is None and isinstance(node, dict) else child  # what is absent will be made
         return partial(_write, self.document.data, self.path, value) if isinstance(node, dict) else None
 
-    def find(self, rule: str, why: str, fix: str, repair: Callable[[], None] | None = None) -> Finding:
-        """Return a finding here."""
+    def find(
+        self,
+        rule: str,
+        why: str,
+        fix: str,
+        repair: Callable[[], None] | None = None,
+        level: Level | None = None,
+    ) -> Finding:
+        """Return a finding here, of the rule's level if none is given."""
         line, column = self.document.locate(self.path)
         return Finding(
             rule=rule,
-            level=RULES[rule].level,
+            level=level or RULES[rule].level,
             file=self.document.file,
             line=line,
             column=column,

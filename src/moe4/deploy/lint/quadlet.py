@@ -14,6 +14,7 @@ def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
     container = [(key, value, line) for section, key, value, line in entries if section == "Container"]
     if not any(mark in value for _, value, _ in container for mark in ("vllm", "moe4", "rhaiis")):
         return
+    service = [(key, value, line) for section, key, value, line in entries if section == "Service"]
     start = next((line for key, _, line in container if key == "Exec"), 1)
     whole = Place(document=Document(file=file, data={}, start=(start, 1)))
     server = DescribedServer(place=whole, kind="quadlet", flags_place=whole, on_host=True, num_gpus=0)
@@ -23,7 +24,14 @@ def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
         if key == "Image":
             server.images = [here]
         elif key in ("Entrypoint", "Exec"):
-            words += [(word, here) for word in shlex.split(value)]
+            found = [(word, here) for word in shlex.split(value)]
+            words += found
+            server.command += found
+            server.has_program = server.has_program or key == "Entrypoint"
+        elif key == "PublishPort":
+            server.published = True
+        elif key == "Volume" and value.startswith(("/", "~", "%", ".")):
+            server.host_volumes.append(here)
         elif key == "ShmSize":
             server.shm, server.shm_size = here, value
         elif key == "AddDevice" and "gpu" in value:
@@ -36,6 +44,15 @@ def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
             document = Document(file=file, data={name: {"value": given}}, start=(line, 1))
             server.variables[name] = Place(document=document, path=(name,))
     server.read_flags(words)
+    server.labelled = any(
+        (key == "SecurityLabelDisable" and value.lower() in ("true", "yes", "1", "on"))
+        or (key == "SecurityLabelType")
+        or (key == "PodmanArgs" and "label" in value)
+        for key, value, _ in container
+    )
+    restarts = [(value, line) for key, value, line in service if key == "Restart"] or [("no", start)]
+    value, line = restarts[-1]
+    server.restart = value, Place(document=Document(file=file, data={}, start=(line, 1)))
     yield server
 
 

@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.place import Place, whole
+from moe4.deploy.lint.place import Place
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
 from moe4.deploy.sizing.machines import DEVICES, Device, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
+from moe4.serve.sizes import read_size
 from moe4.units import GIB
 from moe4.vllm_facts import flags
 
 TOOL_FLAGS = (flags.AUTO_TOOLS, flags.TOOL_PARSER)
-MIN_SHM_BYTES = GIB
+MIN_SHM_BYTES = GIB  # what KServe's own samples have
 PROCESS_BYTES = 4 * GIB  # of host memory, a GPU's worker process at the least
 BASE_BYTES = 8 * GIB
 CPU_BASE_BYTES = 2 * GIB
@@ -65,7 +66,9 @@ def _gpus(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if server.is_cpu:
         return
     amounts = {(side, name): amount for side, name, amount in server.gpu_amounts()}
-    if not server.gpus and not server.all_gpus and not server.partial:
+    if server.claims:
+        return
+    if not server.gpus and not server.all_gpus and not server.partial and not server.is_helper:
         yield place.find("gpu-missing", "vLLM for GPUs is given none", "ask for GPUs in requests and limits")
         return
     for name in {name for _, name in amounts}:
@@ -102,7 +105,7 @@ def _fit(server: DescribedServer, context: Context, release: ReleaseSize) -> Fit
     plugin = context.has_plugin(server)
     if check_layout(release, layout, device, plugin=plugin) is not None:
         return None  # another rule says so
-    length = whole(server.value(flags.MAX_MODEL_LEN))
+    length = read_length(server)
     if length is None and flags.MAX_MODEL_LEN in server.flags:
         length = 1  # it is not seen: the weights and a token must fit
     if length is not None and not 1 <= length <= release.max_position_embeddings:
@@ -111,14 +114,19 @@ def _fit(server: DescribedServer, context: Context, release: ReleaseSize) -> Fit
 
 
 def _parallel(server: DescribedServer, context: Context) -> Iterator[Finding]:
-    if server.is_cpu or server.has_unknown_sizes:
+    if server.is_cpu or server.is_helper:
+        return
+    if server.has_unknown_sizes:
+        unseen = ", ".join(f"{flag} {text}" for flag, text in server.unknown_sizes())
+        why = f"{unseen} is given elsewhere: the parallel sizes are not judged"
+        yield server.flags_place.find("not-judged", why, "lint it together with the file that gives them")
         return
     release, layout = context.release, layout_of(server)
     if not server.has_sizes and not server.partial:
         alone = release is None or any(
             fit(release, device, Layout(), max_model_len=1, plugin=True).works for device in DEVICES.values()
         )
-        if server.gpus > 1 or server.all_gpus or not alone:
+        if server.gpus > 1 or server.all_gpus or not (alone or server.claims):
             needs = "" if alone else f": {release.name if release else ''} fits on no single GPU"
             yield server.flags_place.find(
                 "parallel-missing",
@@ -177,14 +185,15 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     if server.on_host:
         wanted = "--shm-size, or shm_size in a compose file"
     repair = _add_shm(server)
+    alone = server.gpus == 1 and not server.all_gpus and server.nodes == 1  # NCCL has nothing to do
     if server.shm is None:
         if server.kind == "ServingRuntime" or not server.partial:
-            why = "NCCL and vLLM need more shared memory than the container's 64 MiB"
             if server.templated:
-                why = "KServe's template has 1 GiB; several GPUs need more"
-                if server.gpus <= 1:
-                    return
-            yield (server.container or server.place).find("shm-missing", why, f"add {wanted}", repair)
+                return  # KServe's template has 1 GiB
+            why = "NCCL and vLLM need more shared memory than the container's 64 MiB"
+            yield (server.container or server.place).find(
+                "shm-missing", why, f"add {wanted}", repair, "warning" if alone else None
+            )
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
@@ -213,10 +222,16 @@ def _length(server: DescribedServer, context: Context) -> Iterator[Finding]:
     given = server.flags.get(flags.MAX_MODEL_LEN)
     if given is None or context.release is None:
         return
-    length, most = whole(server.value(flags.MAX_MODEL_LEN)), context.release.max_position_embeddings
+    length, most = read_length(server), context.release.max_position_embeddings
     if length is not None and not 1 <= length <= most:
         why = f"--max-model-len {length} is not in 1..{most}, the lengths {context.release.name} was made for"
         yield given[1].find("max-model-len", why, f"use {most} or less")
+
+
+def read_length(server: DescribedServer) -> int | None:
+    """Return the server's --max-model-len; None if it is not given, not seen, or left to vLLM."""
+    length = read_size(server.value(flags.MAX_MODEL_LEN) or "")
+    return None if length == -1 else length
 
 
 def _add_shm(server: DescribedServer) -> Any:

@@ -11,12 +11,20 @@ from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
+from moe4.deploy.manifests.images import starts_as_root
 from moe4.deploy.sizing.fit import load_seconds
 from moe4.vllm_facts import flags
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
+# Tags that name another image tomorrow; nightly-COMMIT does not.
+MOVING = re.compile(
+    r"(latest|nightly|main|master|dev|devel|develop|edge|stable|head|next|canary|rolling)"
+    r"(-(?![0-9a-f]{7,40}$)[a-z0-9_.-]+)?",
+    re.I,
+)
 SECRET = re.compile(r"(^|_)(API_KEY|KEY|TOKEN|PASSWORD|SECRET)$")
 DEPRECATED_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+USUAL_LOAD_SECONDS = 600
 TEMPLATE_STARTUP_SECONDS = 600  # of KServe's own templates for LLMInferenceService
 MODE = "serving.kserve.io/deploymentMode"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
@@ -25,9 +33,13 @@ GPUS_IN_ENVIRONMENT = ("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE")
 
 def check_running(server: DescribedServer, context: Context) -> Iterator[Finding]:
     """Yield what is wrong with a server's probes, images, strategy, user and secrets."""
+    yield from _host(server)
     if not server.on_host:
-        yield from _probes(server, context)
+        if not server.is_helper and "--headless" not in server.flags:
+            yield from _probes(server, context)
         yield from _user(server)
+    yield from _restart(server)
+    yield from _label(server)
     yield from _images(server)
     yield from _strategy(server)
     yield from _secrets(server)
@@ -41,30 +53,85 @@ def _probes(server: DescribedServer, context: Context) -> Iterator[Finding]:
     if startup is None:
         if server.templated and (load is None or load < TEMPLATE_STARTUP_SECONDS):
             return
-        why = "loading takes minutes to an hour; without a start-up probe the pod is killed or never ready"
-        if server.templated:
-            why = f"KServe's template gives {TEMPLATE_STARTUP_SECONDS} s; the load alone takes {load:.0f} s"
-        yield server.place.find(
-            "probe-startup-missing", why, "add a startupProbe on /health with a failureThreshold that lasts"
-        )
+        yield from _no_startup(server, load)
     else:
         yield from _startup_window(startup, context, load)
     for name in ("readinessProbe", "livenessProbe"):
         if name not in server.probes and not server.templated:
             why = f"there is no {name}: a server that hangs keeps getting requests"
             yield server.place.find("probe-missing", why, f"add a {name} on /health")
+    if not server.templated:
+        yield from _probe_ports(server)
+
+
+def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding]:
+    """Yield what the lack of a start-up probe does: the liveness probe, if there is one, ends the load."""
+    fix = "add a startupProbe on /health with a failureThreshold that lasts"
+    liveness = server.probes.get("livenessProbe")
+    if server.templated:
+        why = f"KServe's template gives {TEMPLATE_STARTUP_SECONDS} s; the load alone takes {load:.0f} s"
+        yield server.place.find("probe-startup-missing", why, fix)
+    elif liveness is None:
+        why = "there is no startupProbe: nothing tells a long load from a server that hangs"
+        yield server.place.find("probe-startup-missing", why, fix, level="warning")
+    else:
+        window = _window(liveness)
+        if window < (USUAL_LOAD_SECONDS if load is None else load):
+            takes = "minutes to an hour" if load is None else f"{load:.0f} s"
+            why = (
+                f"loading takes {takes}; the livenessProbe ends it after {window} s, without a start-up probe"
+            )
+            yield server.place.find("probe-startup-missing", why, fix)
+
+
+def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
+    """Yield probes that ask a port on which nothing listens."""
     port = server.value(flags.PORT) if flags.PORT in server.flags else "8000"
+    ports = entries((server.container / "ports").value) if server.container is not None else []
+    named = {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
     for probe in server.probes.values():
-        asked = get(probe.value, "httpGet", "port")
-        if isinstance(asked, int) and whole(port) not in (None, asked) and not server.templated:
-            why = f"the probe asks port {asked}, the server listens on {port}"
-            yield (probe / "httpGet" / "port").find("probe-port", why, f"use {port}")
+        for way in ("httpGet", "tcpSocket", "grpc"):
+            place = probe / way / "port"
+            asked = place.value
+            if isinstance(asked, str) and "{{" not in asked and "$" not in asked:
+                if asked not in named and not server.partial:
+                    known = ", ".join(named) or "none"
+                    why = f"the container has no port named {asked}; named ports: {known}"
+                    fix = f"use the number {port or 8000}, or name the port"
+                    yield place.find("probe-port", why, fix)
+                asked = named.get(asked)
+            if isinstance(asked, int) and whole(port) not in (None, asked):
+                why = f"the probe asks port {asked}, the server listens on {port}"
+                yield place.find("probe-port", why, f"use {port}")
+
+
+def _host(server: DescribedServer) -> Iterator[Finding]:
+    """Yield a server that listens inside its container alone, where something asks from outside."""
+    if flags.HOST not in server.flags or server.templated:
+        return
+    host, place = server.value(flags.HOST), server.flags[flags.HOST][1]
+    if host is None or not (host in ("localhost", "::1", "[::1]") or host.startswith("127.")):
+        return
+    from_outside = [
+        probe.path[-1]
+        for probe in server.probes.values()
+        for way in ("httpGet", "tcpSocket", "grpc")
+        if get(probe.value, way) is not None
+    ]
+    if from_outside or server.published:
+        who = "its published port" if server.published else f"the {from_outside[0]}"
+        why = f"--host {host} listens inside the container alone: {who} cannot reach it"
+        yield place.find("host-loopback", why, "use --host=0.0.0.0")
+
+
+def _window(probe: Place) -> int:
+    """Return the seconds after which a probe that always fails ends the container."""
+    period, failures = whole(get(probe.value, "periodSeconds")), whole(get(probe.value, "failureThreshold"))
+    return (period or 10) * (failures or 3) + (whole(get(probe.value, "initialDelaySeconds")) or 0)
 
 
 def _startup_window(startup: Place, context: Context, load: float | None) -> Iterator[Finding]:
-    probe = startup.value
-    period, failures = whole(get(probe, "periodSeconds")) or 10, whole(get(probe, "failureThreshold")) or 3
-    window = period * failures + (whole(get(probe, "initialDelaySeconds")) or 0)
+    period, window = whole(get(startup.value, "periodSeconds")) or 10, _window(startup)
     if load is not None and context.release is not None and window < load:
         size = context.release.num_bytes / 1e9
         yield startup.find(
@@ -84,7 +151,8 @@ def _images(server: DescribedServer) -> Iterator[Finding]:
         if not image or image.startswith(("{{", "$")):
             continue
         name = image.rpartition("/")[2]
-        if ("@" not in image and ":" not in name) or name.endswith(":latest"):
+        tag = name.partition(":")[2]
+        if "@" not in image and (not tag or MOVING.fullmatch(tag)):
             why = f"{image} names no version: what runs changes by itself"
             yield place.find("image-untagged", why, "give a tag of a release, or a digest")
         registry = image.partition("/")[0]
@@ -109,15 +177,56 @@ def _strategy(server: DescribedServer) -> Iterator[Finding]:
 def _user(server: DescribedServer) -> Iterator[Finding]:
     if server.templated or server.partial:
         return
-    for place in server.security:
+    no_root = user = None
+    for place in server.security:  # the container's wins over the pod's
         context = mapping(place.value)
-        if context.get("runAsNonRoot") or (
-            isinstance(context.get("runAsUser"), int) and context["runAsUser"]
-        ):
-            return
+        no_root = context.get("runAsNonRoot", no_root)
+        user = context.get("runAsUser", user)
+    if no_root and user is None:
+        yield from _no_user(server)
+    elif no_root and whole(user) == 0:
+        why = "runAsUser 0 is root, which runAsNonRoot forbids: the container is never created"
+        yield server.security[-1].find("user-image-root", why, "give one, such as 1000", level="error")
+    if no_root or whole(user):
+        return
     why = "nothing keeps the server from running as root"
     fix = "set runAsNonRoot, allowPrivilegeEscalation: false and drop all capabilities"
     yield server.place.find("user-root", why, fix)
+
+
+def _restart(server: DescribedServer) -> Iterator[Finding]:
+    """Yield a policy that leaves the server down: vLLM's exit status is 0 where its engine has died."""
+    if server.restart is None:
+        return
+    policy, place = server.restart
+    policy = policy.partition(":")[0]
+    fix = "write Restart=always" if server.kind == "quadlet" else "write restart: always"
+    if policy == "on-failure" or policy.startswith("on-ab"):
+        why = f"vLLM exits with 0 when its engine dies, so {policy} leaves the server down"
+        yield place.find("restart-missing", why, fix)
+    elif policy not in ("always", "unless-stopped", "on-success"):
+        why = "nothing starts the server again when its engine dies"
+        yield place.find("restart-missing", why, fix, level="warning")
+
+
+def _label(server: DescribedServer) -> Iterator[Finding]:
+    """Yield folders of the machine that SELinux hides from the container."""
+    for place in server.host_volumes:
+        options = str(place.value).split(":")[2:]
+        if not server.labelled and not {"z", "Z"} & set(",".join(options).split(",")):
+            why = "where SELinux is on, the container may not read this folder"
+            fix = "set SecurityLabelDisable=true, which GPUs need too, or add :z"
+            yield place.find("selinux-label", why, fix)
+
+
+def _no_user(server: DescribedServer) -> Iterator[Finding]:
+    """Yield where nothing gives a user and the image's is root; OpenShift's constraints give one."""
+    notes = mapping(server.annotations.value) if server.annotations is not None else {}
+    if any("openshift.io/" in str(key) for key in notes):
+        return
+    if any(starts_as_root(str(image.value)) for image in server.images):
+        why = "the image starts as root, which runAsNonRoot forbids: outside OpenShift it is never created"
+        yield server.security[-1].find("user-image-root", why, "add runAsUser, such as 1000")
 
 
 def _secrets(server: DescribedServer) -> Iterator[Finding]:

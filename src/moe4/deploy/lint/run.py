@@ -9,15 +9,17 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from moe4.deploy.lint.command.options import check_options
+from moe4.deploy.lint.command.shell import Script, check_script, read_servers
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
-from moe4.deploy.lint.place import Document
+from moe4.deploy.lint.place import Document, entries, get
 from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.rules import Context, check_server
 from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
-from moe4.deploy.lint.shell import Script, check_script, read_servers
+from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError
 from moe4.files.durable import check_output, write_output
@@ -27,6 +29,7 @@ MAX_BYTES = 4 << 20  # of a manifest or a script
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
 UNIT_SUFFIX = ".container"
 FENCE = re.compile(r"^\s*(```+|~~~+)\s*([A-Za-z]*)")
+TABS = re.compile(r"(?<=\S)[ \t]*\t[ \t]*(?=#|$)|^[ \t]*\t[ \t]*(?=#|$)", re.MULTILINE)
 SHELLS = ("sh", "bash", "shell", "console", "zsh")
 
 
@@ -75,7 +78,7 @@ def _lint(
     servers: list[DescribedServer] = []
     for source in sources:
         findings += _parse(source)
-        documents += [Document(file=source.file, data=data) for data in source.documents]
+        documents += [item for data in source.documents for item in _objects(source.file, data)]
         for script in source.scripts:
             findings += check_script(script)
             servers += read_servers(script)
@@ -84,8 +87,12 @@ def _lint(
         if schemas is not None:
             findings += schemas.check(document)
         findings += check_object(document)
-    servers += gather(documents)
+    described = gather(documents)
+    for document in documents:
+        findings += check_read(document, described)
+    servers += described
     for server in servers:
+        findings += check_options(server)
         findings += check_server(server, context)
         findings += check_running(server, context)
     mendable = {source.file for source in sources if source.is_yaml}
@@ -95,6 +102,13 @@ def _lint(
     unique = {(item.rule, item.file, item.line, item.column, item.path, item.why): item for item in findings}
     ordered = sorted(unique.values(), key=lambda item: (str(item.file), item.line, item.column, item.rule))
     return ordered, servers
+
+
+def _objects(file: Path, data: Any) -> list[Document]:
+    """Return a document, or the objects of a list such as `kubectl get -o yaml` prints."""
+    if str(get(data, "kind") or "").endswith("List") and isinstance(get(data, "items"), list):
+        return [item for part in entries(get(data, "items")) for item in _objects(file, part)]
+    return [Document(file=file, data=data)]
 
 
 def _read(file: Path) -> LintedFile:
@@ -114,9 +128,14 @@ def _read(file: Path) -> LintedFile:
 def _parse(source: LintedFile) -> Iterator[Finding]:
     """Read a file as what its name says it is."""
     file, lines = source.file, source.text.splitlines()
-    if file.suffix in YAML_SUFFIXES:
+    refusal = refuse_file(file, source.text)
+    if refusal is not None:
+        yield refusal
+    elif file.suffix in YAML_SUFFIXES:
         source.is_yaml = True
         yield from _parse_yaml(source, source.text)
+        if not source.documents and not any(character not in "-.# \t\r\n" for character in _bare(lines)):
+            yield unread(file, "the file holds no object", "give the file that is deployed")
     elif file.suffix == UNIT_SUFFIX:
         try:
             source.units = list(read_unit(file, source.text))
@@ -132,11 +151,27 @@ def _parse(source: LintedFile) -> Iterator[Finding]:
         source.scripts.append(Script(file=file, lines=lines))
 
 
+def _bare(lines: list[str]) -> str:
+    return "".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
 def _parse_yaml(source: LintedFile, text: str) -> Iterator[Finding]:
     try:
-        source.documents += parse(text, str(source.file))
+        source.documents += _parse_as_kubectl(text, str(source.file))
     except DeployError as error:
-        yield _unreadable(source.file, str(error))
+        template = refuse_template(source.file, text)
+        yield _unreadable(source.file, str(error)) if template is None else template
+
+
+def _parse_as_kubectl(text: str, where: str) -> list[Any]:
+    """Parse YAML; tabs before comments and at the ends of lines, which kubectl's reader takes, are blanks."""
+    try:
+        return parse(text, where)
+    except DeployError:
+        blanks = TABS.sub(lambda found: found.group().replace("\t", " "), text)
+        if blanks == text:
+            raise
+        return parse(blanks, where)
 
 
 def _unreadable(file: Path, why: str) -> Finding:

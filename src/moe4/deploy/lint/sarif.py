@@ -6,6 +6,7 @@ from moe4 import __version__
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.escape import uri_path
 
+LEVELS = {"error": "error", "warning": "warning", "unread": "warning", "note": "note"}
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -25,7 +26,7 @@ def sarif(findings: list[Finding]) -> dict[str, Any]:
                             {
                                 "id": name,
                                 "shortDescription": {"text": rule.title},
-                                "defaultConfiguration": {"level": rule.level},
+                                "defaultConfiguration": {"level": LEVELS[rule.level]},
                             }
                             for name, rule in RULES.items()
                         ],
@@ -49,7 +50,7 @@ def _result(finding: Finding, rule_index: int) -> dict[str, Any]:
     return {
         "ruleId": finding.rule,
         "ruleIndex": rule_index,
-        "level": finding.level,
+        "level": LEVELS[finding.level],
         "message": {"text": f"{finding.why}. Fix: {finding.fix}."},
         "locations": [location],
     }

@@ -5,7 +5,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from moe4.deploy.lint.command.commandline import Words
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
+from moe4.deploy.lint.quantities import parse_quantity
 from moe4.vllm_facts import flags
 
 GPU_SUFFIX = "/gpu"
@@ -22,10 +24,7 @@ VARIABLE = re.compile(
     r"\$(?:\((?P<a>\w+)\)|\{(?P<b>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<c>[A-Za-z_]\w*))", re.A
 )
 TEMPLATE = "{{"
-UNITS = {"": 1, "m": 1e-3, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-# Podman, docker and compose: powers of 1024 whatever the case, with `b` or `ib` behind the letter or nothing.
-HOST_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+SIMULATOR = re.compile(r"(^|[/_-])(sim|simulator|mock)([:@_-]|$)")  # llm-d-inference-sim
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,6 +38,13 @@ class DescribedServer:
     model_images: images with weights.
     container, volumes: where a volume could be added.
     nodes: machines of one replica.
+    command: what starts the server, its words as the file has them; has_program: it does not begin with the
+    image's own entry point. additional: words that a template adds to vLLM's.
+    claims: GPUs come by claims of Dynamic Resource Allocation, whose number is not seen.
+    is_helper: another pod of the same replica, whose command is not `vllm serve`.
+    restart: podman's, compose's or systemd's policy, `no` if none is given.
+    host_volumes: folders of the machine in a container of podman; labelled: SELinux is told to let it.
+    published: ports of the container are reached from outside it.
     """
 
     place: Place
@@ -65,6 +71,16 @@ class DescribedServer:
     sizes: dict[str, int] = field(default_factory=dict)
     strategy: Place | None = None
     security: list[Place] = field(default_factory=list)
+    command: Words = field(default_factory=list)
+    has_program: bool = False
+    additional: Words = field(default_factory=list)
+    claims: bool = False
+    published: bool = False
+    is_helper: bool = False
+    restart: tuple[str, Place] | None = None
+    host_volumes: list[Place] = field(default_factory=list)
+    labelled: bool = False
+    annotations: Place | None = None
 
     @property
     def gpus(self) -> int:
@@ -81,6 +97,11 @@ class DescribedServer:
             for name, amount in mapping(get(self.resources.value, side)).items():
                 if str(name).endswith(GPU_SUFFIX) or "/mig-" in str(name):
                     yield side, str(name), whole(amount) or 0
+
+    @property
+    def is_simulator(self) -> bool:
+        """Whether the image imitates vLLM, without a model or GPUs."""
+        return any(SIMULATOR.search(str(image.value)) for image in self.images)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -120,13 +141,23 @@ class DescribedServer:
     @property
     def has_unknown_sizes(self) -> bool:
         """Whether a parallel size is given by a variable whose value is not seen."""
-        asked = (f"--{name}-parallel-size" for name in PARALLEL if name not in self.sizes)
-        return any(flag in self.flags and self.value(flag) is None for flag in asked)
+        return any(True for _ in self.unknown_sizes())
+
+    def unknown_sizes(self) -> Iterator[tuple[str, str]]:
+        """Yield the parallel sizes whose values are not seen, with what stands in the file."""
+        for name in PARALLEL:
+            flag = f"--{name}-parallel-size"
+            if name not in self.sizes and flag in self.flags and self.value(flag) is None:
+                yield flag, self.flags[flag][0]
 
     def value(self, flag: str) -> str | None:
         """Return an option's value, with its variables' values; None where one of them is not seen."""
         given = self.flags.get(flag)
-        if given is None or TEMPLATE in given[0]:
+        return None if given is None else self.fill(given[0])
+
+    def fill(self, text: str) -> str | None:
+        """Return a text with its variables' values; None where one of them is not seen."""
+        if TEMPLATE in text:
             return None
         unknown = False
 
@@ -138,8 +169,8 @@ class DescribedServer:
             unknown = unknown or value is None
             return value or ""
 
-        text = VARIABLE.sub(put_in, given[0])
-        return None if unknown else text
+        filled = VARIABLE.sub(put_in, text)
+        return None if unknown else filled
 
     def variable(self, name: str) -> str | None:
         """Return what the file sets a variable of the environment to; None if it does not say."""
@@ -169,29 +200,45 @@ class DescribedServer:
                 waiting = None
 
 
-def read_container(server: DescribedServer, container: Place, volumes: Place) -> None:
-    """Add what a container of a pod says; later containers win over earlier ones."""
+def read_container(
+    server: DescribedServer, container: Place, volumes: Place, configs: dict[str, Place] | None = None
+) -> None:
+    """Add what a container of a pod says; later containers win over earlier ones.
+
+    configs: the data of the ConfigMaps that are seen, by name.
+    """
     if server.container is None:
         server.container, server.volumes = container, volumes
     if (container / "image").value:
         server.images = [container / "image"]
-    words: list[tuple[str, Place]] = []
+    words: Words = []
     for key in ("command", "args"):
         place = container / key
         if place.value is not None:
             server.flags_place = place
+        items: Words = [(str(item), place / number) for number, item in enumerate(entries(place.value))]
+        server.has_program = server.has_program or (key == "command" and bool(items))
+        server.command += items
         for number, item in enumerate(entries(place.value)):
             words += [(word, place / number) for word in split_words(str(item))]
+    for item in entries((container / "envFrom").value):
+        data = (configs or {}).get(str(get(item, "configMapRef", "name")))
+        for key in mapping(data.value) if data is not None else ():
+            assert data is not None
+            server.variables[f"{get(item, 'prefix') or ''}{key}"] = data / str(key)
     for number, item in enumerate(entries((container / "env").value)):
         name = str(get(item, "name"))
-        server.variables[name] = container / "env" / number
+        server.variables[name] = _source_of(container / "env" / number, configs)
         if name == "VLLM_ADDITIONAL_ARGS":
             place = container / "env" / number / "value"
-            words += [(word, place) for word in split_words(str(place.value or ""))]
+            added = [(word, place) for word in split_words(str(place.value or ""))]
+            server.additional += added
+            words += added
             server.flags_place = place
     server.read_flags(words)
     if (container / "resources").value is not None:
         server.resources = container / "resources"
+        server.claims = bool(entries((container / "resources" / "claims").value))
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         if (container / probe).value is not None:
             server.probes[probe] = container / probe
@@ -213,6 +260,13 @@ def read_container(server: DescribedServer, container: Place, volumes: Place) ->
             server.shm_size = str(size) if size is not None else None
 
 
+def _source_of(variable: Place, configs: dict[str, Place] | None) -> Place:
+    """Return where a variable of a container has its value: there, or in a ConfigMap that is seen."""
+    reference = get(variable.value, "valueFrom", "configMapKeyRef")
+    data = (configs or {}).get(str(get(reference, "name")))
+    return variable if data is None else data / str(get(reference, "key"))
+
+
 def split_words(text: str) -> list[str]:
     """Split an argument, which may be a whole script, into words; comments go."""
     if "\n" not in text and " " not in text:
@@ -221,14 +275,3 @@ def split_words(text: str) -> list[str]:
         return shlex.split(text, comments=True)
     except ValueError:
         return text.split()
-
-
-def parse_quantity(text: str, *, on_host: bool = False) -> int | None:
-    """Return a Kubernetes quantity, or a container engine's, in bytes; None if it is none."""
-    found = re.fullmatch(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([A-Za-z]*)", text.strip())
-    if not found:
-        return None
-    unit: float | None = UNITS.get(found[2])
-    if on_host:
-        unit = HOST_UNITS.get(found[2].lower().removesuffix("b").removesuffix("i"))
-    return int(float(found[1]) * unit) if unit is not None else None

@@ -47,6 +47,7 @@ def quadlet_unit(workload: Workload) -> str:
         f"# Put it into ~/.config/containers/systemd/{options.name}.container, then:",
     ]
     lines += ["#   systemctl --user daemon-reload", f"#   systemctl --user start {options.name}"]
+    lines += ["# A user's units end when the user logs out, unless: loginctl enable-linger"]
     for name, _ in _secrets(workload):
         lines.append(f'#   printf %s "${name}" | podman secret create {_secret(workload, name)} -')
     lines += [
@@ -80,6 +81,8 @@ def quadlet_unit(workload: Workload) -> str:
     entries.append((f"Entrypoint={workload.command[0]}", "the same whatever the image starts by itself"))
     health = f"HealthCmd=curl --fail --silent http://127.0.0.1:{options.port}/health"
     entries.append((health, "ready when vLLM answers"))
+    entries.append(("HealthOnFailure=kill", "a server that hangs ends, and systemd starts it again"))
+    entries.append(("Notify=healthy", "the unit is started when the server answers, not before"))
     entries.append(
         (f"HealthStartPeriod={workload.startup_seconds}s", workload.startup_why.partition(": ")[2])
     )

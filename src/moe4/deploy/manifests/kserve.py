@@ -15,22 +15,26 @@ from moe4.deploy.manifests.pods import (
     resources,
     shm_volume,
     user,
+    user_note,
 )
 from moe4.deploy.manifests.workload import Workload
 from moe4.escape import dollars, shell_line, shell_word
 
 FORMAT = "vLLM"
-RAY_PORT = 6379
+MASTER_PORT = 29501  # vLLM's own default
+# With `multinode/executor-backend: mp` KServe starts one pod a pipeline stage.
 HEAD = """\
-ray start --head --port={port} --disable-usage-stats --include-dashboard=false
 exec {command} {model} "--tensor-parallel-size=${{TENSOR_PARALLEL_SIZE}}" \\
-  "--pipeline-parallel-size=${{PIPELINE_PARALLEL_SIZE}}" --distributed-executor-backend=ray "$@"
+  "--pipeline-parallel-size=${{PIPELINE_PARALLEL_SIZE}}" --distributed-executor-backend=mp \\
+  "--nnodes=${{PIPELINE_PARALLEL_SIZE}}" --node-rank=0 "--master-addr=${{POD_IP}}" --master-port={port} "$@"
 """
 WORKER = """\
-head="${{HEAD_SVC}}.${{POD_NAMESPACE}}.svc.cluster.local:{port}"
-until ray health-check --address "$head" >/dev/null 2>&1; do sleep 5; done
-exec ray start --address="$head" --disable-usage-stats --block
+exec {command} {model} "--tensor-parallel-size=${{TENSOR_PARALLEL_SIZE}}" \\
+  "--pipeline-parallel-size=${{PIPELINE_PARALLEL_SIZE}}" --distributed-executor-backend=mp --headless \\
+  "--nnodes=${{PIPELINE_PARALLEL_SIZE}}" --node-rank=1 \\
+  "--master-addr=${{HEAD_SVC}}.${{POD_NAMESPACE}}.svc.cluster.local" --master-port={port} "$@"
 """
+HEALTH = 'exec curl --fail --silent "http://${{HEAD_SVC}}.${{POD_NAMESPACE}}.svc.cluster.local:{port}/health"'
 
 
 def documents(workload: Workload) -> list[dict[str, Any]]:
@@ -44,10 +48,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
     several = workload.fit.num_nodes > 1
     container: dict[str, Any] = {"name": "kserve-container", "image": options.image_name}
     if several:
-        script = HEAD.format(
-            port=RAY_PORT, command=shell_line(workload.command), model=shell_word(workload.model)
-        )
-        container["command"] = ["bash", "-c", Noted(script, "KServe sets the two sizes"), "vllm"]
+        container["command"] = _shell(workload, HEAD, "KServe sets the two sizes")
         container["args"] = arguments(workload)
     else:
         container["command"] = list(workload.command)
@@ -59,7 +60,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
         claim = {"claimName": cache_name(workload)}
         volumes.append({"name": "cache", "persistentVolumeClaim": claim})
     container |= {
-        "env": environment(workload.variables),
+        "env": [*environment(workload.variables), *(_fields(POD_IP="status.podIP") if several else [])],
         "ports": [{"containerPort": options.port, "protocol": "TCP"}],
         "resources": resources(workload),
         **probes(workload),
@@ -70,6 +71,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
         "annotations": {
             "prometheus.kserve.io/port": str(options.port),
             "prometheus.kserve.io/path": "/metrics",
+            **user_note(workload),
         },
         "multiModel": False,
         "supportedModelFormats": [{"name": FORMAT, "autoSelect": False}],
@@ -77,12 +79,14 @@ def _runtime(workload: Workload) -> dict[str, Any]:
         "volumes": volumes,
         **placement(workload),
     }
+    backend: dict[str, Any] = {}
     if several:
         spec["workerSpec"] = _worker(workload)
+        backend["annotations"] = {"multinode/executor-backend": Noted("mp", "the images have no Ray")}
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "ServingRuntime",
-        "metadata": metadata(workload, f"{workload.name}-runtime"),
+        "metadata": metadata(workload, f"{workload.name}-runtime", **backend),
         "spec": spec,
     }
 
@@ -90,22 +94,18 @@ def _runtime(workload: Workload) -> dict[str, Any]:
 def _worker(workload: Workload) -> dict[str, Any]:
     """Return the other machines' pods; KServe's webhook wants one container of this name."""
     layout = workload.fit.layout
-    health = {
-        "exec": {"command": ["bash", "-c", "ray status >/dev/null"]},
-        "periodSeconds": 30,
-        "timeoutSeconds": 30,
-    }
-    startup = {**health, "failureThreshold": Noted(workload.startup_seconds // 30, "x 30 s, as for the head")}
-    names = (("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"))
-    fields = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in names]
+    check = HEALTH.format(port=workload.options.port)
+    health = {"exec": {"command": ["bash", "-c", check]}, "periodSeconds": 30, "timeoutSeconds": 30}
+    again = Noted(workload.startup_seconds // 30, "x 30 s, as for the head, which answers for both")
     variables = tuple(item for item in workload.variables if item.name in ("HOME", "HF_HUB_OFFLINE"))
     container = {
         "name": "worker-container",
         "image": workload.options.image_name,
-        "command": ["bash", "-c", Noted(WORKER.format(port=RAY_PORT), "KServe sets HEAD_SVC")],
-        "env": [*environment(variables), *fields],
+        "command": _shell(workload, WORKER, "KServe sets the sizes and HEAD_SVC; it starts one worker"),
+        "args": arguments(workload),
+        "env": [*environment(variables), *_fields(POD_NAMESPACE="metadata.namespace")],
         "resources": resources(workload),
-        "startupProbe": startup,
+        "startupProbe": {**health, "failureThreshold": again},
         "livenessProbe": {**health, "failureThreshold": 5},
         "securityContext": user(workload),
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
@@ -117,6 +117,19 @@ def _worker(workload: Workload) -> dict[str, Any]:
         "volumes": [shm_volume(workload)],
         **placement(workload),
     }
+
+
+def _shell(workload: Workload, script: str, why: str) -> list[Any]:
+    """Return the command that runs a script, with the container's args as its own."""
+    text = script.format(
+        port=MASTER_PORT, command=shell_line(workload.command), model=shell_word(workload.model)
+    )
+    return ["bash", "-c", Noted(text, why), "vllm"]
+
+
+def _fields(**paths: str) -> list[dict[str, Any]]:
+    """Return variables with facts about the pod."""
+    return [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in paths.items()]
 
 
 def _service(workload: Workload) -> dict[str, Any]:

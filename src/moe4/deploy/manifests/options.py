@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from moe4.deploy.manifests.grammar import (
     check_claim,
@@ -15,16 +15,16 @@ from moe4.deploy.manifests.grammar import (
     parse_node_selector,
     parse_toleration,
 )
-from moe4.deploy.manifests.images import has_plugin
+from moe4.deploy.manifests.images import has_plugin, vllm_version
 from moe4.deploy.sizing.fit import Fit
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
 from moe4.vllm_facts.versions import IMAGE_TAG
 
-Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes"]
+Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes", "leaderworkerset"]
 Engine = Literal["vllm", "rhaiis", "cpu"]
-FORMS: tuple[Form, ...] = ("podman", "quadlet", "compose", "kserve", "llmd", "kubernetes")
-ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes")
+FORMS: tuple[Form, ...] = get_args(Form)
+ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes", "leaderworkerset")
 ENGINES: tuple[Engine, ...] = ("vllm", "rhaiis", "cpu")
 IMAGES: dict[Engine, str] = {
     "vllm": f"docker.io/vllm/vllm-openai:{IMAGE_TAG}",
@@ -83,6 +83,12 @@ class DeployOptions:
     def guards_all(self) -> bool:
         """Whether an API key can guard all routes: moe4 is in the image."""
         return self.engine == "cpu" or has_plugin(self.image_name)
+
+    @property
+    def has_our_vllm(self) -> bool:
+        """Whether the image has the vLLM that moe4 knows, by its version or by the plugin in it."""
+        image, known = self.image_name, vllm_version(IMAGES["vllm"])
+        return has_plugin(image) or vllm_version(image) == known
 
 
 def find_form(text: str) -> Form:
@@ -213,16 +219,20 @@ def _check_nodes(form: Form, source: ModelSource, fit: Fit) -> None:
     """Refuse what the form cannot do over several machines."""
     layout, nodes = fit.layout, fit.num_nodes
     machines = f"{layout.num_gpus} x {fit.device.name} are {nodes} machines"
-    if form not in ("kserve", "llmd"):
-        raise DeployError(f"{machines}; {form} runs on one: use kserve or llmd")
-    if form == "kserve":
+    if form not in ("kserve", "llmd", "leaderworkerset"):
+        raise DeployError(f"{machines}; {form} runs on one: use kserve, llmd or leaderworkerset")
+    if form == "kserve" and nodes > 2:
+        raise DeployError(
+            f"{machines}; KServe gives its workers no rank, so that vLLM can have one: use leaderworkerset"
+        )
+    if form != "llmd":
         if layout.data > 1 or layout.tensor != fit.device.per_node:
             raise DeployError(
-                f"{machines}; KServe's workers need tensor parallel {fit.device.per_node} in each "
+                f"{machines}; {form} needs tensor parallel {fit.device.per_node} in each "
                 f"and pipeline parallel {nodes} between them, not {layout.describe()}"
             )
         if source.scheme not in ("pvc", "oci"):
-            raise DeployError(f"{machines}; KServe's multi-node webhook takes pvc:// and oci:// only")
+            raise DeployError(f"{machines}; {form} over several takes pvc:// and oci:// only")
     if form == "llmd" and (layout.data == 1 or layout.tensor > 1 or not layout.expert_parallel):
         raise DeployError(
             f"{machines}; KServe 0.20 has a template for data and expert parallel workers only: use "

@@ -67,6 +67,12 @@ def user(workload: Workload) -> dict[str, Any]:
     return context
 
 
+def user_note(workload: Workload) -> dict[str, Any]:
+    """Return the annotation by which OpenShift's constraint that chooses a user is fixed."""
+    why = "OpenShift chooses the user by this constraint"
+    return {"openshift.io/required-scc": Noted("restricted-v2", why)} if workload.options.openshift else {}
+
+
 def shm_volume(workload: Workload, name: str = "shm") -> dict[str, Any]:
     """Return the memory volume for /dev/shm."""
     size = Noted(f"{workload.shm_gib}Gi", workload.shm_why)

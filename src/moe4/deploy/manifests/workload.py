@@ -134,13 +134,13 @@ def _arguments(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[A
         ]
     else:
         chosen.pop(0)  # KServe's template gives it, from spec.model.name
-    multi_node = fit.num_nodes > 1  # KServe sets the sizes then
+    set_by_kserve = options.form == "llmd" or (options.form == "kserve" and fit.num_nodes > 1)
     splits = [
         (flags.TENSOR_PARALLEL, layout.tensor, "each matrix is split over so many GPUs"),
         (flags.PIPELINE_PARALLEL, layout.pipeline, "the layers are split over so many machines"),
         (flags.DATA_PARALLEL, layout.data, "copies of all but the routed experts"),
     ]
-    if options.form != "llmd" and not multi_node:
+    if not set_by_kserve:
         chosen += [Argument(flag=flag, value=str(size), why=why) for flag, size, why in splits if size > 1]
         if layout.expert_parallel:
             why = "routed experts are split by number"
@@ -150,6 +150,9 @@ def _arguments(options: DeployOptions, release: ReleaseSize, fit: Fit) -> list[A
             Argument(flag=flags.AUTO_TOOLS, value=None, why="without it tools are ignored"),
             Argument(flag=flags.TOOL_PARSER, value=flags.KIMI_PARSER, why="the form in the chat template"),
         ]
+        if options.has_our_vllm:
+            why = 'with tool_choice "none" the model would still call tools, as text'
+            chosen.append(Argument(flag=flags.NO_TOOLS, value=None, why=why))
     if release.needs_own_code:
         why = "Kimi's tokenizer is Python code beside the weights: read it first"
         chosen.append(Argument(flag=flags.TRUST_REMOTE_CODE, value=None, why=why))

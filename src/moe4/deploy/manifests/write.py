@@ -20,7 +20,9 @@ def write_deployment(options: DeployOptions, release: ReleaseSize, fit: Fit) -> 
         return quadlet_unit(workload)
     if options.form == "compose":
         return compose_file(workload)
-    documents = {"kserve": kserve, "llmd": llmd, "kubernetes": kubernetes}[options.form].documents(workload)
+    documents = {"kserve": kserve, "llmd": llmd, "kubernetes": kubernetes, "leaderworkerset": kubernetes}[
+        options.form
+    ].documents(workload)
     return render(documents, [*workload.notes, *_secrets(workload), *_smoke(workload)])
 
 
@@ -45,6 +47,7 @@ def _smoke(workload: Workload) -> list[str]:
         "kserve": (f"deployment/{options.name}-predictor", options.port),
         "llmd": (f"service/{options.name}-kserve-workload-svc", 8000),
         "kubernetes": (f"service/{options.name}", options.port),
+        "leaderworkerset": (f"service/{options.name}", options.port),
     }[options.form]
     url = f"{'https' if options.form == 'llmd' else 'http'}://127.0.0.1:8000"  # KServe's own certificate
     forward = f"kubectl port-forward{where} {target} 8000:{port}"

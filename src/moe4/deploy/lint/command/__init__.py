@@ -1,0 +1,1 @@
+"""Command lines: scripts as a shell would split them, and the options of vLLM in them."""

@@ -1,0 +1,84 @@
+"""Which words of a container's command are options of `vllm serve`: through shells and image entry points."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import takewhile
+
+from moe4.deploy.lint.place import Place
+
+Words = list[tuple[str, Place]]
+SHELLS = ("sh", "bash", "dash", "ash", "zsh")
+MODULE = "vllm.entrypoints.openai.api_server"
+SEPARATORS, REDIRECTIONS = ";&|()\n", "<>"
+
+
+def served_words(items: Words, image_serves: bool) -> Words | None:
+    """Return what follows `vllm serve` in a command line; None where the program is not clear.
+
+    items: command and arguments, as the file has them. image_serves: the image runs `vllm serve` by itself.
+    """
+    texts = [text for text, _ in items]
+    if texts and texts[0].rpartition("/")[2] in SHELLS:
+        return _from_script(items)
+    start = _after_program(texts)
+    if start is None:
+        if not image_serves or (texts and not texts[0].startswith("-")):
+            return None
+        start = 0
+    return items[start:]
+
+
+def _after_program(texts: Sequence[str]) -> int | None:
+    """Return where the options of vLLM begin."""
+    for number, text in enumerate(texts):
+        program = text.rpartition("/")[2]
+        if program == "vllm" and list(texts[number + 1 : number + 2]) == ["serve"]:
+            return number + 2
+        if text == MODULE or program == "api_server.py":
+            return number + 1
+        if program == "moe4":
+            return None
+    return None
+
+
+def _from_script(items: Words) -> Words | None:
+    """Return the words of the one command in `sh -c SCRIPT NAME WORD...` that starts vLLM."""
+    options = list(takewhile(lambda item: item[0].startswith("-"), items[1:]))
+    position = 1 + len(options)
+    if not any("c" in text for text, _ in options) or position >= len(items):
+        return None
+    script, place = items[position]
+    given = items[position + 2 :]
+    found = []
+    for words in split_script(script):
+        start = _after_program(words)
+        if start is not None:
+            found.append(words[start:])
+    if len(found) != 1:
+        return None
+    result: Words = []
+    for word in found[0]:
+        result += given if word in ("$@", "${@}") else [(word, place)]
+    return result
+
+
+def split_script(script: str) -> list[list[str]]:
+    """Return a script's simple commands as words, redirections left out; none where quotes do not close."""
+    lines = [line for line in script.split("\n") if not line.lstrip().startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=SEPARATORS + REDIRECTIONS)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    commands: list[list[str]] = [[]]
+    redirected = False
+    try:
+        for word in lexer:
+            if word and set(word) <= set(SEPARATORS):
+                commands.append([])
+                redirected = False
+            elif word and set(word) <= set(SEPARATORS + REDIRECTIONS):
+                redirected = True
+            elif not redirected:
+                commands[-1].append(word)
+    except ValueError:
+        return []
+    return [command for command in commands if command]

@@ -1,0 +1,153 @@
+"""vLLM's options, judged as its own parser would: by the table of the version that the image's tag names.
+
+`scripts/dump_vllm_options.py` makes the tables from vLLM itself.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from moe4.deploy.lint.command.commandline import Words, served_words
+from moe4.deploy.lint.finding import Finding
+from moe4.deploy.lint.server import DescribedServer
+from moe4.deploy.manifests.images import vllm_version
+from moe4.serve.sizes import read_size
+
+PLUGINS = {"--tool-call-parser": "--tool-parser-plugin", "--reasoning-parser": "--reasoning-parser-plugin"}
+LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", lambda value, limit: value >= limit),
+    "gt": ("more than", lambda value, limit: value > limit),
+    "le": ("at most", lambda value, limit: value <= limit),
+    "lt": ("less than", lambda value, limit: value < limit),
+}
+
+
+@cache
+def tables() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the options of each version of vLLM that has a table, by their first long name."""
+    text = files("moe4.deploy.lint.command").joinpath("vllm_options.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
+    return found
+
+
+def check_options(server: DescribedServer) -> Iterator[Finding]:
+    """Yield what vLLM would refuse of a server's options; or one note that they were not judged."""
+    image = str(server.images[0].value) if server.images else ""
+    version = vllm_version(image)
+    if server.partial or server.by_moe4 or server.is_helper:
+        return
+    if version not in tables():
+        if server.flags:
+            known = ", ".join(tables())
+            has = f"vLLM {version}" if version else "a vLLM of unknown version"
+            why = f"{image or 'the image'} has {has}: options are judged for {known} alone"
+            yield server.flags_place.find("not-judged", why, "see that image's `vllm serve --help=all`")
+        return
+    words: Words | None = server.additional
+    if not server.templated:
+        found = served_words(server.command, image_serves=not server.has_program)
+        words = None if found is None else found + server.additional
+    if words is None:
+        why = "what starts vLLM is not seen, so its options are not judged"
+        yield server.flags_place.find("not-judged", why, "name `vllm serve` in the file")
+        return
+    yield from _check_words(server, words, tables()[version], version)
+
+
+def _check_words(
+    server: DescribedServer, words: Words, table: dict[str, dict[str, Any]], version: str
+) -> Iterator[Finding]:
+    by_name = {name: option for option, facts in table.items() for name in facts["names"]}
+    given = {word.partition("=")[0].replace("_", "-") for word, _ in words}
+    position = 0
+    while position < len(words):
+        word, place = words[position]
+        position += 1
+        if not is_option(word) or word.startswith("-O"):
+            continue
+        name, equals, value = word.partition("=")
+        option = find_option(name, by_name)
+        if option is None:
+            why = f"vLLM {version} has no option {name}, and ends at once"
+            close = difflib.get_close_matches(name, by_name, n=1)
+            yield place.find("option-unknown", why, f"did you mean {close[0]}?" if close else "leave it out")
+            continue
+        facts = table[option]
+        if facts["kind"] == "switch":
+            if equals:
+                why = f"{name} is a switch and takes no value; vLLM ends at {word}"
+                yield place.find("option-value", why, f"write {name} alone, or leave it out")
+            continue
+        if not equals:
+            values = []
+            while position < len(words) and not is_option(words[position][0]):
+                values.append(words[position][0])
+                position += 1
+                if "nargs" not in facts:
+                    break
+            if not values and facts.get("nargs") not in ("?", "*"):
+                yield place.find("option-value", f"{name} has no value, and vLLM ends", "give it one")
+            value = values[0] if len(values) == 1 else ""
+        if "." in name or "nargs" in facts or PLUGINS.get(option) in given:
+            continue
+        refusal = refuse_value(facts, server.fill(value))
+        if refusal:
+            yield place.find("option-value", f"{name} {value}: {refusal}", "see `vllm serve --help=all`")
+
+
+def is_option(word: str) -> bool:
+    """Say whether argparse takes a word for an option: a dash, and no negative number."""
+    return word.startswith("-") and word not in ("-", "--") and not re.fullmatch(r"-[0-9.]+", word)
+
+
+def find_option(name: str, by_name: dict[str, str]) -> str | None:
+    """Return the option that a name stands for, as vLLM reads it: underscores, dots, unique prefixes."""
+    if name.startswith("--"):
+        name = "--" + name[2:].partition(".")[0].replace("_", "-")
+    else:
+        name = name.partition(".")[0]
+    if name in by_name:
+        return by_name[name]
+    if not name.startswith("--"):  # -tp8
+        return next((option for short, option in by_name.items() if name.startswith(short)), None)
+    starting = {option for long, option in by_name.items() if long.startswith(name)}
+    return starting.pop() if len(starting) == 1 else None
+
+
+def refuse_value(facts: dict[str, Any], value: str | None) -> str | None:
+    """Return why vLLM refuses an option's value; None if it takes it, or the value is not seen."""
+    if value is None or value in ("", "None"):
+        return None
+    if "choices" in facts:
+        if value in facts["choices"]:
+            return None
+        close = difflib.get_close_matches(value, facts["choices"], n=1)
+        hint = f"; did you mean {close[0]}?" if close else f": {', '.join(facts['choices'][:12])}"
+        return f"not one of its {len(facts['choices'])} values{hint}"
+    number = read_number(facts["kind"], value)
+    if facts["kind"] == "text":
+        return None
+    if number is None:
+        return {"int": "not a whole number", "float": "not a number"}.get(
+            facts["kind"], "not a size such as 32768, 32k, -1 or auto"
+        )
+    for key, (words, holds) in LIMITS.items():
+        if key in facts and not holds(number, facts[key]):
+            return f"must be {words} {facts[key]:g}"
+    return None
+
+
+def read_number(kind: str, text: str) -> float | None:
+    """Return a value of kind int, float or size (32k) as a number; None if it is none."""
+    if kind == "int":
+        return int(text) if re.fullmatch(r"[-+]?[0-9]{1,18}", text) else None
+    if kind == "float":
+        try:
+            return float(text)
+        except ValueError:
+            return None
+    return read_size(text)
