@@ -13,7 +13,8 @@ HEAD = """# Command line
 
 Made by `scripts/generate_cli_docs.py` from the commands' own help; `make check` holds it to them.
 
-Exit codes: 0, done; 1, a check failed; 2, bad input, told in one line; 3, `moe4 lint` did not look at something; 70, a fault in moe4 itself, with the
+Exit codes: 0, done; 1, a check failed; 2, bad input, told in one line; 3, `moe4 lint` did not look at
+something; 70, a fault in moe4 itself, with the
 file to report; 130, interrupted; 141, the reader of standard output has left. With `MOE4_TRACEBACK=1` in the
 environment, tracebacks are printed as well.
 """
