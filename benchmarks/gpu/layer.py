@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from moe4.checkpoint.source import dequantize_blocks
+from moe4.checkpoint.encodings import dequantize_blocks
 from moe4.gptq.gpu.products import add_gram_
 from moe4.model.architecture import PARTS, ExpertShape
 from moe4.quantize.gpu import stream as gpu_stream

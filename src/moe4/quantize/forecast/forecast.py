@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from moe4.calibration.corpus import load_corpus
+from moe4.checkpoint.encodings import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
+from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.release_folder import ReleaseFolder, format_bytes, free_bytes, require_space
 from moe4.checkpoint.side_files import find_side_files
-from moe4.checkpoint.source import Checkpoint, fp8_block_size
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
-from moe4.model.accounting import Kind
+from moe4.model.accounting import LINEAR, Kind
 from moe4.model.architecture import Network
 from moe4.model.inventory import list_tensors
 from moe4.quantize.forecast.timing import Probe, probe
@@ -35,25 +37,21 @@ class SketchedCheckpoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder, self.shards, self.unlisted = folder, {}, {}
         self.config = read_config(folder)
-        self.block_size = fp8_block_size(self.config)
-        is_fp8 = self.config.quantization is not None
-        self._stored = {}
-        for entry in list_tensors(self.config.family):
-            for number in range(entry.copies):
-                name = self.config.text_prefix + entry.name.replace("{expert}", str(number))
-                dtype = "F32" if entry.float32 else "BF16"
-                if is_fp8 and "_proj" in name and len(entry.shape) == 2:
-                    dtype = "F8_E4M3"
-                    blocks = tuple(
-                        -(-size // block) for size, block in zip(entry.shape, self.block_size, strict=True)
-                    )
-                    self._sketch(f"{name}_scale_inv", "F32", blocks)
-                self._sketch(name, dtype, entry.shape)
-        self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
-
-    def _sketch(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        spec = TensorSpec(name=name, dtype=dtype, shape=shape)
-        self._stored[name] = StoredTensor(spec=spec, path=self.folder, offset=0)
+        quantization, prefix = self.config.quantization, self.config.text_prefix
+        plain = {
+            prefix + entry.name.replace("{expert}", str(number)): entry
+            for entry in list_tensors(self.config.family)
+            for number in range(entry.copies)
+        }
+        modules = {name.removesuffix(".weight") for name in plain if LINEAR.search(name)}
+        ignored = find_matching(modules, (quantization and quantization.ignore) or [])
+        found: dict[str, StoredTensor] = {}
+        for name, entry in plain.items():
+            specs = [TensorSpec(name=name, dtype="F32" if entry.float32 else "BF16", shape=entry.shape)]
+            if quantization is not None and name.removesuffix(".weight") in modules - ignored:
+                specs = sketch_encoded(name, entry.shape, quantization)
+            found.update({spec.name: StoredTensor(spec=spec, path=folder, offset=0) for spec in specs})
+        self._take(found)
 
 
 PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with

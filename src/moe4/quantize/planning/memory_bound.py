@@ -202,12 +202,12 @@ def num_threads() -> int:
 
 
 def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
-    """Return the tensors beside routed experts that are held whole: a layer's, and FP8 that becomes BF16."""
+    """Return the tensors beside routed experts that are held whole: a layer's, and what becomes BF16."""
     return [
         (name, checkpoint.tensors[name])
         for shard in plan.shards
         for name in shard.copied
-        if shard.layer is not None or checkpoint.is_fp8(name)
+        if shard.layer is not None or checkpoint.is_encoded(name)
     ]
 
 

@@ -61,7 +61,7 @@ class ShardPlan:
     experts: ExpertShape | None = None
     linear_stages: list[list[QuantizedWeight]] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
-    """Tensors whose bytes stay as they are; FP8 becomes BF16."""
+    """Tensors whose bytes stay as they are; those stored quantized become BF16."""
     specs: list[TensorSpec] = field(default_factory=list)
     """The layout, in file order."""
 
@@ -97,7 +97,7 @@ class ReleasePlan:
 
     num_tensors: of the source, by what they are to the model.
     left_out: tensors for which the model has no place. unlisted: tensors that shards hold and the source's
-    index does not name. Neither go into the release.
+    index does not name. dropped: scales of quantized activations and caches. None go into the release.
     """
 
     shards: list[ShardPlan]
@@ -105,6 +105,7 @@ class ReleasePlan:
     num_tensors: dict[Kind, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
@@ -119,6 +120,11 @@ class ReleasePlan:
             found.append(
                 "the release leaves out tensors for which the model has no place: "
                 + summarize_names(self.left_out)
+            )
+        if self.dropped:
+            found.append(
+                "the release leaves out the scales of quantized activations, as its own are BF16: "
+                + summarize_names(self.dropped)
             )
         if self.unlisted:
             found.append(
@@ -165,6 +171,7 @@ def make_plan(
         num_tensors=dict(Counter(kinds.values())),
         left_out=balance.unknown if allow_extra else [],
         unlisted=sorted(checkpoint.unlisted),
+        dropped=sorted(checkpoint.dropped),
     )
 
 
@@ -282,7 +289,9 @@ def _layout(
 
 def _copied_spec(checkpoint: Checkpoint, name: str) -> TensorSpec:
     spec = checkpoint.tensors[name].spec
-    return TensorSpec(name=name, dtype="BF16" if checkpoint.is_fp8(name) else spec.dtype, shape=spec.shape)
+    return TensorSpec(
+        name=name, dtype="BF16" if checkpoint.is_encoded(name) else spec.dtype, shape=spec.shape
+    )
 
 
 def _is_quantizable(
@@ -291,8 +300,10 @@ def _is_quantizable(
     """Say whether a weight can become codes; with no list for the reason, raise it."""
     dtype = checkpoint.tensors[weight.name].spec.dtype
     error: CheckpointError | RecipeError | None = None
-    if dtype not in FLOAT_DTYPES and not checkpoint.is_fp8(weight.name):
-        error = TensorError(f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or FP8")
+    if dtype not in FLOAT_DTYPES and not checkpoint.is_encoded(weight.name):
+        error = TensorError(
+            f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or a quantized form"
+        )
     elif weight.shape[1] % group_size:
         fitting = [str(size) for size in GROUP_SIZES if weight.shape[1] % size == 0]
         hint = f"use --group-size {fitting[-1]}" if fitting else "no supported group size divides it"
