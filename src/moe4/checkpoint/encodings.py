@@ -18,14 +18,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.header import StoredTensor, TensorSpec
+from moe4.checkpoint.header import FLOAT_DTYPES, StoredTensor, TensorSpec
 from moe4.checkpoint.matching import PATTERN, find_matching
 from moe4.checkpoint.packed import unpack
 from moe4.config import ModelConfig
 from moe4.config.parts import Quantization, QuantizedGroup, QuantizedWeights
 from moe4.errors import TensorError, UnsupportedModelError
 
-FLOAT_DTYPES = ("BF16", "F16", "F32")
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 SCALE_DTYPES = (*FLOAT_DTYPES, "F8_E8M0")
 EXPONENT_FORMAT = "ue8m0"
