@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.encodings import ACTIVATION_LEAVES, FLOAT_DTYPES, Encoding, find_encodings
-from moe4.checkpoint.header import TensorSpec
+from moe4.checkpoint.encodings import ACTIVATION_LEAVES, Encoding, find_encodings
+from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import (
@@ -22,7 +22,7 @@ from moe4.checkpoint.shard import (
     tensor_bytes,
 )
 from moe4.checkpoint.side_files import find_side_files
-from moe4.errors import TensorError
+from moe4.errors import MissingFileError, TensorError
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object
 
@@ -50,10 +50,10 @@ class Checkpoint:
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
-        self._take(index.tensors)
+        self.show(index.tensors)
 
-    def _take(self, stored: dict[str, StoredTensor]) -> None:
-        """Find out what the stored tensors are."""
+    def show(self, stored: dict[str, StoredTensor]) -> None:
+        """Take these for what the shards hold, and find out what they are to the model's weights."""
         self._stored = stored
         self._encodings = find_encodings(stored, self.config)
         decoded = {encoding.numbers.spec.name: encoding for encoding in self._encodings.values()}
@@ -71,6 +71,11 @@ class Checkpoint:
                 self.tensors[decoded[name].name] = decoded[name].weight
             elif name not in inside:
                 self.tensors[name] = tensor
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor as the shards hold it, scales included."""
+        return dict(self._stored)
 
     @property
     def num_bytes(self) -> int:
@@ -166,6 +171,8 @@ class Checkpoint:
         return {stored.path for stored in self._parts(name)}
 
     def _parts(self, name: str) -> tuple[StoredTensor, ...]:
+        if name not in self.tensors:
+            raise MissingFileError(f"{self.folder} has no tensor {name}")
         encoding = self._encodings.get(name)
         return (self.tensors[name],) if encoding is None else encoding.parts
 

@@ -23,6 +23,7 @@ from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.escape import visible
 from moe4.model.accounting import LINEAR, Accounting, summarize_names
 from moe4.model.architecture import Network
+from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.planning.memory_bound import available_bytes
 from moe4.quantize.planning.release_plan import group_size_warnings
@@ -83,6 +84,8 @@ class _Verifier:
         self._check_index()
         self._check_config()
         network = Network(self.config, torch.bfloat16)
+        if self.source is not None:
+            take_experts_apart(self.source, network)
         if self.scheme is not None:
             accounting = Accounting(network, self.config)
             quantized = sorted(self._check_names(accounting))
@@ -352,6 +355,9 @@ class _Verifier:
             return
         if report.get("fingerprint", {}).get("source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
+        if report["recipe"]["method"] == "copy":
+            changed = [name for name, error in self.weight_errors.items() if error]
+            self.problems.extend(f"{name} has other codes than the source's" for name in sorted(changed))
         read = source.reads.take() if source.reads else {}
         for name, sha256 in report["source"].get("tensors", {}).items():
             if name not in source.tensors:

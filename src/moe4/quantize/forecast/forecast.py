@@ -18,6 +18,7 @@ from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.model.accounting import LINEAR, Kind
 from moe4.model.architecture import Network
+from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
 from moe4.quantize.forecast.timing import Probe, probe
 from moe4.quantize.layer.running_probe import find_prompts
@@ -26,9 +27,10 @@ from moe4.quantize.planning.release_plan import (
     ReleasePlan,
     group_size_warnings,
     make_plan,
-    resolve_group_size,
+    resolve_for_source,
 )
 from moe4.quantize.run.pipeline import DTYPES, Request, check_folders
+from moe4.recipe import Recipe
 
 
 class SketchedCheckpoint(Checkpoint):
@@ -51,7 +53,7 @@ class SketchedCheckpoint(Checkpoint):
             if quantization is not None and name.removesuffix(".weight") in modules - ignored:
                 specs = sketch_encoded(name, entry.shape, quantization)
             found.update({spec.name: StoredTensor(spec=spec, path=folder, offset=0) for spec in specs})
-        self._take(found)
+        self.show(found)
 
 
 PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
@@ -73,9 +75,10 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     is_whole = has_weights(request.source)
     checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
-    recipe = resolve_group_size(request.recipe, checkpoint, network)
+    take_experts_apart(checkpoint, network)
+    recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
-    calibration = _count_tokens(request, network, problems, is_whole)
+    calibration = _count_tokens(request, recipe, network, problems, is_whole)
     probe_tokens = PROBE_TOKENS
     if is_whole:
         trusted = request.trust_remote_code
@@ -97,7 +100,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "num_bytes": checkpoint.num_bytes,
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
-        "release": {"group_size": recipe.group_size, **_release(plan, checkpoint)},
+        "release": {"group_size": recipe.group_size, "method": recipe.method, **_release(plan, checkpoint)},
         "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
         "memory": {
             "peak_bytes": need.peak_bytes,
@@ -127,10 +130,12 @@ def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _count_tokens(request: Request, network: Network, problems: list[str], is_whole: bool) -> _Calibration:
+def _count_tokens(
+    request: Request, recipe: Recipe, network: Network, problems: list[str], is_whole: bool
+) -> _Calibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
-    settings = request.recipe.calibration
-    if request.recipe.method == "rtn":
+    settings = recipe.calibration
+    if recipe.method != "gptq":
         return _Calibration(num_tokens=0, exact=True)
     if is_whole or request.calibration is not None:
         try:
@@ -194,7 +199,8 @@ def describe(result: dict[str, Any]) -> str:
         f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
         f"elements  {_count(release['num_elements'])}: {kinds}",
     ]
-    lines.append(f"groups    of {release['group_size']} codes")
+    kept = ", the source's own, unchanged" if release["method"] == "copy" else ""
+    lines.append(f"groups    of {release['group_size']} codes{kept}")
     if release["files_left_out"]:
         lines.append(f"left out  {', '.join(release['files_left_out'])}")
     tokens = result["calibration"]

@@ -101,7 +101,7 @@ def memory_need(
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
         batch = min(probe_tokens, BATCH_TOKENS_OF_PROBE) * 2 * token_bytes(config)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
-    if recipe.method == "rtn":
+    if recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
     routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
