@@ -11,7 +11,9 @@ from compressed_tensors.quantization import QuantizationScheme
 from release_tools import run_quantize
 from safetensors.torch import load_file, save_file
 
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RecipeError
+from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
 
@@ -105,3 +107,12 @@ def test_what_copy_cannot_do_is_refused(
 def test_a_plain_source_has_nothing_to_copy(small_source: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="method copy keeps INT4 codes"):
         run_quantize(small_source, tmp_path / "out", Recipe(method="copy"))
+
+
+def test_the_config_alone_says_what_the_source_holds(int4_source: Path, tmp_path: Path) -> None:
+    shutil.copy(int4_source / "config.json", tmp_path)
+    sketched, real = SketchedCheckpoint(tmp_path), Checkpoint(int4_source)
+    assert sketched.tensors.keys() == real.tensors.keys()
+    assert {name: sketched.is_encoded(name) for name in real.tensors} == {
+        name: real.is_encoded(name) for name in real.tensors
+    }

@@ -46,11 +46,11 @@ class SketchedCheckpoint(Checkpoint):
             for number in range(entry.copies)
         }
         modules = {name.removesuffix(".weight") for name in plain if LINEAR.search(name)}
-        ignored = find_matching(modules, (quantization and quantization.ignore) or [])
+        modules -= find_matching(modules, (quantization and quantization.ignore) or [])
         found: dict[str, StoredTensor] = {}
         for name, entry in plain.items():
             specs = [TensorSpec(name=name, dtype="F32" if entry.float32 else "BF16", shape=entry.shape)]
-            if quantization is not None and name.removesuffix(".weight") in modules - ignored:
+            if quantization is not None and name.removesuffix(".weight") in modules:
                 specs = sketch_encoded(name, entry.shape, quantization)
             found.update({spec.name: StoredTensor(spec=spec, path=folder, offset=0) for spec in specs})
         self.show(found)
