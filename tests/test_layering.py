@@ -106,7 +106,7 @@ LIBRARIES = {
         "vllm_plugin",
     },
     "tqdm": {"evaluate.harness"},
-    "transformers": {"calibration.corpus", "model"},
+    "transformers": {"calibration.corpus", "model", "verify.decoding"},
     "triton": {"gptq.gpu"},
     "typer": {"cli"},
     "vllm": {"vllm_plugin"},

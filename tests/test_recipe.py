@@ -72,7 +72,7 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
         ("group_size = 48", r"group_size must be one of 32, 64, 128 or auto, found 48"),
         ("group_size = '64'", r"group_size must be a whole number, found"),
         ("group_size = true", r"group_size must be a whole number, found"),
-        ("method = 'awq'", r"method must be 'gptq' or 'rtn', found \"awq\""),
+        ("method = 'awq'", r"method must be 'gptq', 'rtn' or 'copy', found \"awq\""),
         ("targets = 'all'", r"targets must be a list"),
         ("targets = ['attention']", r"targets must contain 'experts'"),
         (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from moe4.calibration.activations import ResidentActivations
-from moe4.checkpoint.source_formats import dequantize_blocks
+from moe4.checkpoint.encodings import dequantize_blocks
 from moe4.forward.layer import Routes
 from moe4.gptq.gpu.products import add_gram_
 from moe4.model.architecture import PARTS, ExpertShape

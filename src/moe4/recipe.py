@@ -1,6 +1,6 @@
 """What is quantized and how: frozen values, read from TOML.
 
-    method = "gptq"                 # or "rtn", round to nearest
+    method = "gptq"                 # "rtn", round to nearest; "copy", the INT4 codes that the source has
     targets = ["experts"]           # also "attention", "shared_experts", "dense_mlps"
     group_size = "auto"             # or 32, 64, 128: codes that share one scale
     memory_budget = ""              # such as "4GiB": refuse to begin what might need more
@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from moe4.errors import RecipeError
 from moe4.schema import Own, parse, show
 
-Method = Literal["gptq", "rtn"]
+Method = Literal["gptq", "rtn", "copy"]
 Target = Literal["experts", "attention", "shared_experts", "dense_mlps"]
 HessianWeighting = Literal["none", "gate"]
 ComputeDtype = Literal["bfloat16", "float32"]
@@ -93,7 +93,7 @@ class Gptq(Settings):
 
 
 class Calibration(Settings):
-    """How much of the calibration data is used; `method = "rtn"` uses none."""
+    """How much of the calibration data is used; only `method = "gptq"` uses any."""
 
     num_sequences: Annotated[int, Field(ge=1, le=MOST)] = 256
     """Documents drawn from the data, in seeded order; fewer if it holds fewer."""

@@ -16,7 +16,6 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.deploy.sizing.release_size import read_release
 from moe4.errors import CheckpointError, Moe4Error
 from moe4.files.regular import read_json_object
-from moe4.forward.weights import ReleaseWeights, open_weights
 from moe4.serve.model import read_served_model
 
 CONFIG = {"model_type": "another", "architectures": ["X"], "num_hidden_layers": 1}
@@ -145,8 +144,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     [
         CheckpointIndex,
         Checkpoint,
-        ReleaseWeights,
-        open_weights,
         read_served_model,
         lambda f: read_release(str(f)),
     ],
@@ -159,6 +156,19 @@ def test_every_reader_refuses_the_same(reader: Callable[[Path], Any], name: str,
         reader(folder)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
+
+
+def test_an_index_may_name_scales_of_weights_that_are_plain_by_now(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    index = json.loads((folder / INDEX_NAME).read_text())
+    name, shard = next(iter(index["weight_map"].items()))
+    index["weight_map"][f"{name}_scale_inv"] = shard
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    assert f"{name}_scale_inv" not in Checkpoint(folder).tensors
+    index["weight_map"]["nothing_scale_inv"] = shard
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="holds nothing_scale_inv; it does not"):
+        Checkpoint(folder)
 
 
 def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from moe4.checkpoint.encodings import dequantize_blocks
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter
 from moe4.checkpoint.source import Checkpoint
-from moe4.checkpoint.source_formats import dequantize_blocks
 from moe4.errors import MissingFileError, TensorError, UnsafePathError, UnsupportedModelError
 
 

@@ -15,11 +15,11 @@ from model_fixtures import (
 )
 from transformers import AutoTokenizer
 
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.evaluate.comparison.compare import CompareOptions, compare, describe
 from moe4.evaluate.comparison.divergence import kl_divergence
 from moe4.evaluate.result_files import ComparisonFile, to_json
-from moe4.forward.weights import ReleaseWeights, open_weights
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 6, "num_experts_per_tok": 2}
 TEXTS = ["Tom has 12 apples and 30 pears.", "How many?", "The way from Oslo to Rome is 2000 km long."]
@@ -144,10 +144,10 @@ def test_kl_of_known_distributions() -> None:
 
 
 def test_releases_are_read_as_compressed_tensors_reads_them(folder: Path) -> None:
-    release, twin = ReleaseWeights(folder / "release"), open_weights(folder / "twin")
+    release, twin = Checkpoint(folder / "release"), Checkpoint(folder / "twin")
     name = "model.layers.1.mlp.experts.3.down_proj.weight"
     assert torch.equal(release.load(name), twin.load(name))
-    with pytest.raises(CheckpointError, match=r"has no model\.nothing\.weight"):
+    with pytest.raises(CheckpointError, match=r"has no tensor model\.nothing\.weight"):
         release.load("model.nothing.weight")
 
 

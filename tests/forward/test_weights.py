@@ -9,8 +9,9 @@ import torch
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
 from safetensors.torch import load_file
 
+from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError
-from moe4.forward.weights import open_model, open_weights
+from moe4.forward.weights import open_model
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "vocab_size": 64, "intermediate_size": 128}
 EXPERT = "model.layers.1.mlp.experts.2.up_proj"
@@ -56,7 +57,7 @@ BAD: dict[str, tuple[str, Callable[[State], object], str]] = {
     "codes of another shape": (
         "release",
         lambda s: s.update({f"{EXPERT}.weight_packed": s[f"{EXPERT}.weight_packed"][:, :8].clone()}),
-        rf"{EXPERT}\.weight must have shape \[128, 256\] by the config, found \[128, 64\]",
+        rf"{EXPERT}\.weight_scale must have shape \[128, 1\] for {EXPERT}\.weight of shape \[128, 64\]",
     ),
 }
 
@@ -80,6 +81,6 @@ SCALES: dict[str, Callable[[State], object]] = {
 
 @pytest.mark.parametrize("name", SCALES)
 def test_scales_that_do_not_fit_their_codes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    weights = open_weights(copy(folders["release"], tmp_path / "model", SCALES[name]))
+    folder = copy(folders["release"], tmp_path / "model", SCALES[name])
     with pytest.raises(CheckpointError, match=rf"{EXPERT}\.weight_scale"):
-        weights.load(f"{EXPERT}.weight")
+        Checkpoint(folder)

@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Callable[[Stored], Any], str]] = {
     "a matrix of one dimension": (reshape(f"{EXPERTS}.3.up_proj.weight", 2048), "found [2048]"),
     "a norm in I32": (
         lambda s: s.update({"model.norm.weight": spec("model.norm.weight", (64,), "I32")}),
-        "model.norm.weight has the dtype I32; expected BF16, F16, F32, F64 or block-FP8",
+        "model.norm.weight has the dtype I32; expected BF16, F16, F32, F64 or a quantized form",
     ),
     "an expert in F4": (
         lambda s: s.update({f"{EXPERTS}.0.up_proj.weight": spec("x", (32, 64), "F4")}),

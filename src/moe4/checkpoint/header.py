@@ -19,6 +19,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_TENSORS = 1 << 20  # Kimi-K2's release has 208,000
 MAX_DIMENSIONS = 16
 MAX_NAME_LENGTH = 1024
+FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Every dtype that safetensors 0.8 knows, also those that moe4 has no use for: a file that holds one is whole.
 ITEM_BITS = {
     "F4": 4,

@@ -7,8 +7,9 @@ Every part of moe4 that opens a checkpoint or a release does so here. The rules:
 - An index names safetensors files inside the folder, by one name each, and each tensor once.
 - Without an index the folder holds one safetensors file. Mistral's `consolidated*.safetensors` do not count,
   as they hold the same weights under other names.
-- What the index names must be there. A tensor that a shard holds and the index does not name is not read; it
-  is in `unlisted`, since other programs may read it.
+- What the index names must be there, but for the `_scale_inv` of a weight that is BF16, F16 or F32 by now:
+  tools that decode FP8 leave those names behind. A tensor that a shard holds and the index does not name is
+  not read; it is in `unlisted`, since other programs may read it.
 """
 
 import os
@@ -17,7 +18,14 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe4.checkpoint.header import MAX_TENSORS, Shard, StoredTensor, check_tensor_name, read_shard
+from moe4.checkpoint.header import (
+    FLOAT_DTYPES,
+    MAX_TENSORS,
+    Shard,
+    StoredTensor,
+    check_tensor_name,
+    read_shard,
+)
 from moe4.config import ModelConfig, check_generation_config, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 from moe4.files.regular import (
@@ -36,6 +44,7 @@ INDEX_NAME = "model.safetensors.index.json"
 PROBE_NAME = "moe4-probe.json"
 SHARD_SUFFIX = ".safetensors"
 OTHER_COPY = "consolidated"
+SCALE_SUFFIX = "_scale_inv"
 MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -93,10 +102,17 @@ class CheckpointIndex:
                 continue
             if tensor in self.shards[name].tensors:
                 self.tensors[tensor] = self.shards[name].tensors[tensor]
-            else:
+            elif not self._is_past_scale(tensor, weight_map):
                 self._note(CheckpointError(f"{index} says {name} holds {tensor}; it does not"))
         for name, shard in self.shards.items():
             self.unlisted.update({t: name for t in shard.tensors if weight_map.get(t) != name})
+
+    def _is_past_scale(self, name: str, weight_map: dict[str, str]) -> bool:
+        """Say whether a tensor that is gone was the scale of a weight which is plain by now."""
+        weight = name.removesuffix(SCALE_SUFFIX)
+        shard = self.shards.get(weight_map.get(weight, ""))
+        stored = shard.tensors.get(weight) if shard is not None and weight != name else None
+        return stored is not None and stored.spec.dtype in FLOAT_DTYPES
 
     def _note(self, error: CheckpointError) -> None:
         if self._problems is None:

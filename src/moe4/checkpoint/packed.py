@@ -35,11 +35,16 @@ def pack(codes: Tensor) -> Tensor:
     return pairs.contiguous().view(torch.int32).squeeze(-1)
 
 
-def unpack(words: Tensor) -> Tensor:
-    """Unpack int32 words [..., n] into int8 codes [..., 8 n] in -8 .. 7; the inverse of `pack`."""
+def unpack(words: Tensor, num_bits: int = 4) -> Tensor:
+    """Unpack int32 words [..., n] into int8 codes: [..., 8 n] in -8 .. 7, the inverse of `pack`.
+
+    With 8 bits: [..., 4 n] in -128 .. 127, stored as q + 128.
+    """
     if words.dtype is not torch.int32:
         raise ValueError(f"words must be int32, found {words.dtype}")
     pairs = words.contiguous().unsqueeze(-1).view(torch.uint8)
+    if num_bits == 8:
+        return (pairs ^ 0x80).view(torch.int8).flatten(-2)
     nibbles = torch.stack((pairs & 0xF, pairs >> 4), dim=-1)
     return (nibbles.view(torch.int8) - 8).flatten(-3)
 

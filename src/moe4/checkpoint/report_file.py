@@ -18,6 +18,7 @@ from moe4.checkpoint.side_files import CARD_NAME, shown
 from moe4.errors import CheckpointError, UnsafePathError
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object, require_inside
+from moe4.recipe import Method
 from moe4.schema import Foreign, parse
 
 MOST_HASHED = 16  # files at a time
@@ -64,7 +65,7 @@ class ReportRecipe(Foreign):
 
     model_config = ConfigDict(extra="allow")
 
-    method: Literal["gptq", "rtn"]
+    method: Method
     targets: list[str] = Field(default_factory=lambda: ["experts"])
     group_size: Literal[32, 64, 128]
 

@@ -1,4 +1,4 @@
-"""A source checkpoint's tensors by name, in BF16 or block-FP8, read by the rules of `index.py`."""
+"""A source checkpoint's tensors by name, plain or quantized, read by the rules of `index.py`."""
 
 import hashlib
 import threading
@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.header import TensorSpec
+from moe4.checkpoint.encodings import ACTIVATION_LEAVES, Encoding, find_encodings
+from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import (
@@ -21,28 +22,22 @@ from moe4.checkpoint.shard import (
     tensor_bytes,
 )
 from moe4.checkpoint.side_files import find_side_files
-from moe4.checkpoint.source_formats import (
-    EXPONENT_FORMAT,
-    FP8_DTYPES,
-    PLAIN_DTYPES,
-    SCALE_DTYPES,
-    SCALE_SUFFIX,
-    dequantize_blocks,
-    fp8_block_size,
-)
-from moe4.errors import TensorError
+from moe4.errors import MissingFileError, TensorError
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object
 
-__all__ = ["CONFIG_NAME", "INDEX_NAME", "Checkpoint", "read_json_object"]
+__all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "read_json_object"]
 
 NUM_SAMPLES, SAMPLE_BYTES = 32, 4096
+PLAIN_DTYPES = (*FLOAT_DTYPES, "F64")
+"""What a plain weight may have that stays as it is; those that moe4 quantizes have one of FLOAT_DTYPES."""
 
 
 class Checkpoint:
     """A source checkpoint: its config, its tensors by name.
 
-    `tensors` leaves out the scales of FP8 weights, which belong to their weights.
+    `tensors` has each quantized weight once, under its plain name, and leaves out what it is stored with.
+    dropped: tensors for quantized activations, which no weight needs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,17 +45,37 @@ class Checkpoint:
         index = CheckpointIndex(folder)
         self.folder, self.config, self.shards = folder, index.config, index.shards
         self.unlisted = index.unlisted
-        self._stored = index.tensors
         self.reads: ReadLog | None = None
         """Where whole reads are recorded, if anywhere."""
         self.bytes_read = 0
         """Of tensors' data, since this was opened."""
         self._count = threading.Lock()
-        self.block_size = fp8_block_size(self.config)
-        self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
-        for name in self.tensors:
-            if self.is_fp8(name):
-                self._check_fp8(name)
+        self.show(index.tensors)
+
+    def show(self, stored: dict[str, StoredTensor]) -> None:
+        """Take these for what the shards hold, and find out what they are to the model's weights."""
+        self._stored = stored
+        self._encodings = find_encodings(stored, self.config)
+        decoded = {encoding.numbers.spec.name: encoding for encoding in self._encodings.values()}
+        inside = {part.spec.name for encoding in decoded.values() for part in encoding.parts}
+        quantized = bool(decoded) or self.config.quantization is not None
+        self.dropped = [
+            name
+            for name in stored
+            if quantized and name not in inside and name.rsplit(".", 1)[-1] in ACTIVATION_LEAVES
+        ]
+        inside.update(self.dropped)
+        self.tensors = {}
+        for name, tensor in stored.items():
+            if name in decoded:
+                self.tensors[decoded[name].name] = decoded[name].weight
+            elif name not in inside:
+                self.tensors[name] = tensor
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor as the shards hold it, scales included."""
+        return dict(self._stored)
 
     @property
     def num_bytes(self) -> int:
@@ -72,19 +87,23 @@ class Checkpoint:
         """Every tensor's dtype and shape as they are stored."""
         return {name: stored.spec for name, stored in self.tensors.items()}
 
-    def is_fp8(self, name: str) -> bool:
-        """Say whether a tensor is stored in FP8 with block scales, which opening the checkpoint has seen."""
-        return self._stored[name].spec.dtype in FP8_DTYPES
+    def encoding(self, name: str) -> Encoding | None:
+        """Return how a quantized weight is stored; None for a plain tensor."""
+        return self._encodings.get(name)
+
+    def is_encoded(self, name: str) -> bool:
+        """Say whether a tensor is stored quantized."""
+        return name in self._encodings
 
     def load(self, name: str) -> Tensor:
-        """Read a tensor: float32 if it is FP8 with its blocks' scales applied, else in its own dtype.
+        """Read a tensor: float32 if it is stored quantized, else in its own dtype.
 
         Raises TensorError if it holds NaN or Inf.
         """
         return self.decode(name, self.read(name))
 
     def read(self, name: str, *, pinned: bool = False) -> tuple[Tensor, ...]:
-        """Return a tensor as it is stored, and its blocks' scales if it is FP8. Any thread may call this.
+        """Return a tensor as it is stored, with its scales if it is quantized. Any thread may call this.
 
         Scales that are stored as exponents come as the float32 powers of two that they mean. `pinned` memory
         is for copies to a GPU.
@@ -93,23 +112,24 @@ class Checkpoint:
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         if self.reads is not None:
             self.reads.add(name, map(tensor_bytes, pieces))
-        if len(pieces) == 2 and pieces[1].itemsize == 1:
-            exponents = pieces[1].view(torch.float8_e8m0fnu)
-            scales = torch.empty(exponents.shape, dtype=torch.float32, pin_memory=pinned)
-            pieces = (pieces[0], scales.copy_(exponents))
-        return pieces
+        encoding = self._encodings.get(name)
+        return pieces if encoding is None else encoding.accept(pieces, pinned=pinned)
+
+    def read_parts(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors that a weight is stored in, by the names they have, as they are."""
+        return {stored.spec.name: read_tensor(stored) for stored in self._parts(name)}
 
     def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
         """Return what `load` does, from what `read` gave."""
-        tensor = pieces[0]
-        if len(pieces) == 2:
-            tensor = dequantize_blocks(tensor, pieces[1], self.block_size)
+        encoding = self._encodings.get(name)
+        tensor = pieces[0] if encoding is None else encoding.decode(pieces)
         self._check_finite(name, tensor)
         return tensor
 
     def iterate(self, name: str) -> Iterator[bytes]:
-        """Yield a tensor's stored bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
-        stored, digest = self._stored[name], hashlib.sha256()
+        """Yield a plain tensor's bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
+        assert name not in self._encodings, name
+        stored, digest = self.tensors[name], hashlib.sha256()
         for piece in iterate_bytes(stored):
             self._add_bytes(len(piece))
             if stored.spec.dtype in PLAIN_DTYPES:
@@ -117,7 +137,7 @@ class Checkpoint:
             if self.reads is not None:
                 digest.update(piece)
             yield piece
-        if self.reads is not None and not self.is_fp8(name):
+        if self.reads is not None:
             self.reads.note(name, digest.hexdigest())
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
@@ -125,11 +145,11 @@ class Checkpoint:
 
         Raises TensorError on NaN or Inf.
         """
-        if self.is_fp8(name):
+        if self.is_encoded(name):
             yield self.load(name)
             return
         digest = hashlib.sha256()
-        for piece in iterate_rows(self._stored[name]):
+        for piece in iterate_rows(self.tensors[name]):
             self._add_bytes(piece.nbytes)
             self._check_finite(name, piece)
             if self.reads is not None:
@@ -139,7 +159,7 @@ class Checkpoint:
             self.reads.note(name, digest.hexdigest())
 
     def tensor_sha256(self, name: str) -> str:
-        """Return the SHA-256 of a tensor's stored bytes, and its scales' if it is FP8. For any thread."""
+        """Return the SHA-256 of a tensor's bytes, with its scales' if it is quantized. For any thread."""
         digest = hashlib.sha256()
         for stored in self._parts(name):
             for piece in iterate_bytes(stored):
@@ -151,8 +171,10 @@ class Checkpoint:
         return {stored.path for stored in self._parts(name)}
 
     def _parts(self, name: str) -> tuple[StoredTensor, ...]:
-        names = (name, name + SCALE_SUFFIX) if self.is_fp8(name) else (name,)
-        return tuple(self._stored[part] for part in names)
+        if name not in self.tensors:
+            raise MissingFileError(f"{self.folder} has no tensor {name}")
+        encoding = self._encodings.get(name)
+        return (self.tensors[name],) if encoding is None else encoding.parts
 
     def _add_bytes(self, num_bytes: int) -> None:
         with self._count:
@@ -164,7 +186,7 @@ class Checkpoint:
             return
         if not torch.isfinite(tensor).all():
             raise TensorError(
-                f"{name} in {self._stored[name].path} holds NaN or Inf; the checkpoint is damaged, or was "
+                f"{name} in {self.tensors[name].path} holds NaN or Inf; the checkpoint is damaged, or was "
                 "saved from a run that diverged"
             )
 
@@ -187,33 +209,6 @@ class Checkpoint:
             digest.update(f"{name} {shard.num_bytes} {shard.header_sha256}\n".encode())
             digest.update(_sample(shard))
         return digest.hexdigest()
-
-    def _is_scale(self, name: str) -> bool:
-        weight = self._stored.get(name.removesuffix(SCALE_SUFFIX)) if name.endswith(SCALE_SUFFIX) else None
-        return weight is not None and weight.spec.dtype in FP8_DTYPES
-
-    def _check_fp8(self, name: str) -> None:
-        spec = self._stored[name].spec
-        scales = self._stored.get(name + SCALE_SUFFIX)
-        if scales is None or len(spec.shape) != 2:
-            raise TensorError(
-                f"{name} is {spec.dtype} but has no {name + SCALE_SUFFIX} with its blocks' scales"
-            )
-        blocks = tuple(-(-size // block) for size, block in zip(spec.shape, self.block_size, strict=True))
-        if scales.spec.shape != blocks:
-            raise TensorError(
-                f"{scales.spec.name} must have shape {list(blocks)} for {name} of shape {list(spec.shape)} "
-                f"in blocks of {list(self.block_size)}, found {list(scales.spec.shape)}"
-            )
-        dtype = scales.spec.dtype
-        if dtype not in SCALE_DTYPES and not (dtype == "U8" and self._has_exponents()):
-            raise TensorError(
-                f"{scales.spec.name} has the dtype {dtype}; expected one of {', '.join(SCALE_DTYPES)}, or U8 "
-                f'where quantization_config says "scale_fmt": "{EXPONENT_FORMAT}"'
-            )
-
-    def _has_exponents(self) -> bool:
-        return self.config.quantization is not None and self.config.quantization.scale_fmt == EXPONENT_FORMAT
 
 
 def _sample(shard: Shard) -> bytes:

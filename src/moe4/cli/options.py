@@ -12,6 +12,7 @@ class MethodOption(enum.StrEnum):
 
     GPTQ = "gptq"
     RTN = "rtn"
+    COPY = "copy"
 
 
 class TargetsOption(enum.StrEnum):
@@ -22,7 +23,9 @@ class TargetsOption(enum.StrEnum):
 
 
 Recipe = Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")]
-Method = Annotated[MethodOption | None, typer.Option(help="gptq, or rtn: round to nearest.")]
+Method = Annotated[
+    MethodOption | None, typer.Option(help="gptq; rtn: round to nearest; copy: keep the source's INT4 codes.")
+]
 GroupSize = Annotated[
     int | None,
     typer.Option(

@@ -92,12 +92,18 @@ class QuantizedWeights(Foreign):
     """How one group of compressed-tensors' modules is stored."""
 
     num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    type: str | None = None
+    symmetric: bool | None = None
+    strategy: str | None = None
     group_size: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
+    block_structure: Any = None
 
 
 class QuantizedGroup(Foreign):
     """A group of compressed-tensors' modules."""
 
+    targets: list[str] | None = None
+    format: str | None = None
     weights: QuantizedWeights | None = None
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.packed import dequantize
+from moe4.checkpoint.packed import dequantize, unpack
 from moe4.gptq.columns import MAX_COLUMNS, solve_block
 from moe4.gptq.descent import descend
 from moe4.gptq.factor import damped_factor, times_factor, weighted_square
@@ -60,7 +60,7 @@ class QuantizedMatrix:
     codes: Tensor
     scales: Tensor
     method: str
-    """`gptq`, or `rtn` where that was asked for or was not worse."""
+    """`gptq`; `rtn` where that was asked for or was not worse; `copy` of codes that were not changed."""
     error: float
     """tr((W - Q) H (W - Q)^T) / tr(W H W^T) over `Audit`'s rows; with H the identity if there was none."""
     rtn_error: float
@@ -116,6 +116,13 @@ def quantize_rtn(W: Tensor, group_size: int, audit: Audit | None = None) -> Quan
     codes = round_to_grid(W, scales)
     error = (audit or Audit(W)).error(codes, scales)
     return QuantizedMatrix(codes=codes, scales=scales, method="rtn", error=error, rtn_error=error)
+
+
+def keep_codes(words: Tensor, scales: Tensor) -> QuantizedMatrix:
+    """Return a matrix of which the packed codes and scales are there already; nothing is lost."""
+    return QuantizedMatrix(
+        codes=unpack(words), scales=scales.float(), method="copy", error=0.0, rtn_error=0.0
+    )
 
 
 def quantize_gptq(

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from moe4.checkpoint.encodings import FP8_DTYPES
 from moe4.checkpoint.header import TensorSpec
-from moe4.checkpoint.source_formats import FP8_DTYPES, PLAIN_DTYPES
+from moe4.checkpoint.source import PLAIN_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
 from moe4.model.architecture import PARTS, Network
@@ -22,6 +23,7 @@ COMPUTED = re.compile(r"(.*\.)?rotary(_pos)?_emb\.(inv_freq|original_inv_freq|co
 # What a model of several parts has beside its text model.
 TOWERS = ("vision_tower.", "mm_projector.")
 FUSED = re.compile(r".*\.experts\.(?!\d+\.)\w+(\.weight)?")
+LINEAR = re.compile(r"(_proj|_proj_with_mqa|\.experts\.\d+\.w[123])\.weight$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -103,7 +105,7 @@ class Accounting:
     def _unreadable(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
         return TensorError(
             f"{names[0]} has the dtype {stored[names[0]].dtype}{_and_others(names)}; "
-            f"expected {', '.join(PLAIN_DTYPES)} or block-FP8"
+            f"expected {', '.join(PLAIN_DTYPES)} or a quantized form"
         )
 
 

@@ -102,6 +102,14 @@ class Network:
         """Return the checkpoint's names of a layer's tensors other than routed experts, with their shapes."""
         return {stored: shape for stored, _, shape in self._layer_tensors(layer)}
 
+    def module_name(self, layer: int, local: str) -> str:
+        """Return what transformers' own module calls a tensor of a layer."""
+        return f"{self.names.text_prefix}model.layers.{layer}.{local}"
+
+    def module_names(self, layer: int) -> dict[str, str]:
+        """Return the checkpoint's names of a layer's tensors other than routed experts, by the module's."""
+        return {self.module_name(layer, local): stored for stored, local, _ in self._layer_tensors(layer)}
+
     def build_layer(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
         """Return a decoder layer with all weights but the routed experts', in the compute dtype.
 

@@ -126,7 +126,7 @@ def _overview(proof: Proof, base_model: str | None) -> str:
     targets = ", ".join(text(target.replace("_", " ")) for target in recipe.targets)
     group = text(str(recipe.group_size))
     num_fallbacks = len(report.summary.fallbacks)
-    method = "GPTQ" if recipe.method == "gptq" else "rounding to nearest"
+    methods = {"gptq": "by GPTQ", "rtn": "by rounding to nearest", "copy": "the source's own, unchanged"}
     return f"""\
 ## Overview
 
@@ -135,7 +135,7 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 
 | | |
 | --- | --- |
-| weights | INT4, symmetric, groups of {group} codes with a BF16 scale, by {method} |
+| weights | INT4, symmetric, groups of {group} codes with a BF16 scale, {methods[recipe.method]} |
 | activations | BF16 |
 | what is quantized | {targets}; everything else is the source's own |
 | format | compressed-tensors `pack-quantized`, which vLLM loads as it is |

@@ -1,7 +1,6 @@
 """`moe4 verify`: read a release as its users will and name everything that is wrong with it."""
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,31 +12,31 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
+from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
 from moe4.checkpoint.report_file import NOT_COVERED, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
-from moe4.checkpoint.source import Checkpoint
-from moe4.checkpoint.source_formats import PLAIN_DTYPES
+from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.escape import visible
 from moe4.machine.memory import available_memory_bytes
 from moe4.machine.processors import num_usable
-from moe4.model.accounting import Accounting, summarize_names
+from moe4.model.accounting import LINEAR, Accounting, summarize_names
 from moe4.model.architecture import Network
+from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.planning.release_plan import group_size_warnings
 from moe4.quantize.reporting.layer_record import WORST_SHOWN
 from moe4.quantize.transfer.device_memory import free_bytes, require_device, to_device, use_device
 from moe4.recipe import GROUP_SIZES
 from moe4.units import format_bytes
-from moe4.verify.ignored import find_ignored
+from moe4.verify.decoding import SourceDecoder
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
-LINEAR = re.compile(r"(_proj|_proj_with_mqa|\.experts\.\d+\.w[123])\.weight$")
-BYTES_A_CODE = 32  # of memory: codes, and weights of both decoders and the source in float32, with copies
-BYTES_A_PLAIN_BYTE = 6  # of memory: as stored, as the source has it, and FP8 in float32
+BYTES_A_CODE = 44  # of memory: codes, and weights of two decoders each of release and source, with copies
+BYTES_A_PLAIN_BYTE = 12  # of memory: as stored, and as two decoders give the source's in float32
 MOST_THREADS = 64
 PACKED_LEAVES = ("weight_packed", "weight_scale", "weight_shape")
 
@@ -68,6 +67,7 @@ class _Verifier:
         self.out, self.source, self.device = out, source, device
         if source is not None:
             source.reads = ReadLog()
+        self.decoder = SourceDecoder(source) if source is not None else None
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.index = CheckpointIndex(out, self.problems)
@@ -86,6 +86,8 @@ class _Verifier:
         self._check_index()
         self._check_config()
         network = Network(self.config, torch.bfloat16)
+        if self.source is not None:
+            take_experts_apart(self.source, network)
         if self.scheme is not None:
             accounting = Accounting(network, self.config)
             quantized = sorted(self._check_names(accounting))
@@ -165,7 +167,7 @@ class _Verifier:
         ignore = (self.config.quantization and self.config.quantization.ignore) or []
         linears = {name.removesuffix(".weight") for name in accounting.needed if LINEAR.search(name)}
         try:
-            quantized = linears - find_ignored(linears, ignore)
+            quantized = linears - find_matching(linears, ignore)
         except CheckpointError as error:
             self.problems.append(str(error))
             return
@@ -247,6 +249,9 @@ class _Verifier:
         if name not in source.tensors or source.tensors[name].spec.shape != tuple(weight.shape):
             return [f"{name} has another shape in the source, or is not there"]
         original = self._load(source, name).float()
+        differs = self.decoder.differs(name, original) if self.decoder else None
+        if differs:
+            return [differs]
         error = float((weight - original).square().sum() / original.square().sum().clamp(min=1e-30))
         self.weight_errors[name] = error
         if error > LARGEST_WEIGHT_ERROR:
@@ -271,11 +276,12 @@ class _Verifier:
             problems.append(f"{name} holds NaN or Inf")
         if self.source is not None and name not in self.source.tensors:
             problems.append(f"{name} is not in the source")
-        elif self.source is not None and self.source.is_fp8(name):
-            if tensor is None or not torch.equal(
-                self._load(self.source, name).to(torch.bfloat16), to_device(tensor, self.device)
-            ):
-                problems.append(f"{name} is not the source's FP8 weight in BF16")
+        elif self.source is not None and self.source.is_encoded(name):
+            original = self._load(self.source, name)
+            if tensor is None or not torch.equal(original.to(torch.bfloat16), to_device(tensor, self.device)):
+                problems.append(f"{name} is not the source's weight in BF16")
+            differs = self.decoder.differs(name, original) if self.decoder else None
+            problems += [differs] if differs else []
         elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
             problems.append(f"{name} differs from the source")
         self.progress.add(stored.spec.num_bytes)
@@ -351,6 +357,9 @@ class _Verifier:
             return
         if report.get("fingerprint", {}).get("source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
+        if report["recipe"]["method"] == "copy":
+            changed = [name for name, error in self.weight_errors.items() if error]
+            self.problems.extend(f"{name} has other codes than the source's" for name in sorted(changed))
         read = source.reads.take() if source.reads else {}
         for name, sha256 in report["source"].get("tensors", {}).items():
             if name not in source.tensors:

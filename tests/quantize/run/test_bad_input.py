@@ -131,8 +131,8 @@ CASES: dict[str, tuple[Break, str]] = {
         r"the model has no layer with routed experts",
     ),
     "quantized already": (
-        edit_json("config.json", quantization_config={"quant_method": "compressed-tensors"}),
-        r"quantized already \(compressed-tensors\)",
+        edit_json("config.json", quantization_config={"quant_method": "gptq"}),
+        r"quantized already \(gptq\)",
     ),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.glob("*token*")],

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint (BF16 or block-FP8).")
+        Path,
+        typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4)."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")],
     recipe: options.Recipe = None,

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from moe4.calibration.corpus import load_corpus
+from moe4.checkpoint.encodings import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
+from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.release_folder import ReleaseFolder, free_bytes, require_space
 from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint
-from moe4.checkpoint.source_formats import fp8_block_size
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.machine.memory import available_memory_bytes
-from moe4.model.accounting import Kind
+from moe4.model.accounting import LINEAR, Kind
 from moe4.model.architecture import Network
+from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
 from moe4.quantize.forecast.timing import Probe, probe
 from moe4.quantize.layer.running_probe import find_prompts
@@ -26,9 +28,10 @@ from moe4.quantize.planning.release_plan import (
     ReleasePlan,
     group_size_warnings,
     make_plan,
-    resolve_group_size,
+    resolve_for_source,
 )
 from moe4.quantize.run.pipeline import DTYPES, Request, check_folders
+from moe4.recipe import Recipe
 from moe4.units import count_text, duration, format_bytes
 
 
@@ -38,25 +41,21 @@ class SketchedCheckpoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder, self.shards, self.unlisted = folder, {}, {}
         self.config = read_config(folder)
-        self.block_size = fp8_block_size(self.config)
-        is_fp8 = self.config.quantization is not None
-        self._stored = {}
-        for entry in list_tensors(self.config.family):
-            for number in range(entry.copies):
-                name = self.config.text_prefix + entry.name.replace("{expert}", str(number))
-                dtype = "F32" if entry.float32 else "BF16"
-                if is_fp8 and "_proj" in name and len(entry.shape) == 2:
-                    dtype = "F8_E4M3"
-                    blocks = tuple(
-                        -(-size // block) for size, block in zip(entry.shape, self.block_size, strict=True)
-                    )
-                    self._sketch(f"{name}_scale_inv", "F32", blocks)
-                self._sketch(name, dtype, entry.shape)
-        self.tensors = {name: stored for name, stored in self._stored.items() if not self._is_scale(name)}
-
-    def _sketch(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        spec = TensorSpec(name=name, dtype=dtype, shape=shape)
-        self._stored[name] = StoredTensor(spec=spec, path=self.folder, offset=0)
+        quantization, prefix = self.config.quantization, self.config.text_prefix
+        plain = {
+            prefix + entry.name.replace("{expert}", str(number)): entry
+            for entry in list_tensors(self.config.family)
+            for number in range(entry.copies)
+        }
+        modules = {name.removesuffix(".weight") for name in plain if LINEAR.search(name)}
+        modules -= find_matching(modules, (quantization and quantization.ignore) or [])
+        found: dict[str, StoredTensor] = {}
+        for name, entry in plain.items():
+            specs = [TensorSpec(name=name, dtype="F32" if entry.float32 else "BF16", shape=entry.shape)]
+            if quantization is not None and name.removesuffix(".weight") in modules:
+                specs = sketch_encoded(name, entry.shape, quantization)
+            found.update({spec.name: StoredTensor(spec=spec, path=folder, offset=0) for spec in specs})
+        self.show(found)
 
 
 PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
@@ -78,9 +77,10 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     is_whole = has_weights(request.source)
     checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
-    recipe = resolve_group_size(request.recipe, checkpoint, network)
+    take_experts_apart(checkpoint, network)
+    recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
-    calibration = _count_tokens(request, network, problems, is_whole)
+    calibration = _count_tokens(request, recipe, network, problems, is_whole)
     probe_tokens = PROBE_TOKENS
     if is_whole:
         trusted = request.trust_remote_code
@@ -102,7 +102,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "num_bytes": checkpoint.num_bytes,
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
-        "release": {"group_size": recipe.group_size, **_release(plan, checkpoint)},
+        "release": {"group_size": recipe.group_size, "method": recipe.method, **_release(plan, checkpoint)},
         "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
         "memory": {
             "peak_bytes": need.peak_bytes,
@@ -132,10 +132,12 @@ def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _count_tokens(request: Request, network: Network, problems: list[str], is_whole: bool) -> _Calibration:
+def _count_tokens(
+    request: Request, recipe: Recipe, network: Network, problems: list[str], is_whole: bool
+) -> _Calibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
-    settings = request.recipe.calibration
-    if request.recipe.method == "rtn":
+    settings = recipe.calibration
+    if recipe.method != "gptq":
         return _Calibration(num_tokens=0, exact=True)
     if is_whole or request.calibration is not None:
         try:
@@ -199,7 +201,8 @@ def describe(result: dict[str, Any]) -> str:
         f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
         f"elements  {count_text(release['num_elements'])}: {kinds}",
     ]
-    lines.append(f"groups    of {release['group_size']} codes")
+    kept = ", the source's own, unchanged" if release["method"] == "copy" else ""
+    lines.append(f"groups    of {release['group_size']} codes{kept}")
     if release["files_left_out"]:
         lines.append(f"left out  {', '.join(release['files_left_out'])}")
     tokens = result["calibration"]

@@ -21,7 +21,7 @@ from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.layer import round_expert
 from moe4.quantize.transfer.ranks import Ranks
 from moe4.quantize.transfer.reader import Stored
-from moe4.recipe import Recipe
+from moe4.recipe import Recipe, override
 
 MOST_TOKENS = 65536  # in a probe's expert
 
@@ -67,13 +67,13 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
     bench = Workbench(
         checkpoint=_MadeUp(shapes),
         network=network,
-        recipe=recipe,
+        recipe=recipe if recipe.method == "gptq" else override(recipe, method="rtn"),
         device=torch.device("cpu"),
         ranks=Ranks(),
         progress=ProgressReporter(quiet=True),
     )
     stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
-    if recipe.method == "rtn":
+    if recipe.method != "gptq":
         started = time.perf_counter()
         round_expert(bench, shape, 0, stored)
         seconds = time.perf_counter() - started

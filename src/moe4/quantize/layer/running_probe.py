@@ -153,7 +153,7 @@ class RunningProbe:
         return write
 
     def decode(self, name: str, stored: Stored) -> Tensor:
-        """Return a weight of the source on the device, float32 if it was FP8."""
+        """Return a weight of the source on the device, float32 if it was quantized."""
         return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))
 
     def read(self, name: str) -> Stored:
@@ -166,9 +166,9 @@ class RunningProbe:
         """Yield a matrix of the source's, some whole rows at a time."""
         return self._checkpoint.iterate_rows(name)
 
-    def is_fp8(self, name: str) -> bool:
-        """Say whether a tensor is FP8 in the source, and so BF16 in the release."""
-        return self._checkpoint.is_fp8(name)
+    def is_encoded(self, name: str) -> bool:
+        """Say whether a tensor is quantized in the source; a release that has it plain has it in BF16."""
+        return self._checkpoint.is_encoded(name)
 
     @property
     def config(self) -> ModelConfig:
@@ -220,5 +220,5 @@ class _RunWeights:
             yield self._as_stored(name, rows)
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
-        rounds = self._is_released and self._probe.is_fp8(name)
+        rounds = self._is_released and self._probe.is_encoded(name)
         return tensor.to(torch.bfloat16) if rounds else tensor

@@ -76,5 +76,5 @@ def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:
 
 
 def copy_tensors(bench: Workbench, plan: ShardPlan, writer: ShardWriter) -> None:
-    """Copy what is not quantized as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""
+    """Copy a layer's other tensors as bytes, quantized ones as BF16. Raises TensorError on NaN or Inf."""
     LayerReader(bench.checkpoint, plan, writer, bench.device).copy_rest()

@@ -100,7 +100,7 @@ def memory_need(
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
         batch = min(probe_tokens, BATCH_TOKENS_OF_PROBE) * 2 * token_bytes(config)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
-    if recipe.method == "rtn":
+    if recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
     routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
@@ -183,12 +183,12 @@ def disk_need(
 
 
 def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
-    """Return the tensors beside routed experts that are held whole: a layer's, and FP8 that becomes BF16."""
+    """Return the tensors beside routed experts that are held whole: a layer's, and what becomes BF16."""
     return [
         (name, checkpoint.tensors[name])
         for shard in plan.shards
         for name in shard.copied
-        if shard.layer is not None or checkpoint.is_fp8(name)
+        if shard.layer is not None or checkpoint.is_encoded(name)
     ]
 
 

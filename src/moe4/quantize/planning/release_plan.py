@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moe4.checkpoint.header import FLOAT_DTYPES
 from moe4.checkpoint.shard import TensorSpec
 from moe4.checkpoint.source import Checkpoint
-from moe4.checkpoint.source_formats import FLOAT_DTYPES
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.architecture import PARTS, ExpertShape, Network, Part
 from moe4.quantize.planning.tied_head import check_tied_head
-from moe4.recipe import GROUP_SIZES, Recipe, Target, override
+from moe4.recipe import AUTO_GROUP_SIZE, GROUP_SIZES, Recipe, Target, override
 from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
@@ -62,7 +62,7 @@ class ShardPlan:
     experts: ExpertShape | None = None
     linear_stages: list[list[QuantizedWeight]] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
-    """Tensors whose bytes stay as they are; FP8 becomes BF16."""
+    """Tensors whose bytes stay as they are; those stored quantized become BF16."""
     specs: list[TensorSpec] = field(default_factory=list)
     """The layout, in file order."""
 
@@ -98,7 +98,7 @@ class ReleasePlan:
 
     num_tensors: of the source, by what they are to the model.
     left_out: tensors for which the model has no place. unlisted: tensors that shards hold and the source's
-    index does not name. Neither go into the release.
+    index does not name. dropped: scales of quantized activations and caches. None go into the release.
     """
 
     shards: list[ShardPlan]
@@ -106,6 +106,9 @@ class ReleasePlan:
     num_tensors: dict[Kind, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    coarse: list[str] = field(default_factory=list)
+    """Weights that are quantized again from codes of at most 8 bits."""
 
     @property
     def num_bytes(self) -> int:
@@ -120,6 +123,16 @@ class ReleasePlan:
             found.append(
                 "the release leaves out tensors for which the model has no place: "
                 + summarize_names(self.left_out)
+            )
+        if self.coarse:
+            found.append(
+                "weights that are INT4 or INT8 codes in the source are quantized again, which adds to what "
+                f"they have lost; errors are given against the source's own: {summarize_names(self.coarse)}"
+            )
+        if self.dropped:
+            found.append(
+                "the release leaves out the scales of quantized activations, as its own are BF16: "
+                + summarize_names(self.dropped)
             )
         if self.unlisted:
             found.append(
@@ -166,21 +179,74 @@ def make_plan(
         num_tensors=dict(Counter(kinds.values())),
         left_out=balance.unknown if allow_extra else [],
         unlisted=sorted(checkpoint.unlisted),
+        dropped=sorted(checkpoint.dropped),
+        coarse=[name for name in _targeted(recipe, network) if _is_coarse(checkpoint, recipe, name)],
     )
 
 
-def resolve_group_size(recipe: Recipe, checkpoint: Checkpoint, network: Network) -> Recipe:
-    """Return the recipe with a group size: its own, or the one that the model's sizes call for."""
+def resolve_for_source(recipe: Recipe, checkpoint: Checkpoint, network: Network) -> Recipe:
+    """Return the recipe with a group size: its own, the source's codes', or what the model's sizes call for.
+
+    Where everything to be quantized has the release's own form in the source already, in the group size that
+    is asked for or in any, the method becomes `copy`. Raises RecipeError for what `copy` cannot do, and for
+    codes that another method would make again in their own group size.
+    """
+    names = list(_targeted(recipe, network))
+    found = {name: _released_group_size(checkpoint, name) for name in names if name in checkpoint.tensors}
+    sizes = set(found.values())
+    if len(sizes) == 1 and None not in sizes and recipe.group_size in (*sizes, AUTO_GROUP_SIZE):
+        return override(recipe, method="copy", group_size=sizes.pop())
+    if recipe.method == "copy":
+        raise RecipeError(_why_no_copy(recipe, found))
+    same = [name for name, size in found.items() if size and size == recipe.group_size]
+    if same:
+        raise RecipeError(
+            f"{same[0]} is INT4 in groups of {recipe.group_size} already, and other weights to be quantized "
+            "are not: choose targets that are all in INT4, whose codes are then kept, or another group size"
+        )
     if recipe.group_size:
         return recipe
     experts = [shape for shape in network.experts if shape]
     inputs = {size for shape in experts for size in (shape.hidden_size, shape.width)}
+    inputs.update(shape[-1] for shape in _linear_shapes(recipe, network).values())
+    return override(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
+
+
+def _released_group_size(checkpoint: Checkpoint, name: str) -> int | None:
+    """Return the group size of a weight that the source has just as a release would; else None."""
+    encoding = checkpoint.encoding(name)
+    if encoding is None:
+        return None
+    return next((size for size in GROUP_SIZES if encoding.is_released_as(size)), None)
+
+
+def _why_no_copy(recipe: Recipe, found: dict[str, int | None]) -> str:
+    plain = next((name for name, size in found.items() if size is None), None)
+    if plain is not None or not found:
+        name = plain or "the model"
+        return f"method copy keeps INT4 codes in groups of 32, 64 or 128, and {name} of the source has none"
+    other = next(name for name, size in found.items() if size != recipe.group_size)
+    size = found[other]
+    return f"method copy keeps groups as they are, and {other} has groups of {size}; leave group_size out"
+
+
+def _targeted(recipe: Recipe, network: Network) -> Iterator[str]:
+    """Yield the names of all weights that the recipe would quantize."""
+    for experts in filter(None, network.experts):
+        for expert in range(experts.num_experts):
+            yield from (experts.weight_name(expert, part) for part in PARTS)
+    yield from _linear_shapes(recipe, network)
+
+
+def _linear_shapes(recipe: Recipe, network: Network) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights beside routed experts that the recipe would quantize."""
     modules = [module for target, stage in LINEAR_STAGES if target in recipe.targets for module in stage]
+    found = {}
     for layer in range(network.num_layers):
         shapes = network.layer_tensors(layer)
         names = (f"{network.layer_prefix(layer)}{module}.weight" for module in modules)
-        inputs.update(shapes[name][-1] for name in names if name in shapes)
-    return override(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
+        found.update({name: shapes[name] for name in names if name in shapes})
+    return found
 
 
 def group_size_warnings(group_size: int, network: Network) -> list[str]:
@@ -281,9 +347,16 @@ def _layout(
     yield from (spec for spec in copies if spec.dtype not in ("I64", "F64", "F32", "I32"))
 
 
+def _is_coarse(checkpoint: Checkpoint, recipe: Recipe, name: str) -> bool:
+    encoding = checkpoint.encoding(name)
+    return encoding is not None and encoding.num_bits > 0 and recipe.method != "copy"
+
+
 def _copied_spec(checkpoint: Checkpoint, name: str) -> TensorSpec:
     spec = checkpoint.tensors[name].spec
-    return TensorSpec(name=name, dtype="BF16" if checkpoint.is_fp8(name) else spec.dtype, shape=spec.shape)
+    return TensorSpec(
+        name=name, dtype="BF16" if checkpoint.is_encoded(name) else spec.dtype, shape=spec.shape
+    )
 
 
 def _is_quantizable(
@@ -292,8 +365,10 @@ def _is_quantizable(
     """Say whether a weight can become codes; with no list for the reason, raise it."""
     dtype = checkpoint.tensors[weight.name].spec.dtype
     error: CheckpointError | RecipeError | None = None
-    if dtype not in FLOAT_DTYPES and not checkpoint.is_fp8(weight.name):
-        error = TensorError(f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or FP8")
+    if dtype not in FLOAT_DTYPES and not checkpoint.is_encoded(weight.name):
+        error = TensorError(
+            f"{weight.name} has the dtype {dtype}; expected BF16, F16, F32 or a quantized form"
+        )
     elif weight.shape[1] % group_size:
         fitting = [str(size) for size in GROUP_SIZES if weight.shape[1] % size == 0]
         hint = f"use --group-size {fitting[-1]}" if fitting else "no supported group size divides it"

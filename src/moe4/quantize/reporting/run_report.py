@@ -83,6 +83,8 @@ def describe(report: dict[str, Any]) -> str:
     before, after = report["source"]["num_bytes"], release["num_bytes"]
     left_out = report["source"].get("tensors_left_out", {})
     lines = [f"left out  {count} {name}" for name, count in left_out.items()]
+    if report["recipe"]["method"] == "copy":
+        lines.append("codes     the source's own, unchanged")
     lines += [
         f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
         f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "

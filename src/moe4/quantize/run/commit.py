@@ -29,7 +29,7 @@ from moe4.quantize.reporting.layer_record import LayerRecord, peak_memory_bytes
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.commit_queue import Commit, CommitQueue, commits_behind
 from moe4.quantize.run.expected_time import expected_times
-from moe4.quantize.run.layer import quantize_layer_gptq, quantize_layer_rtn, total_path
+from moe4.quantize.run.layer import quantize_layer_alone, quantize_layer_gptq, total_path
 from moe4.quantize.transfer.boundary import Boundary
 from moe4.quantize.transfer.device_memory import use_device
 from moe4.quantize.transfer.ranks import Parcel
@@ -252,7 +252,7 @@ def run_layer(
 ) -> tuple[LayerRecord, Any]:
     """Quantize one layer, on every rank; the result is whole on rank 0, which has the writer."""
     if boundary is None:
-        return quantize_layer_rtn(bench, shard, writer), None
+        return quantize_layer_alone(bench, shard, writer), None
     hidden = boundary.open(shard.layer_number, bench.ranks)
     return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
 

@@ -54,7 +54,7 @@ def expected_times(plan: ReleasePlan, bench: Workbench, num_tokens: int) -> list
 def expert_operations(shape: ExpertShape, recipe: Recipe, num_tokens: float) -> float:
     """Return the operations of an expert with so many tokens: Hessians, factors, solves, its own forward."""
     h, w = float(shape.hidden_size), float(shape.width)
-    if recipe.method == "rtn":
+    if recipe.method != "gptq":
         return 200.0 * h * w  # no products; passes over the weights
     hessians = num_tokens * (h * h + w * w)
     factors = (h**3 + w**3) / 3

@@ -14,7 +14,7 @@ from torch import nn
 from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
-from moe4.gptq.solver import factorize, quantize_gptq, quantize_rtn
+from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
 from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.model.experts import set_capture
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from moe4.quantize.gpu.solver import DeviceSolver
 
 
-def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | None) -> LayerRecord:
-    """Round every planned weight of a layer to nearest; no activations are needed.
+def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter | None) -> LayerRecord:
+    """Round every planned weight of a layer to nearest, or keep its codes; no activations are needed.
 
     Only rank 0 has a writer, and returns a whole record.
     """
@@ -42,7 +42,8 @@ def quantize_layer_rtn(bench: Workbench, plan: ShardPlan, writer: ShardWriter | 
 
     def round_linear(number: int) -> Parcel:
         weight = linears[number]
-        return _round(bench, weight, bench.checkpoint.read(weight.name))
+        result = quantize_alone(bench, weight, bench.checkpoint.read(weight.name))
+        return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
 
     for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
@@ -156,19 +157,21 @@ def _quantize_linears(
                 bench.probe.released.update(tensors)
 
 
-def _round(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> Parcel:
-    """Return a weight rounded to nearest: its record and its stored tensors."""
-    result = quantize_rtn(bench.decode(weight, stored), bench.recipe.group_size)
-    return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
+def quantize_alone(bench: Workbench, weight: QuantizedWeight, stored: Stored) -> QuantizedMatrix:
+    """Return a weight rounded to nearest, or of method `copy` with the codes that it has."""
+    original = bench.decode(weight, stored)  # which also sees that it is finite
+    if bench.recipe.method == "copy":
+        return keep_codes(stored[0].to(bench.device), stored[1].to(bench.device))
+    return quantize_rtn(original, bench.recipe.group_size)
 
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
-    """Return an expert's three weights rounded to nearest."""
+    """Return an expert's three weights rounded to nearest, or as they are."""
     facts: dict[str, Any] = {"num_tokens": None}
     tensors, results = {}, {}
     for part in PARTS:
         weight = expert_weight(experts, expert, part)
-        results[part] = quantize_rtn(bench.decode(weight, stored[part]), bench.recipe.group_size)
+        results[part] = quantize_alone(bench, weight, stored[part])
         facts[part] = matrix_record(results[part])
         tensors.update(stored_tensors(weight, results[part]))
     if bench.probe is not None:

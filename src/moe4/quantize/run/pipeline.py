@@ -19,6 +19,7 @@ from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, Resum
 from moe4.files.durable import NO_ROOM
 from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
+from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.quantize.layer.workbench import Workbench
@@ -27,7 +28,7 @@ from moe4.quantize.planning.release_plan import (
     ReleasePlan,
     group_size_warnings,
     make_plan,
-    resolve_group_size,
+    resolve_for_source,
 )
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
@@ -130,6 +131,11 @@ def _lead(
     if folder.state is State.FINISHED:
         report = _already_finished(folder, fingerprint, bench.recipe)
         return ranks.share(Parcel(facts={"report": report})).facts["report"]  # type: ignore[no-any-return]
+    if bench.recipe.method == "copy":
+        progress.say(
+            f"the source's weights are INT4 in groups of {bench.recipe.group_size} already, as a release has "
+            "them: their codes pass through unchanged (method copy)"
+        )
     _require_room(folder, prepared, bench, progress)
     journal = _open_journal(folder, bench, prepared, progress, fingerprint)
     boundary = _boundary(folder.work, prepared, bench.device)
@@ -237,7 +243,8 @@ def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
     checkpoint = Checkpoint(request.source)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
-    recipe = resolve_group_size(request.recipe, checkpoint, network)
+    take_experts_apart(checkpoint, network)
+    recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
     corpus = None
     if recipe.method == "gptq":

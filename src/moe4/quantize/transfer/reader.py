@@ -60,9 +60,9 @@ class ExpertReader:
 class LayerReader:
     """Reads what a layer has beside its routed experts; what is copied is written as it is read.
 
-    FP8 is decoded on `device`, which changes no bit. Only rank 0 has a writer. What is loaded is put into
-    `keep`, as it is stored. Threads begin at once to read the tensors named in `ahead`, which all lie in
-    memory until they are loaded.
+    Quantized tensors are decoded on `device`, which changes no bit. Only rank 0 has a writer. What is
+    loaded is put into `keep`, as it is stored. Threads begin at once to read the tensors named in `ahead`,
+    which all lie in memory until they are loaded.
     """
 
     def __init__(
@@ -92,9 +92,8 @@ class LayerReader:
         stored = self._kept.pop(name, None) or self._read(name)
         tensor = self._decode(name, stored)
         if self._writer is not None and name not in self._quantized and self._writer.lacks(name):
-            self._writer.write(
-                name, self._on_host(tensor.to(torch.bfloat16)) if len(stored) == 2 else stored[0]
-            )
+            encoded = self._checkpoint.is_encoded(name)
+            self._writer.write(name, self._on_host(tensor.to(torch.bfloat16)) if encoded else stored[0])
         return tensor
 
     def load_and_keep(self, name: str) -> Tensor:
@@ -124,14 +123,14 @@ class LayerReader:
         return host
 
     def copy_rest(self) -> None:
-        """Copy what has not been asked for as bytes; FP8 becomes BF16. Raises TensorError on NaN or Inf."""
+        """Copy what has not been asked for, quantized tensors as BF16. Raises TensorError on NaN or Inf."""
         writer = self._writer
         if writer is None:
             return
         for name in self._plan.copied:
             if not writer.lacks(name):
                 continue
-            if self._checkpoint.is_fp8(name):
+            if self._checkpoint.is_encoded(name):
                 self.load(name)
             else:
                 writer.write_pieces(name, self._checkpoint.iterate(name))

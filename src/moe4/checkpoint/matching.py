@@ -1,4 +1,4 @@
-"""Which modules a quantization config's `ignore` names, found within bounds.
+"""Which modules a quantization config's `ignore` and `targets` name, found within bounds.
 
 Its patterns come from whoever wrote the config, and one such as `(a+)+!` would keep Python's matcher busy
 for years.
@@ -18,12 +18,13 @@ LEAST_SECONDS = 0.01  # for a pattern when others have used the time up
 NUM_BYTES = 1 << 28
 
 
-def find_ignored(modules: Collection[str], ignore: Iterable[str]) -> set[str]:
-    """Return the ignored modules, matched as by vLLM: a whole name, or a pattern from the start.
+def find_matching(modules: Collection[str], entries: Iterable[str], field: str = "ignore") -> set[str]:
+    """Return the modules that are named, matched as by vLLM: a whole name, or a pattern from the start.
 
-    Raises CheckpointError for a pattern that is none, or that takes too long.
+    field: of quantization_config, for messages. Raises CheckpointError for a pattern that is none, or that
+    takes too long.
     """
-    entries = list(ignore)
+    entries = list(entries)
     found = set(modules).intersection(entries)
     names, patterns = sorted(modules), [entry for entry in entries if entry.startswith(PATTERN)]
     if not patterns:
@@ -35,22 +36,22 @@ def find_ignored(modules: Collection[str], ignore: Iterable[str]) -> set[str]:
         return Bounds(seconds=max(LEAST_SECONDS, seconds - time.process_time()), num_bytes=NUM_BYTES)
 
     try:
-        for places in map_bounded(lambda pattern: _match(names, pattern), patterns, bounds):
+        for places in map_bounded(lambda pattern: _match(names, pattern, field), patterns, bounds):
             found.update(names[place] for place in places)
     except OutOfBoundsError as error:
         raise CheckpointError(
-            f"quantization_config.ignore: {patterns[error.number]:.200} takes too long to match, "
+            f"quantization_config.{field}: {patterns[error.number]:.200} takes too long to match, "
             "or too much memory"
         ) from None
     return found
 
 
-def _match(names: list[str], pattern: str) -> list[int]:
+def _match(names: list[str], pattern: str, field: str) -> list[int]:
     """Return the places of the names that the pattern matches."""
     try:
         matches = re.compile(pattern.removeprefix(PATTERN)).match
         return [place for place, name in enumerate(names) if matches(name)]
     except (re.error, OverflowError, RecursionError) as error:
         raise CheckpointError(
-            f"quantization_config.ignore: {pattern:.200} is no regular expression: {error}"
+            f"quantization_config.{field}: {pattern:.200} is no regular expression: {error}"
         ) from None

@@ -1,0 +1,69 @@
+"""Experts stored fused: all of a layer's gates and ups in one tensor, and all of its downs in another.
+
+So transformers saves them with `save_original_format=False`: as its modules hold them, under its modules'
+names. An expert's weights lie there one after another, so each is a piece of the file, and nothing is copied.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+from moe4.checkpoint.header import ITEM_BITS, StoredTensor, TensorSpec
+from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
+from moe4.errors import TensorError, UnsupportedModelError
+from moe4.model.architecture import ExpertShape, Network, Part
+
+FUSED_PARTS: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
+
+
+def take_experts_apart(checkpoint: Checkpoint, network: Network) -> None:
+    """Have a checkpoint with fused experts show its tensors as the family's published ones hold them.
+
+    Raises TensorError for a fused tensor of another dtype or shape than transformers gives it.
+    """
+    stored = checkpoint.stored
+    names = {name: name for name in stored}
+    pieces: dict[str, list[StoredTensor]] = {}
+    for layer, experts in enumerate(network.experts):
+        if experts is None:
+            continue
+        for leaf, parts in FUSED_PARTS.items():
+            fused = stored.get(network.module_name(layer, f"{experts.module}.{leaf}"))
+            if fused is not None:
+                pieces[fused.spec.name] = list(_pieces(fused, experts, parts))
+    if not pieces:
+        return
+    if not network.names.stacks_experts:
+        raise UnsupportedModelError(
+            f"{next(iter(pieces))} holds all of a layer's experts in an order that moe4 does not read"
+        )
+    for layer in range(network.num_layers):
+        names.update(network.module_names(layer))
+    taken: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        for piece in pieces.get(name, [_renamed(tensor, names[name])]):
+            if piece.spec.name in taken:
+                raise TensorError(f"{checkpoint.folder} holds {piece.spec.name} twice: apart, and as {name}")
+            taken[piece.spec.name] = piece
+    checkpoint.show(taken)
+
+
+def _renamed(tensor: StoredTensor, name: str) -> StoredTensor:
+    spec = TensorSpec(name=name, dtype=tensor.spec.dtype, shape=tensor.spec.shape)
+    return StoredTensor(spec=spec, path=tensor.path, offset=tensor.offset)
+
+
+def _pieces(fused: StoredTensor, experts: ExpertShape, parts: tuple[Part, ...]) -> Iterator[StoredTensor]:
+    """Yield a fused tensor [experts, parts x out, in] as one [out, in] for each expert and part."""
+    rows, columns = experts.weight_shape(parts[0])
+    shape = experts.num_experts, len(parts) * rows, columns
+    if fused.spec.dtype not in PLAIN_DTYPES or fused.spec.shape != shape:
+        raise TensorError(
+            f"{fused.spec.name} must be {list(shape)} in one of {', '.join(PLAIN_DTYPES)}, as transformers "
+            f"stacks experts, found {fused.spec.dtype} {list(fused.spec.shape)}"
+        )
+    num_bytes = prod((rows, columns)) * ITEM_BITS[fused.spec.dtype] // 8
+    for number in range(experts.num_experts * len(parts)):
+        expert, place = divmod(number, len(parts))
+        name = experts.weight_name(expert, parts[place])
+        spec = TensorSpec(name=name, dtype=fused.spec.dtype, shape=(rows, columns))
+        yield StoredTensor(spec=spec, path=fused.path, offset=fused.offset + number * num_bytes)

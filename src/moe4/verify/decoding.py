@@ -1,0 +1,90 @@
+"""A source's quantized weights as the libraries of their formats decode them.
+
+Nothing here is shared with `checkpoint/encodings.py` but which tensors a weight is stored in.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe4.checkpoint.encodings import Encoding
+from moe4.checkpoint.source import Checkpoint
+from moe4.quantize.transfer.device_memory import to_device
+
+PACKED, NAIVE = "pack-quantized", "naive-quantized"
+
+
+class SourceDecoder:
+    """Decodes one checkpoint's weights. Any thread may call it."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self._source = source
+        self._groups: dict[str, Any] = {}
+        self.library = "transformers"
+        quantization = source.config.quantization
+        if quantization is not None and quantization.quant_method == "compressed-tensors":
+            from compressed_tensors.quantization import QuantizationConfig
+
+            self.library = "compressed-tensors"
+            document = source.config.document.get("quantization_config") or source.config.text_document.get(
+                "quantization_config"
+            )
+            self._groups = QuantizationConfig.model_validate(document).config_groups
+
+    def differs(self, name: str, ours: Tensor) -> str | None:
+        """Return what is wrong with our decoding, float32 [out, in], of a weight; None if nothing is."""
+        encoding = self._source.encoding(name)
+        if encoding is None:
+            return None
+        stored = {
+            part: to_device(tensor, ours.device) for part, tensor in self._source.read_parts(name).items()
+        }
+        try:
+            theirs = self._decode(encoding, stored)
+        except Exception as error:  # a library may raise anything
+            reason = str(error).replace("\n", " ")
+            return f"{name} of the source: {self.library} cannot decode it: {reason:.200}"
+        if torch.equal(ours.to(theirs.dtype), theirs):
+            return None
+        return f"{name} of the source: {self.library} decodes other weights than moe4"
+
+    def _decode(self, encoding: Encoding, stored: dict[str, Tensor]) -> Tensor:
+        base = encoding.name.removesuffix("weight")
+        if encoding.group is None:
+            numbers, scales = (stored[part.spec.name] for part in encoding.parts)
+            return _transformers(numbers, scales, encoding)
+        from compressed_tensors.compressors.base import BaseCompressor
+
+        state = {part.removeprefix(base): tensor for part, tensor in stored.items()}
+        shape = encoding.shape
+        if encoding.block[0] == 1:  # a list of scales would be taken for one
+            state["weight_scale"] = state["weight_scale"].reshape(shape[0], -1)
+        if "weight" in state:  # the library takes a block's size from the scales' shape: blocks must be whole
+            state["weight"] = _whole_blocks(state["weight"], encoding)
+        else:
+            state["weight_shape"] = state["weight_shape"].cpu()
+        form = BaseCompressor.get_value_from_registry(PACKED if encoding.num_bits else NAIVE)
+        weight: Tensor = form.decompress(state, self._groups[encoding.group])["weight"]
+        return weight[: shape[0], : shape[1]]
+
+
+def _transformers(numbers: Tensor, scales: Tensor, encoding: Encoding) -> Tensor:
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    whole = _whole_blocks(numbers, encoding)
+    grid = scales.reshape(-1, 1) if scales.dim() < 2 else scales
+    found: Any = Fp8Dequantize(None).convert({"weight$": [whole], "weight_scale_inv": [grid]})
+    weight: Tensor = found["weight"]
+    return weight[: encoding.shape[0], : encoding.shape[1]]
+
+
+def _whole_blocks(numbers: Tensor, encoding: Encoding) -> Tensor:
+    """Return the numbers with zeros beyond the last row and column, up to whole blocks."""
+    down, across = encoding.num_blocks
+    shape = down * encoding.block[0], across * encoding.block[1]
+    if shape == encoding.shape:
+        return numbers
+    whole = torch.zeros(shape, dtype=torch.float32, device=numbers.device).to(numbers.dtype)
+    whole[: encoding.shape[0], : encoding.shape[1]] = numbers
+    return whole
