@@ -56,12 +56,20 @@ def test_digest_sees_headers_that_its_samples_of_the_data_miss(
     assert one.digest() != other.digest()
 
 
-@pytest.mark.parametrize("tensors", [{}, {"w_scale_inv": torch.ones(1, 1)}], ids=["none", "of a vector"])
-def test_fp8_without_scales_of_blocks_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    shape = (4,) if tensors else (4, 4)
+@pytest.mark.parametrize(
+    ("shape", "tensors", "message"),
+    [
+        ((4, 4), {}, "w is F8_E4M3 but has no w_scale_inv or _scale with its scales"),
+        ((4,), {"w_scale_inv": torch.ones(1, 1)}, r"w is F8_E4M3 of shape \[4\]; expected a matrix"),
+    ],
+    ids=["none", "of a vector"],
+)
+def test_fp8_without_scales_of_blocks_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], message: str
+) -> None:
     fp8 = {"w": torch.ones(shape).to(torch.float8_e4m3fn), **tensors}
     folder = write(tmp_path / "model", fp8, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(TensorError, match=r"w is F8_E4M3 but has no w_scale_inv with its blocks' scales"):
+    with pytest.raises(TensorError, match=message):
         Checkpoint(folder).load("w")
 
 
