@@ -12,7 +12,7 @@ from moe4.model.architecture import Network
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.quantize.planning import memory_bound as needs
 from moe4.quantize.planning.memory_bound import MemoryNeed, batch_tokens, memory_need, require_memory
-from moe4.quantize.planning.release_plan import ReleasePlan, make_plan, resolve_group_size
+from moe4.quantize.planning.release_plan import ReleasePlan, make_plan, resolve_for_source
 from moe4.recipe import Recipe
 
 HIDDEN, WIDTH, DENSE = 7168, 2048, 18432
@@ -42,7 +42,7 @@ def bound() -> Bound:
     @cache
     def plan_of(method: str) -> ReleasePlan:
         recipe = Recipe(method=method)
-        return make_plan(checkpoint, network, resolve_group_size(recipe, checkpoint, network), [])
+        return make_plan(checkpoint, network, resolve_for_source(recipe, checkpoint, network), [])
 
     def of(
         recipe: Recipe, num_tokens: int, probe_tokens: int = PROBE_TOKENS, device: str = "cpu"
