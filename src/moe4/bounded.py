@@ -13,7 +13,7 @@ import resource
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -45,7 +45,7 @@ class OutOfBoundsError(Exception):
 
 def map_bounded(
     function: Callable[[Item], Any], items: Sequence[Item], bounds: Callable[[Item], Bounds]
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield `function(item)` for each item, computed in a child; results are what JSON can hold.
 
     What the function writes to the standard streams is lost, and so is what it changes.

@@ -1,8 +1,12 @@
 """The reason why vLLM stopped, found in lines that vLLM 0.32 wrote."""
 
+import io
+from pathlib import Path
+
 import pytest
 
 from moe4.serve.log import last_error
+from moe4.serve.process import LogFollower
 
 # Each is cut from a real log of vLLM 0.32 on CPU.
 NUMA = """\
@@ -62,3 +66,14 @@ def test_last_error(log: str, reason: str | None) -> None:
     else:
         assert found is not None
         assert found.startswith(reason)
+
+
+def test_a_log_is_followed_from_when_it_is_there(tmp_path: Path) -> None:
+    log, stream = tmp_path / "vllm.log", io.StringIO()
+    follow = LogFollower(log, stream)
+    log.write_text("one\n")
+    follow()
+    with log.open("a") as file:
+        file.write("two\n")
+    follow()
+    assert stream.getvalue() == "one\ntwo\n"

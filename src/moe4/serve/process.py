@@ -118,14 +118,16 @@ class ServerProcess:
 
 
 class LogFollower:
-    """Copy what is new in a log to a stream, each time it is called."""
+    """Copy what is new in a log to a stream, each time it is called; the log is there when it first is."""
 
     def __init__(self, path: Path, stream: IO[str]) -> None:
-        self._log = path.open(encoding="utf-8", errors="replace")
-        self._stream = stream
+        self._path, self._stream = path, stream
+        self._log: IO[str] | None = None
 
     def __call__(self) -> None:
         """Copy the new text."""
+        if self._log is None:
+            self._log = self._path.open(encoding="utf-8", errors="replace")
         self._stream.write(self._log.read())
         self._stream.flush()
 
