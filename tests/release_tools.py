@@ -109,12 +109,17 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert found == expected
 
 
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 class Forks:
     """Quantizes in forked processes: see fork_server.py."""
 
     def __enter__(self) -> "Forks":
         command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # A test that has vLLM in this process may have left a launcher's variables behind.
+        own = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+        environment = {**own, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
