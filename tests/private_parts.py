@@ -62,6 +62,7 @@ PARTS = {
     "vllm.entrypoints.cli.main:main": "tests/serve/test_guarded_server.py",
     "transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS": MODEL,
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping": MODEL,
+    "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,
     "lm_eval.api.model:LM": "tests/evaluate/test_answer_cache.py",
     "lm_eval.api.registry:get_model": HARNESS,
