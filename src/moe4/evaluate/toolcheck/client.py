@@ -64,8 +64,8 @@ async def ask(
                     return reply
         except httpx.HTTPError as error:
             reason = f"{type(error).__name__}: {error}".strip(": ")
-        except UNREADABLE as error:
-            return Reply(error=f"the answer is not a chat completion: {error!r}", attempts=attempt)
+        except UNREADABLE:
+            return Reply(error="the answer is not a chat completion with its choices", attempts=attempt)
         if attempt <= max_retries:
             await asyncio.sleep(wait)
     return Reply(error=reason, attempts=attempt)
