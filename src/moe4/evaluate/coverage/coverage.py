@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from moe4 import reference
-from moe4.calibration.corpus import load_tokenizer, read_jsonl, read_reference, tokenize_all
-from moe4.calibration.formats import Document, join_parts
+from moe4.calibration.chat import join_parts
+from moe4.calibration.corpus import read_reference, tokenize_all
+from moe4.calibration.documents import draw_from
+from moe4.calibration.formats import Document
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
@@ -104,7 +107,7 @@ def read_documents(model: Path, path: Path | None, num_documents: int | None) ->
         )
     if reference.is_asked_for(path):
         return read_reference(num_documents or REFERENCE_DOCUMENTS, 0)
-    return list(read_jsonl(path))[:num_documents]
+    return draw_from(path, None, lambda items: list(items)[:num_documents]).documents
 
 
 def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:
@@ -194,7 +197,7 @@ def document_text(document: Document) -> str:
     """Return a document's words: its text, or the contents of its messages."""
     if "text" in document:
         return str(document["text"])
-    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
+    return " ".join(join_parts(message.get("content")) for message in document["messages"])
 
 
 def describe(result: dict[str, Any]) -> str:
