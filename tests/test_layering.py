@@ -68,7 +68,7 @@ LIBRARIES = {
     "datasets": {"evaluate.harness"},
     "httpx": {"deploy.smoke", "evaluate.toolcheck"},
     "huggingface_hub": {"deploy.sizing", "publish.push"},
-    "jinja2": {"publish.report_page"},
+    "jinja2": {"calibration.content_format", "publish.report_page"},
     "jsonschema": {"deploy.lint", "evaluate.toolcheck"},
     "k2tiny": {"reference"},
     "lm_eval": {"evaluate.harness"},

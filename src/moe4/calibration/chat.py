@@ -9,6 +9,7 @@ templates of several families.
 import datetime
 from typing import Any
 
+from moe4.calibration.content_format import loops_over_content
 from moe4.calibration.formats import Document
 from moe4.errors import CalibrationError
 
@@ -103,7 +104,12 @@ def join_parts(content: Any) -> str:
 
 
 def _takes_parts(tokenizer: Any, role: str) -> bool:
-    """Say whether the chat template takes a list of parts as the content of a role's message."""
+    """Say whether the chat template takes a list of parts as the content of a role's message.
+
+    Where vLLM would hand it one and it would write the list itself, words are better than a server's mistake.
+    """
+    if not loops_over_content(str(tokenizer.get_chat_template())):
+        return False
     text = "parts"
     first = [] if role in ("system", DEVELOPER, "user") else [{"role": "user", "content": "a question"}]
     chats = [
