@@ -227,3 +227,10 @@ def test_a_damaged_vocabulary_is_named(tmp_path: Path, data: bytes, message: str
     (tmp_path / "tiktoken.model").write_bytes(data)
     with pytest.raises(CalibrationError, match=message):
         load_tokenizer(tmp_path, None)
+
+
+def test_other_code_runs_where_it_may(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot be loaded"):
+        load_tokenizer(write_kimi(tmp_path, OTHER_CODE["cut text"]), None, trust_remote_code=True)
+    tokenizer = load_tokenizer(write_kimi(tmp_path), None, trust_remote_code=True)
+    assert tokenizer("Hello you")["input_ids"] == ORACLE.encode("Hello you")

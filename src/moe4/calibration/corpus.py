@@ -77,11 +77,18 @@ def draw_documents(
             '{"messages": [{"role": "user", "content": "..."}]} or {"text": "..."}'
         )
     if reference.is_asked_for(path):
-        documents = read_reference(settings.num_sequences, settings.seed)
-        rows = [Row(where=where, document=document, form="k2-tiny's own") for where, document in documents]
-        name = f"k2tiny.corpus, seed {settings.seed}"
-        return Drawn(rows=rows, num_rows=len(rows), name=name, container="a generator")
+        return draw_reference(settings.num_sequences, settings.seed)
     return draw_from(path, split, choose_at_random(settings.num_sequences, settings.seed))
+
+
+def draw_reference(num_documents: int, seed: int) -> Drawn:
+    """Draw documents from the reference model's generator. Raises MissingDependencyError."""
+    drawn = reference.generate_documents(num_documents, seed)
+    rows = [
+        Row(where=f"document {number} of the generator", document=document, form="k2-tiny's own")
+        for number, document in enumerate(drawn)
+    ]
+    return Drawn(rows=rows, num_rows=len(rows), name=f"k2tiny.corpus, seed {seed}", container="a generator")
 
 
 def documents_digest(drawn: Drawn) -> str:
@@ -99,12 +106,6 @@ def tokenize_drawn(tokenizer: Any, vocab_size: int, settings: Calibration, drawn
         recognized=drawn.describe(),
         sample=visible_lines(tokenizer.decode(sequences[0])),
     )
-
-
-def read_reference(num_documents: int, seed: int) -> list[tuple[str, Document]]:
-    """Return (place, document) from the reference model's generator. Raises MissingDependencyError."""
-    drawn = reference.generate_documents(num_documents, seed)
-    return [(f"document {number} of the generator", document) for number, document in enumerate(drawn)]
 
 
 def tokenize_all(

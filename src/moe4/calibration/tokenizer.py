@@ -23,11 +23,13 @@ FLAG = "--trust-remote-code runs it"
 
 
 def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
-    """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError."""
-    if not trust_remote_code:
-        kimi = _load_without_code(folder)
-        if kimi is not None:
-            return kimi
+    """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError.
+
+    Kimi's code is not run even if it may be: its imports fail in transformers 5, and the ids are the same.
+    """
+    kimi = _load_without_code(folder, may_run=trust_remote_code)
+    if kimi is not None:
+        return kimi
     from transformers import AutoTokenizer
 
     try:
@@ -40,10 +42,10 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
         raise _cannot_load(folder, error, hint) from error
 
 
-def _load_without_code(folder: Path) -> Any:
+def _load_without_code(folder: Path, *, may_run: bool) -> Any:
     """Return Kimi's tokenizer; None where transformers has the one that the folder names.
 
-    Raises CalibrationError for a tokenizer that neither has.
+    Raises CalibrationError for a tokenizer that neither has, unless its code may run.
     """
     path = folder / TOKENIZER_CONFIG_NAME
     config = TokenizerConfig()
@@ -53,7 +55,9 @@ def _load_without_code(folder: Path) -> Any:
         return None
     named = config.code_class or _class_in_model_config(folder)
     if _is_kimi(folder, named, config):
-        return _load_kimi(folder, config)
+        return _load_kimi(folder, config, may_run=may_run)
+    if may_run and named is not None:
+        return None
     if named is not None:
         raise CalibrationError(
             f"the tokenizer in {folder} is Python code ({named} in auto_map), and there is no "
@@ -82,13 +86,18 @@ def _is_kimi(folder: Path, named: str | None, config: TokenizerConfig) -> bool:
     return (named == CLASS or by_name) and (folder / VOCABULARY_NAME).is_file()
 
 
-def _load_kimi(folder: Path, config: TokenizerConfig) -> Any:
-    """Return a tokenizer with the ids of Kimi's code. Raises CalibrationError where the code does more."""
+def _load_kimi(folder: Path, config: TokenizerConfig, *, may_run: bool) -> Any:
+    """Return a tokenizer with the ids of Kimi's code; None where the code does more and may run.
+
+    Raises CalibrationError where it does more and may not.
+    """
     path = folder / TEMPLATE_NAME
     try:
         template = read_text(path) if path.is_file() else config.chat_template or ""
         code = read_kimi_code(folder, template)
     except CheckpointError as error:
+        if may_run:
+            return None
         raise CalibrationError(
             f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; {FLAG}"
         ) from None

@@ -61,6 +61,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
         find_text(options.source, options.data),
         trust_remote_code=options.trust_remote_code,
     )
+    say(corpus.recognized)
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
