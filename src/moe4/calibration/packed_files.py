@@ -37,7 +37,7 @@ def open_unpacked(path: Path) -> tuple[io.BufferedReader, str | None]:
             raise CalibrationError(f"{path} is {archive}; unpack it")
     kind = next((name for signature, name in SIGNATURES.items() if head.startswith(signature)), None)
     if kind is None:
-        return io.BufferedReader(raw), None
+        return io.BufferedReader(raw), None  # type: ignore[arg-type]
     size = os.fstat(raw.fileno()).st_size
     stream = _Bounded(_OPENERS[kind](raw), path, max(FREE_BYTES, MOST_TIMES * size))
     return io.BufferedReader(stream, PIECE), kind
