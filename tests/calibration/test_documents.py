@@ -266,6 +266,8 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("none.jsonl", None, "does not exist"),
         ("none.jsonl", "train", "no data set of the hub has such a name"),
         ("../x/../y", "train", "no data set of the hub has such a name"),
+        ("x" * 300, None, "cannot be read: File name too long"),
+        ("a\0b", None, "cannot be read: "),
     ],
 )
 def test_what_is_not_there(name: str, split: str | None, message: str) -> None:

@@ -11,6 +11,7 @@ import codecs
 import io
 import random
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -73,11 +74,12 @@ def draw_from(path: Path, split: str | None, choose: Choose[Any]) -> Drawn:
     used, MissingDependencyError where a library is not installed.
     """
     name = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
-    if path.is_dir() or (split is not None and not path.exists()):
+    mode = _mode(path)
+    if stat.S_ISDIR(mode) if mode is not None else split is not None:
         return _draw_from_data_set(path, split, choose)
     if split is not None:
         raise CalibrationError(f"{path} is a file, which has no splits; leave out the split {split!r}")
-    if not path.exists() and not path.is_symlink() and HUB_NAME.fullmatch(str(path)):
+    if mode is None and HUB_NAME.fullmatch(str(path)):
         raise CalibrationError(
             f"{path} does not exist; for the hub's data set of that name add its split, such as "
             "--calibration-split train"
@@ -117,6 +119,14 @@ def choose_at_random(num: int, seed: int) -> Choose[Any]:
         return [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
 
     return choose
+
+
+def _mode(path: Path) -> int | None:
+    """Return the mode of what a path leads to; None where it leads to nothing that can be looked at."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):  # a ValueError is a null character in the name
+        return None
 
 
 class _Counted:
