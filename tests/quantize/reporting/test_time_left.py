@@ -131,10 +131,10 @@ def test_the_line_of_a_layer_says_what_is_left() -> None:
     out = io.StringIO()
     reporter = ProgressReporter(Console(file=out, width=200))
     reporter.begin([DENSE, LayerTime(rest_seconds=3725.0)])
-    reporter.shard_done("layer 1")
+    reporter.shard_done("layer 0")
     reporter.layer_done(LayerRecord(layer=0, shard="x"), 2, 3.0)
     text = out.getvalue()
-    assert text.startswith("layer 1/2: nothing to quantize, 3.0 s, ")
+    assert text.startswith("layer 0 (1 of 2 done): nothing to quantize, 3.0 s, ")
     assert text.endswith(" left\n")
 
 

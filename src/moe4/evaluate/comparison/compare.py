@@ -24,6 +24,7 @@ from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
 from moe4.recipe import Calibration, ComputeDtype
+from moe4.units import layer_done
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -78,7 +79,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
         layers: list[LayerDifference] = []
         for layer in range(before.network.num_layers):
             layers.append(_run_layer(before, after, layer, predicts))
-            say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
+            say(f"{layer_done(layer, before.network.num_layers)}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)
     return ComparisonFile(
         source=visible(str(options.source)),
@@ -188,9 +189,9 @@ def describe(result: ComparisonFile) -> str:
         "of the five likeliest",
         f"perplexity {perplexity.source:.4f} -> {perplexity.release:.4f}",
     ]
-    lines += [f"layer {record.layer + 1:<4} {describe_layer(record)}" for record in result.layers]
+    lines += [f"layer {record.layer:<4} {describe_layer(record)}" for record in result.layers]
     lines += [
-        f"expert     layer {layer + 1} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
+        f"expert     layer {layer} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
         for error, layer, expert, tokens in worst_experts(result.layers)[:5]
     ]
     for token in result.worst_tokens[:5]:
