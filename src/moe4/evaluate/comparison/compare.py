@@ -9,14 +9,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe4 import reference
-from moe4.calibration.corpus import load_corpus, load_tokenizer
+from moe4.calibration.corpus import Corpus, load_corpus, load_tokenizer
 from moe4.errors import EvaluationError
 from moe4.escape import visible
+from moe4.evaluate.built_in import HARD_CASES
 from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.forward.device import usable_device
@@ -27,6 +29,7 @@ from moe4.recipe import Calibration, ComputeDtype
 from moe4.units import layer_done
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NUM_SEQUENCES = 100
 
 Say = Callable[[str], None]
 
@@ -38,7 +41,7 @@ class CompareOptions:
     source: Path
     release: Path
     data: Path | None = None
-    num_sequences: int = 100
+    num_sequences: int = NUM_SEQUENCES
     max_sequence_tokens: int = 1024
     compute_dtype: ComputeDtype = "bfloat16"
     device: str = "cpu"
@@ -54,13 +57,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
     )
     networks = [network, other]
     _check_alike(options, *networks)
-    corpus = load_corpus(
-        options.source,
-        networks[0].config,
-        Calibration(num_sequences=options.num_sequences, max_sequence_tokens=options.max_sequence_tokens),
-        find_text(options.source, options.data),
-        trust_remote_code=options.trust_remote_code,
-    )
+    corpus = load_text(options, networks[0].config)
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
@@ -97,14 +94,34 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
     )
 
 
-def find_text(model: Path, data: Path | None) -> Path:
-    """Return the file of the text to read; the reference model's held-out chats where they are asked for."""
+def check_comparison(options: CompareOptions) -> None:
+    """Raise what `compare` would raise for bad options, models or text, from headers and the text alone."""
+    networks = [
+        open_model(folder, DTYPES[options.compute_dtype])[1] for folder in (options.source, options.release)
+    ]
+    _check_alike(options, *networks)
+    predicting_rows(load_text(options, networks[0].config))
+
+
+def find_text(data: Path | None) -> Path:
+    """Return the file of the text to read: moe4's own conversations where none is given.
+
+    `reference` stands for the reference model's held-out chats.
+    """
     if data is None:
-        raise EvaluationError(
-            f"comparing needs a text that {model} has not been calibrated on: give --data FILE.jsonl, with "
-            'lines like {"messages": [...]} or {"text": "..."}'
-        )
+        return HARD_CASES
     return reference.data_folder() / reference.TEXT if reference.is_asked_for(data) else data
+
+
+def load_text(options: CompareOptions, config: Any) -> Corpus:
+    """Return the text to read, as tokens of the source. Raises CalibrationError."""
+    return load_corpus(
+        options.source,
+        config,
+        Calibration(num_sequences=options.num_sequences, max_sequence_tokens=options.max_sequence_tokens),
+        find_text(options.data),
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def _check_alike(options: CompareOptions, source: Network, release: Network) -> None:
