@@ -45,6 +45,11 @@ class EvaluationOptions:
     use_cache: bool = True
     revision: str | None = None
 
+    @property
+    def names_a_task(self) -> bool:
+        """Whether a task is named, or GSM8K by its folder."""
+        return bool(self.tasks) or self.gsm8k_folder is not None
+
 
 def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     """Return what to evaluate, the baseline first. Raises a Moe4Error for whatever cannot be."""
