@@ -15,6 +15,7 @@ from moe4.cli.app import app
 from moe4.errors import EvaluationError, Moe4Error, OutputError
 from moe4.evaluate.result_files import EvaluationFile, ProbeFile, ToolcheckFile
 from moe4.prove import Proved, ProveOptions, describe, failures, prove
+from moe4.prove.options import _check_probe
 from moe4.prove.run import _Identity
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
@@ -90,12 +91,16 @@ def test_without_options_it_does_what_it_can(folder: Path, monkeypatch: pytest.M
     assert list(found.left_out) == ["evaluation", "tools", "probe"]
     assert "give --task" in found.left_out["evaluation"]
     assert "pip install" in found.left_out["tools"]
-    assert "moe4 probe OUT makes it" in found.left_out["probe"]
+    assert found.left_out["probe"] == found.left_out["tools"]
     assert any(line.startswith("evaluation: not measured: give --task") for line in said)
     assert "evaluation: not measured: give --task" in describe(found)
     assert found.as_dict()["left_out"] == found.left_out
     log = json.loads((folder / "release" / "proof" / "every_eval_ever.json").read_text())
     assert log["evaluation_results"][0]["score_details"]["score"] == found.comparison.kl.mean
+
+
+def test_a_release_without_a_probe_is_told_how_to_get_one(folder: Path, tmp_path: Path) -> None:
+    assert "moe4 probe OUT makes it" in str(_check_probe(options(folder, release=tmp_path)))
 
 
 BAD = [
