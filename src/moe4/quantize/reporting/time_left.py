@@ -2,8 +2,8 @@
 
 A layer is two kinds of work: its experts, each solved on its share of the tokens, and the rest, which is one
 forward pass of all tokens. What either takes beside what was expected is measured as the run goes. The
-first layer of a run also loads code and starts threads, once: it is half believed until a second is done. On a
-GPU a layer is committed while the next ones run; what that leaves at the end counts, too.
+first layer of a run also loads code and starts threads, once: it is half believed until a second is done.
+On a GPU a layer is committed while the next ones run; what that leaves at the end counts, too.
 """
 
 import math
