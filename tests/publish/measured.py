@@ -29,8 +29,9 @@ def write_measured_release(folder: Path, group_size: int = 64) -> Path:
     proof = out / "proof"
     proof.mkdir()
     scores = scored()
-    (proof / "evaluation.json").write_text(json.dumps({**scores.as_dict(), "run": RUN}))
-    (proof / "answers.json").write_text(json.dumps(scores.as_dict() | {"samples": scores.samples_as_dict()}))
+    (proof / "evaluation.json").write_text(
+        json.dumps({**scores.as_dict(), "flips": scores.flips_as_dict(3), "run": RUN})
+    )
     (proof / "comparison.json").write_text(json.dumps({**comparison(), "run": RUN}))
     (proof / "toolcheck.json").write_text(json.dumps({**toolcheck(), "run": RUN}))
     (proof / "probe.json").write_text(json.dumps({"passed": True, "summary": "PASS", "run": RUN}))

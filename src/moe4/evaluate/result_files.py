@@ -54,11 +54,6 @@ class AnswerPair(Own):
     baseline: Annotated[JudgedAnswer | None, NotNull] = None
     release: JudgedAnswer
 
-    @property
-    def flipped(self) -> bool:
-        """Whether one model's answer is worth more than the other's."""
-        return self.baseline is not None and self.baseline.value != self.release.value
-
 
 class TaskChange(Own):
     """What changed on a task from baseline to release, question by question."""
@@ -112,13 +107,17 @@ class TaskResult(Own):
 
 
 class EvaluationFile(Own):
-    """`evaluation.json`, and what `moe4 eval --output` writes, there with every answer in `samples`."""
+    """`evaluation.json`, and what `moe4 eval --output` writes, there with every answer in `samples`.
+
+    flips: the first of the questions that one model answered better than the other, by task.
+    """
 
     version: Literal[1] = 1
     release: str
     baseline: str | None
     tasks: dict[str, TaskResult]
     samples: Annotated[dict[str, list[AnswerPair]] | None, NotNull] = None
+    flips: dict[str, list[AnswerPair]] = Field(default_factory=dict)
     run: Annotated[Run | None, NotNull] = None
     stamp: str = ""
 

@@ -51,6 +51,8 @@ from moe4.publish.words import sentences
 from moe4.units import percent
 from moe4.verify.checks import verify
 
+MOST_FLIPS = 8  # of a task, on the page; answers.json has all
+
 Say = Callable[[str], None]
 
 
@@ -171,7 +173,7 @@ class _Measuring:
         """Ask both models the tasks' questions."""
         found = run_evaluation(self._options.evaluation, self._say)
         write_scores(self._options.release / PROOF_FOLDER / ANSWERS, found)
-        return found.as_dict()
+        return {**found.as_dict(), "flips": found.flips_as_dict(MOST_FLIPS)}
 
     def compare(self) -> dict[str, Any]:
         """Compare both models' predictions of a text."""

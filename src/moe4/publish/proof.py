@@ -1,6 +1,5 @@
 """A release's measured results: its quantization report, and what `moe4 prove` wrote beside it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,10 @@ from moe4.checkpoint.report_file import PROOF_FOLDER, Report, parse_report
 from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
 from moe4.evaluate.result_files import (
-    ANSWERS,
     COMPARISON,
     EVALUATION,
     PROBE,
     TOOLCHECK,
-    AnswerPair,
     ComparisonFile,
     EvaluationFile,
     ProbeFile,
@@ -28,16 +25,12 @@ from moe4.evaluate.result_files import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """A release and what was measured of it; None for what was not.
-
-    answers: every answer behind `evaluation`, in `samples`.
-    """
+    """A release and what was measured of it; None for what was not."""
 
     folder: Path
     config: ModelConfig
     report: Report
     evaluation: EvaluationFile | None
-    answers: EvaluationFile | None
     comparison: ComparisonFile | None
     toolcheck: ToolcheckFile | None
     probe: ProbeFile | None
@@ -58,13 +51,6 @@ class Proof:
         parts = (self.evaluation, self.comparison, self.toolcheck, self.probe)
         return sorted((part.run for part in parts if part and part.run), key=lambda run: run.date)
 
-    def flips(self) -> Iterator[tuple[str, list[AnswerPair]]]:
-        """Yield each task with the questions that one of the two models answered better."""
-        for task, pairs in ((self.answers and self.answers.samples) or {}).items():
-            found = [pair for pair in pairs if pair.flipped]
-            if found:
-                yield task, found
-
 
 def read_proof(out: Path, proof: Path | None = None) -> Proof:
     """Read a release's results, from `proof` or OUT/proof.
@@ -82,7 +68,6 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
         config=read_config(out),
         report=parse_report(out),
         evaluation=_read(folder / EVALUATION, EvaluationFile),
-        answers=_read(folder / ANSWERS, EvaluationFile),
         comparison=_read(folder / COMPARISON, ComparisonFile),
         toolcheck=_read(folder / TOOLCHECK, ToolcheckFile),
         probe=_read(folder / PROBE, ProbeFile),

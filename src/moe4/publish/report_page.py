@@ -25,7 +25,6 @@ from moe4.publish.words import CHANCES, CONFIDENCE, sentences, smallest_loss
 from moe4.units import duration, format_bytes, percent
 
 WORST_EXPERTS = 10
-MOST_FLIPS = 8  # of a task; the others are in answers.json
 
 
 def render_report(proof: Proof) -> str:
@@ -64,7 +63,11 @@ def _context(proof: Proof) -> dict[str, object]:
     report = proof.report
     moe = [layer for layer in report.layers if layer.experts]
     tasks = list(proof.evaluation.tasks.items()) if proof.evaluation else []
-    flips = [(task, pairs[:MOST_FLIPS], max(0, len(pairs) - MOST_FLIPS)) for task, pairs in proof.flips()]
+    flips = [
+        (task, pairs, result.change.gained + result.change.lost - len(pairs))
+        for task, result in tasks
+        if result.change and proof.evaluation and (pairs := proof.evaluation.flips.get(task))
+    ]
     return {
         "name": proof.name,
         "source": proof.source_name,
