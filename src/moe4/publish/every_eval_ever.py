@@ -81,7 +81,7 @@ def _scores(proof: Proof, side: str) -> Iterator[dict[str, Any]]:
         uncertainty: dict[str, Any] = {"num_samples": found.num_questions}
         if scores.get("stderr") is not None:
             uncertainty["standard_error"] = {"value": scores["stderr"], "method": "analytic"}
-        result = {
+        result: dict[str, Any] = {
             "evaluation_result_id": f"{task}/{found.metric}",
             "evaluation_name": task,
             "source_data": _dataset(task),
@@ -157,8 +157,10 @@ def _predictions(proof: Proof) -> Iterator[dict[str, Any]]:
 def _tools(proof: Proof, side: str) -> Iterator[dict[str, Any]]:
     """Yield a result for each check of tool calls."""
     found = proof.toolcheck
-    endpoint = found and (found.release if side == "release" else found.baseline)
-    if found is None or endpoint is None:
+    if found is None:
+        return
+    endpoint = found.release if side == "release" else found.baseline
+    if endpoint is None:
         return
     for check, measure in endpoint.measures.items():
         if measure is not None:
