@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import EvaluationError, OutputError
-from moe4.evaluate.harness.evaluation import EvaluationOptions
+from moe4.evaluate.harness.evaluation import EvaluationOptions, plan_requests
 from moe4.evaluate.without_tasks import measure_without_tasks
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
@@ -36,6 +36,14 @@ def test_two_folders_are_compared_and_the_rest_is_named(tmp_path: Path) -> None:
 def test_what_leaves_nothing_to_measure_is_said_first(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"give --task: .*; or give --against SOURCE"):
         measure_without_tasks(EvaluationOptions(model=str(tmp_path)), lambda _: None)
+    for changes, complaint in (
+        ({"tokenizer": tmp_path / "none", "base_url": "http://x"}, "--tokenizer .*none is not a folder"),
+        ({"tokenizer": tmp_path}, "--tokenizer goes with --base-url"),
+        ({"revision": "1"}, "--revision goes with --base-url"),
+        ({"data_folder": tmp_path}, r"has no heldout-problems\.jsonl"),
+    ):
+        with pytest.raises(EvaluationError, match=complaint):
+            plan_requests(EvaluationOptions(**{"model": "m", "tasks": ("gsm8k",), **changes}))
     options = EvaluationOptions(model="m", against="s", output=tmp_path / "no" / "found.json")
     with pytest.raises(OutputError, match="there is no folder"):
         measure_without_tasks(options, lambda _: None)
