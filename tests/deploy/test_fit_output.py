@@ -90,7 +90,8 @@ def test_the_release_in_figures(kimi: str) -> None:
 
 def test_the_table_has_a_row_for_a_machine_and_one_for_the_fewest_that_work(kimi: str) -> None:
     found = facts(kimi)
-    rows = [(row["device"], row["gpus"], row["nodes"], row["verdict"]) for row in found["fits"]]
+    table = [row for row in found["fits"] if not row["this_machine"]]
+    rows = [(row["device"], row["gpus"], row["nodes"], row["verdict"]) for row in table]
     assert rows == [
         ("L40S", 8, 1, "no"),
         ("L40S", 16, 2, "fits"),
