@@ -42,9 +42,11 @@ ROOMS = {
         {"forecast"},
     ),
     "evaluate": (
-        {"server", "statistics", "result_files"},
+        {"built_in", "server", "statistics", "result_files"},
+        {"record"},
         {"harness"},
         {"comparison", "coverage", "toolcheck"},
+        {"without_tasks"},
     ),
     "vllm_plugin": (
         {"cpu", "experts", "marlin", "rest"},
@@ -90,7 +92,7 @@ LIBRARIES = {
     "pydantic_core": {"schema", "recipe", "config", "calibration"},
     "referencing": {"evaluate.toolcheck"},
     "rich": {"cli", "deploy.sizing", "probe.ask", "quantize.reporting"},
-    "ruamel": {"deploy"},
+    "ruamel": {"deploy", "publish.card_file"},
     "safetensors": {"vllm_plugin.loader"},
     "torch": {
         "calibration",
@@ -113,7 +115,7 @@ LIBRARIES = {
     "triton": {"gptq.gpu"},
     "typer": {"cli"},
     "vllm": {"vllm_plugin"},
-    "yaml": {"deploy.lint", "publish.card", "serve.command"},
+    "yaml": {"deploy.lint", "serve.command"},
 }
 
 

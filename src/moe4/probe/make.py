@@ -31,6 +31,7 @@ from moe4.probe.form import (
 )
 from moe4.probe.passes import ProbePasses, count_pairs
 from moe4.probe.sequences import Chosen, choose_sequences
+from moe4.units import layer_done
 
 Say = Callable[[str], None]
 
@@ -127,7 +128,7 @@ def _run_layers(passes: ProbePasses, say: Say) -> int:
                 passes.add(name, expert, passes.run(name, expert, stream.load_expert(shape, expert)))
         passes.finish_layer()
         seconds = (time.monotonic() - started) / (layer + 1) * (network.num_layers - layer - 1)
-        say(f"layer {layer + 1}/{network.num_layers}, {seconds:.0f} s left")
+        say(f"{layer_done(layer, network.num_layers)}, {seconds:.0f} s left")
     return num_unreached
 
 

@@ -295,8 +295,8 @@ def test_resume_continues_and_does_not_repeat(
     run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     err = capfd.readouterr().err
     assert "continuing after 2 of 4 shards" in err
-    assert "layer 2/3" not in err
-    assert "layer 3/3" in err
+    assert "layer 1 (2 of 3 done)" not in err
+    assert "layer 2 (3 of 3 done)" in err
     assert contents(unfinished) == whole
 
 

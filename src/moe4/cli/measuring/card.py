@@ -33,10 +33,12 @@ def command(
 ) -> None:
     """Write OUT/README.md, the model card, from measured results; upload both if asked to.
 
-    Nothing that was not measured is in it. The hub's token is huggingface_hub's own (HF_TOKEN).
+    Nothing that was not measured is in it. What you wrote or changed in a card stays when it is written
+    again. The hub's token is huggingface_hub's own (HF_TOKEN).
     """
     from moe4.files.durable import write_output
-    from moe4.publish.card import card_path, render_card
+    from moe4.publish.card import CardNames
+    from moe4.publish.card_file import card_path, read_card, update_card
     from moe4.publish.proof import read_proof
     from moe4.publish.push import check_repo, list_uploads
     from moe4.publish.push import push as upload
@@ -45,13 +47,16 @@ def command(
     if push is not None:
         repo = check_repo(push)
     found = read_proof(out, proof)
-    card = render_card(found, repo, base_model, license_name)
+    names = CardNames(repo=repo, base_model=base_model, license_name=license_name)
+    card = update_card(found, names, read_card(out))
     if push is not None:
         list_uploads(out)  # what must not be uploaded is refused before anything is written
     if not dry_run:
-        write_output(card_path(out), card)
+        write_output(card_path(out), card.text)
     elif not as_json:
-        echo(card)
+        echo(card.text)
+    for remark in card.remarks:
+        echo(f"moe4: {remark}", err=True)
     result: dict[str, object] = {"card": str(card_path(out)), "written": not dry_run, "uploaded": None}
     if push is not None:
         files = list_uploads(out)

@@ -23,7 +23,9 @@ def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of its release.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="JSONL of held-out {messages} or {text}; reference: k2-tiny's chats."),
+        typer.Option(
+            help="JSONL of held-out {messages} or {text}, moe4's own if not given; reference: k2-tiny's."
+        ),
     ] = None,
     num_sequences: Annotated[int, typer.Option(min=1, help="Documents to read.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longer documents are cut.")] = 1024,

@@ -66,29 +66,39 @@ def command(
 
     Scores with standard errors; recovery with its interval, and whether the change is within noise. Answers
     are kept: a killed evaluation goes on where it was, a repeated one asks nothing.
+
+    Without --task it measures what any model allows: predictions beside --against, or a server's tool calls.
     """
     from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
 
-    comparison = run_evaluation(
-        EvaluationOptions(
-            model=model,
-            against=against,
-            tasks=tuple(task or ()),
-            limit=limit,
-            data_folder=data_dir,
-            gsm8k_folder=gsm8k_dir,
-            base_url=base_url,
-            tensor_parallel_size=tensor_parallel_size,
-            trust_remote_code=trust_remote_code,
-            output=output,
-            include_path=include_path,
-            tokenizer=tokenizer,
-            cache_folder=cache,
-            use_cache=use_cache,
-            revision=revision,
-        ),
-        say=lambda text: echo(text, err=True),
+    options = EvaluationOptions(
+        model=model,
+        against=against,
+        tasks=tuple(task or ()),
+        limit=limit,
+        data_folder=data_dir,
+        gsm8k_folder=gsm8k_dir,
+        base_url=base_url,
+        tensor_parallel_size=tensor_parallel_size,
+        trust_remote_code=trust_remote_code,
+        output=output,
+        include_path=include_path,
+        tokenizer=tokenizer,
+        cache_folder=cache,
+        use_cache=use_cache,
+        revision=revision,
     )
+
+    def say(text: str) -> None:
+        echo(text, err=True)
+
+    if not options.names_a_task:
+        from moe4.evaluate.without_tasks import measure_without_tasks
+
+        found = measure_without_tasks(options, say)
+        echo(json.dumps(found.as_dict(), ensure_ascii=False) if as_json else found.describe())
+        return
+    comparison = run_evaluation(options, say)
     if output is not None:
         write_scores(output, comparison)
     echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())

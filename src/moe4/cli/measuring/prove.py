@@ -16,14 +16,17 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A hundred questions, twenty texts, forty tool requests.")
     ] = False,
-    task: Annotated[list[str] | None, typer.Option(help="As in `moe4 eval`; may be repeated.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="As in `moe4 eval`; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of a task.")] = None,
     data: Annotated[Path | None, typer.Option(help="Held-out text, as in `moe4 compare`.")] = None,
     requests: Annotated[
         list[Path] | None, typer.Option(help="Tool requests, as in `moe4 toolcheck`.")
     ] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(help="evaluation, comparison or tools; may be repeated.")
+        list[str] | None, typer.Option(help="evaluation, comparison, tools or probe; may be repeated.")
     ] = None,
     min_recovery: Annotated[
         float, typer.Option(help="Exit 1 if recovery is shown to be below this share.")
@@ -44,9 +47,10 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure what the quantization cost: verify, eval, compare, toolcheck; write report and card.
+    """Measure what the quantization cost: verify, eval, compare, toolcheck, probe; write report and card.
 
-    Results lie in RELEASE/proof. A run that was cut off goes on where it was.
+    Results lie in RELEASE/proof. A run that was cut off goes on where it was. What cannot be measured here is
+    left out, and said.
     """
     from moe4.prove import ProveOptions, describe, failures
     from moe4.prove import prove as run

@@ -25,6 +25,7 @@ from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
+from moe4.units import layer_done
 
 REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
 
@@ -91,7 +92,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
                     )
                     passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
             stream.finish_layer(passed)
-            say(f"layer {layer + 1}/{network.num_layers}")
+            say(layer_done(layer, network.num_layers))
     return Coverage(
         documents=documents,
         counts=counts,

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from moe4.escape import visible_lines
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
-from moe4.units import clock
+from moe4.units import clock, layer_done
 
 
 class ProgressReporter:
@@ -64,7 +64,7 @@ class ProgressReporter:
         """Print what a layer came to that is committed."""
         self._time_left.layer_committed(record.layer)
         took = f"{seconds:.1f} s, {self._left()} left"
-        self.say(f"layer {record.layer + 1}/{num_layers}: {record.describe()}, {took}")
+        self.say(f"{layer_done(record.layer, num_layers)}: {record.describe()}, {took}")
 
     def _show(self, description: str) -> None:
         if self._live is not None and self._task is not None:
