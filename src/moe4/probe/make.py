@@ -149,7 +149,7 @@ def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
         return
     report = read_report(options.release)
     report["probe"] = report_entry(answers)
-    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path)
+    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path).model_dump()
     write_output(report_path, dump_json(report))
 
 

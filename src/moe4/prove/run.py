@@ -114,9 +114,9 @@ def prove(options: ProveOptions, say: Say) -> Proved:
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
     verified = verify(options.release, options.source)
-    if not verified["ok"]:
+    if not verified.ok:
         raise EvaluationError(
-            f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
+            f"{options.release} is not sound, so nothing is measured: {verified.problems[0]}"
         )
     make_folder(folder)
     measuring = _Measuring(options=options, stamp=_Stamp(options), say=say)

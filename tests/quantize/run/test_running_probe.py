@@ -45,7 +45,7 @@ def test_what_a_run_writes_is_what_the_release_gives(
     folder: Path = request.getfixturevalue(kind)
     out = tmp_path / "out"
     report: Any = run_quantize(folder, out, recipe, calibration if recipe.method == "gptq" else None)
-    assert verify(out, folder)["problems"] == []
+    assert verify(out, folder).problems == []
     assert report["probe"]["num_sequences"] == 64
     assert "probe     64 sequences with their expected answers" in describe(report)
     written = read_probe(out / PROBE_NAME, 2560)
@@ -100,7 +100,7 @@ def test_without_a_tokenizer_there_is_no_probe(
     assert not (tmp_path / "out" / PROBE_NAME).exists()
     assert report["probe"]["missing"].startswith("the tokenizer in ")
     assert "\nno probe  the tokenizer in " in describe(report)
-    assert verify(tmp_path / "out", source)["problems"] == []
+    assert verify(tmp_path / "out", source).problems == []
 
 
 def test_a_probe_of_the_source_is_not_the_release_s(small_source: Path, tmp_path: Path) -> None:
@@ -109,4 +109,4 @@ def test_a_probe_of_the_source_is_not_the_release_s(small_source: Path, tmp_path
     (source / PROBE_NAME).write_text("{}")
     run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
     assert json.loads((tmp_path / "out" / PROBE_NAME).read_text())["model_type"] == "kimi_k2"
-    assert verify(tmp_path / "out", source)["problems"] == []
+    assert verify(tmp_path / "out", source).problems == []

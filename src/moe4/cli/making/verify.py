@@ -19,10 +19,11 @@ def command(
 
     Files are held to the list in moe4-report.json; without it none can be checked, which is said.
     """
-    from moe4.verify.checks import describe, verify
+    from moe4.verify.checks import verify
+    from moe4.verify.result import describe
 
     with byte_progress("checking") as on_progress:
         result = verify(out, source, device=device, on_progress=on_progress)
-    echo(json.dumps(result) if as_json else describe(result))
-    if not result["ok"]:
+    echo(json.dumps(result.to_dict()) if as_json else describe(result))
+    if not result.ok:
         raise typer.Exit(1)

@@ -61,7 +61,7 @@ def build_report(
             "shards": {
                 shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
             },
-            "files": files,
+            "files": {name: entry.model_dump() for name, entry in files.items()},
             "not_covered": list(NOT_COVERED),
         },
         "probe": probe,
