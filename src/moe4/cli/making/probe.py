@@ -73,10 +73,8 @@ def command(
         trust_remote_code=trust_remote_code,
     )
     result = summarize(make_probe(options, say=lambda text: echo(text, err=True)))
-    result["output"] = str(options.path)
-    echo(
-        json.dumps(result, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}"
-    )
+    data = {**result.to_dict(), "output": str(options.path)}
+    echo(json.dumps(data, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}")
 
 
 def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: bool, as_json: bool) -> None:
