@@ -391,7 +391,6 @@ class _Verifier:
             source_bytes = sum(shard.num_bytes for shard in self.source.shards.values())
         ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
         return Verification(
-            ok=not self.problems,
             problems=self.problems,
             warnings=self.warnings,
             num_tensors=len(self.tensors),
@@ -401,7 +400,7 @@ class _Verifier:
             not_covered=[name for name in NOT_COVERED if (self.out / name).exists()],
             source_num_bytes=source_bytes,
             worst=self.report.summary.worst if self.report else [],
-            worst_weight_errors=[WeightError(matrix=name, error=error) for name, error in ordered] or None,
+            worst_weight_errors=[WeightError(matrix=name, error=error) for name, error in ordered],
         )
 
 

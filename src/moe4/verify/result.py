@@ -1,30 +1,31 @@
 """What `moe4 verify` found."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from moe4.checkpoint.release_folder import REPORT_NAME
 from moe4.checkpoint.report_file import WorstMatrix
 from moe4.escape import visible
-from moe4.schema import Own
 from moe4.units import format_bytes
 
 
-class WeightError(Own):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightError:
     """A matrix beside the source's: |W - Q|^2 / |W|^2."""
 
     matrix: str
     error: float
 
 
-class Verification(Own):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
     """A release that was checked; `problems` is empty if nothing is wrong.
 
     num_files: as many the report lists. not_covered: files that are there and that it need not list.
     source_num_bytes: None if neither a report nor a source says it. worst: what lost the most by the report.
-    worst_weight_errors: the same by comparison with the source; None without one.
+    worst_weight_errors: the same by comparison with the source; empty without one.
     """
 
-    ok: bool
     problems: list[str]
     warnings: list[str]
     num_tensors: int
@@ -34,12 +35,19 @@ class Verification(Own):
     not_covered: list[str]
     source_num_bytes: int | None
     worst: list[WorstMatrix]
-    worst_weight_errors: list[WeightError] | None = None
+    worst_weight_errors: list[WeightError]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without a comparison that was not made."""
-        without = {"worst_weight_errors"} if self.worst_weight_errors is None else None
-        return self.model_dump(exclude=without)
+        found = {"ok": self.ok, **asdict(self), "worst": [entry.model_dump() for entry in self.worst]}
+        if not self.worst_weight_errors:
+            del found["worst_weight_errors"]
+        return found
 
 
 def describe(result: Verification) -> str:
@@ -60,7 +68,7 @@ def describe(result: Verification) -> str:
         lines.append(
             f"worst     {entry.matrix}: error {entry.error:.5f} (round to nearest {entry.rtn_error:.5f})"
         )
-    for weight in result.worst_weight_errors or ():
+    for weight in result.worst_weight_errors:
         lines.append(f"weights   {weight.matrix}: {weight.error:.5f} of its squares lost")
     count = f"{result.num_tensors} tensors, {result.num_quantized} quantized matrices"
     lines.append(
