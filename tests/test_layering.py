@@ -52,7 +52,7 @@ ROOMS = {
         {"config"},
         {"registration", "cli"},
     ),
-    "deploy": ({"sizing"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
+    "deploy": ({"sizing", "smoke_answers"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "cli": (
         {"arguments", "options", "output", "streams", "fault"},
         {"making", "measuring", "serving", "deploying"},
@@ -84,6 +84,7 @@ LIBRARIES = {
         "probe.form",
         "evaluate",
         "deploy.lint",
+        "deploy.smoke_answers",
     },
     "pydantic_core": {"schema", "recipe", "config", "calibration"},
     "referencing": {"evaluate.toolcheck"},

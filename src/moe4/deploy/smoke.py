@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import httpx
 
-from moe4.deploy.server_answers import Chunk, Completion, ModelList
+from moe4.deploy.smoke_answers import Chunk, Completion, ModelList
 from moe4.errors import DeployError, ProbeError
 from moe4.probe.ask import ask_server, describe_shortly, find_probe
 from moe4.probe.check import is_address

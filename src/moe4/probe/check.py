@@ -50,7 +50,7 @@ class CheckError(Exception):
     """The check could not be done: one line that says what is wrong and what to do."""
 
 
-class Expectation(TypedDict):
+class LikelyTokens(TypedDict):
     """The likeliest next tokens, likeliest first, with their log-probabilities."""
 
     ids: list[int]
@@ -61,8 +61,8 @@ class ExpectedSequence(TypedDict):
     """A sequence, and what follows it by the released weights, in float32 and rounded to bfloat16."""
 
     tokens: list[int]
-    released: Expectation
-    bf16: Expectation
+    released: LikelyTokens
+    bf16: LikelyTokens
 
 
 class Expected(TypedDict):
@@ -82,7 +82,7 @@ class GroupVerdict(TypedDict):
     bounds: dict[str, float]
 
 
-class Divergence(TypedDict):
+class FoundDivergence(TypedDict):
     """KL divergence over all comparisons, in nats."""
 
     mean: float
@@ -95,7 +95,7 @@ class Verdict(TypedDict):
     ok: bool
     groups: list[GroupVerdict]
     wrong_tokens: int
-    kl: Divergence
+    kl: FoundDivergence
     worst_sequence: int
     num_sequences: int
     num_asked: int
@@ -456,7 +456,7 @@ def judge(expected: Expected, comparisons: list[Comparison]) -> Verdict:
     }
 
 
-def _is_wrong(found: Expectation, best: int, clear_gap: float) -> bool:
+def _is_wrong(found: LikelyTokens, best: int, clear_gap: float) -> bool:
     """Say whether `best` is not the token that is expected, and further from it than rounding can explain."""
     logprobs = dict(zip(found["ids"], found["logprobs"]))
     return bool(found["logprobs"][0] - logprobs.get(best, min(found["logprobs"])) > clear_gap)

@@ -7,7 +7,7 @@ from pydantic import Field
 from moe4.schema import Foreign
 
 
-class ServedModel(Foreign):
+class ListedModel(Foreign):
     """A model of the list."""
 
     id: str
@@ -16,7 +16,7 @@ class ServedModel(Foreign):
 class ModelList(Foreign):
     """The answer to `GET models`."""
 
-    data: list[ServedModel]
+    data: list[ListedModel]
 
 
 class Function(Foreign):
@@ -26,7 +26,7 @@ class Function(Foreign):
     arguments: str
 
 
-class ToolCall(Foreign):
+class AnsweredCall(Foreign):
     """One of a message's calls."""
 
     id: str
@@ -37,7 +37,7 @@ class Message(Foreign):
     """What the assistant says, whole or a piece of it."""
 
     content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[AnsweredCall] | None = None
 
 
 class Usage(Foreign):
