@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,13 @@ def test_what_is_no_text_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["lint", str(file)])
     assert isinstance(result.exception, Moe4Error)
     assert str(file) in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "text", ["!y a\n", "!!set\n? a\n", "!!omap\n- a: 1\n", "--- |\n text\n", "!x [a]\n", "!x {a: 1}\n"]
+)
+def test_a_document_that_is_no_object_has_a_place(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    result = CliRunner().invoke(app, ["lint", str(file)])
+    assert re.search(r"a\.yaml:\d+:\d+: (unread|error) ", result.stdout), result.output
