@@ -1,13 +1,12 @@
 """`moe4 probe`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -74,7 +73,10 @@ def command(
     )
     result = summarize(make_probe(options, say=lambda text: echo(text, err=True)))
     data = {**result.to_dict(), "output": str(options.path)}
-    echo(json.dumps(data, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}")
+    if as_json:
+        echo_json(data, ensure_ascii=False)
+    else:
+        echo(f"{describe(result)}\nwritten   {options.path}")
 
 
 def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: bool, as_json: bool) -> None:
@@ -84,6 +86,9 @@ def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: b
         result = ask_server(
             release, url, model=model, timeout=timeout, verify=not insecure, on_progress=on_progress
         )
-    echo(json.dumps(result) if as_json else describe(result))
+    if as_json:
+        echo_json(result)
+    else:
+        echo(describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

@@ -1,12 +1,11 @@
 """`moe4 verify`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moe4.cli.output import byte_progress, echo
+from moe4.cli.output import byte_progress, echo, echo_json
 
 
 def command(
@@ -24,6 +23,9 @@ def command(
 
     with byte_progress("checking") as on_progress:
         result = verify(out, source, device=device, on_progress=on_progress)
-    echo(json.dumps(result.to_dict()) if as_json else describe(result))
+    if as_json:
+        echo_json(result.to_dict())
+    else:
+        echo(describe(result))
     if not result.ok:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -64,6 +64,9 @@ def command(
     texts = [(found.documents[n][0], module.document_text(found.documents[n][1])) for n in taken]
     overlap = find_overlap(texts, questions) if questions else None
     result = module.summarize(found, cold_tokens, chosen, overlap)
-    echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else module.describe(result))
+    if as_json:
+        echo_json(result.to_dict(), ensure_ascii=False)
+    else:
+        echo(module.describe(result))
     if overlap is not None and overlap.num_overlapping:
         raise typer.Exit(1)

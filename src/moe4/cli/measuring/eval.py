@@ -1,13 +1,12 @@
 """`moe4 eval`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -91,4 +90,7 @@ def command(
     )
     if output is not None:
         write_scores(output, comparison)
-    echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())
+    if as_json:
+        echo_json(comparison.as_dict(), ensure_ascii=False)
+    else:
+        echo(comparison.table())

@@ -1,12 +1,11 @@
 """`moe4 doctor`."""
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
     from moe4.serve.binding import Binding
@@ -40,7 +39,7 @@ def command(
     if as_json:
         found = {**asdict(machine), "read_bytes_per_second": rate, "serve": asdict(binding)}
         found["cpp_compiler"] = compiler
-        echo(json.dumps(found, indent=1))
+        echo_json(found, indent=1)
         return
     lines = [
         f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
