@@ -126,7 +126,6 @@ def test_parameters_have_the_checkpoints_layout() -> None:
 
 def test_a_width_that_cuts_a_group_is_refused() -> None:
     from moe4.errors import KernelError
-
     from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
 
     method = CpuW4A16ExpertsMethod(layer(), 128)

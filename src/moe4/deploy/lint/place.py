@@ -50,8 +50,8 @@ class Document:
             return self.start
         node: Any = self.data
         line, column = 0, 0
-        if hasattr(node, "lc"):  # that of a tagged scalar knows nothing
-            line, column = node.lc.line or 0, node.lc.col or 0
+        if hasattr(node, "lc"):
+            line, column = node.lc.line or 0, node.lc.col or 0  # what is empty has no place
         for key in path:
             try:
                 child = node[key]
