@@ -24,8 +24,8 @@ from workplace import copy_project, environment, fork
 TESTS = {
     "checkpoint": [
         "tests/checkpoint",
-        "tests/vllm_plugin/test_loader_expert_cache.py",
-        "tests/vllm_plugin/test_mapped_loader.py",
+        "tests/vllm_plugin/loader/test_loader_expert_cache.py",
+        "tests/vllm_plugin/loader/test_mapped_loader.py",
         "tests/quantize/run/test_source_changes.py",
     ],
     "quantize": [

@@ -146,7 +146,7 @@ def _write_manifests(folder: Path) -> None:
             out = str(manifests / f"{form}-several.{suffix}")
             _moe4("deploy", form, str(kimi), "-o", out, *where, *SEVERAL_MACHINES)
     _moe4("deploy", "dashboard", str(REFERENCE_MODEL), "-o", str(manifests / "dashboard"))
-    for sample in (REPOSITORY / "tests" / "deploy" / "samples").iterdir():
+    for sample in (REPOSITORY / "tests" / "deploy" / "lint" / "samples").iterdir():
         shutil.copy(sample, manifests)
     text = (manifests / "card-curl.sh").read_text()
     (manifests / "guide.md").write_text(f"# Serve\n\n```bash\n{text}\n```\n")
