@@ -6,18 +6,21 @@ the source and to the versions that are installed.
 
 CONFIG = "tests/vllm_plugin/test_plugin.py::test_registering_twice_gives_our_configuration"
 EXPERTS = "tests/vllm_plugin/test_plugin.py::test_parameters_have_the_checkpoints_layout"
-LOADER = "tests/vllm_plugin/test_mapped_loader.py::test_answers_are_those_of_vllms_loader"
-MLA = "tests/vllm_plugin/test_mla_layout.py::test_vllm_takes_the_plugins_backend"
-REST = "tests/vllm_plugin/test_rest_int8.py::test_what_is_converted_and_what_is_kept"
-THREADS = "tests/vllm_plugin/test_threads.py::test_vllm_is_changed_only_where_it_was_asked_for"
-WAITING = "tests/vllm_plugin/test_threads.py::test_a_reader_waits_asleep_and_misses_nothing"
-COLLECTIVES = "tests/vllm_plugin/test_collectives.py::test_vllm_gets_them_where_it_lacks_them"
-EAGER = "tests/vllm_plugin/test_eager.py::test_the_sampler_counts_ranks_plainly"
-ROTARY = "tests/vllm_plugin/test_rotary.py::test_queries_in_any_layout_are_rotated"
-MARLIN = "tests/vllm_plugin/test_marlin_scales.py::test_the_plugin_attaches_on_cuda_and_changes_nothing_else"
+LOADER = "tests/vllm_plugin/loader/test_mapped_loader.py::test_answers_are_those_of_vllms_loader"
+MLA = "tests/vllm_plugin/cpu/test_mla_layout.py::test_vllm_takes_the_plugins_backend"
+REST = "tests/vllm_plugin/rest/test_rest_int8.py::test_what_is_converted_and_what_is_kept"
+THREADS = "tests/vllm_plugin/cpu/test_threads.py::test_vllm_is_changed_only_where_it_was_asked_for"
+WAITING = "tests/vllm_plugin/cpu/test_threads.py::test_a_reader_waits_asleep_and_misses_nothing"
+COLLECTIVES = "tests/vllm_plugin/cpu/test_collectives.py::test_vllm_gets_them_where_it_lacks_them"
+EAGER = "tests/vllm_plugin/cpu/test_eager.py::test_the_sampler_counts_ranks_plainly"
+ROTARY = "tests/vllm_plugin/cpu/test_rotary.py::test_queries_in_any_layout_are_rotated"
+MARLIN = (
+    "tests/vllm_plugin/marlin/test_marlin_scales.py"
+    "::test_the_plugin_attaches_on_cuda_and_changes_nothing_else"
+)
 TOOL_PARSER = "tests/vllm_plugin/test_tool_parser.py::test_known_texts"
 MODEL = "tests/model/test_architecture.py"
-HARNESS = "tests/evaluate/test_eval_command.py"
+HARNESS = "tests/evaluate/harness/test_eval_command.py"
 RANKS = "tests/quantize/transfer/test_ranks.py"
 
 LAYERS = "vllm.model_executor.layers"
@@ -70,7 +73,7 @@ PARTS = {
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping": MODEL,
     "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,
-    "lm_eval.api.model:LM": "tests/evaluate/test_answer_cache.py",
+    "lm_eval.api.model:LM": "tests/evaluate/harness/test_answer_cache.py",
     "lm_eval.api.registry:get_model": HARNESS,
     "lm_eval.tasks:TaskManager": HARNESS,
     "lm_eval.models.vllm_causallms:VLLM": HARNESS,

@@ -1,5 +1,6 @@
 """Text in another language: what its own reader makes of it is the text again, and nothing else."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -27,6 +28,14 @@ def test_nothing_in_a_line_is_hidden(text: str) -> None:
     assert escape.comment(text).startswith("#")
     lines = escape.visible_lines(text)
     assert "\x1b" not in lines and lines.count("\n") == text.count("\n")
+
+
+@given(text=st.text() | st.sampled_from([*TEXTS, "\x7f\x85\xad", "\U000e0001", "\udcff"]))
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_json_stays_json_and_hides_nothing(ensure_ascii: bool, text: str) -> None:
+    found = escape.visible_json(json.dumps({text: [text]}, ensure_ascii=ensure_ascii, indent=1))
+    assert json.loads(found) == {text: [text]}
+    assert escape.visible_lines(found) == found
 
 
 @given(text=SEEN)

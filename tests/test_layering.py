@@ -54,7 +54,7 @@ ROOMS = {
         {"config"},
         {"registration", "cli", "tool_parser"},
     ),
-    "deploy": ({"sizing"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
+    "deploy": ({"sizing", "smoke_answers"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "cli": (
         {"arguments", "options", "output", "streams", "fault"},
         {"making", "measuring", "serving", "deploying"},
@@ -88,6 +88,7 @@ LIBRARIES = {
         "quantize.run.kept_tokens",
         "evaluate",
         "deploy.lint",
+        "deploy.smoke_answers",
     },
     "pydantic_core": {"schema", "recipe", "config", "calibration"},
     "referencing": {"evaluate.toolcheck"},
@@ -117,6 +118,11 @@ LIBRARIES = {
     "vllm": {"vllm_plugin"},
     "yaml": {"deploy.lint", "serve.command"},
 }
+
+
+# How the name of a class ends that holds what a user asked for, and fields whose names mean other things too.
+OPTIONS = ("Options", "Request", "Recipe", "Gptq", "Wanted")
+EVERYWHERE = {"name", "extra"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -233,3 +239,39 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(module)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def fields_of_options(tree: ast.Module) -> set[str]:
+    """Return the fields of a module's classes that hold what a user asked for."""
+    return {
+        str(entry.target.id)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name.endswith(OPTIONS)
+        for entry in node.body
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
+    }
+
+
+def test_an_option_meets_each_room_at_most_twice() -> None:
+    """It travels in the object it came in: in two modules of a room at most do functions take it by its name.
+
+    A `torch.device` is no option, but what a module is about.
+    """
+    options, places = defaultdict(set), defaultdict(set)
+    for module, tree in modules():
+        package, *rooms = module.split(".")[:-1] or [""]
+        room = rooms[0] if rooms else ""  # modules that lie beside rooms make up one
+        options[package] |= fields_of_options(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for parameter in (*node.args.args, *node.args.kwonlyargs):
+                    kind = ast.unparse(parameter.annotation) if parameter.annotation else ""
+                    if "torch.device" not in kind:
+                        places[package, room, parameter.arg].add(module)
+    assert {"calibration", "trust_remote_code", "allow_extra"} <= options["quantize"]
+    wrong = [
+        f"{package}.{room}: {name} is a parameter in {', '.join(sorted(found))}"
+        for (package, room, name), found in places.items()
+        if len(found) > 2 and name in options[package] and package != "cli" and name not in EVERYWHERE
+    ]
+    assert not wrong, "\n".join(wrong)

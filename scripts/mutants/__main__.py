@@ -24,15 +24,18 @@ from workplace import copy_project, environment, fork
 TESTS = {
     "checkpoint": [
         "tests/checkpoint",
-        "tests/vllm_plugin/test_loader_expert_cache.py",
-        "tests/vllm_plugin/test_mapped_loader.py",
+        "tests/vllm_plugin/loader/test_loader_expert_cache.py",
+        "tests/vllm_plugin/loader/test_mapped_loader.py",
         "tests/quantize/run/test_source_changes.py",
     ],
     "quantize": [
         "tests/quantize/gpu/test_gpu_reference.py",
-        "tests/quantize/planning/test_memory_need.py",
-        "tests/quantize/forecast/test_forecast.py",
+        "tests/quantize/planning",
+        "tests/quantize/forecast",
         "tests/quantize/transfer/test_reader.py",
+        "tests/quantize/run/test_bad_input.py",
+        "tests/quantize/run/test_commit_queue.py",
+        "tests/quantize/run/test_int4_source.py",
         "tests/quantize/run/test_release.py",
         "tests/quantize/run/test_running_probe.py",
         "tests/quantize/reporting",

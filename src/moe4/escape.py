@@ -38,6 +38,11 @@ def visible_lines(text: str) -> str:
     return _UNSEEN_IN_LINES.sub(_spell, text)
 
 
+def visible_json(text: str) -> str:
+    r"""Return JSON in which nothing is hidden: `\u007f`, `\u202e`, as JSON itself may write it."""
+    return _UNSEEN_IN_LINES.sub(_spell_for_json, text)
+
+
 def comment(text: str) -> str:
     """Return the text as a comment line of a shell script, a systemd unit or YAML."""
     return f"# {visible(text)}".rstrip()
@@ -123,6 +128,11 @@ def _spell(found: re.Match[str]) -> str:
     if code < 0x100:
         return _SHORT.get(letter, f"\\x{code:02x}")
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _spell_for_json(found: re.Match[str]) -> str:
+    units = found.group().encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def _spell_for_shell(found: re.Match[str]) -> str:

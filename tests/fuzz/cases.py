@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from fuzz.damaged_files import clutter, damage, rename
 from fuzz.hostile_server import serving
-from fuzz.seeds import FORMS, SOURCES
+from fuzz.seeds import COPIED, FORMS, ON_A_CLUSTER, SEVERAL_MACHINES, SOURCES
 from typer.main import get_command
 
 from moe4.cli.app import COMMANDS, app
@@ -81,6 +81,7 @@ PATHS = (
     "\udcff",
     "loop",
 )
+EXPECTED = "release/moe4-probe.json"
 VALUES = {"int": NUMBERS, "float": FRACTIONS, "Path": PATHS}
 # What would leave the sandbox, take long, or is what makes a case end at all.
 KEPT = (
@@ -144,17 +145,19 @@ class Case:
 
     def source(self) -> str:
         """Return a source checkpoint, most often a damaged one."""
-        name = self.take(self.rng.choice(SOURCES))
-        return self.spoil(name) if self.rng.random() < 0.85 else name
+        return self.maybe_spoil(self.rng.choice(SOURCES), 0.85)
 
     def release(self) -> str:
         """Return a release, most often a damaged one."""
-        name = self.take("release")
-        return self.spoil(name) if self.rng.random() < 0.85 else name
+        return self.maybe_spoil("release", 0.85)
 
     def data(self, name: str, damaged: float = 0.5) -> str:
         """Return a file of data, damaged so often."""
-        taken = self.take(f"data/{name}")
+        return self.maybe_spoil(f"data/{name}", damaged)
+
+    def maybe_spoil(self, name: str, damaged: float) -> str:
+        """Copy a sound input, and damage it so often."""
+        taken = self.take(name)
         return self.spoil(taken) if self.rng.random() < damaged else taken
 
 
@@ -178,14 +181,20 @@ def resume(case: Case) -> list[str]:
 
 def verify(case: Case) -> list[str]:
     """Verify a damaged release, some with a source."""
-    release = case.release()
-    source = ["--source", case.take("k2")] if case.rng.random() < 0.4 else []
-    return ["verify", release, *source, *_maybe(case, "--json")]
+    if case.rng.random() < 0.3:
+        copied, source = case.take("copied"), case.take(COPIED)
+        if case.rng.random() < 0.5:
+            source = case.spoil(source)
+        else:
+            copied = case.spoil(copied)
+        return ["verify", copied, "--source", source, *_maybe(case, "--json")]
+    from_source = ["--source", case.take("k2")] if case.rng.random() < 0.4 else []
+    return ["verify", case.release(), *from_source, *_maybe(case, "--json")]
 
 
 def fit(case: Case) -> list[str]:
     """Size a damaged source or release, or its config alone."""
-    name = case.rng.choice([case.source, case.release])()
+    name = case.rng.choice([case.source, case.release, lambda: case.spoil(case.take("kimi"))])()
     alone = f"{name}/config.json" if case.rng.random() < 0.2 else name
     return ["fit", alone, *_maybe(case, "--json", "--expert-parallel", "--gpu=h100", "--gpus=2")]
 
@@ -194,12 +203,17 @@ def deploy(case: Case) -> list[str]:
     """Write a deployment for a damaged release."""
     form = case.rng.choice([*FORMS, "dashboard"])
     model = ["--model", case.rng.choice(["pvc://a/b", "hf://a/b", "oci://a/b:1", "file:///srv/x"])]
-    name = case.release() if case.rng.random() < 0.5 else case.take("release")
+    several: list[str] = []
+    if form in ON_A_CLUSTER and case.rng.random() < 0.4:
+        name, several = case.maybe_spoil("kimi", 0.5), SEVERAL_MACHINES
+    else:
+        name = case.release() if case.rng.random() < 0.5 else case.take("release")
     return [
         "deploy",
         form,
         name,
         *model,
+        *several,
         *_maybe(case, "--openshift", "--plugin", "-o=out.yaml", "--engine=cpu"),
     ]
 
@@ -230,6 +244,14 @@ def card(case: Case) -> list[str]:
 def report(case: Case) -> list[str]:
     """Write the report of a damaged release."""
     return ["report", case.release(), *_maybe(case, "-o=out.html")]
+
+
+def results(case: Case) -> list[str]:
+    """Read damaged results of an evaluation, a comparison or tool calls, or damaged expected answers."""
+    release = case.take("release")
+    files = ("proof/evaluation.json", "proof/comparison.json", "proof/toolcheck.json", "moe4-report.json")
+    case.spoil(f"{release}/{case.rng.choice(files)}")
+    return [case.rng.choice(["card", "report"]), release]
 
 
 def compare(case: Case) -> list[str]:
@@ -267,13 +289,14 @@ def probe(case: Case) -> list[str]:
 
 def probe_server(case: Case) -> list[str]:
     """Ask a hostile server for a release's expected answers, which may be damaged too."""
-    release = case.release() if case.rng.random() < 0.5 else case.take("release")
+    release = case.release() if case.rng.random() < 0.3 else case.maybe_spoil(EXPECTED, 0.7)
     return ["probe", release, "--url", case.address, "--timeout", "1", *_maybe(case, "--json")]
 
 
 def smoke(case: Case) -> list[str]:
     """Test a hostile server."""
-    return ["smoke", case.address, "--timeout", "1", *_maybe(case, "--json")]
+    answers = ["--probe", case.maybe_spoil(EXPECTED, 0.3)] if case.rng.random() < 0.4 else []
+    return ["smoke", case.address, "--timeout", "1", *answers, *_maybe(case, "--json")]
 
 
 def toolcheck(case: Case) -> list[str]:
@@ -331,6 +354,7 @@ WEIGHTS: dict[Callable[[Case], list[str]], int] = {
     lint_dashboard: 2,
     card: 6,
     report: 6,
+    results: 6,
     compare: 5,
     coverage: 4,
     probe: 4,
@@ -388,7 +412,8 @@ def _write_odd_paths() -> None:
 def _calibrated(case: Case, damaged: float) -> list[str]:
     found = ["--calibration", case.data("calibration.jsonl", damaged), "--num-sequences", "2"]
     if case.rng.random() < 0.3:
-        found += ["--recipe", case.data("recipe.toml", 0.8)]
+        recipes = sorted(path.name for path in (case.seeds / "data" / "recipes").iterdir())
+        found += ["--recipe", case.data(f"recipes/{case.rng.choice(recipes)}", 0.8)]
     return found
 
 

@@ -157,7 +157,7 @@ def damage_shard(path: Path, rng: Random) -> str:
         length = rng.choice([0, 1, length - 1, length + 1, length * 2, 1 << 27, 1 << 40, (1 << 64) - 1])
     else:
         kind, text = "data", data[8 : 8 + length]
-        body = _edit_body(body, rng)
+        body = _edit_body(body, header, rng)
     path.write_bytes(struct.pack("<Q", length) + text + body)
     return f"shard's {kind}"
 
@@ -191,7 +191,10 @@ def _edit_header(header: dict[str, Any], rng: Random) -> str:
     elif action == 3:
         del header[name]
     elif action == 4:
-        header[rng.choice(["x", "", "a\nb", name + "_scale_inv", name + "x", "../x"])] = header.pop(name)
+        base, _, leaf = name.rpartition(".")
+        suffixes = ("_scale_inv", "_scale", "_zero_point", "_packed", "_shape", "_g_idx", "x", "")
+        names = [f"{base}.weight{suffix}" for suffix in suffixes] + [f"{base}.input_scale", f"x.{leaf}"]
+        header[rng.choice(["x", "", "a\nb", "../x", *names])] = header.pop(name)
     elif action == 5:
         other = header[rng.choice(names)]
         header[name] = {**other}
@@ -205,19 +208,37 @@ def _edit_header(header: dict[str, Any], rng: Random) -> str:
     return "header"
 
 
-def _edit_body(body: bytes, rng: Random) -> bytes:
+def _edit_body(body: bytes, header: dict[str, Any], rng: Random) -> bytes:
+    """Change the data: of some bytes, of all, or of one tensor, as scales and shapes are small."""
     data = bytearray(body)
     place = rng.randrange(max(1, len(data)))
-    action = rng.randrange(4)
+    action = rng.randrange(6)
     if action == 0:
         data[place : place + 64] = b"\xff" * len(data[place : place + 64])
     elif action == 1:
         del data[place:]
     elif action == 2:
         data += b"\0" * rng.choice([1, 2, 4096])
-    else:
+    elif action == 3:
         data[:] = bytes([rng.choice([0, 0x7F, 0x80, 0xFF])]) * len(data)
+    else:
+        _edit_tensor(data, header, rng)
     return bytes(data)
+
+
+def _edit_tensor(data: bytearray, header: dict[str, Any], rng: Random) -> None:
+    """Overwrite a tensor, or its first element alone."""
+    leaves: dict[str, list[tuple[int, int]]] = {}
+    for name, entry in header.items():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets):
+            leaves.setdefault(name.rpartition(".")[2], []).append((offsets[0], offsets[1]))
+    if not leaves:
+        return
+    begin, end = rng.choice(rng.choice(list(leaves.values())))
+    if 0 <= begin < end <= len(data):
+        end = rng.choice([end, min(end, begin + 2)])
+        data[begin:end] = bytes([rng.choice([0, 1, 0x7F, 0x80, 0xFF])]) * (end - begin)
 
 
 def damage_yaml(path: Path, rng: Random) -> str:

@@ -131,7 +131,10 @@ def edit(data: Any, rng: Random) -> Any:
         del container[key]
     elif action < 0.9:
         other_container, other_key = rng.choice(found)
-        container[key] = json.loads(json.dumps(other_container[other_key], default=str))
+        try:
+            container[key] = json.loads(json.dumps(other_container[other_key], default=str))
+        except (ValueError, RecursionError):  # aliases may hold themselves
+            container[key] = odd_value(rng)
     elif isinstance(container, dict):
         value = container.pop(key)
         container[rng.choice(["", str(key) + "x", str(key).upper(), "a\nb", "\ud800", "__class__"])] = value

@@ -8,10 +8,11 @@ from random import Random
 from typing import Any
 
 import torch
+from deploy.deploy_cases import write_kimi_config
+from fuzz import quantized_sources
 from fuzz.sandbox import call_main
 from model_fixtures import REFERENCE_MODEL, REPOSITORY, random_state, reference_config, write_checkpoint
 from publish.measured import comparison, evaluation, toolcheck
-from safetensors.torch import load_file, save_file
 
 sys.path.append(str(REPOSITORY / "tests" / "quantize" / "run"))
 from test_families import FAMILIES, SIZES
@@ -31,8 +32,9 @@ K2 = {
     "intermediate_size": 64,
     "moe_intermediate_size": 64,
 }
-FP8_BLOCK = 32
-SOURCES = ("k2", "fp8", *FAMILIES)
+FUSED = ("qwen3_moe", "deepseek_v3")  # families that are there once more as transformers' modules hold them
+SOURCES = ("k2", *quantized_sources.NAMES, *FAMILIES, *(f"{family}-fused" for family in FUSED))
+COPIED = "ct-int4"  # the source whose codes a release takes over
 FORMS = {
     "podman": "sh",
     "quadlet": "container",
@@ -40,7 +42,10 @@ FORMS = {
     "kserve": "yaml",
     "llmd": "yaml",
     "kubernetes": "yaml",
+    "leaderworkerset": "yaml",
 }
+ON_A_CLUSTER = ("kserve", "llmd", "kubernetes", "leaderworkerset")
+SEVERAL_MACHINES = ["--trust-remote-code", "--gpu", "h100", "--gpus", "16"]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -50,13 +55,17 @@ def make_seeds(folder: Path) -> None:
     folder.mkdir()
     config = reference_config(**K2)
     write_checkpoint(folder / "k2", config, random_state(config, seed=1))
-    _write_fp8(folder / "k2", folder / "fp8")
+    for name in quantized_sources.NAMES:
+        quantized_sources.write_quantized(folder / "k2", folder / name, name)
     for family in FAMILIES:
         _write_family(folder / family, family)
+    for family in FUSED:
+        _write_family(folder / f"{family}-fused", family, fused=True)
     _write_data(folder)
     calibrated = ["--calibration", str(folder / "data" / "calibration.jsonl"), "--num-sequences", "2"]
     release = str(folder / "release")
     _moe4("quantize", str(folder / "k2"), release, *calibrated)
+    _moe4("quantize", str(folder / COPIED), str(folder / "copied"))
     _write_unfinished(folder, calibrated)
     _write_manifests(folder)
     proof = folder / "release" / "proof"
@@ -74,38 +83,14 @@ def _moe4(*arguments: str) -> None:
     assert code == 0, (arguments, code)
 
 
-def _write_fp8(source: Path, folder: Path) -> None:
-    """Write the checkpoint in block-FP8 and three shards."""
-    shutil.copytree(source, folder)
-    (shard,) = folder.glob("*.safetensors")
-    state = load_file(shard)
-    shard.unlink()
-    pieces: list[dict[str, torch.Tensor]] = [{}, {}, {}]
-    for number, (name, tensor) in enumerate(sorted(state.items())):
-        piece = pieces[number % 3]
-        if "_proj" not in name or tensor.dim() != 2:
-            piece[name] = tensor
-            continue
-        rows, columns = (-(-size // FP8_BLOCK) for size in tensor.shape)
-        piece[name] = tensor.to(torch.float8_e4m3fn)
-        piece[f"{name}_scale_inv"] = torch.ones(rows, columns)
-    weight_map = {}
-    for number, piece in enumerate(pieces, start=1):
-        save_file(piece, folder / f"model-{number}-of-3.safetensors", metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(piece, f"model-{number}-of-3.safetensors"))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def _write_family(folder: Path, family: str) -> None:
+def _write_family(folder: Path, family: str, *, fused: bool = False) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {**SIZES, "hidden_size": 64, "intermediate_size": 64, **FAMILIES[family]}
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **settings)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder, save_original_format=not fused)
     for name in TOKENIZER:
         shutil.copy(REFERENCE_MODEL / name, folder)
 
@@ -124,7 +109,7 @@ def _write_data(folder: Path) -> None:
     for name in ("heldout-chats", "heldout-problems", "heldout-tools"):
         source = REPOSITORY / "reference" / "data" / f"{name}.jsonl"
         (data / source.name).write_text("".join(source.read_text().splitlines(keepends=True)[:4]))
-    shutil.copy(REPOSITORY / "recipes" / "w4a16-gptq.toml", data / "recipe.toml")
+    shutil.copytree(REPOSITORY / "recipes", data / "recipes")
 
 
 def _write_unfinished(folder: Path, calibrated: list[str]) -> None:
@@ -152,11 +137,16 @@ def _write_unfinished(folder: Path, calibrated: list[str]) -> None:
 def _write_manifests(folder: Path) -> None:
     manifests = folder / "manifests"
     manifests.mkdir()
+    kimi = write_kimi_config(folder / "kimi")
     for form, suffix in FORMS.items():
-        where = ["--model", "pvc://models/k2"] if form in ("kserve", "llmd", "kubernetes") else []
-        _moe4("deploy", form, str(REFERENCE_MODEL), "-o", str(manifests / f"{form}.{suffix}"), *where)
+        where = ["--model", "pvc://models/k2"] if form in ON_A_CLUSTER else []
+        if form != "leaderworkerset":
+            _moe4("deploy", form, str(REFERENCE_MODEL), "-o", str(manifests / f"{form}.{suffix}"), *where)
+        if form in ("kserve", "leaderworkerset"):
+            out = str(manifests / f"{form}-several.{suffix}")
+            _moe4("deploy", form, str(kimi), "-o", out, *where, *SEVERAL_MACHINES)
     _moe4("deploy", "dashboard", str(REFERENCE_MODEL), "-o", str(manifests / "dashboard"))
-    for sample in (REPOSITORY / "tests" / "deploy" / "samples").iterdir():
+    for sample in (REPOSITORY / "tests" / "deploy" / "lint" / "samples").iterdir():
         shutil.copy(sample, manifests)
     text = (manifests / "card-curl.sh").read_text()
     (manifests / "guide.md").write_text(f"# Serve\n\n```bash\n{text}\n```\n")

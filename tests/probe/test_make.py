@@ -216,14 +216,14 @@ def test_verify_checks_the_file(qwen: Path, tmp_path: Path) -> None:
     path = release / "moe4-probe.json"
     path.unlink(missing_ok=True)
     make_probe(ProbeOptions(release=release), lambda _: None)
-    assert verify(release, qwen / "source")["problems"] == []
+    assert verify(release, qwen / "source").problems == []
     whole = path.read_text()
     data = json.loads(whole)
     data["sequences"][5]["tokens"][0] = 2560
     path.write_text(json.dumps(data))
-    other, form = verify(release)["problems"]
+    other, form = verify(release).problems
     assert other.startswith("moe4-probe.json is not the file moe4-report.json describes: its SHA-256 differs")
     assert "sequences[5].tokens must lie below the vocabulary's size 2560, found 2560" in form
     path.unlink()
-    (problem,) = verify(release)["problems"]
+    (problem,) = verify(release).problems
     assert problem == f"moe4-probe.json is missing; moe4 probe {release} makes it again"

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine import run_engines
-from families import write_source
 from model_fixtures import (
     load_in_transformers,
     next_token_logprobs,
@@ -23,6 +21,8 @@ from model_fixtures import (
     write_random_model,
     write_rounded_release,
 )
+from vllm_plugin.engine import run_engines
+from vllm_plugin.families import write_source
 
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import Request, quantize

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from engine import Answers, run_engines
-from generate import NUM_BEST
 from model_fixtures import (
     REFERENCE_MODEL,
     load_in_transformers,
@@ -23,6 +21,8 @@ from model_fixtures import (
     write_rounded_release,
 )
 from transformers import AutoTokenizer
+from vllm_plugin.engine import Answers, run_engines
+from vllm_plugin.generate import NUM_BEST
 
 from k2tiny import corpus
 

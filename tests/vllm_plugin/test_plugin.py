@@ -125,10 +125,11 @@ def test_parameters_have_the_checkpoints_layout() -> None:
 
 
 def test_a_width_that_cuts_a_group_is_refused() -> None:
+    from moe4.errors import KernelError
     from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
 
     method = CpuW4A16ExpertsMethod(layer(), 128)
-    with pytest.raises(ValueError, match="192, is not a multiple of the group size 128"):
+    with pytest.raises(KernelError, match="192, is not a multiple of the group size 128"):
         method.create_weights(Parameters(), 3, 256, 192, torch.bfloat16, weight_loader=lambda *_: True)
 
 

@@ -158,20 +158,20 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-Listing = dict[str, dict[str, Any]]
-"""By file name: `num_bytes` and `sha256`."""
+Listing = dict[str, FileEntry]
+"""By file name."""
 
 
-def list_file(path: Path) -> dict[str, Any]:
+def list_file(path: Path) -> FileEntry:
     """Return what a list says of a file."""
-    return {"num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return FileEntry(num_bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def list_files(folder: Path, names: Iterable[str], coming: Mapping[str, bytes]) -> Listing:
     """Return the list of some files in a folder, and of some that will be written with these contents."""
     listing = {name: list_file(folder / name) for name in names}
     for name, data in coming.items():
-        listing[name] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        listing[name] = FileEntry(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     return dict(sorted(listing.items()))
 
 
@@ -187,7 +187,7 @@ def compare_files(
         if Path(name).name != name:
             return "is no file name"
         problem = _compare_file(folder / name, listing[name])
-        on_bytes(0 if problem else int(listing[name]["num_bytes"]))
+        on_bytes(0 if problem else listing[name].num_bytes)
         return problem
 
     with ThreadPoolExecutor(max(1, min(MOST_HASHED, len(os.sched_getaffinity(0))))) as threads:
@@ -212,13 +212,13 @@ def compare_files(
                 yield shown(str(part.relative_to(folder))), problem
 
 
-def _compare_file(path: Path, entry: Mapping[str, Any]) -> str | None:
+def _compare_file(path: Path, entry: FileEntry) -> str | None:
     problem = _leads_out(path, path.parent)
     if problem is not None:
         return problem
     if not path.is_file():
         return "is no file" if path.exists() else "is missing"
-    if path.stat().st_size == entry["num_bytes"] and file_sha256(path) == entry["sha256"]:
+    if path.stat().st_size == entry.num_bytes and file_sha256(path) == entry.sha256:
         return None
     return f"is not the file {REPORT_NAME} describes: its SHA-256 differs"
 

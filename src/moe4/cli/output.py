@@ -1,12 +1,13 @@
 """What commands print: names in it come from files and servers that anybody may have made."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
 
-from moe4.escape import visible_lines
+from moe4.escape import visible_json, visible_lines
 
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -14,6 +15,11 @@ LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
     """Print a text to stdout, or stderr; control characters but newlines and tabs are written out."""
     typer.echo(visible_lines(str(text)), nl=nl, err=err)
+
+
+def echo_json(value: object, *, ensure_ascii: bool = True, indent: int | None = None) -> None:
+    """Print a value to stdout as JSON that stays JSON whatever its strings hold."""
+    typer.echo(visible_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)))
 
 
 @contextmanager

@@ -45,10 +45,11 @@ class Panel:
 def panels(model: str) -> list[Panel]:
     """Return the graphs for the model served under this name."""
     chosen = f'{{model_name="{model}"}}'
-    reasons = f"sum by (finished_reason) (rate(vllm:request_success_total{chosen}[$__rate_interval]))"
-    hits = f"sum(rate(vllm:prefix_cache_hits_total{chosen}[$__rate_interval]))"
-    queries = f"sum(rate(vllm:prefix_cache_queries_total{chosen}[$__rate_interval]))"
-    failed = f'sum by (status, handler) (rate({HTTP_REQUESTS}{{status=~"4..|5.."}}[$__rate_interval]))'
+    return [*_latency_panels(chosen), *_load_panels(chosen), *_outcome_panels(chosen)]
+
+
+def _latency_panels(chosen: str) -> list[Panel]:
+    """Return what a reader waits for; `chosen` selects the model in PromQL."""
     return [
         Panel(
             title="Time to first token",
@@ -62,6 +63,14 @@ def panels(model: str) -> list[Panel]:
             queries=tuple(_quantiles("vllm:inter_token_latency_seconds", chosen)),
             description="Between two tokens of one answer, as a reader sees it.",
         ),
+    ]
+
+
+def _load_panels(chosen: str) -> list[Panel]:
+    """Return what the server has to do, and what of it waits."""
+    hits = f"sum(rate(vllm:prefix_cache_hits_total{chosen}[$__rate_interval]))"
+    queries = f"sum(rate(vllm:prefix_cache_queries_total{chosen}[$__rate_interval]))"
+    return [
         Panel(
             title="Requests running and waiting",
             unit="short",
@@ -95,6 +104,14 @@ def panels(model: str) -> list[Panel]:
             ),
             description="Of all requests together.",
         ),
+    ]
+
+
+def _outcome_panels(chosen: str) -> list[Panel]:
+    """Return how requests end."""
+    reasons = f"sum by (finished_reason) (rate(vllm:request_success_total{chosen}[$__rate_interval]))"
+    failed = f'sum by (status, handler) (rate({HTTP_REQUESTS}{{status=~"4..|5.."}}[$__rate_interval]))'
+    return [
         Panel(
             title="Requests finished, by reason",
             unit="reqps",

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import httpx
 
+from moe4.deploy.smoke_answers import Chunk, Completion, ModelList
 from moe4.errors import DeployError, ProbeError
 from moe4.probe.ask import ask_server, describe_shortly, find_probe
 from moe4.probe.check import is_address
+from moe4.schema import Foreign, decode, parse
+
+Answer = TypeVar("Answer", bound=Foreign)
 
 TOOL = {
     "type": "function",
@@ -95,14 +99,16 @@ class SmokeTest:
             detail, ok = f"status {error.response.status_code}: {reason}", False
         except httpx.HTTPError as error:
             detail, ok = f"cannot be reached: {error or type(error).__name__}", False
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            detail, ok = f"not the answer of an OpenAI-compatible server: {error!r}", False
+        except _ForeignError as error:
+            detail, ok = f"not the answer of an OpenAI-compatible server: {error}", False
         except (_UnexpectedError, ProbeError) as error:
             detail, ok = str(error), False
         return SmokeOutcome(name=name, ok=ok, seconds=time.monotonic() - began, detail=detail)
 
     def _models(self) -> str:
-        served = [entry["id"] for entry in self._get("models")["data"]]
+        response = self._client.get("models")
+        response.raise_for_status()
+        served = [entry.id for entry in _read(ModelList, response.content, "models").data]
         if not served:
             raise _UnexpectedError("the server serves no model")
         self.model = self.model or served[0]
@@ -111,11 +117,11 @@ class SmokeTest:
         return f"serves {', '.join(served)}"
 
     def _chat(self) -> str:
-        answer = self._post({"messages": HELLO, "max_tokens": MAX_TOKENS})
-        content = answer["choices"][0]["message"]["content"]
+        answer = self._complete({"messages": HELLO, "max_tokens": MAX_TOKENS})
+        content = answer.choices[0].message.content
         if not content:
             raise _UnexpectedError("the answer is empty")
-        return f"{json.dumps(content)}, {answer['usage']['completion_tokens']} tokens"
+        return f"{json.dumps(content)}, {answer.usage.completion_tokens} tokens"
 
     def _stream(self) -> str:
         body = {
@@ -125,7 +131,7 @@ class SmokeTest:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        pieces, usage, done = [], None, False
+        pieces, usage, done = list[str](), None, False
         with self._client.stream("POST", "chat/completions", json=body) as response:
             if not response.is_success:  # what is shown of it has to be read first
                 response.read()
@@ -137,31 +143,31 @@ class SmokeTest:
                 if data == "[DONE]":
                     done = True
                     break
-                chunk = json.loads(data)
-                usage = chunk.get("usage") or usage
-                pieces += [choice["delta"].get("content") or "" for choice in chunk["choices"]]
+                chunk = _read(Chunk, data, "the stream")
+                usage = chunk.usage or usage
+                pieces += [choice.delta.content or "" for choice in chunk.choices]
         if not "".join(pieces) or not done:
             raise _UnexpectedError("the stream carried no text" if done else "the stream broke off")
         if usage is None:
             raise _UnexpectedError("the stream ended without usage")
-        return f"{sum(map(bool, pieces))} pieces, usage {usage['total_tokens']} tokens"
+        return f"{sum(map(bool, pieces))} pieces, usage {usage.total_tokens} tokens"
 
     def _tool_call(self) -> str:
-        answer = self._post(
+        answer = self._complete(
             {"messages": WEATHER, "tools": [TOOL], "max_tokens": TOOL_TOKENS, "temperature": 0}
         )
-        choice = answer["choices"][0]
-        calls = choice["message"].get("tool_calls") or []
-        if not calls:
-            said = json.dumps(choice["message"].get("content") or "")[:120]
+        message = answer.choices[0].message
+        if not message.tool_calls:
+            said = json.dumps(message.content or "")[:120]
             raise _UnexpectedError(
                 f"no tool call, but {said}; is --enable-auto-tool-choice with a --tool-call-parser set?"
             )
-        function = calls[0]["function"]
-        arguments = json.loads(function["arguments"])
-        if function["name"] != "get_weather" or "city" not in arguments:
-            raise _UnexpectedError(f"the call is {function['name']}({function['arguments']})")
-        return f"{function['name']}({function['arguments']}), id {calls[0]['id']}"
+        call = message.tool_calls[0]
+        shown = f"{call.function.name}({call.function.arguments})"
+        arguments = decode(call.function.arguments, f"the arguments of {shown}", _ForeignError)
+        if call.function.name != "get_weather" or not isinstance(arguments, dict) or "city" not in arguments:
+            raise _UnexpectedError(f"the call is {shown}")
+        return f"{shown}, id {call.id}"
 
     def _probe(self) -> str:
         assert self._probe_file is not None
@@ -170,17 +176,18 @@ class SmokeTest:
             raise _UnexpectedError(f"not what the release gives: {describe_shortly(result)}")
         return describe_shortly(result)
 
-    def _get(self, path: str) -> dict[str, Any]:
-        response = self._client.get(path)
-        response.raise_for_status()
-        found: dict[str, Any] = response.json()
-        return found
-
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, body: dict[str, object]) -> Completion:
         response = self._client.post("chat/completions", json={"model": self.model, **body})
         response.raise_for_status()
-        found: dict[str, Any] = response.json()
-        return found
+        return _read(Completion, response.content, "chat/completions")
+
+
+def _read(model: type[Answer], text: str | bytes, where: str) -> Answer:
+    return parse(model, decode(text, where, _ForeignError), where, _ForeignError)
+
+
+class _ForeignError(DeployError):
+    """An answer that no OpenAI-compatible server gives."""
 
 
 class _UnexpectedError(Exception):

@@ -1,5 +1,7 @@
 """`fused_experts`: check every argument, choose a kernel path, run it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -76,27 +78,53 @@ def fused_experts(
     Raises KernelError, before any weight is read, if an argument is not as above.
     """
     _check(hidden_states, w13_packed, w13_scale, w2_packed, w2_scale, topk_weights, topk_ids, group_size)
+    return call_kernel(
+        _experts.run,
+        hidden_states,
+        topk_weights,
+        topk_ids,
+        group_size=group_size,
+        num_threads=num_threads,
+        out=out,
+        path=path,
+        inter=w13_packed.shape[1] // 2,
+        experts=w13_packed.shape[0],
+        w13=w13_packed.data_ptr(),
+        w13_scale=w13_scale.data_ptr(),
+        w2=w2_packed.data_ptr(),
+        w2_scale=w2_scale.data_ptr(),
+    )
+
+
+def call_kernel(
+    function: Callable[..., None],
+    hidden_states: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    group_size: int,
+    num_threads: int | None,
+    out: Tensor | None,
+    path: str | None,
+    **own: int,
+) -> Tensor:
+    """Call a forward of the extension with what all of them take and its `own` arguments; return `out`."""
     out, threads = _out_and_threads(hidden_states, out, num_threads)
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
-        _experts.run(
+        function(
             _path_index(path) if path else PATHS.index(selected_path()),
             tokens=x.shape[0],
             hidden=x.shape[1],
-            inter=w13_packed.shape[1] // 2,
-            experts=w13_packed.shape[0],
             top_k=ids.shape[1],
             group_size=group_size,
             num_threads=threads,
             dtype=HIDDEN_DTYPES[x.dtype],
             x=x.data_ptr(),
             out=out.data_ptr(),
-            w13=w13_packed.data_ptr(),
-            w13_scale=w13_scale.data_ptr(),
-            w2=w2_packed.data_ptr(),
-            w2_scale=w2_scale.data_ptr(),
             weights=weights.data_ptr(),
             ids=ids.data_ptr(),
+            **own,
         )
     except _experts.BadIdError as error:
         raise KernelError(f"topk_ids{error}") from None

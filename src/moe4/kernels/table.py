@@ -9,11 +9,8 @@ from moe4.kernels.op import (
     GROUP_SIZES,
     HIDDEN_DTYPES,
     ID_DTYPES,
-    PATHS,
-    _out_and_threads,
-    _path_index,
+    call_kernel,
     expect_tensor,
-    selected_path,
 )
 
 # Columns of a table: the addresses of an expert's packed words and of their scales.
@@ -49,48 +46,52 @@ def table_experts(
     Raises KernelError if an argument is not as above. Whether the memory is mapped, and holds what it should,
     is the caller's to know.
     """
+    stride = inter if down_stride is None else down_stride
+    _check_table(hidden_states, table, topk_weights, topk_ids, inter, stride, group_size)
+    return call_kernel(
+        _experts.run_scattered,
+        hidden_states,
+        topk_weights,
+        topk_ids,
+        group_size=group_size,
+        num_threads=num_threads,
+        out=out,
+        path=path,
+        inter=inter,
+        experts=table.shape[0],
+        table=table.data_ptr(),
+        down_stride=stride // 8,
+        down_scale_stride=stride // group_size,
+    )
+
+
+def _check_table(
+    hidden_states: Tensor,
+    table: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    inter: int,
+    down_stride: int,
+    group_size: int,
+) -> None:
+    """Raise KernelError unless dtypes, shapes, strides and widths are as `table_experts` says."""
     if group_size not in GROUP_SIZES:
         raise KernelError(f"group_size: expected 32, 64 or 128, found {group_size}")
     for name, tensor in (("hidden_states", hidden_states), ("table", table), ("topk_ids", topk_ids)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 2:
             raise KernelError(f"{name}: expected a tensor of 2 dimensions")
     tokens, hidden = hidden_states.shape
-    stride = inter if down_stride is None else down_stride
-    for name, width in (("hidden_states", hidden), ("inter", inter), ("down_stride", stride)):
+    for name, width in (("hidden_states", hidden), ("inter", inter), ("down_stride", down_stride)):
         if width <= 0 or width % group_size:
             raise KernelError(
                 f"{name}: expected a width that is a multiple of group_size {group_size}, found {width}"
             )
-    if stride < inter:
-        raise KernelError(f"down_stride: expected at least inter, {inter}, found {stride}")
+    if down_stride < inter:
+        raise KernelError(f"down_stride: expected at least inter, {inter}, found {down_stride}")
     expect_tensor("hidden_states", hidden_states, (tokens, hidden), tuple(HIDDEN_DTYPES))
     expect_tensor("table", table, (table.shape[0], len(COLUMNS)), (torch.int64,), contiguous=True)
     expect_tensor("topk_weights", topk_weights, tuple(topk_ids.shape), (torch.float32,))
     expect_tensor("topk_ids", topk_ids, (tokens, topk_ids.shape[1]), ID_DTYPES)
-    out, threads = _out_and_threads(hidden_states, out, num_threads)
-    x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
-    try:
-        _experts.run_scattered(
-            _path_index(path) if path else PATHS.index(selected_path()),
-            tokens=tokens,
-            hidden=hidden,
-            inter=inter,
-            experts=table.shape[0],
-            top_k=ids.shape[1],
-            group_size=group_size,
-            num_threads=threads,
-            dtype=HIDDEN_DTYPES[x.dtype],
-            x=x.data_ptr(),
-            out=out.data_ptr(),
-            table=table.data_ptr(),
-            down_stride=stride // 8,
-            down_scale_stride=stride // group_size,
-            weights=weights.data_ptr(),
-            ids=ids.data_ptr(),
-        )
-    except _experts.BadIdError as error:
-        raise KernelError(f"topk_ids{error}") from None
-    return out
 
 
 def check_addresses(table: Tensor) -> None:

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from moe4.errors import ProbeError
 from moe4.probe import check
@@ -36,7 +35,7 @@ def ask_server(
     key: str | None = None,
     seconds: float | None = None,
     on_progress: OnProgress = lambda done, total: None,
-) -> dict[str, Any]:
+) -> check.ServerVerdict:
     """Return the verdict on the server at `url`, as `check.judge` makes it.
 
     release: a folder with moe4-probe.json, or that file. key: VLLM_API_KEY's if None. seconds: no question is

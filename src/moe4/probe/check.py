@@ -27,7 +27,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 PROBE_NAME = "moe4-probe.json"
 FORMAT, VERSION = "moe4-probe", 1
@@ -48,6 +48,65 @@ FLOOR = 1e-9  # of a probability: rounding to 6 decimals leaves no more of it
 
 class CheckError(Exception):
     """The check could not be done: one line that says what is wrong and what to do."""
+
+
+class LikelyTokens(TypedDict):
+    """The likeliest next tokens, likeliest first, with their log-probabilities."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+class ExpectedSequence(TypedDict):
+    """A sequence, and what follows it by the released weights, in float32 and rounded to bfloat16."""
+
+    tokens: list[int]
+    released: LikelyTokens
+    bf16: LikelyTokens
+
+
+class Expected(TypedDict):
+    """A probe file, as far as it is read here. top: how many ids an expectation lists."""
+
+    top: int
+    sequences: list[ExpectedSequence]
+
+
+class GroupVerdict(TypedDict):
+    """Figures of the shift by name, over `num` comparisons, and the bounds they must keep."""
+
+    name: str
+    num: int
+    ok: bool
+    shift: dict[str, float]
+    bounds: dict[str, float]
+
+
+class FoundDivergence(TypedDict):
+    """KL divergence over all comparisons, in nats."""
+
+    mean: float
+    worst: float
+
+
+class Verdict(TypedDict):
+    """Whether a server gives what the release holds, and what says so."""
+
+    ok: bool
+    groups: list[GroupVerdict]
+    wrong_tokens: int
+    kl: FoundDivergence
+    worst_sequence: int
+    num_sequences: int
+    num_asked: int
+    num_decoded: int
+
+
+class ServerVerdict(Verdict):
+    """The same with the server's address and the model that was asked."""
+
+    url: str
+    model: str
 
 
 class Position(NamedTuple):
@@ -78,7 +137,7 @@ class Comparison(NamedTuple):
     best: int
 
 
-def read_expected(path: str) -> dict[str, Any]:
+def read_expected(path: str) -> Expected:
     """Return the content of a probe file, or of the one in a folder. Raises CheckError."""
     if os.path.isdir(path):
         path = os.path.join(path, PROBE_NAME)
@@ -99,8 +158,8 @@ def read_expected(path: str) -> dict[str, Any]:
         raise CheckError(f"{path} cannot be read: {error.strerror}; moe4 probe RELEASE makes it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckError(f"{path} is damaged: {error!r}; moe4 probe RELEASE --force makes it again") from None
-    found_data: dict[str, Any] = data
-    return found_data
+    expected: Expected = data
+    return expected
 
 
 def is_address(url: str) -> bool:
@@ -268,7 +327,7 @@ def _masses(logprobs: dict[int, float], guessed: list[int]) -> tuple[dict[int, f
     return mass, left - wanted
 
 
-def make_questions(expected: dict[str, Any], max_model_len: int | None) -> list[Question]:
+def make_questions(expected: Expected, max_model_len: int | None) -> list[Question]:
     """Return what to ask, short sequences first: all, then all without their last token. Raises CheckError.
 
     The token after a sequence comes out of one pass over the prompt. Asked without its last token, for two,
@@ -287,7 +346,7 @@ def make_questions(expected: dict[str, Any], max_model_len: int | None) -> list[
     return every + [Question(q.number, q.tokens[:-1], 2) for q in every if len(q.tokens) > 1]
 
 
-def assess(expected: dict[str, Any], question: Question, positions: list[Position]) -> Comparison | None:
+def assess(expected: Expected, question: Question, positions: list[Position]) -> Comparison | None:
     """Compare an answer with what is expected; None if it says nothing of it."""
     sequence = expected["sequences"][question.number]
     decoded = question.max_tokens > 1
@@ -302,7 +361,7 @@ def assess(expected: dict[str, Any], question: Question, positions: list[Positio
 
 
 def collect(
-    expected: dict[str, Any], server: Server, on_progress: Callable[[int, int], None], seconds: float | None
+    expected: Expected, server: Server, on_progress: Callable[[int, int], None], seconds: float | None
 ) -> list[Comparison]:
     """Ask the server and return the comparisons; what is not asked after `seconds` is left out.
 
@@ -351,7 +410,7 @@ def summarize(shifts: list[float]) -> dict[str, float]:
     }
 
 
-def judge_group(name: str, comparisons: list[Comparison], noise: list[float]) -> dict[str, Any]:
+def judge_group(name: str, comparisons: list[Comparison], noise: list[float]) -> GroupVerdict:
     """Return one group's figures, each beside its bound. noise: what bfloat16 does to each sequence."""
     found = summarize([comparison.shift for comparison in comparisons])
     rounding = summarize([noise[comparison.number] for comparison in comparisons])
@@ -366,7 +425,7 @@ def judge_group(name: str, comparisons: list[Comparison], noise: list[float]) ->
     }
 
 
-def judge(expected: dict[str, Any], comparisons: list[Comparison]) -> dict[str, Any]:
+def judge(expected: Expected, comparisons: list[Comparison]) -> Verdict:
     """Return the verdict `ok` with all that led to it."""
     sequences = expected["sequences"]
     noise = [
@@ -397,13 +456,13 @@ def judge(expected: dict[str, Any], comparisons: list[Comparison]) -> dict[str, 
     }
 
 
-def _is_wrong(found: dict[str, Any], best: int, clear_gap: float) -> bool:
+def _is_wrong(found: LikelyTokens, best: int, clear_gap: float) -> bool:
     """Say whether `best` is not the token that is expected, and further from it than rounding can explain."""
     logprobs = dict(zip(found["ids"], found["logprobs"]))
     return bool(found["logprobs"][0] - logprobs.get(best, min(found["logprobs"])) > clear_gap)
 
 
-def describe_shortly(result: dict[str, Any]) -> str:
+def describe_shortly(result: Verdict) -> str:
     """Return the figures in one line."""
     parts = []
     for group in result["groups"]:
@@ -416,7 +475,7 @@ def describe_shortly(result: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: Verdict) -> str:
     """Return the verdict in two lines; a third says what a failure means."""
     lines = [
         f"probe: {'PASS' if result['ok'] else 'FAIL'}: {describe_shortly(result)}",
@@ -433,12 +492,12 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def check(
-    expected: dict[str, Any],
+    expected: Expected,
     server: Server,
     model: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     seconds: float | None = None,
-) -> dict[str, Any]:
+) -> ServerVerdict:
     """Ask `server` for what is expected and return the verdict. Raises CheckError if it cannot be asked."""
     server.find_model(model)
     result = judge(expected, collect(expected, server, on_progress, seconds))

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
         return
     report = read_report(options.release)
     report["probe"] = report_entry(answers)
-    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path)
+    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path).model_dump()
     write_output(report_path, dump_json(report))
 
 
@@ -159,45 +159,58 @@ def report_entry(answers: ExpectedAnswers) -> dict[str, Any]:
     return {"num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
 
 
-def summarize(answers: ExpectedAnswers) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeSummary:
+    """The figures that describe a file; num_same_as_source: None where it has no answers of the source."""
+
+    num_sequences: int
+    kinds: dict[str, int]
+    num_tokens: int
+    shortest: int
+    longest: int
+    experts: Reach
+    median_likeliest_logprob: float
+    remarks: list[str]
+    num_same_as_source: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, without a comparison that was not made."""
+        found = {**asdict(self), "experts": self.experts.model_dump()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def summarize(answers: ExpectedAnswers) -> ProbeSummary:
     """Return the figures that describe a file."""
     sequences = answers.sequences
     lengths = [len(sequence.tokens) for sequence in sequences]
-    first = [sequence.released.logprobs[0] for sequence in sequences]
-    result: dict[str, Any] = {
-        "num_sequences": len(sequences),
-        "kinds": dict(Counter(sequence.kind for sequence in sequences)),
-        "num_tokens": sum(lengths),
-        "shortest": min(lengths),
-        "longest": max(lengths),
-        "experts": {
-            "num_pairs": answers.experts.num_pairs,
-            "num_unreached": answers.experts.num_unreached,
-        },
-        "median_likeliest_logprob": statistics.median(first),
-        "remarks": answers.remarks,
-    }
     pairs = [(sequence.source, sequence.released) for sequence in sequences]
     same = [source.ids[0] == released.ids[0] for source, released in pairs if source is not None]
-    if same:
-        result["num_same_as_source"] = sum(same)
-    return result
+    return ProbeSummary(
+        num_sequences=len(sequences),
+        kinds=dict(Counter(sequence.kind for sequence in sequences)),
+        num_tokens=sum(lengths),
+        shortest=min(lengths),
+        longest=max(lengths),
+        experts=answers.experts,
+        median_likeliest_logprob=statistics.median(sequence.released.logprobs[0] for sequence in sequences),
+        remarks=answers.remarks,
+        num_same_as_source=sum(same) if same else None,
+    )
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: ProbeSummary) -> str:
     """Return the figures in a few lines."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result["kinds"].items())
-    experts = result["experts"]
-    reached = experts["num_pairs"] - experts["num_unreached"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in result.kinds.items())
+    reached = result.experts.num_pairs - result.experts.num_unreached
     lines = [
-        f"sequences {result['num_sequences']} ({kinds}), {result['num_tokens']} tokens, "
-        f"{result['shortest']} to {result['longest']} each",
-        f"experts   {reached} of {experts['num_pairs']} (layer, expert) pairs are reached by some token",
+        f"sequences {result.num_sequences} ({kinds}), {result.num_tokens} tokens, "
+        f"{result.shortest} to {result.longest} each",
+        f"experts   {reached} of {result.experts.num_pairs} (layer, expert) pairs are reached by some token",
     ]
-    if "num_same_as_source" in result:
+    if result.num_same_as_source is not None:
         lines.append(
-            f"source    has the same likeliest token after {result['num_same_as_source']} of "
-            f"{result['num_sequences']} sequences"
+            f"source    has the same likeliest token after {result.num_same_as_source} of "
+            f"{result.num_sequences} sequences"
         )
-    lines += [f"remark    {remark}" for remark in result["remarks"]]
+    lines += [f"remark    {remark}" for remark in result.remarks]
     return "\n".join(lines)

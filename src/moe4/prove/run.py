@@ -41,6 +41,7 @@ from moe4.evaluate.toolcheck.requests import request_files
 from moe4.evaluate.toolcheck.run import Replies, ask_endpoints, judge, load_requests
 from moe4.files.durable import make_folder, write_output
 from moe4.probe.ask import ask_server, describe_shortly
+from moe4.probe.check import ServerVerdict
 from moe4.prove.options import ProveOptions, check_options
 from moe4.prove.servers import serving
 from moe4.publish.card_file import card_path, write_card
@@ -100,9 +101,9 @@ def prove(options: ProveOptions, say: Say) -> Proved:
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
     verified = verify(options.release, options.source)
-    if not verified["ok"]:
+    if not verified.ok:
         raise EvaluationError(
-            f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
+            f"{options.release} is not sound, so nothing is measured: {verified.problems[0]}"
         )
     for part, why in left_out.items():
         say(f"{part}: not measured: {why}")
@@ -148,7 +149,7 @@ class _Measuring:
     ) -> None:
         self._options, self._identity, self._say = options, identity, say
         self._without = (*options.skip, *without)
-        self._probe_result: dict[str, Any] | None = None
+        self._probe_result: ServerVerdict | None = None
 
     def part(
         self, part: str, name: str, kind: type[Result], measure: Callable[[], dict[str, Any]]

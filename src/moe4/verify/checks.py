@@ -1,10 +1,7 @@
 """`moe4 verify`: read a release as its users will and name everything that is wrong with it."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +13,33 @@ from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
-from moe4.checkpoint.report_file import NOT_COVERED, compare_files, read_report
+from moe4.checkpoint.report_file import NOT_COVERED, Report, compare_files, parse_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
-from moe4.escape import visible
-from moe4.machine.memory import available_memory_bytes
-from moe4.machine.processors import num_usable
+from moe4.files.durable import file_sha256
 from moe4.model.accounting import LINEAR, Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME, read_probe
 from moe4.quantize.planning.release_plan import group_size_warnings
+from moe4.quantize.planning.tied_head import compare_tied_head
 from moe4.quantize.reporting.layer_record import WORST_SHOWN
-from moe4.quantize.transfer.device_memory import free_bytes, require_device, to_device, use_device
+from moe4.quantize.transfer.device_memory import require_device, to_device
 from moe4.recipe import GROUP_SIZES
-from moe4.units import format_bytes
 from moe4.verify.decoding import SourceDecoder
+from moe4.verify.result import Verification, WeightError
+from moe4.verify.threads import ByteCount, Progress, one_thread_an_operation, spread
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
 BYTES_A_CODE = 44  # of memory: codes, and weights of two decoders each of release and source, with copies
 BYTES_A_PLAIN_BYTE = 12  # of memory: as stored, and as two decoders give the source's in float32
-MOST_THREADS = 64
 PACKED_LEAVES = ("weight_packed", "weight_scale", "weight_shape")
-
-
-Progress = Callable[[int, int], None]
-"""Hears how many bytes of how many have been checked, from any thread."""
 
 
 def verify(
     out: Path, source: Path | None = None, *, device: str = "cpu", on_progress: Progress | None = None
-) -> dict[str, Any]:
+) -> Verification:
     """Check a release; return what was found, with `problems` empty if nothing is wrong.
 
     Tensors are read and hashed by as many threads as there are processors and memory for, and decoded on
@@ -73,18 +65,25 @@ class _Verifier:
         self.index = CheckpointIndex(out, self.problems)
         self.config, self.tensors = self.index.config, self.index.tensors
         self.num_listed = 0
+        self.report: Report | None = None
         self.scheme: Any = None
         self.group_size = 0
         self.weight_errors: dict[str, float] = {}
         num_bytes = 2 * self.index.num_bytes  # once by tensors, once by files
-        self.progress = _ByteCount(num_bytes, on_progress)
+        self.progress = ByteCount(num_bytes, on_progress)
 
-    def run(self) -> dict[str, Any]:
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the release says that its codes and scales are the source's own."""
+        return self.report is not None and self.report.recipe.method == "copy"
+
+    def run(self) -> Verification:
         """Run every check; one whose ground is gone is left out, as the ground's problem is named."""
         if os.path.lexists(self.out / WORK_NAME):
             self.problems.append(f"{WORK_NAME} is there: the run that wrote this release has not finished")
         self._check_index()
         self._check_config()
+        self.report = self._read_report()
         network = Network(self.config, torch.bfloat16)
         if self.source is not None:
             take_experts_apart(self.source, network)
@@ -92,16 +91,18 @@ class _Verifier:
             accounting = Accounting(network, self.config)
             quantized = sorted(self._check_names(accounting))
             most = max((rows * columns for _, (rows, columns) in quantized), default=0)
-            self._spread(lambda item: self._check_quantized(*item), quantized, BYTES_A_CODE * most)
+            self.problems += spread(self._check_quantized, quantized, BYTES_A_CODE * most, self.device)
             self._check_plain([base for base, _ in quantized])
             self._check_left_out([base for base, _ in quantized], accounting)
             self.warnings += group_size_warnings(self.group_size, network)
-        report = self._check_report()
+        self._check_tied_head(network)
+        if self.report is not None:
+            self._check_files(self.report)
         self._check_probe(network)
         if self.source is not None:
-            self._check_side_files(self.source, report)
-            self._check_source(self.source, report)
-        return self._result(report)
+            self._check_side_files(self.source)
+            self._check_source(self.source)
+        return self._result()
 
     def _check_index(self) -> None:
         """Check what vLLM reads beside the tensors that the index names, and the index's own sum."""
@@ -193,20 +194,9 @@ class _Verifier:
             elif accounting.kind(name) == "unknown":
                 self.problems.append(f"{name} has no place in the model that {CONFIG_NAME} describes")
 
-    def _spread(self, check: Callable[[Any], list[str]], items: Sequence[Any], item_bytes: int) -> None:
-        """Check every item, several at a time, each in `item_bytes` of memory. Problems stay in order."""
-        with ThreadPoolExecutor(
-            num_threads(item_bytes, self.device), initializer=use_device, initargs=(self.device,)
-        ) as threads:
-            try:
-                for found in threads.map(check, items):
-                    self.problems.extend(found)
-            except BaseException:  # Ctrl-C, too: the rest of the items need not be checked first
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _check_quantized(self, base: str, shape: tuple[int, ...]) -> list[str]:
+    def _check_quantized(self, matrix: tuple[str, tuple[int, ...]]) -> list[str]:
         """Check one matrix's shapes, dtypes, scales and codes, and its likeness to the source's."""
+        base, shape = matrix
         rows, columns = shape
         stored = [self.tensors[base + leaf] for leaf in PACKED_LEAVES]
         expected = {
@@ -226,8 +216,9 @@ class _Verifier:
         if stored_shape.tolist() != list(shape):
             return [f"{base}weight_shape must be {list(shape)}, found {stored_shape.tolist()}"]
         packed, scales = to_device(packed, self.device), to_device(scales, self.device)
-        if not torch.isfinite(scales).all() or bool((scales == 0).any()):
-            return [f"{base}weight_scale holds zero, NaN or Inf"]
+        wrong = self._check_scales(f"{base}weight_scale", scales)
+        if wrong:
+            return wrong
         weight, problems = dequantize(unpack(packed), scales), []
         theirs = self._decompress(packed, scales, shape)
         if not torch.equal(weight.to(torch.bfloat16), theirs.to(torch.bfloat16)):
@@ -237,6 +228,22 @@ class _Verifier:
             problems += self._compare_weight(self.source, base + "weight", weight)
         self.progress.add(sum(tensor.spec.num_bytes for tensor in stored))
         return problems
+
+    def _check_scales(self, name: str, scales: Tensor) -> list[str]:
+        """Check that scales are finite and, unless they are the source's own, that none is zero.
+
+        moe4 writes no zero. A source that has some in its own codes keeps them: to vLLM those weights are 0.
+        """
+        bad = ~torch.isfinite(scales)
+        word = "NaN or Inf"
+        if not bad.any() and not self.keeps_codes:
+            bad, word = scales == 0, "zero"
+        count = int(bad.sum())
+        if not count:
+            return []
+        row, group = bad.nonzero()[0].tolist()
+        rest = f", and {count - 1} more" if count > 1 else ""
+        return [f"{name} holds {word} in row {row}, group {group}{rest}"]
 
     def _decompress(self, packed: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -267,7 +274,7 @@ class _Verifier:
         packed = {base + leaf for base in quantized for leaf in PACKED_LEAVES}
         names = sorted(set(self.tensors) - packed)
         most = max((self.tensors[name].spec.num_bytes for name in names), default=0)
-        self._spread(self._check_plain_tensor, names, BYTES_A_PLAIN_BYTE * most)
+        self.problems += spread(self._check_plain_tensor, names, BYTES_A_PLAIN_BYTE * most, self.device)
 
     def _check_plain_tensor(self, name: str) -> list[str]:
         stored, problems = self.tensors[name], []
@@ -302,24 +309,26 @@ class _Verifier:
                 + summarize_names(left_out)
             )
 
-    def _check_report(self) -> dict[str, Any]:
-        """Check every file against the report's list; return the report, empty if there is none."""
-        path = self.out / REPORT_NAME
-        if not path.is_file():
+    def _read_report(self) -> Report | None:
+        """Return the report, or say why nothing can be checked by it."""
+        if not (self.out / REPORT_NAME).is_file():
             self.problems.append(
                 f"{REPORT_NAME} is missing: nothing says what the release's files should be, "
                 "so none of them could be checked"
             )
-            return {}
+            return None
         try:
-            report = read_report(self.out)
+            return parse_report(self.out)
         except CheckpointError as error:
             self.problems.append(f"{error}, so none of the release's files could be checked")
-            return {}
-        shards, files = report["release"]["shards"], report["release"].get("files")
+            return None
+
+    def _check_files(self, report: Report) -> None:
+        """Check every file against the report's list."""
+        shards, files = report.release.shards, report.release.files
         if files is None:
             self.problems.append(f"{REPORT_NAME} does not list the release's files, so none could be checked")
-            return report
+            return
         self.num_listed = len(shards) + len(files)
         for name, problem in compare_files(self.out, shards | files, self.progress.add):
             if problem == "is missing" and name in self.index.shards:
@@ -329,7 +338,15 @@ class _Verifier:
             elif name == PROBE_NAME:
                 problem += f"; moe4 probe {self.out} --force makes it again"
             self.problems.append(f"{name} {problem}")
-        return report
+
+    def _check_tied_head(self, network: Network) -> None:
+        """Check that a head stored beside embeddings it is tied to is the same."""
+        specs = {name: stored.spec for name, stored in self.tensors.items()}
+        found = compare_tied_head(
+            network, specs, lambda one, other: _same_data(self.tensors[one], self.tensors[other])
+        )
+        if found is not None:
+            self.problems.append(found)
 
     def _check_probe(self, network: Network) -> None:
         """Check the form of the expected answers."""
@@ -341,27 +358,27 @@ class _Verifier:
         except ProbeError as error:
             self.problems.append(str(error))
 
-    def _check_side_files(self, source: Checkpoint, report: dict[str, Any]) -> None:
+    def _check_side_files(self, source: Checkpoint) -> None:
         for path in source.side_files():
             copy = self.out / path.name
-            if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+            if not copy.is_file() or file_sha256(copy) != file_sha256(path):
                 self.problems.append(f"{path.name} is missing or differs from the source")
         theirs, ours = source.config.document, self.config.document
         for key in sorted(set(theirs) | set(ours)):
             if key != "quantization_config" and theirs.get(key) != ours.get(key):
                 self.problems.append(f"{CONFIG_NAME}: {key} differs from the source")
 
-    def _check_source(self, source: Checkpoint, report: dict[str, Any]) -> None:
+    def _check_source(self, source: Checkpoint) -> None:
         """Check that the source is what the release was made of, tensor for tensor."""
-        if not report:
+        if self.report is None:
             return
-        if report.get("fingerprint", {}).get("source") != source.digest():
+        if self.report.fingerprint.get("source") != source.digest():
             self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
-        if report["recipe"]["method"] == "copy":
+        if self.keeps_codes:
             changed = [name for name, error in self.weight_errors.items() if error]
             self.problems.extend(f"{name} has other codes than the source's" for name in sorted(changed))
         read = source.reads.take() if source.reads else {}
-        for name, sha256 in report["source"].get("tensors", {}).items():
+        for name, sha256 in self.report.source.tensors.items():
             if name not in source.tensors:
                 self.problems.append(f"{name} is not in the source, and the release was made of it")
             elif sha256 != (read.get(name) or source.tensor_sha256(name)):
@@ -369,87 +386,28 @@ class _Verifier:
                     f"{name} of the source is not what the release was made of: its SHA-256 differs"
                 )
 
-    def _result(self, report: dict[str, Any]) -> dict[str, Any]:
-        source_bytes = report["source"]["num_bytes"] if report else None
+    def _result(self) -> Verification:
+        source_bytes = self.report.source.num_bytes if self.report else None
         if self.source is not None:
             source_bytes = sum(shard.num_bytes for shard in self.source.shards.values())
-        result: dict[str, Any] = {
-            "ok": not self.problems,
-            "problems": self.problems,
-            "warnings": self.warnings,
-            "num_tensors": len(self.tensors),
-            "num_quantized": sum(name.endswith(".weight_packed") for name in self.tensors),
-            "num_bytes": self.index.num_bytes,
-            "num_files": self.num_listed,
-            "not_covered": [name for name in NOT_COVERED if (self.out / name).exists()],
-            "source_num_bytes": source_bytes,
-            "worst": report["summary"]["worst"] if report else [],
-        }
-        if self.weight_errors:
-            ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
-            result["worst_weight_errors"] = [{"matrix": name, "error": error} for name, error in ordered]
-        return result
-
-
-class _ByteCount:
-    """Adds up what threads have checked, and tells it."""
-
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self._done, self._total, self._on_progress = 0, total, on_progress
-        self._lock = threading.Lock()
-
-    def add(self, num_bytes: int) -> None:
-        """Count bytes as checked."""
-        with self._lock:
-            self._done = min(self._total, self._done + num_bytes)
-            if self._on_progress is not None:
-                self._on_progress(self._done, self._total)
-
-
-def num_threads(item_bytes: int, device: torch.device) -> int:
-    """Return how many threads check at a time: one a processor, if half the free memory has room for them."""
-    free = free_bytes(device) if device.type == "cuda" else available_memory_bytes()
-    return max(1, min(num_usable(), free // 2 // max(1, item_bytes), MOST_THREADS))
-
-
-@contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """Have each operation on tensors run on its caller's thread alone: there are threads enough."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Return a result in a few lines."""
-    lines = [f"wrong     {problem}" for problem in result["problems"]]
-    lines += [f"warning   {warning}" for warning in result["warnings"]]
-    size = f"size      {format_bytes(result['num_bytes'])}"
-    if result["source_num_bytes"]:
-        share = result["num_bytes"] / result["source_num_bytes"]
-        size += f", the source {format_bytes(result['source_num_bytes'])} ({share:.1%})"
-    lines.append(size)
-    if result["num_files"]:
-        lines.append(
-            f"files     {result['num_files']} listed in {REPORT_NAME}; "
-            f"not covered: {', '.join(result['not_covered'])}"
+        ordered = sorted(self.weight_errors.items(), key=lambda item: -item[1])[:WORST_SHOWN]
+        return Verification(
+            problems=self.problems,
+            warnings=self.warnings,
+            num_tensors=len(self.tensors),
+            num_quantized=sum(name.endswith(".weight_packed") for name in self.tensors),
+            num_bytes=self.index.num_bytes,
+            num_files=self.num_listed,
+            not_covered=[name for name in NOT_COVERED if (self.out / name).exists()],
+            source_num_bytes=source_bytes,
+            worst=self.report.summary.worst if self.report else [],
+            worst_weight_errors=[WeightError(matrix=name, error=error) for name, error in ordered],
         )
-    for entry in result["worst"]:
-        error, rtn_error = entry["error"], entry["rtn_error"]
-        lines.append(f"worst     {entry['matrix']}: error {error:.5f} (round to nearest {rtn_error:.5f})")
-    for entry in result.get("worst_weight_errors", []):
-        lines.append(f"weights   {entry['matrix']}: {entry['error']:.5f} of its squares lost")
-    count = f"{result['num_tensors']} tensors, {result['num_quantized']} quantized matrices"
-    lines.append(
-        f"ok        {count}" if result["ok"] else f"failed    {len(result['problems'])} problems in {count}"
-    )
-    return "\n".join(map(visible, lines))
 
 
 def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    if one.spec != other.spec:
-        return False
+    return one.spec == other.spec and _same_data(one, other)
+
+
+def _same_data(one: StoredTensor, other: StoredTensor) -> bool:
     return all(a == b for a, b in zip(iterate_bytes(one), iterate_bytes(other), strict=True))

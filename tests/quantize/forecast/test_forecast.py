@@ -95,6 +95,16 @@ def test_experts_of_one_group_are_warned_of(
     assert "warning   the experts' inner width, 128, is one group" in text
 
 
+def test_rounding_is_timed_without_tokens(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, result = plan([str(source), "--method", "rtn"], monkeypatch, capfd)
+    assert code == 0
+    time = result["time"]
+    assert (time["expert_tokens"], time["attention_seconds"], time["num_experts"]) == (0, 0, 16)
+    assert time["seconds"] >= 0
+
+
 def test_the_forecast_is_what_quantize_then_does(
     fp8_source: Path,
     calibration: Path,

@@ -193,3 +193,25 @@ def test_a_tied_head_that_is_stored(kind: str, tied_source: Path, tmp_path: Path
     for line in (problems[0], err):
         assert re.search(f"the checkpoint also holds {HEAD}, {message}: transformers would use", line)
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_holds_a_stored_head_to_the_embeddings(tied_source: Path, tmp_path: Path, run: Run) -> None:
+    def problems(folder: Path, *options: object) -> list[str]:
+        found: list[str] = json.loads(run("verify", folder, *options, "--json")[1])["problems"]
+        return [problem for problem in found if "tie_word_embeddings" in problem]
+
+    source = edit(
+        tied_source, tmp_path / "source", lambda state: state.update({HEAD: state[EMBEDDING].clone()})
+    )
+    for given in (tied_source, source):
+        out = tmp_path / f"{given.parent.name}-out"
+        assert run("quantize", given, out, "--method", "rtn", "--group-size", "32")[0] == 0
+        assert run("verify", out, "--source", given)[0] == 0
+    (shard,) = (path for path in out.glob("*.safetensors") if HEAD in load_file(path))
+    for change, message in HEADS.values():
+        state = load_file(shard)
+        state[HEAD] = change(state[EMBEDDING])
+        save_file(state, shard, metadata={"format": "pt"})
+        found = problems(out)
+        assert len(found) == (message is not None)
+        assert message is None or re.search(f"also holds {HEAD}, {message}: transformers would use", found[0])

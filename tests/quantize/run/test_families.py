@@ -109,7 +109,7 @@ def test_calibrated_is_served(
         family_source, out, Recipe(group_size=32, targets=targets, calibration=settings), calibration
     )
     assert report["summary"]["mean_error"] < 0.7 * report["summary"]["mean_rtn_error"]
-    assert verify(out, family_source)["problems"] == []
+    assert verify(out, family_source).problems == []
 
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -155,7 +155,7 @@ def test_kimi_k25_keeps_its_vision_tower(
     for folder, place in ((small_source, alone), (source, out)):
         answer = forks.run(folder, place, recipe, calibration)
         assert answer["ranks"][0]["code"] == 0, answer
-    assert verify(out, source)["problems"] == []
+    assert verify(out, source).problems == []
     found, expected = load_folder(out), load_folder(alone)
     assert set(found) == {f"language_model.{name}" for name in expected} | set(others)
     for name, tensor in expected.items():

@@ -87,7 +87,7 @@ def test_their_release_is_the_same(small_source: Path, tmp_path: Path) -> None:
         run_quantize(source, out, Recipe(method="rtn", group_size=32))
         shards.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
         result = verify(out, source)
-        assert result["ok"], result["problems"]
+        assert result.ok, result.problems
     assert shards[0] == shards[1]
 
 

@@ -12,7 +12,7 @@ from release_tools import run_quantize
 from safetensors.torch import load_file, save_file
 
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import RecipeError
+from moe4.errors import RecipeError, TensorError
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
@@ -77,8 +77,47 @@ def test_the_same_codes_pass_through(method: str, int4_source: Path, tmp_path: P
         assert torch.equal(ours[name].long() if name.endswith("_shape") else ours[name], tensor), name
     assert report["summary"]["mean_error"] == 0
     result = verify(tmp_path / "out", int4_source)
-    assert result["ok"], result["problems"]
-    assert result["worst_weight_errors"][0]["error"] == 0
+    assert result.ok, result.problems
+    assert result.worst_weight_errors[0].error == 0
+
+
+def zero_scales(source: Path, folder: Path, value: float = 0.0) -> Path:
+    """Write a copy with a whole group of one matrix, and a group of one row of another, of the scale 0."""
+    shutil.copytree(source, folder)
+    (shard,) = folder.glob("*.safetensors")
+    state = load_file(shard)
+    first, second = sorted(
+        name for name in state if name.endswith("up_proj.weight_scale") and "expert" in name
+    )[:2]
+    state[first][:, 1] = value
+    state[second][3, 0] = value
+    save_file(state, shard, metadata={"format": "pt"})
+    return folder
+
+
+def test_scales_of_zero_pass_through(int4_source: Path, tmp_path: Path) -> None:
+    """To vLLM the weights of such a group are 0, whatever the codes."""
+    source = zero_scales(int4_source, tmp_path / "source")
+    run_quantize(source, tmp_path / "out", Recipe())
+    result = verify(tmp_path / "out", source)
+    assert result.ok, result.problems
+    assert verify(tmp_path / "out").ok
+    problems = verify(tmp_path / "out", int4_source).problems
+    assert sum("has other codes than the source's" in problem for problem in problems) == 2
+
+
+def test_scales_of_zero_are_quantized_again(int4_source: Path, tmp_path: Path) -> None:
+    source = zero_scales(int4_source, tmp_path / "source")
+    run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=64))
+    result = verify(tmp_path / "out", source)
+    assert result.ok, result.problems
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_refused(value: float, int4_source: Path, tmp_path: Path) -> None:
+    source = zero_scales(int4_source, tmp_path / "source", value)
+    with pytest.raises(TensorError, match=r"experts\.\d\.up_proj\.weight in .* holds NaN or Inf"):
+        run_quantize(source, tmp_path / "out", Recipe())
 
 
 def test_other_groups_are_quantized_again(int4_source: Path, tmp_path: Path) -> None:
@@ -86,7 +125,7 @@ def test_other_groups_are_quantized_again(int4_source: Path, tmp_path: Path) -> 
     assert report["recipe"]["method"] == "rtn"
     assert report["summary"]["mean_error"] > 0
     result = verify(tmp_path / "out", int4_source)
-    assert result["ok"], result["problems"]
+    assert result.ok, result.problems
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_fp8_source_in_many_shards(fp8_source: Path, calibration: Path, tmp_path
     recipe = Recipe(method=method, calibration=Calibration(num_sequences=8))
     run_quantize(fp8_source, out, recipe, calibration)
     result = verify(out, fp8_source)
-    assert result["problems"] == []
+    assert result.problems == []
     stored, after = load_folder(fp8_source), load_folder(out)
     assert not any(name.endswith(("_scale_inv", "inv_freq")) for name in after)
     assert after["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32

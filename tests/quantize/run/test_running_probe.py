@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from release_tools import Forks, contents, interrupt_after, run_quantize
+from release_tools import Forks, contents, interrupt_after, run_cli, run_quantize
 from test_resume import RECIPE, flip_a_bit
 
 from moe4.probe.form import PROBE_NAME, Expectation, read_probe
@@ -45,7 +47,7 @@ def test_what_a_run_writes_is_what_the_release_gives(
     folder: Path = request.getfixturevalue(kind)
     out = tmp_path / "out"
     report: Any = run_quantize(folder, out, recipe, calibration if recipe.method == "gptq" else None)
-    assert verify(out, folder)["problems"] == []
+    assert verify(out, folder).problems == []
     assert report["probe"]["num_sequences"] == 64
     assert "probe     64 sequences with their expected answers" in describe(report)
     written = read_probe(out / PROBE_NAME, 2560)
@@ -88,19 +90,50 @@ def test_damaged_states_are_made_again(
     assert contents(out) == contents(whole)
 
 
-def test_without_a_tokenizer_there_is_no_probe(
-    small_source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(small_source, source)
+def remove_tokenizer(source: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
-    report: Any = run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
-    assert "no probe: the tokenizer in " in capfd.readouterr().err
-    assert not (tmp_path / "out" / PROBE_NAME).exists()
-    assert report["probe"]["missing"].startswith("the tokenizer in ")
-    assert "\nno probe  the tokenizer in " in describe(report)
-    assert verify(tmp_path / "out", source)["problems"] == []
+
+
+def make_tokenizer_code(source: Path) -> None:
+    (source / "tokenizer.json").unlink()
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["tokenization_x.X", None]}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "tokenization_x.py").write_text("X = None\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (remove_tokenizer, "cannot be loaded"),
+        (make_tokenizer_code, "is Python code .*--trust-remote-code runs it"),
+    ],
+)
+def test_without_a_tokenizer_there_is_no_probe_and_a_warning(
+    change: Callable[[Path], None],
+    reason: str,
+    small_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(small_source, source)
+    change(source)
+    why = rf"the tokenizer in .* {reason}.*"
+    warning = rf"the release gets no {PROBE_NAME}: {why}; moe4 probe RELEASE can make it"
+    code, text, _ = run_cli(["plan", str(source), "--method", "rtn", "--no-time"], monkeypatch, capfd)
+    assert code == 0
+    assert len(re.findall(rf"^warning   {warning}", text, re.MULTILINE)) == 1
+    code, text, err = run_cli(["quantize", str(source), str(out), "--method", "rtn"], monkeypatch, capfd)
+    assert code == 0
+    assert len(re.findall(rf"^warning   {warning}", text, re.MULTILINE)) == 1
+    assert len(re.findall(rf"^warning: {warning}", err, re.MULTILINE)) == 1
+    assert not (out / PROBE_NAME).exists()
+    report = json.loads((out / "moe4-report.json").read_text())
+    assert re.match(why, report["probe"]["missing"])
+    assert verify(out, source).problems == []
 
 
 def test_a_probe_of_the_source_is_not_the_release_s(small_source: Path, tmp_path: Path) -> None:
@@ -109,4 +142,4 @@ def test_a_probe_of_the_source_is_not_the_release_s(small_source: Path, tmp_path
     (source / PROBE_NAME).write_text("{}")
     run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
     assert json.loads((tmp_path / "out" / PROBE_NAME).read_text())["model_type"] == "kimi_k2"
-    assert verify(tmp_path / "out", source)["problems"] == []
+    assert verify(tmp_path / "out", source).problems == []

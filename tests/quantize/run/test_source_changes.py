@@ -93,7 +93,7 @@ def test_a_source_that_was_moved_goes_on(
     whole = unfinished.with_name("whole")
     run_quantize(small_source, whole, RECIPE, calibration)
     assert contents(unfinished) == contents(whole)
-    assert verify(unfinished, small_source)["problems"] == []
+    assert verify(unfinished, small_source).problems == []
 
 
 def test_a_copy_with_a_change_in_what_was_read(mine: Path, calibration: Path, unfinished: Path) -> None:
@@ -146,7 +146,7 @@ def test_verify_names_the_tensor_that_changed(mine: Path, calibration: Path, tmp
     out = tmp_path / "out"
     run_quantize(mine, out, RECIPE, calibration)
     change_a_byte(mine, READ)
-    problems = verify(out, mine)["problems"]
+    problems = verify(out, mine).problems
     assert problems == [f"{READ} of the source is not what the release was made of: its SHA-256 differs"]
 
 

@@ -1,13 +1,12 @@
 """`moe4 fit`."""
 
-import json
 import os
 from typing import Annotated, Any
 
 import typer
 
 from moe4.cli import options
-from moe4.cli.output import echo
+from moe4.cli.output import echo_json
 
 
 def command(
@@ -71,13 +70,13 @@ def command(
             picked = {"smallest": sized.smallest, "recommended": sized.recommended}
             facts |= {"fits": [fit_facts(item) for item in sized.fits]}
             facts |= {name: item and fit_facts(item) for name, item in picked.items()}
-            echo(json.dumps(facts))
+            echo_json(facts)
         else:
             print_release(console, found, speed)
             print_survey(console, sized)
         return
     if as_json:
-        echo(json.dumps(facts | {"fit": fit_facts(sized)}))
+        echo_json(facts | {"fit": fit_facts(sized)})
     else:
         print_release(console, found, speed)
         print_fits(console, [sized])

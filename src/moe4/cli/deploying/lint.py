@@ -1,6 +1,5 @@
 """`moe4 lint`."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli import options
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -72,9 +71,9 @@ def command(
             echo(f"moe4: mended {mended.file}:{mended.line}: {mended.rule}", err=True)
     findings = lint_files(files, context, schemas)
     if as_sarif:
-        echo(json.dumps(sarif(findings), indent=2))
+        echo_json(sarif(findings), indent=2)
     elif as_json:
-        echo(json.dumps([finding.as_dict() for finding in findings]))
+        echo_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
             echo(finding.describe())

@@ -1,13 +1,12 @@
 """`moe4 plan`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli import options
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -66,8 +65,11 @@ def command(
         allow_extra=allow_extra,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
-    echo(json.dumps(result) if as_json else describe(result))
-    if "sample" in result["calibration"] and not as_json:
-        echo(f"\nthe first document as it would be calibrated on:\n{result['calibration']['sample']}")
+    if as_json:
+        echo_json(result)
+    else:
+        echo(describe(result))
+        if "sample" in result["calibration"]:
+            echo(f"\nthe first document as it would be calibrated on:\n{result['calibration']['sample']}")
     if not result["ok"]:
         raise typer.Exit(1)

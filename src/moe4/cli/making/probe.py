@@ -1,13 +1,12 @@
 """`moe4 probe`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -73,10 +72,11 @@ def command(
         trust_remote_code=trust_remote_code,
     )
     result = summarize(make_probe(options, say=lambda text: echo(text, err=True)))
-    result["output"] = str(options.path)
-    echo(
-        json.dumps(result, ensure_ascii=False) if as_json else f"{describe(result)}\nwritten   {options.path}"
-    )
+    data = {**result.to_dict(), "output": str(options.path)}
+    if as_json:
+        echo_json(data, ensure_ascii=False)
+    else:
+        echo(f"{describe(result)}\nwritten   {options.path}")
 
 
 def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: bool, as_json: bool) -> None:
@@ -86,6 +86,9 @@ def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: b
         result = ask_server(
             release, url, model=model, timeout=timeout, verify=not insecure, on_progress=on_progress
         )
-    echo(json.dumps(result) if as_json else describe(result))
+    if as_json:
+        echo_json(result)
+    else:
+        echo(describe(result))
     if not result["ok"]:
         raise typer.Exit(1)

@@ -1,6 +1,5 @@
 """`moe4 quantize`."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from moe4.cli import options
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 from moe4.errors import Moe4Error
 from moe4.escape import shell_line
 
@@ -88,7 +87,10 @@ def command(
             echo(f"moe4: error: {error}", err=True)
         _leave(error.exit_code, ranks)
     if ranks.is_first:
-        echo(json.dumps(report) if as_json else describe(report))
+        if as_json:
+            echo_json(report)
+        else:
+            echo(describe(report))
 
 
 def _leave(exit_code: int, ranks: "Ranks") -> NoReturn:

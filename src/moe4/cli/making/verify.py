@@ -1,12 +1,11 @@
 """`moe4 verify`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moe4.cli.output import byte_progress, echo
+from moe4.cli.output import byte_progress, echo, echo_json
 
 
 def command(
@@ -19,10 +18,14 @@ def command(
 
     Files are held to the list in moe4-report.json; without it none can be checked, which is said.
     """
-    from moe4.verify.checks import describe, verify
+    from moe4.verify.checks import verify
+    from moe4.verify.result import describe
 
     with byte_progress("checking") as on_progress:
         result = verify(out, source, device=device, on_progress=on_progress)
-    echo(json.dumps(result) if as_json else describe(result))
-    if not result["ok"]:
+    if as_json:
+        echo_json(result.to_dict())
+    else:
+        echo(describe(result))
+    if not result.ok:
         raise typer.Exit(1)

@@ -1,12 +1,11 @@
 """`moe4 card`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -68,6 +67,6 @@ def command(
         if not dry_run and (yes or typer.confirm("Upload?", err=True)):
             result["uploaded"] = upload(out, push, files, private=private)
     if as_json:
-        echo(json.dumps(result))
+        echo_json(result)
     elif not dry_run:
         echo(result["uploaded"] or result["card"])

@@ -1,14 +1,13 @@
 """`moe4 compare`."""
 
 import enum
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 class DtypeOption(enum.StrEnum):
@@ -65,4 +64,7 @@ def command(
     )
     if output is not None:
         write_json(output, to_json(result))
-    echo(json.dumps(to_json(result), ensure_ascii=False) if as_json else describe(result))
+    if as_json:
+        echo_json(to_json(result), ensure_ascii=False)
+    else:
+        echo(describe(result))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -37,7 +37,7 @@ def command(
     """
     from moe4.errors import CalibrationError
     from moe4.evaluate.coverage import coverage as module
-    from moe4.evaluate.coverage.overlap import describe_overlap, find_overlap, read_questions
+    from moe4.evaluate.coverage.overlap import find_overlap, read_questions
     from moe4.files.durable import check_output, write_output
 
     if (choose is None) != (output is None):
@@ -56,19 +56,17 @@ def command(
     )
     questions = [question for path in evaluation or () for question in read_questions(path)]
     found = module.measure(options, say=lambda text: echo(text, err=True))
-    result = module.summarize(found, cold_tokens)
-    chosen = list(range(len(found.documents)))
-    if choose is not None and output is not None:
-        chosen = module.choose(found.counts, choose)
-        result["chosen"] = module.compare_choice(found, chosen, cold_tokens)
-        lines = [json.dumps(found.documents[place][1], ensure_ascii=False) for place in chosen]
+    chosen = None if choose is None else module.choose(found.counts, choose)
+    taken = range(len(found.documents)) if chosen is None else chosen
+    if output is not None:
+        lines = [json.dumps(found.documents[place][1], ensure_ascii=False) for place in taken]
         write_output(output, "\n".join(lines) + "\n")
-    if questions:
-        texts = [(found.documents[n][0], module.document_text(found.documents[n][1])) for n in chosen]
-        result["overlap"] = find_overlap(texts, questions)
-    text = module.describe(result)
-    if questions:
-        text += "\n" + describe_overlap(result["overlap"])
-    echo(json.dumps(result, ensure_ascii=False) if as_json else text)
-    if questions and result["overlap"]["num_overlapping"]:
+    texts = [(found.documents[n][0], module.document_text(found.documents[n][1])) for n in taken]
+    overlap = find_overlap(texts, questions) if questions else None
+    result = module.summarize(found, cold_tokens, chosen, overlap)
+    if as_json:
+        echo_json(result.to_dict(), ensure_ascii=False)
+    else:
+        echo(module.describe(result))
+    if overlap is not None and overlap.num_overlapping:
         raise typer.Exit(1)

@@ -1,13 +1,12 @@
 """`moe4 eval`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -96,9 +95,15 @@ def command(
         from moe4.evaluate.without_tasks import measure_without_tasks
 
         found = measure_without_tasks(options, say)
-        echo(json.dumps(found.as_dict(), ensure_ascii=False) if as_json else found.describe())
+        if as_json:
+            echo_json(found.as_dict(), ensure_ascii=False)
+        else:
+            echo(found.describe())
         return
     comparison = run_evaluation(options, say)
     if output is not None:
         write_scores(output, comparison)
-    echo(json.dumps(comparison.as_dict(), ensure_ascii=False) if as_json else comparison.table())
+    if as_json:
+        echo_json(comparison.as_dict(), ensure_ascii=False)
+    else:
+        echo(comparison.table())

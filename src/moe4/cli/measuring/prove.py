@@ -1,13 +1,12 @@
 """`moe4 prove`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -77,7 +76,10 @@ def command(
     result = run(options, say=lambda text: echo(f"moe4: {text}", err=True))
     missed = failures(result, options)
     document = {**result.as_dict(), "failures": missed}
-    echo(json.dumps(document, ensure_ascii=False) if as_json else describe(result))
+    if as_json:
+        echo_json(document, ensure_ascii=False)
+    else:
+        echo(describe(result))
     for line in missed:
         echo(f"moe4: {line}", err=True)
     if missed:

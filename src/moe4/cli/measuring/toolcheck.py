@@ -1,12 +1,11 @@
 """`moe4 toolcheck`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -76,6 +75,9 @@ def command(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         result = run_toolcheck(options, lambda done, total: bar.update(task, completed=done, total=total))
-    echo(json.dumps(to_json(result), ensure_ascii=False) if as_json else describe(result))
+    if as_json:
+        echo_json(to_json(result), ensure_ascii=False)
+    else:
+        echo(describe(result))
     if failed_checks(result):
         raise typer.Exit(1)

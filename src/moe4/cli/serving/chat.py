@@ -2,14 +2,13 @@
 
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 from moe4.errors import ServeError
 from moe4.escape import visible, visible_lines
 
@@ -104,7 +103,7 @@ def _answer(conversation: "Conversation", text: str, as_json: bool) -> None:
         "finish_reason": conversation.finish_reason,
         "usage": conversation.usage,
     }
-    echo(json.dumps(answer))
+    echo_json(answer)
 
 
 def _talk(conversation: "Conversation") -> None:

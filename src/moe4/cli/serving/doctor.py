@@ -1,12 +1,11 @@
 """`moe4 doctor`."""
 
-import json
 import os
 from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 
 
 def command(
@@ -20,4 +19,7 @@ def command(
     from moe4.serve.doctor import describe, diagnose
 
     found = diagnose(os.environ, measure=measure)
-    echo(json.dumps(found.as_dict(), indent=1) if as_json else describe(found))
+    if as_json:
+        echo_json(found.as_dict(), indent=1)
+    else:
+        echo(describe(found))

@@ -1,7 +1,6 @@
 """`moe4 serve`."""
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 from moe4.errors import ServeError
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -101,7 +100,10 @@ def command(
     built = build_command(model, machine, options, dict(os.environ))
     hide_arguments(take_keys(options.extra)[1])
     if print_command:
-        echo(json.dumps(built.as_dict()) if as_json else built.shell_line())
+        if as_json:
+            echo_json(built.as_dict())
+        else:
+            echo(built.shell_line())
         return
 
     from rich.console import Console
@@ -126,6 +128,6 @@ def command(
         follow=LogFollower(log_path, sys.stderr) if verbose else lambda: None,
         while_waiting=contextlib.nullcontext() if verbose else Console(stderr=True).status(wait),
         say=lambda text: echo(text, err=True),
-        on_ready=lambda ready: echo(json.dumps(ready.as_dict()) if as_json else ready.describe()),
+        on_ready=lambda ready: echo_json(ready.as_dict()) if as_json else echo(ready.describe()),
     )
     echo("moe4: the server has stopped", err=True)

@@ -1,6 +1,5 @@
 """`moe4 smoke`."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moe4.cli.output import echo
+from moe4.cli.output import echo, echo_json
 from moe4.escape import visible
 
 
@@ -53,6 +52,6 @@ def command(
     ok = all(outcome.ok for outcome in outcomes)
     if as_json:
         checks = [asdict(outcome) for outcome in outcomes]
-        echo(json.dumps({"url": url, "model": test.model, "ok": ok, "checks": checks}))
+        echo_json({"url": url, "model": test.model, "ok": ok, "checks": checks})
     if not ok:
         raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """From parsed documents to the servers they describe."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,9 +82,9 @@ def _any_pods(document: Document, configs: Configs) -> Iterator[DescribedServer]
 
 def pods_within(place: Place) -> list[Place]:
     """Return where an object has pods: mappings with a list of containers."""
-    found, waiting = list[Place](), [place]
+    found, waiting = list[Place](), deque([place])
     while waiting and len(found) < MAX_PODS:
-        here = waiting.pop(0)
+        here = waiting.popleft()
         value = here.value
         if isinstance(value, dict):
             if entries(value.get("containers")):

@@ -21,6 +21,7 @@ _READ_OTHERWISE = re.compile(
 _SCRIPT = re.compile(r"[!-~][ -~]*\n([ -~]*\n)*")
 
 MAX_DEPTH = 64
+MAX_VALUES = 1_000_000  # of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ def parse(text: str, where: str) -> list[Any]:
     reader.preserve_quotes = True
     try:
         _check_depth(text)
-        return [document for document in reader.load_all(text) if document is not None]
+        documents = [document for document in reader.load_all(text) if document is not None]
+        for document in documents:
+            _check_aliases(document)
+        return documents
     except Exception as error:  # ruamel has several, and the text may be anything
         reason = " ".join(str(error).split())
         raise DeployError(f"{where} is not YAML that can be read: {reason}") from None
@@ -88,6 +92,34 @@ def _check_depth(text: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels, line {event.start_mark.line + 1}")
+
+
+def _check_aliases(document: Any) -> None:
+    """Refuse aliases that repeat values without end, or so often that whoever walks them takes minutes."""
+    known: dict[int, tuple[int, int]] = {}
+    """By identity: how many values a mapping or list stands for, and how deeply they are nested."""
+
+    def measure(node: Any, depth: int) -> tuple[int, int]:
+        children = list(node.values()) if isinstance(node, dict) else node
+        if not isinstance(children, list):
+            return 1, 0
+        if id(node) not in known:
+            if depth > MAX_DEPTH:
+                raise ValueError(f"aliases nest it deeper than {MAX_DEPTH} levels")
+            inner = [measure(child, depth + 1) for child in children]
+            known[id(node)] = (
+                1 + sum(size for size, _ in inner),
+                1 + max((high for _, high in inner), default=0),
+            )
+        return known[id(node)]
+
+    size, height = measure(document, 1)
+    if height > MAX_DEPTH:
+        raise ValueError(f"aliases nest it deeper than {MAX_DEPTH} levels")
+    if size > MAX_VALUES:
+        raise ValueError(
+            f"it holds {size} values, aliases counted as often as they stand; at most {MAX_VALUES}"
+        )
 
 
 def _convert(value: Any, column: int = 0) -> Any:

@@ -139,7 +139,8 @@ class ReleaseSize:
             self.head_bytes += size
         else:
             self.other_bytes += size
-        if name.endswith("_proj.weight_scale") and parts[-2] in ROW_PARALLEL:
+        is_grouped = self.group_size is not None and len(spec.shape) == 2  # other formats split as they like
+        if is_grouped and name.endswith("_proj.weight_scale") and parts[-2] in ROW_PARALLEL:
             kind = "the routed experts' inner width" if ".experts." in name else f"the input of {parts[-2]}"
             self.row_groups[kind] = math.gcd(self.row_groups.get(kind, 0), spec.shape[-1])
 

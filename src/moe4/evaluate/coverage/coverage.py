@@ -7,7 +7,7 @@ document, layer and expert, 4 bytes each.
 import heapq
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from moe4.calibration.documents import Drawn, draw_from
 from moe4.calibration.formats import Document
 from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import CalibrationError
+from moe4.evaluate.coverage.overlap import Overlap, describe_overlap
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
@@ -113,43 +114,114 @@ def draw(model: Path, path: Path | None, num_documents: int | None) -> Drawn:
     return draw_from(path, None, lambda items: list(items)[:num_documents])
 
 
-def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:
-    """Return loads by layer, the cold experts, and the documents that reach them most."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerLoad:
+    """The tokens of a layer's experts, and how many of these are cold."""
+
+    layer: int
+    least: int
+    median: int
+    most: int
+    num_cold: int
+    tokens: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColdExpert:
+    """An expert with few tokens."""
+
+    layer: int
+    expert: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmingDocument:
+    """A document whose tokens go to cold experts: so many visits, and how it begins."""
+
+    where: str
+    hits: int
+    num_tokens: int
+    begins: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenDocuments:
+    """What a choice of documents reaches, beside as many drawn at random."""
+
+    num_documents: int
+    num_tokens: int
+    least: int
+    num_cold: int
+    drawn_least: int
+    drawn_num_cold: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoverageSummary:
+    """Loads by layer, the coldest experts, and the documents that reach them most.
+
+    chosen, overlap: where documents were to be chosen, and compared with questions.
+    """
+
+    num_documents: int
+    num_tokens: int
+    cold_tokens: int
+    even_load: float
+    layers: list[LayerLoad]
+    num_cold: int
+    cold: list[ColdExpert]
+    num_unreached: int
+    documents_for_the_cold: list[WarmingDocument]
+    chosen: ChosenDocuments | None = None
+    overlap: Overlap | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, without what was not asked for."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def summarize(
+    coverage: Coverage,
+    cold_tokens: int,
+    chosen: Sequence[int] | None = None,
+    overlap: Overlap | None = None,
+) -> CoverageSummary:
+    """Return what the counts come to. chosen: the documents that were chosen, by number."""
     totals = coverage.counts.sum(0, dtype=np.int64)
     cold = np.argwhere(totals < cold_tokens)
     cold = cold[np.argsort(totals[cold[:, 0], cold[:, 1]], kind="stable")]
-    even = sum(coverage.num_tokens) * coverage.top_k / totals.shape[1]
-    return {
-        "num_documents": len(coverage.documents),
-        "num_tokens": sum(coverage.num_tokens),
-        "cold_tokens": cold_tokens,
-        "even_load": even,
-        "layers": [
-            {
-                "layer": layer,
-                "least": int(load.min()),
-                "median": int(np.median(load)),
-                "most": int(load.max()),
-                "num_cold": int((load < cold_tokens).sum()),
-                "tokens": load.tolist(),
-            }
+    return CoverageSummary(
+        num_documents=len(coverage.documents),
+        num_tokens=sum(coverage.num_tokens),
+        cold_tokens=cold_tokens,
+        even_load=sum(coverage.num_tokens) * coverage.top_k / totals.shape[1],
+        layers=[
+            LayerLoad(
+                layer=layer,
+                least=int(load.min()),
+                median=int(np.median(load)),
+                most=int(load.max()),
+                num_cold=int((load < cold_tokens).sum()),
+                tokens=load.tolist(),
+            )
             for layer, load in zip(coverage.layers, totals, strict=True)
         ],
-        "num_cold": len(cold),
-        "cold": [
-            {
-                "layer": coverage.layers[layer],
-                "expert": int(expert),
-                "num_tokens": int(totals[layer, expert]),
-            }
+        num_cold=len(cold),
+        cold=[
+            ColdExpert(
+                layer=coverage.layers[layer], expert=int(expert), num_tokens=int(totals[layer, expert])
+            )
             for layer, expert in cold[:COLD_SHOWN]
         ],
-        "num_unreached": int((totals == 0).sum()),
-        "documents_for_the_cold": suggest(coverage, cold),
-    }
+        num_unreached=int((totals == 0).sum()),
+        documents_for_the_cold=suggest(coverage, cold),
+        chosen=None if chosen is None else compare_choice(coverage, chosen, cold_tokens),
+        overlap=overlap,
+    )
 
 
-def suggest(coverage: Coverage, cold: NDArray[np.intp]) -> list[dict[str, Any]]:
+def suggest(coverage: Coverage, cold: NDArray[np.intp]) -> list[WarmingDocument]:
     """Return the documents whose tokens go to cold experts most often: more like these warm them."""
     if not len(cold):
         return []
@@ -157,12 +229,12 @@ def suggest(coverage: Coverage, cold: NDArray[np.intp]) -> list[dict[str, Any]]:
     shares = hits / np.maximum(1, coverage.num_tokens)
     order = [int(place) for place in np.argsort(-shares, kind="stable")[:SUGGESTED] if hits[place]]
     return [
-        {
-            "where": coverage.documents[place][0],
-            "hits": int(hits[place]),
-            "num_tokens": coverage.num_tokens[place],
-            "begins": document_text(coverage.documents[place][1])[:80],
-        }
+        WarmingDocument(
+            where=coverage.documents[place][0],
+            hits=int(hits[place]),
+            num_tokens=coverage.num_tokens[place],
+            begins=document_text(coverage.documents[place][1])[:80],
+        )
         for place in order
     ]
 
@@ -203,53 +275,54 @@ def document_text(document: Document) -> str:
     return " ".join(join_parts(message.get("content")) for message in document["messages"])
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: CoverageSummary) -> str:
     """Return a coverage as text."""
     lines = [
-        f"{result['num_tokens']} tokens of {result['num_documents']} documents; an even load is "
-        f"{result['even_load']:.0f} tokens an expert",
+        f"{result.num_tokens} tokens of {result.num_documents} documents; an even load is "
+        f"{result.even_load:.0f} tokens an expert",
         "layer  least  median    most  cold",
     ]
-    for layer in result["layers"]:
+    for layer in result.layers:
         lines.append(
-            f"{layer['layer']:>5}  {layer['least']:>5}  {layer['median']:>6}  {layer['most']:>6}  "
-            f"{layer['num_cold']:>4}"
+            f"{layer.layer:>5}  {layer.least:>5}  {layer.median:>6}  {layer.most:>6}  {layer.num_cold:>4}"
         )
-    if result["num_cold"]:
+    if result.num_cold:
         lines.append(
-            f"{result['num_cold']} experts have fewer than {result['cold_tokens']} tokens, "
-            f"{result['num_unreached']} have none; the coldest:"
+            f"{result.num_cold} experts have fewer than {result.cold_tokens} tokens, "
+            f"{result.num_unreached} have none; the coldest:"
         )
-        lines += [f"  layer {c['layer']} expert {c['expert']}: {c['num_tokens']}" for c in result["cold"]]
-        if result["documents_for_the_cold"]:
+        lines += [f"  layer {cold.layer} expert {cold.expert}: {cold.num_tokens}" for cold in result.cold]
+        if result.documents_for_the_cold:
             lines.append("add documents like these, which reach them most often:")
             lines += [
-                f"  {d['where']}: {d['hits']} visits in {d['num_tokens']} tokens: {d['begins']!r}"
-                for d in result["documents_for_the_cold"]
+                f"  {found.where}: {found.hits} visits in {found.num_tokens} tokens: {found.begins!r}"
+                for found in result.documents_for_the_cold
             ]
         else:
             lines.append("no document of this file reaches them: add other kinds of text")
     else:
-        lines.append(f"every expert has at least {result['cold_tokens']} tokens")
-    chosen = result.get("chosen")
-    if chosen:
+        lines.append(f"every expert has at least {result.cold_tokens} tokens")
+    chosen = result.chosen
+    if chosen is not None:
         lines.append(
-            f"{chosen['num_documents']} documents chosen: {chosen['num_cold']} cold experts, least "
-            f"{chosen['least']}; of as many drawn at random: {chosen['drawn_num_cold']}, least "
-            f"{chosen['drawn_least']}"
+            f"{chosen.num_documents} documents chosen: {chosen.num_cold} cold experts, least "
+            f"{chosen.least}; of as many drawn at random: {chosen.drawn_num_cold}, least "
+            f"{chosen.drawn_least}"
         )
+    if result.overlap is not None:
+        lines.append(describe_overlap(result.overlap))
     return "\n".join(lines)
 
 
-def compare_choice(coverage: Coverage, chosen: Sequence[int], cold_tokens: int) -> dict[str, Any]:
+def compare_choice(coverage: Coverage, chosen: Sequence[int], cold_tokens: int) -> ChosenDocuments:
     """Return what a choice reaches, beside as many documents drawn at random."""
     drawn = np.random.default_rng(0).choice(len(coverage.documents), size=len(chosen), replace=False)
     loads = [coverage.counts[list(places)].sum(0, dtype=np.int64) for places in (chosen, drawn)]
-    return {
-        "num_documents": len(chosen),
-        "num_tokens": sum(coverage.num_tokens[place] for place in chosen),
-        "least": int(loads[0].min()),
-        "num_cold": int((loads[0] < cold_tokens).sum()),
-        "drawn_least": int(loads[1].min()),
-        "drawn_num_cold": int((loads[1] < cold_tokens).sum()),
-    }
+    return ChosenDocuments(
+        num_documents=len(chosen),
+        num_tokens=sum(coverage.num_tokens[place] for place in chosen),
+        least=int(loads[0].min()),
+        num_cold=int((loads[0] < cold_tokens).sum()),
+        drawn_least=int(loads[1].min()),
+        drawn_num_cold=int((loads[1] < cold_tokens).sum()),
+    )

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe4.errors import CheckpointError, EvaluationError
 from moe4.files.regular import read_text
@@ -13,6 +13,26 @@ NGRAM_WORDS = 13  # Brown et al. 2020 (GPT-3), appendix C
 WORD = re.compile(r"\w+")
 KEYS = ("question", "prompt", "text", "problem", "input")
 SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedWords:
+    """A question, the place in the calibration that shares words with it, and the words."""
+
+    question: str
+    calibration: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overlap:
+    """How many questions share a run of words with the calibration, and how many stand in it whole."""
+
+    num_questions: int
+    num_overlapping: int
+    num_whole: int
+    ngram_words: int
+    examples: list[SharedWords]
 
 
 def words_of(text: str) -> list[str]:
@@ -60,7 +80,7 @@ def _question(line: str, where: str) -> str:
 
 def find_overlap(
     calibration: Iterable[tuple[str, str]], questions: Sequence[tuple[str, str]], size: int = NGRAM_WORDS
-) -> dict[str, Any]:
+) -> Overlap:
     """Return which questions share a run of `size` words with the calibration.
 
     A question of fewer words counts where all of it stands in a row in the calibration.
@@ -83,26 +103,26 @@ def find_overlap(
                     asked = words_of(questions[place][1])
                     if asked == words[start : start + len(asked)]:
                         whole.add(place)
-    return {
-        "num_questions": len(questions),
-        "num_overlapping": len(found),
-        "num_whole": len(whole),
-        "ngram_words": size,
-        "examples": [
-            {"question": questions[place][0], "calibration": found[place][0], "words": found[place][1]}
+    return Overlap(
+        num_questions=len(questions),
+        num_overlapping=len(found),
+        num_whole=len(whole),
+        ngram_words=size,
+        examples=[
+            SharedWords(question=questions[place][0], calibration=found[place][0], words=found[place][1])
             for place in sorted(found)[:SHOWN]
         ],
-    }
+    )
 
 
-def describe_overlap(result: dict[str, Any]) -> str:
+def describe_overlap(result: Overlap) -> str:
     """Return the finding as text."""
-    size, count, total = result["ngram_words"], result["num_overlapping"], result["num_questions"]
+    size, count, total = result.ngram_words, result.num_overlapping, result.num_questions
     if not count:
         return f"none of {total} questions shares {size} words in a row with the calibration"
     lines = [
         f"{count} of {total} questions share {size} words in a row with the calibration, "
-        f"{result['num_whole']} stand in it whole:"
+        f"{result.num_whole} stand in it whole:"
     ]
-    lines += [f"  {e['question']} and {e['calibration']}: {e['words']!r}" for e in result["examples"]]
+    lines += [f"  {shared.question} and {shared.calibration}: {shared.words!r}" for shared in result.examples]
     return "\n".join(lines)

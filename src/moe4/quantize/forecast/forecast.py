@@ -21,6 +21,7 @@ from moe4.model.accounting import LINEAR, Kind
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
+from moe4.probe.form import explain_missing
 from moe4.quantize.forecast.timing import Probe, probe
 from moe4.quantize.layer.running_probe import find_prompts
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
@@ -83,10 +84,12 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
     calibration = _count_tokens(request, recipe, network, problems, is_whole)
-    probe_tokens = PROBE_TOKENS
+    probe_tokens, no_probe = PROBE_TOKENS, list[str]()
     if is_whole:
         trusted = request.trust_remote_code
-        probe_tokens = find_prompts(request.source, network, trust_remote_code=trusted).num_tokens
+        prompts = find_prompts(request.source, network, trust_remote_code=trusted)
+        probe_tokens = prompts.num_tokens
+        no_probe = [explain_missing(prompts.reason)] if prompts.reason else []
     need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
     _note(problems, lambda: require_memory(need, recipe.memory_budget_bytes))
     disk_bytes = disk_need(
@@ -96,7 +99,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     result: dict[str, Any] = {
         "ok": not problems,
         "problems": problems,
-        "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network)],
+        "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network), *no_probe],
         "source": {
             "model_type": checkpoint.config.model_type,
             "has_weights": is_whole,

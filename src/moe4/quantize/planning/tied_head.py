@@ -1,5 +1,10 @@
 """A head that config.json ties to the embeddings, and that the checkpoint holds nevertheless."""
 
+from collections.abc import Callable, Mapping
+
+import torch
+
+from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
 from moe4.model.architecture import Network
@@ -10,20 +15,37 @@ def check_tied_head(checkpoint: Checkpoint, network: Network) -> TensorError | N
 
     Of two that differ, transformers takes the stored one and vLLM the embeddings: no release could be right.
     """
-    embedding, head = network.embedding_name, network.names.in_checkpoint("lm_head.weight")
-    if network.head_name != embedding or not {embedding, head} <= checkpoint.tensors.keys():
+
+    def is_same(one: str, other: str) -> bool:
+        pieces = zip(checkpoint.iterate_rows(one), checkpoint.iterate_rows(other), strict=True)
+        return all(torch.equal(ours, theirs) for ours, theirs in pieces)
+
+    found = compare_tied_head(network, checkpoint.specs, is_same)
+    if found is None:
         return None
-    specs = [checkpoint.tensors[name].spec for name in (embedding, head)]
-    if specs[0].dtype == specs[1].dtype and specs[0].shape == specs[1].shape:
-        pieces = zip(checkpoint.iterate(embedding), checkpoint.iterate(head), strict=True)
-        if all(one == other for one, other in pieces):
-            return None
-        found = "which differs from it"
+    head = network.names.in_checkpoint("lm_head.weight")
+    return TensorError(f"{found}; set tie_word_embeddings to false to keep {head}, or remove it")
+
+
+def compare_tied_head(
+    network: Network, specs: Mapping[str, TensorSpec], is_same: Callable[[str, str], bool]
+) -> str | None:
+    """Return how a stored head differs from the embeddings it is tied to; None if no such head is stored.
+
+    is_same: whether two tensors of one dtype and shape hold the same.
+    """
+    embedding, head = network.embedding_name, network.names.in_checkpoint("lm_head.weight")
+    if network.head_name != embedding or not {embedding, head} <= specs.keys():
+        return None
+    ours, theirs = specs[embedding], specs[head]
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        expected, other = (f"{spec.dtype} {list(spec.shape)}" for spec in (ours, theirs))
+        found = f"which is {other}, not {expected}"
+    elif is_same(embedding, head):
+        return None
     else:
-        ours, theirs = (f"{spec.dtype} {list(spec.shape)}" for spec in specs)
-        found = f"which is {theirs}, not {ours}"
-    return TensorError(
+        found = "which differs from it"
+    return (
         f"tie_word_embeddings is true, so {embedding} is the head, but the checkpoint also holds {head}, "
-        f"{found}: transformers would use {head}, vLLM would not; set tie_word_embeddings to false to keep "
-        f"{head}, or remove it"
+        f"{found}: transformers would use {head}, vLLM would not"
     )

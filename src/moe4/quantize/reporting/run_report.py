@@ -9,6 +9,7 @@ from moe4.checkpoint.report_file import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
 from moe4.escape import visible
 from moe4.model.accounting import count_patterns
+from moe4.probe.form import explain_missing
 from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
 from moe4.quantize.transfer.traffic import KINDS
@@ -62,7 +63,7 @@ def build_report(
             "shards": {
                 shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
             },
-            "files": files,
+            "files": {name: entry.model_dump() for name, entry in files.items()},
             "not_covered": list(NOT_COVERED),
         },
         "probe": probe,
@@ -108,7 +109,7 @@ def describe(report: dict[str, Any]) -> str:
     if "num_sequences" in probe:
         lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
     elif probe:
-        lines.append(f"no probe  {probe['missing']}")
+        lines.append(f"warning   {explain_missing(probe['missing'])}")
     timing = report["timing"]
     lines.append(
         f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"

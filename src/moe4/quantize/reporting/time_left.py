@@ -111,9 +111,7 @@ class TimeLeft:
     def fraction(self) -> float:
         """Return which part of the expected work is done, 0 to 1."""
         expected = [layer.rest_seconds + layer.expert_seconds * layer.num_experts for layer in self._layers]
-        done = sum(expected[: self._layer])
-        if self._num_experts and self._layer < len(self._layers):
-            done += self._layers[self._layer].expert_seconds * self._num_experts
+        done = sum(expected[: self._layer]) + self._expert_seconds() * self._num_experts
         return done / max(sum(expected), 1e-9)
 
     def _expert_seconds(self) -> float:

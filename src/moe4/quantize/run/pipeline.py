@@ -21,7 +21,7 @@ from moe4.files.durable import NO_ROOM
 from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
-from moe4.probe.form import PROBE_NAME
+from moe4.probe.form import PROBE_NAME, explain_missing
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
@@ -166,7 +166,7 @@ def _lead(
     if found:
         progress.say(found)
     if bench.probe is None:
-        progress.say(f"no probe: {prepared.prompts.reason}")
+        progress.say(f"warning: {explain_missing(prepared.prompts.reason)}")
     threads = int(fingerprint["environment"]["threads"])
     ranks.share(Parcel(facts={"num_done": len(journal.shards), "threads": threads}))
     torch.set_num_threads(threads)

@@ -53,12 +53,7 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
         `inter` is this rank's share. Scales start as NaN, so that a missing one is noticed after loading.
         """
         inter = intermediate_size_per_partition
-        for name, width in (("hidden size", hidden_size), ("experts' inner width on each rank", inter)):
-            if width % self.group_size:
-                raise ValueError(
-                    f"{layer.layer_name}: the {name}, {width}, is not a multiple of the group size "
-                    f"{self.group_size}: use a smaller --tensor-parallel-size"
-                )
+        self.require_whole_groups(layer, hidden_size, inter)
         loader = _note_rounded_scales(extra_weight_attrs.pop("weight_loader"))
         layer.weight_loader = loader
         attributes = {
@@ -88,12 +83,7 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
                     f"{layer.layer_name}: in {name}, {int(bad.sum())} of {len(bad)} experts have scales "
                     f"that are missing or not finite, the first is {expert}: run `moe4 verify` on the release"
                 )
-        logger.info_once(
-            "moe4: W4A16 routed experts on CPU, kernel path %s, group size %d, checkpoint layout, %d threads",
-            op.selected_path(),
-            self.group_size,
-            torch.get_num_threads(),
-        )
+        self.say_what_runs("checkpoint layout")
 
     def get_fused_moe_quant_config(self, layer: Any) -> None:
         """Return None: vLLM's modular kernels are not used."""
@@ -115,10 +105,6 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
         x: [tokens, hidden]. topk_weights: [tokens, top_k], normalized and scaled by vLLM's router.
         topk_ids: [tokens, top_k], numbers over all ranks' experts.
         """
-        expert_map = layer.expert_map
-        if expert_map is not None:
-            # Expert parallelism: experts of other ranks map to -1, which the kernel skips.
-            topk_ids = expert_map[topk_ids.long()]
         output: Tensor = ops.fused_experts(
             x,
             layer.w13_weight_packed,
@@ -126,10 +112,36 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
             layer.w2_weight_packed,
             layer.w2_weight_scale,
             topk_weights.float(),
-            topk_ids,
+            own_ids(layer, topk_ids),
             self.group_size,
         )
         return output
+
+    def require_whole_groups(self, layer: Any, hidden_size: int, inter: int) -> None:
+        """Raise KernelError unless groups divide both widths of this rank's experts."""
+        for name, width in (("hidden size", hidden_size), ("experts' inner width on each rank", inter)):
+            if width % self.group_size:
+                raise KernelError(
+                    f"{layer.layer_name}: the {name}, {width}, is not a multiple of the group size "
+                    f"{self.group_size}: use a smaller --tensor-parallel-size"
+                )
+
+    def say_what_runs(self, weights: str) -> None:
+        """Say once what runs this model's experts, and where their weights are."""
+        logger.info_once(
+            "moe4: W4A16 routed experts on CPU, kernel path %s, group size %d, %s, %d threads",
+            op.selected_path(),
+            self.group_size,
+            weights,
+            torch.get_num_threads(),
+        )
+
+
+def own_ids(layer: Any, topk_ids: Tensor) -> Tensor:
+    """Return the experts' numbers on this rank: -1, which the kernel skips, for those of other ranks."""
+    expert_map = layer.expert_map
+    ids: Tensor = topk_ids if expert_map is None else expert_map[topk_ids.long()]
+    return ids
 
 
 def _refuse_what_the_kernel_lacks(layer: Any, group_size: int) -> None:

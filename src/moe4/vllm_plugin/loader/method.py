@@ -5,16 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import get_current_vllm_config_or_none
-from vllm.logger import init_logger
 
-from moe4.errors import KernelError, ServeError
-from moe4.kernels import op
-from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod
+from moe4.errors import ServeError
+from moe4.vllm_plugin.experts.method import CpuW4A16ExpertsMethod, own_ids
 from moe4.vllm_plugin.loader import ops as mapped_ops
 from moe4.vllm_plugin.loader.layer import ExpertLayout, MappedLayer
 from moe4.vllm_plugin.loader.options import LOAD_FORMAT
-
-logger = init_logger("vllm.plugins.moe4")
 
 
 class MappedW4A16ExpertsMethod(CpuW4A16ExpertsMethod):
@@ -31,12 +27,7 @@ class MappedW4A16ExpertsMethod(CpuW4A16ExpertsMethod):
     ) -> None:
         """Check the widths and register an empty table of addresses on `layer`."""
         share = intermediate_size_per_partition
-        for name, width in (("hidden size", hidden_size), ("experts' inner width on each rank", share)):
-            if width % self.group_size:
-                raise KernelError(
-                    f"{layer.layer_name}: the {name}, {width}, is not a multiple of the group size "
-                    f"{self.group_size}: use a smaller --tensor-parallel-size"
-                )
+        self.require_whole_groups(layer, hidden_size, share)
         moe = layer.moe_config
         parallel = moe.moe_parallel_config
         if share * parallel.tp_size != moe.intermediate_size:
@@ -81,13 +72,7 @@ class MappedW4A16ExpertsMethod(CpuW4A16ExpertsMethod):
         """Check that the loader was here, and say once what runs this model's experts."""
         if not hasattr(layer, "moe4_mapped"):
             raise ServeError(f"{layer.layer_name} was not loaded by --load-format {LOAD_FORMAT}")
-        logger.info_once(
-            "moe4: W4A16 routed experts on CPU, kernel path %s, group size %d, mapped from the release, "
-            "%d threads",
-            op.selected_path(),
-            self.group_size,
-            torch.get_num_threads(),
-        )
+        self.say_what_runs("mapped from the release")
 
     def apply(
         self,
@@ -99,15 +84,12 @@ class MappedW4A16ExpertsMethod(CpuW4A16ExpertsMethod):
         shared_experts_input: Tensor | None,
     ) -> Tensor:
         """Return this rank's part of the routed experts' sum, as the method for weights in memory does."""
-        expert_map = layer.expert_map
-        if expert_map is not None:
-            topk_ids = expert_map[topk_ids.long()]
         _, inter, _, share = self._sizes
         output: Tensor = mapped_ops.table_experts(
             x,
             layer.expert_table,
             topk_weights.float(),
-            topk_ids,
+            own_ids(layer, topk_ids),
             share,
             self.group_size,
             inter,

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Literal
 
 from moe4.deploy.lint.command.commandline import Words, served_words
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import vllm_version
+from moe4.schema import Own
 from moe4.serve.sizes import read_size
 
 PLUGINS = {"--tool-call-parser": "--tool-parser-plugin", "--reasoning-parser": "--reasoning-parser-plugin"}
@@ -26,12 +27,32 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
+class VllmOption(Own):
+    """An option as vLLM's parser has it; `ge` and the like bound its number."""
+
+    kind: Literal["size", "switch", "text", "int", "float"]
+    names: list[str]
+    choices: list[str] | None = None
+    nargs: str | None = None
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+
+Table = dict[str, VllmOption]
+"""By the options' first long names."""
+
+
 @cache
-def tables() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the options of each version of vLLM that has a table, by their first long name."""
+def tables() -> dict[str, Table]:
+    """Return the options of each version of vLLM that has a table."""
     text = files("moe4.deploy.lint.command").joinpath("vllm_options.json").read_text(encoding="utf-8")
-    found: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
-    return found
+    found: dict[str, dict[str, object]] = json.loads(text)
+    return {
+        version: {name: VllmOption.model_validate(option) for name, option in options.items()}
+        for version, options in found.items()
+    }
 
 
 def check_options(server: DescribedServer) -> Iterator[Finding]:
@@ -58,10 +79,8 @@ def check_options(server: DescribedServer) -> Iterator[Finding]:
     yield from _check_words(server, words, tables()[version], version)
 
 
-def _check_words(
-    server: DescribedServer, words: Words, table: dict[str, dict[str, Any]], version: str
-) -> Iterator[Finding]:
-    by_name = {name: option for option, facts in table.items() for name in facts["names"]}
+def _check_words(server: DescribedServer, words: Words, table: Table, version: str) -> Iterator[Finding]:
+    by_name = {name: option for option, facts in table.items() for name in facts.names}
     given = {word.partition("=")[0].replace("_", "-") for word, _ in words}
     position = 0
     while position < len(words):
@@ -77,7 +96,7 @@ def _check_words(
             yield place.find("option-unknown", why, f"did you mean {close[0]}?" if close else "leave it out")
             continue
         facts = table[option]
-        if facts["kind"] == "switch":
+        if facts.kind == "switch":
             if equals:
                 why = f"{name} is a switch and takes no value; vLLM ends at {word}"
                 yield place.find("option-value", why, f"write {name} alone, or leave it out")
@@ -87,12 +106,12 @@ def _check_words(
             while position < len(words) and not is_option(words[position][0]):
                 values.append(words[position][0])
                 position += 1
-                if "nargs" not in facts:
+                if facts.nargs is None:
                     break
-            if not values and facts.get("nargs") not in ("?", "*"):
+            if not values and facts.nargs not in ("?", "*"):
                 yield place.find("option-value", f"{name} has no value, and vLLM ends", "give it one")
             value = values[0] if len(values) == 1 else ""
-        if "." in name or "nargs" in facts or PLUGINS.get(option) in given:
+        if "." in name or facts.nargs is not None or PLUGINS.get(option) in given:
             continue
         refusal = refuse_value(facts, server.fill(value))
         if refusal:
@@ -118,26 +137,27 @@ def find_option(name: str, by_name: dict[str, str]) -> str | None:
     return starting.pop() if len(starting) == 1 else None
 
 
-def refuse_value(facts: dict[str, Any], value: str | None) -> str | None:
+def refuse_value(facts: VllmOption, value: str | None) -> str | None:
     """Return why vLLM refuses an option's value; None if it takes it, or the value is not seen."""
     if value is None or value in ("", "None"):
         return None
-    if "choices" in facts:
-        if value in facts["choices"]:
+    if facts.choices is not None:
+        if value in facts.choices:
             return None
-        close = difflib.get_close_matches(value, facts["choices"], n=1)
-        hint = f"; did you mean {close[0]}?" if close else f": {', '.join(facts['choices'][:12])}"
-        return f"not one of its {len(facts['choices'])} values{hint}"
-    number = read_number(facts["kind"], value)
-    if facts["kind"] == "text":
+        close = difflib.get_close_matches(value, facts.choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f": {', '.join(facts.choices[:12])}"
+        return f"not one of its {len(facts.choices)} values{hint}"
+    number = read_number(facts.kind, value)
+    if facts.kind == "text":
         return None
     if number is None:
         return {"int": "not a whole number", "float": "not a number"}.get(
-            facts["kind"], "not a size such as 32768, 32k, -1 or auto"
+            facts.kind, "not a size such as 32768, 32k, -1 or auto"
         )
     for key, (words, holds) in LIMITS.items():
-        if key in facts and not holds(number, facts[key]):
-            return f"must be {words} {facts[key]:g}"
+        limit: float | None = getattr(facts, key)
+        if limit is not None and not holds(number, limit):
+            return f"must be {words} {limit:g}"
     return None
 
 

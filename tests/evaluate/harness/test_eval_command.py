@@ -15,7 +15,7 @@ import torch
 from model_fixtures import write_random_model, write_rounded_release
 from safetensors.torch import save_file
 
-DATA = Path(__file__).resolve().parents[2] / "reference" / "data"
+DATA = Path(__file__).resolve().parents[3] / "reference" / "data"
 MODEL_NAME = "scripted"
 ROWS = [
     json.loads(line) for line in (DATA / "heldout-problems.jsonl").read_text(encoding="utf-8").splitlines()

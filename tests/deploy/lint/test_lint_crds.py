@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy.test_lint import lint
-from deploy.test_lint_odd_values import paths
+from deploy.lint.test_lint import lint
+from deploy.lint.test_lint_odd_values import paths
 
 from moe4.errors import DeployError
 

@@ -216,9 +216,20 @@ def test_nesting_is_bounded() -> None:
             parse(text, "a.yaml")
 
 
-def test_aliases_are_not_unfolded() -> None:
-    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
-    assert parse(bomb, "a.yaml")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("lines", "times", "why"),
+    [
+        (8, 9, r"it holds \d+ values, aliases counted"),
+        (29, 9, "it holds"),
+        (300, 1, "aliases nest it deeper"),
+    ],
+)
+def test_aliases_are_not_unfolded(lines: int, times: int, why: str) -> None:
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * times)}]\n" for n in range(1, lines + 1))
+    with pytest.raises(DeployError, match=why):
+        parse(f"kind: LeaderWorkerSet\na0: &a0 [x]\n{bomb}", "a.yaml")
+    assert parse("kind: X\na: &a [x, y]\nb: [*a, *a]\nc: &c\n  d: *c\n", "a.yaml")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zeros", "sparse", "null characters", "folder", "missing"])

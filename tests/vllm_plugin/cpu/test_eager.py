@@ -5,8 +5,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from engine import run_engines
 from model_fixtures import write_random_model
+from vllm_plugin.engine import run_engines
 
 pytestmark = pytest.mark.vllm
 

@@ -17,7 +17,7 @@ from moe4.evaluate.harness.backend import task_manager
 from moe4.evaluate.harness.request import TASKS, EvaluationRequest
 from moe4.evaluate.harness.tasks.reading import read_questions
 
-DATA = Path(__file__).resolve().parents[2] / "reference" / "data"
+DATA = Path(__file__).resolve().parents[3] / "reference" / "data"
 GSM8K_TRAIN = [
     {"question": f"What is {n}+1?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
     for n in range(8)

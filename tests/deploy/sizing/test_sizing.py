@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deploy.deploy_cases import K2_TINY, KIMI_SIZES, write_kimi_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from shared_data import shared_path
 from typer.testing import CliRunner
 
@@ -324,3 +326,15 @@ def test_all_families_that_are_streamed_are_named(tmp_path: Path) -> None:
         read_release(str(path))
     for family in SUPPORTED_MODEL_TYPES:
         assert family in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (64, 1), (64,)])
+def test_scales_of_other_formats_split_as_they_like(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """FP8 has one scale a tensor or a row; W4A16 alone has groups that ranks share out."""
+    config = json.loads((K2_TINY / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "model.layers.1.mlp.experts.0.down_proj.weight"
+    tensors = {name: torch.zeros(64, 64).to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(shape)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert read_release(str(tmp_path)).row_groups == {}

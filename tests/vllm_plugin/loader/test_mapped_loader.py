@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine import run_engines
 from model_fixtures import REFERENCE_MODEL, write_rounded_release
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
+from vllm_plugin.engine import run_engines
 
 from k2tiny import corpus
 from moe4.checkpoint.header import read_shard

@@ -231,7 +231,7 @@ for number, width in enumerate((256, 128, 128)):
 
 
 def test_the_reproduction_for_vllms_maintainers_prints_what_its_page_says() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "vllm-marlin-scales.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "vllm-marlin-scales.md").read_text(encoding="utf-8")
     program, printed = page.split("```python\n")[1].split("```")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
