@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "an extra tensor": (
         edit(LAYER, lambda s: s.update({"extra": torch.zeros(2)})),
-        r"extra is in .*, and the index does not say so",
+        r"extra is in .*, but the index does not list it",
         False,
     ),
     "scales of another dtype": (
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "experts ignored": (
         edit_config(lambda c: c["quantization_config"]["ignore"].append("re:.*experts.*")),
-        r"experts\.0\.down_proj\.weight_packed is quantized, and quantization_config does not say so",
+        r"experts\.0\.down_proj\.weight_packed is quantized, but quantization_config does not say so",
         False,
     ),
     "total_size": (

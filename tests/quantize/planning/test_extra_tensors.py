@@ -95,7 +95,7 @@ def test_plan_without_expert_0(small_source: Path, tmp_path: Path, run: Run) -> 
     assert code == 1, err
     problems = json.loads(text)["problems"]
     assert len(problems) == 3
-    assert all(f"{name}, which its config asks for" in " ".join(problems) for name in parts)
+    assert all(f"{name}, which the config requires" in " ".join(problems) for name in parts)
 
 
 def test_what_the_index_does_not_name_is_a_warning(small_source: Path, tmp_path: Path, run: Run) -> None:

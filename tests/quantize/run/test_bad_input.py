@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "tensor missing": (edit_tensors(lambda s: s.pop(EXPERT)), rf"has no tensor {EXPERT}"),
     "wrong shape": (
         edit_tensors(lambda s: s.update({EXPERT: s[EXPERT][:64].clone()})),
-        rf"{EXPERT} must have shape \[128, 256\] by the config, found \[64, 256\]",
+        rf"{EXPERT} must have shape \[128, 256\] according to the config, found \[64, 256\]",
     ),
     "NaN in an expert": (poison(EXPERT, float("nan")), rf"{EXPERT} in .* holds NaN or Inf"),
     "Inf in attention": (
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "unsupported architecture": (
         edit_json("config.json", model_type="llama"),
-        r"model_type 'llama' is not supported; moe4 streams deepseek_v2, deepseek_v3, ",
+        r"model_type 'llama' is not supported; moe4 supports deepseek_v2, deepseek_v3, ",
     ),
     "no experts": (
         edit_json("config.json", first_k_dense_replace=3),
@@ -375,4 +375,4 @@ def test_verify_needs_a_release(
 ) -> None:
     code, _, err = run_cli(["verify", str(tmp_path)], monkeypatch, capfd)
     assert code == 2
-    assert "is no release" in err
+    assert "is not a release" in err
