@@ -132,7 +132,7 @@ def test_a_config_that_could_not_be_written_is_refused_first(
     (source / "config.json").write_text(text.replace("{", '{"note": "\\ud800",', 1))
     code, _, err = run("quantize", source, tmp_path / "out", "--method", "rtn")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "'note' holds half of a surrogate pair" in err
+    assert "'note' contains half of a surrogate pair" in err
     assert not (tmp_path / "out").exists()
 
 

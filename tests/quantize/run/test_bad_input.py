@@ -304,7 +304,7 @@ class TestOutputFolder:
         before = sorted(copy.iterdir())
         code, _, err = run_cli(["quantize", str(copy), str(copy / inside)], monkeypatch, capfd)
         assert code == 2
-        assert "lies in the source folder" in err
+        assert "is inside the source folder" in err
         assert sorted(copy.iterdir()) == before
 
     def test_too_little_disk(
