@@ -4,6 +4,7 @@ A page's blocks run one after the other in a folder that looks like a clone, wit
 """
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -138,7 +139,9 @@ def moe4_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             yield words[0], words[1:]
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if page.name not in ("cli.md", "log.md")], ids=str)
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if page.name not in ("cli.md", "log.md")], ids=lambda page: page.name
+)
 def test_commands_have_their_options(page: Path) -> None:
     options = known_options()
     for name, words in moe4_commands(page):
@@ -155,3 +158,16 @@ def test_commands_have_their_options(page: Path) -> None:
 
 # Words that follow "moe4" in a block that is not a command: what programs print.
 PROSE = {"error", "knows", "corrects", "cannot", "mapped"}
+
+
+NAMED_FILE = re.compile(
+    r"\b(?:benchmarks|examples|packaging|recipes|reference|scripts|src|tests)/[\w./-]*\.\w+"
+)
+
+
+@pytest.mark.parametrize(
+    "page", [*pages(), *sorted((REPOSITORY / "benchmarks/results").glob("*.md"))], ids=str
+)
+def test_files_named_in_pages_exist(page: Path) -> None:
+    named = set(NAMED_FILE.findall(page.read_text(encoding="utf-8")))
+    assert not {name for name in named if not (REPOSITORY / name).exists()}
