@@ -420,5 +420,5 @@ def test_a_key_that_would_replace_transformers_code_is_refused() -> None:
     names = {name for name in dir(PreTrainedConfig) if not name.startswith("_")} - fields - harmless
     assert len(names) > 20
     for name in names:
-        with pytest.raises(UnsupportedModelError, match=f"^config.json: {name} is no field of a model"):
+        with pytest.raises(UnsupportedModelError, match=f"^config.json: {name} is not a field of a model"):
             parse_config({**BY_FAMILY["qwen3_moe"], name: None})
