@@ -54,8 +54,10 @@ def serving(block: Block, folder: Path) -> Iterator[None]:
     """Run a block's server while inside, from when it says that it is ready."""
     (command,) = commands(block.text)
     log = folder / "serve.log"
-    with log.open("w") as stderr:
-        server = subprocess.Popen(shlex.split(command), cwd=folder, env=environment(), stderr=stderr)
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            shlex.split(command), cwd=folder, env=environment(), stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while "moe4: ready after" not in log.read_text():
