@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the only commands a fresh machine needs.
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test check sanitize fuzz mutants reference-model
+.PHONY: setup demo test check sanitize fuzz mutants docs reference-model
 
 setup:
 	@bash scripts/setup.sh
@@ -39,6 +39,11 @@ mutants: setup
 	for package in $(PACKAGES); do \
 	  $(PYTHON) scripts/mutants $$package --count $(MUTANTS) --seed $(SEED) --folder $(FOLDER)/$$package || exit; \
 	done
+
+# The site, in build/site; a broken link or anchor is an error.
+docs: setup
+	$(PYTHON) -m pip install -q -r docs/requirements.txt
+	$(PYTHON) -m mkdocs build
 
 reference-model: setup
 	$(PYTHON) -m k2tiny.train --publish

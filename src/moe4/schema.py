@@ -99,7 +99,7 @@ class Only:
 
 def _refuse_null(value: Any) -> Any:
     if value is None:
-        raise PydanticCustomError("only", "must not be null; leave it out where it is not known")
+        raise PydanticCustomError("only", "must not be null; leave it out if it is not known")
     return value
 
 
@@ -114,7 +114,7 @@ def more_than(name: str, value: int, most: int, other: str) -> str:
 
 def not_multiple(name: str, value: int, divisor: int, other: str) -> str:
     """Return the fault of a field that another does not divide."""
-    return f"{name} is {value}, no multiple of the {divisor} of {other}"
+    return f"{name} is {value}, not a multiple of the {divisor} of {other}"
 
 
 def show(value: Any) -> str:

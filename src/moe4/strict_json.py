@@ -68,7 +68,7 @@ def _check_values(value: Any) -> None:
         item, place, depth = waiting.pop()
         if isinstance(item, str):
             if not is_encodable(item):
-                raise ValueError(f"{place!r:.80} holds half of a surrogate pair, which is no text")
+                raise ValueError(f"{place!r:.80} contains half of a surrogate pair, which is not text")
             continue
         if not isinstance(item, dict | list):
             continue
@@ -77,6 +77,6 @@ def _check_values(value: Any) -> None:
         entries = item.items() if isinstance(item, dict) else enumerate(item)
         for key, child in entries:
             if isinstance(key, str) and not is_encodable(key):
-                raise ValueError(f"the key {key!r:.80} holds half of a surrogate pair, which is no text")
+                raise ValueError(f"the key {key!r:.80} contains half of a surrogate pair, which is not text")
             if isinstance(child, dict | list | str):
                 waiting.append((child, f"{place}.{key}".lstrip("."), depth + 1))

@@ -130,9 +130,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config with many digits": (raw("config.json", b'{"a": ' + b"9" * 4000 + b"}"), "has 4000 digits"),
     "config with half a surrogate pair": (
         raw("config.json", b'{"a": {"b": ["\\ud800"]}}'),
-        "'a.b.0' holds half of a surrogate pair",
+        "'a.b.0' contains half of a surrogate pair",
     ),
-    "config with such a key": (raw("config.json", b'{"\\udfff": 1}'), "holds half of a surrogate pair"),
+    "config with such a key": (raw("config.json", b'{"\\udfff": 1}'), "contains half of a surrogate pair"),
     "config that is a list": (raw("config.json", b"[]"), "must hold a JSON object, found list"),
 }
 

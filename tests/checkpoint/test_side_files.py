@@ -110,7 +110,7 @@ def test_tokens_that_a_model_may_name(checkpoint: Path) -> None:
 
 def test_a_name_that_is_not_utf8(checkpoint: Path) -> None:
     (checkpoint / os.fsdecode(b"notes-\xff.txt")).write_text("x")
-    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', a name that is no plain text; rename it"):
+    with pytest.raises(CheckpointError, match=r"holds 'notes-.*', a name that is not plain text; rename it"):
         find_side_files(checkpoint, SHARDS)
 
 

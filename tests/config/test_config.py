@@ -160,7 +160,7 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v3", {"n_group": 256, "topk_group": 64}, "groups of less than two"),
     ("deepseek_v3", {"topk_group": 9}, "topk_group is 9, more than the 8 of n_group"),
     ("deepseek_v2", {"topk_method": "greedy"}, "topk_method is greedy: vLLM would leave groups out"),
-    ("deepseek_v2", {"hidden_size": 5121}, "hidden_size is 5121, no multiple of the 128"),
+    ("deepseek_v2", {"hidden_size": 5121}, "hidden_size is 5121, not a multiple of the 128"),
     (
         "deepseek_v3",
         {"first_k_dense_replace": 61},
@@ -176,11 +176,11 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
         "head_dim is 128; with MLA it must be absent or",
     ),
     ("deepseek_v3", {"qk_rope_head_dim": 63}, "qk_rope_head_dim is 63; it must be even"),
-    ("glm4_moe", {"num_key_value_heads": 7}, "num_attention_heads is 96, no multiple of the 7"),
+    ("glm4_moe", {"num_key_value_heads": 7}, "num_attention_heads is 96, not a multiple of the 7"),
     (
         "mixtral",
         {"num_attention_heads": 24},
-        "hidden_size is 4096, no multiple of the 24 of num_attention_heads",
+        "hidden_size is 4096, not a multiple of the 24 of num_attention_heads",
     ),
     ("qwen3_moe", {"head_dim": 127}, "must be even"),
     ("olmoe", {"head_dim": 64}, "head_dim is 64; vLLM takes the 128"),
@@ -420,5 +420,5 @@ def test_a_key_that_would_replace_transformers_code_is_refused() -> None:
     names = {name for name in dir(PreTrainedConfig) if not name.startswith("_")} - fields - harmless
     assert len(names) > 20
     for name in names:
-        with pytest.raises(UnsupportedModelError, match=f"^config.json: {name} is no field of a model"):
+        with pytest.raises(UnsupportedModelError, match=f"^config.json: {name} is not a field of a model"):
             parse_config({**BY_FAMILY["qwen3_moe"], name: None})

@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there_or_has_another_model() -> None:
 def test_what_is_no_address(url: str) -> None:
     error = smoke(url).exception
     assert isinstance(error, DeployError)
-    assert "is no address; give one such as http://" in str(error)
+    assert "is not an address; give one such as http://" in str(error)
 
 
 def test_the_curl_line_works_in_a_shell() -> None:

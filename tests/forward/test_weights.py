@@ -52,7 +52,7 @@ BAD: dict[str, tuple[str, Callable[[State], object], str]] = {
     "embeddings of another size": (
         "source",
         lambda s: s.update({"model.embed_tokens.weight": torch.zeros(32, 256)}),
-        r"embed_tokens\.weight must have shape \[64, 256\] by the config, found \[32, 256\]",
+        r"embed_tokens\.weight must have shape \[64, 256\] according to the config, found \[32, 256\]",
     ),
     "codes of another shape": (
         "release",

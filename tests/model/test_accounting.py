@@ -108,12 +108,12 @@ BAD: dict[str, tuple[Callable[[Stored], Any], str]] = {
     ),
     "embeddings of another vocabulary": (
         reshape("model.embed_tokens.weight", 192, 64),
-        "model.embed_tokens.weight must have shape [128, 64] by the config, found [192, 64]",
+        "model.embed_tokens.weight must have shape [128, 64] according to the config, found [192, 64]",
     ),
     "head of another vocabulary": (reshape("lm_head.weight", 192, 64), "lm_head.weight must have shape"),
     "MLA of another rank": (
         reshape(f"{ATTENTION}.kv_b_proj.weight", 128, 32),
-        "kv_b_proj.weight must have shape [128, 16] by the config, found [128, 32]",
+        "kv_b_proj.weight must have shape [128, 16] according to the config, found [128, 32]",
     ),
     "a matrix of one dimension": (reshape(f"{EXPERTS}.3.up_proj.weight", 2048), "found [2048]"),
     "a norm in I32": (
@@ -199,7 +199,7 @@ def test_a_shard_may_hold_what_the_index_forgot() -> None:
     accounting, stored = account(K2)
     del stored["lm_head.weight"]
     found = messages(accounting.check(stored, {"lm_head.weight": "m.safetensors"}))
-    assert found.endswith("asks for; m.safetensors holds it, but the index does not name it")
+    assert found.endswith("requires; m.safetensors holds it, but the index does not name it")
 
 
 def test_many_names_make_one_line() -> None:

@@ -95,7 +95,7 @@ def test_a_wrong_shape_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt_oss"}, "model_type 'gpt_oss' is not supported; moe4 streams deepseek_v2, "),
+        ({"model_type": "gpt_oss"}, "model_type 'gpt_oss' is not supported; moe4 supports deepseek_v2, "),
         ({"model_type": "kimi_k25"}, "the config of this kimi_k25 model has no text_config"),
         ({"model_type": "kimi_k25", "text_config": {"model_type": "gpt_oss"}}, "model_type 'gpt_oss' is not"),
         ({"model_type": None}, "model_type None is not supported"),

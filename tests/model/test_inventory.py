@@ -112,7 +112,7 @@ def test_the_reference_model_holds_what_its_files_hold() -> None:
 
 
 def test_an_unknown_family_is_refused_in_one_line() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'gpt9' is not supported; moe4 streams .*kimi_k2"):
+    with pytest.raises(UnsupportedModelError, match=r"'gpt9' is not supported; moe4 supports .*kimi_k2"):
         _ = parse_config({"model_type": "gpt9"}).family
     with pytest.raises(UnsupportedModelError, match="hidden_size is missing"):
         parse_config({"model_type": "kimi_k2"})

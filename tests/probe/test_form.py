@@ -53,7 +53,7 @@ Change = tuple[list[str | int], Any]
 WRONG: list[tuple[Change, str]] = [
     (
         (["format"], "probe"),
-        'format must be "moe4-probe", found "probe": this is no file of expected answers',
+        'format must be "moe4-probe", found "probe": this is not a file of expected answers',
     ),
     ((["version"], 2), "version must be 1, found 2: another version of moe4 reads it"),
     ((["version"], "1"), 'version must be a whole number, found "1"'),

@@ -89,7 +89,7 @@ def test_it_is_written_once(folder: Path, answers: ExpectedAnswers, tmp_path: Pa
     assert read_probe(path, 2560) == answers
     before = path.read_bytes()
     arguments = ["probe", str(folder / "release"), "--source", str(folder / "source")]
-    with pytest.raises(OutputError, match=r"moe4-probe.json is there already; --force makes it again"):
+    with pytest.raises(OutputError, match=r"moe4-probe.json already exists; --force overwrites it"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "other.json"), "--json"])
     assert result.exit_code == 0, result.output

@@ -71,4 +71,4 @@ def test_a_damaged_release_is_noticed(release: Path, tmp_path: Path) -> None:
         _, err = server.communicate(timeout=60)
     assert ready["probe"] is False
     assert "probe: FAIL: " in err
-    assert "moe4: this server's answers are not the release's; it goes on serving" in err
+    assert "moe4: this server's answers are not the release's, but it keeps serving" in err

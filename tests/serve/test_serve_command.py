@@ -154,13 +154,13 @@ def test_lengths_are_written_as_vllm_takes_them(text: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "k", "32kb", "four", "1.5", "1.5K", "4096.0", "-5", "1e3", "٣٢"])
 def test_what_is_no_length_is_refused(text: str) -> None:
-    with pytest.raises(ServeError, match="is no number of tokens"):
+    with pytest.raises(ServeError, match="is not a number of tokens"):
         read_tokens(text)
 
 
 @pytest.mark.parametrize("size", [float("nan"), float("inf"), -1.0])
 def test_what_is_no_size_of_a_cache_is_refused(size: float) -> None:
-    with pytest.raises(ServeError, match="is no size in GB"):
+    with pytest.raises(ServeError, match="is not a size in GB"):
         build(expert_cache_gb=size)
 
 
@@ -190,7 +190,7 @@ def test_the_loaders_options_reach_it() -> None:
     assert "--model-loader-extra-config" not in build().arguments
     for options, reason in (
         ({"rest": "int4"}, "--rest int4 is not one of bfloat16, int8"),
-        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is no size in GB"),
+        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is not a size in GB"),
         ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
         ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),
     ):

@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "an extra tensor": (
         edit(LAYER, lambda s: s.update({"extra": torch.zeros(2)})),
-        r"extra is in .*, and the index does not say so",
+        r"extra is in .*, but the index does not list it",
         False,
     ),
     "scales of another dtype": (
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         r"model\.layers\.1\.mlp\.gate\.weight differs from the source",
         True,
     ),
-    "experts swapped": (edit(LAYER, swap_experts), rf"{EXPERT}\.weight is not like the source's", True),
+    "experts swapped": (edit(LAYER, swap_experts), rf"{EXPERT}\.weight does not resemble the source's", True),
     "a side file changed": (
         lambda f: (f / "chat_template.jinja").write_text("{{ 1 }}"),
         r"chat_template\.jinja is missing or differs from the source",
@@ -197,7 +197,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "experts ignored": (
         edit_config(lambda c: c["quantization_config"]["ignore"].append("re:.*experts.*")),
-        r"experts\.0\.down_proj\.weight_packed is quantized, and quantization_config does not say so",
+        r"experts\.0\.down_proj\.weight_packed is quantized, but quantization_config does not say so",
         False,
     ),
     "total_size": (
@@ -378,7 +378,7 @@ def test_a_release_as_the_hub_keeps_it(release: Path, tmp_path: Path) -> None:
 
 def test_a_release_of_another_source(fp8_source: Path, release: Path) -> None:
     problems = verify(release, fp8_source).problems
-    assert any("is of another source" in problem for problem in problems)
+    assert any("describes another source" in problem for problem in problems)
 
 
 def test_threads_find_the_same_in_the_same_order(

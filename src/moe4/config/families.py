@@ -41,7 +41,7 @@ class DeepseekV2(LatentFamily):
     n_group: Experts
     topk_group: Experts
     norm_topk_prob: Annotated[
-        bool, Only((False,), "vLLM would normalize the gate weights, transformers does not")
+        bool, Only((False,), "vLLM would normalize the gate weights, but transformers does not")
     ] = False
     scoring_func: Annotated[str | None, SOFTMAX] = None
     topk_method: Annotated[
@@ -205,7 +205,7 @@ class Olmoe(_Plain):
     max_position_embeddings: Tokens = 4096
     num_experts_per_tok: Experts = 8
     router_aux_loss_coef: Decimal = 0.01
-    rms_norm_eps: Annotated[Epsilon, Only((1e-5,), "vLLM takes 1e-05 whatever the config says")] = 1e-5
+    rms_norm_eps: Annotated[Epsilon, Only((1e-5,), "vLLM uses 1e-05 whatever the config says")] = 1e-5
     norm_topk_prob: Annotated[bool, NEVER_NORMED] = False
     tie_word_embeddings: Annotated[bool, OWN_HEAD] = False
     clip_qkv: Annotated[float | None, Only((None,), "vLLM does not clip queries, keys and values")] = None
@@ -229,7 +229,7 @@ class _Qwen(_Plain):
     sliding_window: Count | None = 4096
     use_sliding_window: bool = False
     dual_chunk_attention_config: Annotated[
-        dict[str, object] | None, Only((None,), "vLLM would attend in chunks, transformers does not")
+        dict[str, object] | None, Only((None,), "vLLM would attend in chunks, but transformers does not")
     ] = None
 
     @property
@@ -288,7 +288,7 @@ class Qwen3Moe(_Qwen):
     num_key_value_heads: Heads = 4
     num_experts_per_tok: Experts = 8
     shared_expert_intermediate_size: Annotated[
-        int, Only((0,), "vLLM would add a shared expert, transformers' network has none")
+        int, Only((0,), "vLLM would add a shared expert, but transformers' network has none")
     ] = 0
 
 

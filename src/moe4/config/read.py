@@ -103,7 +103,7 @@ class ModelConfig:
         if not isinstance(self.text, Family):
             raise UnsupportedModelError(
                 f"{self.where}: model_type {self.text.model_type!r:.60} is not supported; "
-                f"moe4 streams {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))}"
+                f"moe4 supports {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))}"
             )
         return self.text
 
@@ -139,8 +139,8 @@ def parse_config(document: dict[str, Any], where: object = "config.json") -> Mod
     replaced = sorted(OF_THE_CLASS & text.keys()) if isinstance(parsed, Family) else []
     if replaced:
         raise UnsupportedModelError(
-            f"{where_text}: {replaced[0]} is no field of a model: it would replace a part of transformers' "
-            "code; remove it"
+            f"{where_text}: {replaced[0]} is not a field of a model: it would replace a part of "
+            "transformers' code; remove it"
         )
     quantized = [  # an empty object says nothing
         (outer.quantization_config, document.get("quantization_config")),

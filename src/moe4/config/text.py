@@ -153,7 +153,8 @@ class Family(TextModel):
     num_labels: Count = 2
     id2label: dict[Number, object] | None = None
     per_layer_config: Annotated[
-        dict[str, object] | None, Only((None, {}), "transformers would build layers by it, vLLM would not")
+        dict[str, object] | None,
+        Only((None, {}), "transformers would build layers by it, but vLLM would not"),
     ] = None
     # What vLLM obeys in a config of any family, and transformers' networks of these ignore.
     index_topk: Annotated[int | None, Only((None,), "vLLM would attend sparsely")] = None

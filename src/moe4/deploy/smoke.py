@@ -66,7 +66,7 @@ class SmokeTest:
         probe: Path | None = None,
     ) -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
-        wrong = DeployError(f"{url} is no address; give one such as http://127.0.0.1:8000")
+        wrong = DeployError(f"{url} is not an address; give one such as http://127.0.0.1:8000")
         if not is_address(url):
             raise wrong
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -146,4 +146,4 @@ def require_inside(path: Path, folder: Path) -> None:
 def check_file_name(path: Path) -> None:
     """Raise CheckpointError for a name that no message or report could hold."""
     if has_control_characters(path.name) or not is_encodable(path.name):
-        raise CheckpointError(f"{path.parent} holds {path.name!r}, a name that is no plain text; rename it")
+        raise CheckpointError(f"{path.parent} holds {path.name!r}, a name that is not plain text; rename it")

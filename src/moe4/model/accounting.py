@@ -91,7 +91,7 @@ class Accounting:
         )
 
     def _missing(self, names: list[str], unlisted: Mapping[str, str]) -> CheckpointError:
-        problem = f"the checkpoint has no tensor {names[0]}, which its config asks for{_and_others(names)}"
+        problem = f"the checkpoint has no tensor {names[0]}, which the config requires{_and_others(names)}"
         if names[0] in unlisted:
             problem += f"; {unlisted[names[0]]} holds it, but the index does not name it"
         return MissingFileError(problem)
@@ -99,7 +99,8 @@ class Accounting:
     def _misshapen(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
         shape, found = self.needed[names[0]], stored[names[0]].shape
         return TensorError(
-            f"{names[0]} must have shape {list(shape)} by the config, found {list(found)}{_and_others(names)}"
+            f"{names[0]} must have shape {list(shape)} according to the config, "
+            f"found {list(found)}{_and_others(names)}"
         )
 
     def _unreadable(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:

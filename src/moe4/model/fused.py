@@ -34,7 +34,7 @@ def take_experts_apart(checkpoint: Checkpoint, network: Network) -> None:
         return
     if not network.names.stacks_experts:
         raise UnsupportedModelError(
-            f"{next(iter(pieces))} holds all of a layer's experts in an order that moe4 does not read"
+            f"{next(iter(pieces))} holds all experts of a layer in an order that moe4 does not read"
         )
     for layer in range(network.num_layers):
         names.update(network.module_names(layer))

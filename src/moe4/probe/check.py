@@ -486,7 +486,7 @@ def describe(result: Verdict) -> str:
     if not result["ok"]:
         lines.append(
             "       The server does not compute what the release holds: do not trust its answers. "
-            "docs/probe-check.md of moe4 tells how to find the cause."
+            "moe4's docs/probe-check.md explains how to find the cause."
         )
     return "\n".join(lines)
 

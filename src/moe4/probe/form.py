@@ -97,7 +97,7 @@ class Computed(Own):
 class _Head(Foreign):
     """What says whether this version of moe4 reads a file."""
 
-    format: Annotated[str, Only((FORMAT,), "this is no file of expected answers")]
+    format: Annotated[str, Only((FORMAT,), "this is not a file of expected answers")]
     version: Annotated[int, Only((VERSION,), "another version of moe4 reads it")]
 
 

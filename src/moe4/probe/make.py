@@ -60,7 +60,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     """
     check_output(options.path)
     if options.path.exists() and not options.force:
-        raise OutputError(f"{options.path} is there already; --force makes it again")
+        raise OutputError(f"{options.path} already exists; --force overwrites it")
     release, network = open_model(options.release, torch.float32)
     models: dict[str, Weights] = {"released": release}
     if options.source is not None:

@@ -74,7 +74,7 @@ def choose_binding(processors: Processors, ranks: int, environment: Mapping[str,
     return Binding(
         variables=variables,
         num_threads=len(cores),
-        reason=f"{len(cores)} cores of at most {MOST_CORES}: the scheduler needs none of its own",
+        reason=f"{len(cores)} cores of at most {MOST_CORES}: the scheduler needs no core of its own",
     )
 
 

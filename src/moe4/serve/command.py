@@ -171,7 +171,7 @@ def read_tokens(text: str) -> int:
     """Return the number of `--max-model-len`, written as vLLM takes it. Raises ServeError."""
     found = read_size(text)
     if found is None:
-        raise ServeError(f"--max-model-len {text} is no number of tokens: give 32768, 32k (32,000) or 32K")
+        raise ServeError(f"--max-model-len {text} is not a number of tokens: give 32768, 32k (32,000) or 32K")
     return found
 
 
@@ -225,7 +225,9 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     wanted: dict[str, object] = {}
     if options.expert_cache_gb is not None:
         if not 0 <= options.expert_cache_gb < math.inf:
-            raise ServeError(f"--expert-cache {options.expert_cache_gb:g} is no size in GB: give 0 or more")
+            raise ServeError(
+                f"--expert-cache {options.expert_cache_gb:g} is not a size in GB: give 0 or more"
+            )
         wanted["expert_cache_gb"] = options.expert_cache_gb
     if options.rest != "bfloat16":
         if options.rest != "int8":

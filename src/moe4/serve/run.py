@@ -12,8 +12,8 @@ from moe4.serve.command import ServeCommand
 from moe4.serve.process import ServerProcess
 
 NOT_THE_RELEASE = (
-    "moe4: this server's answers are not the release's; it goes on serving. "
-    "Stop it, and see docs/probe-check.md"
+    "moe4: this server's answers are not the release's, but it keeps serving. "
+    "Stop it, and read docs/probe-check.md"
 )
 
 Say = Callable[[str], None]

@@ -46,7 +46,7 @@ def verify(
     `device`. Raises CheckpointError's children if `out` is no release or `source` no checkpoint at all.
     """
     if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
-        raise MissingFileError(f"{out} is no release: it has no {CONFIG_NAME} or no {INDEX_NAME}")
+        raise MissingFileError(f"{out} is not a release: {CONFIG_NAME} or {INDEX_NAME} is missing")
     verifier = _Verifier(out, Checkpoint(source) if source else None, require_device(device), on_progress)
     with one_thread_an_operation():
         return verifier.run()
@@ -80,7 +80,7 @@ class _Verifier:
     def run(self) -> Verification:
         """Run every check; one whose ground is gone is left out, as the ground's problem is named."""
         if os.path.lexists(self.out / WORK_NAME):
-            self.problems.append(f"{WORK_NAME} is there: the run that wrote this release has not finished")
+            self.problems.append(f"{WORK_NAME} is present: the run that wrote this release has not finished")
         self._check_index()
         self._check_config()
         self.report = self._read_report()
@@ -110,7 +110,7 @@ class _Verifier:
             if Path(name).name != name:
                 self.problems.append(f"{INDEX_NAME} names {name}, which vLLM does not look for in a folder")
         for name, shard_name in self.index.unlisted.items():
-            self.problems.append(f"{name} is in {shard_name}, and the index does not say so")
+            self.problems.append(f"{name} is in {shard_name}, but the index does not list it")
         if self.problems:
             return  # what the shards hold is not known
         total = sum(stored.spec.num_bytes for stored in self.tensors.values())
@@ -190,7 +190,7 @@ class _Verifier:
                 self.problems.append(f"{name} must have shape {list(shape)}, found {found}")
         for name in sorted(set(self.tensors) - known):
             if name.rsplit(".", 1)[-1] in PACKED_LEAVES:
-                self.problems.append(f"{name} is quantized, and quantization_config does not say so")
+                self.problems.append(f"{name} is quantized, but quantization_config does not say so")
             elif accounting.kind(name) == "unknown":
                 self.problems.append(f"{name} has no place in the model that {CONFIG_NAME} describes")
 
@@ -254,7 +254,7 @@ class _Verifier:
 
     def _compare_weight(self, source: Checkpoint, name: str, weight: Tensor) -> list[str]:
         if name not in source.tensors or source.tensors[name].spec.shape != tuple(weight.shape):
-            return [f"{name} has another shape in the source, or is not there"]
+            return [f"{name} is missing from the source, or has another shape there"]
         original = self._load(source, name).float()
         differs = self.decoder.differs(name, original) if self.decoder else None
         if differs:
@@ -262,7 +262,7 @@ class _Verifier:
         error = float((weight - original).square().sum() / original.square().sum().clamp(min=1e-30))
         self.weight_errors[name] = error
         if error > LARGEST_WEIGHT_ERROR:
-            return [f"{name} is not like the source's: {error:.3g} of its squares are lost"]
+            return [f"{name} does not resemble the source's: its relative squared error is {error:.3g}"]
         return []
 
     def _load(self, source: Checkpoint, name: str) -> Tensor:
@@ -373,10 +373,10 @@ class _Verifier:
         if self.report is None:
             return
         if self.report.fingerprint.get("source") != source.digest():
-            self.problems.append(f"{REPORT_NAME} is of another source than {source.folder}")
+            self.problems.append(f"{REPORT_NAME} describes another source, not {source.folder}")
         if self.keeps_codes:
             changed = [name for name, error in self.weight_errors.items() if error]
-            self.problems.extend(f"{name} has other codes than the source's" for name in sorted(changed))
+            self.problems.extend(f"the codes of {name} differ from the source's" for name in sorted(changed))
         read = source.reads.take() if source.reads else {}
         for name, sha256 in self.report.source.tensors.items():
             if name not in source.tensors:

@@ -70,7 +70,7 @@ def _register_on_cpu() -> None:
     except (ImportError, AttributeError) as error:
         _logger.warning(
             "on vLLM %s the first request for logprobs may wait for a compilation, which stops the "
-            "server where there is no C++ compiler: %s",
+            "server if there is no C++ compiler: %s",
             vllm.__version__,
             error,
         )

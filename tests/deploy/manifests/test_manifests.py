@@ -409,7 +409,7 @@ def test_the_cpu_form_asks_for_the_weights_memory(folder: str) -> None:
         (["kserve", "--name", "Kimi_K2"], "lower-case"),
         (["kserve", "--port", "80"], "1024"),
         (["kserve", "--gpus", "8"], "need --gpu"),
-        (["kserve", "--model", "models/k2"], "is no address"),
+        (["kserve", "--model", "models/k2"], "is not an address"),
         (["llmd", "--port", "9000"], "port 8000"),
         (["kserve", "--gpu", "mi300x"], "MI300X"),
         (["helm"], "unknown form helm"),

@@ -127,7 +127,7 @@ def test_the_table_as_it_is_read(kimi: str) -> None:
     assert rows["machine"] == ["layout", "weights/GPU", "cache", "longest", "conv.", "tok/s <", "verdict"]
     assert rows["8 x H200"] == ["TP8", "65.4 GiB", "913,054", "913,024", "6", "813", "comfortable"]
     assert rows["16 x L40S, 2 machines"][0] == "TP8 x PP2"
-    assert rows["8 x L40S"][-1] == "no: needs 69.4 GiB before any cache, 41.4 may be used"
+    assert rows["8 x L40S"][-1] == "no: needs 69.4 GiB before any cache; only 41.4 may be used"
     assert rows["CPU, 768 GiB"][0] == "509.1 GiB"
     assert "smallest that works: 4 x B200 (TP4), 3 conversations of 131072 tokens at once" in lines
     assert "recommended: 8 x H200 (TP8), 6 conversations of 131072 tokens at once" in lines

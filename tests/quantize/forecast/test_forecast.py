@@ -175,7 +175,7 @@ def test_every_reason_is_named(
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("100MB", r"quantizing needs up to .* and --memory-budget allows 100\.0 MB"),
+        ("100MB", r"quantizing needs up to .*, but --memory-budget allows 100\.0 MB"),
         ("plenty", r'memory_budget must be a size such as 4GiB or 500MB, found "plenty"'),
     ],
 )

@@ -95,7 +95,7 @@ def test_plan_without_expert_0(small_source: Path, tmp_path: Path, run: Run) -> 
     assert code == 1, err
     problems = json.loads(text)["problems"]
     assert len(problems) == 3
-    assert all(f"{name}, which its config asks for" in " ".join(problems) for name in parts)
+    assert all(f"{name}, which the config requires" in " ".join(problems) for name in parts)
 
 
 def test_what_the_index_does_not_name_is_a_warning(small_source: Path, tmp_path: Path, run: Run) -> None:
@@ -132,7 +132,7 @@ def test_a_config_that_could_not_be_written_is_refused_first(
     (source / "config.json").write_text(text.replace("{", '{"note": "\\ud800",', 1))
     code, _, err = run("quantize", source, tmp_path / "out", "--method", "rtn")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "'note' holds half of a surrogate pair" in err
+    assert "'note' contains half of a surrogate pair" in err
     assert not (tmp_path / "out").exists()
 
 

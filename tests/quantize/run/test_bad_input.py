@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "tensor missing": (edit_tensors(lambda s: s.pop(EXPERT)), rf"has no tensor {EXPERT}"),
     "wrong shape": (
         edit_tensors(lambda s: s.update({EXPERT: s[EXPERT][:64].clone()})),
-        rf"{EXPERT} must have shape \[128, 256\] by the config, found \[64, 256\]",
+        rf"{EXPERT} must have shape \[128, 256\] according to the config, found \[64, 256\]",
     ),
     "NaN in an expert": (poison(EXPERT, float("nan")), rf"{EXPERT} in .* holds NaN or Inf"),
     "Inf in attention": (
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "unsupported architecture": (
         edit_json("config.json", model_type="llama"),
-        r"model_type 'llama' is not supported; moe4 streams deepseek_v2, deepseek_v3, ",
+        r"model_type 'llama' is not supported; moe4 supports deepseek_v2, deepseek_v3, ",
     ),
     "no experts": (
         edit_json("config.json", first_k_dense_replace=3),
@@ -307,7 +307,7 @@ class TestOutputFolder:
         before = sorted(copy.iterdir())
         code, _, err = run_cli(["quantize", str(copy), str(copy / inside)], monkeypatch, capfd)
         assert code == 2
-        assert "lies in the source folder" in err
+        assert "is inside the source folder" in err
         assert sorted(copy.iterdir()) == before
 
     def test_too_little_disk(
@@ -378,4 +378,4 @@ def test_verify_needs_a_release(
 ) -> None:
     code, _, err = run_cli(["verify", str(tmp_path)], monkeypatch, capfd)
     assert code == 2
-    assert "is no release" in err
+    assert "is not a release" in err

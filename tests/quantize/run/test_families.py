@@ -182,6 +182,6 @@ def test_a_family_it_cannot_do_is_refused_by_name(small_source: Path, tmp_path: 
     source = tmp_path / "source"
     shutil.copytree(small_source, source)
     (source / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
-    with pytest.raises(UnsupportedModelError, match="model_type 'gpt_oss' is not supported; moe4 streams"):
+    with pytest.raises(UnsupportedModelError, match="model_type 'gpt_oss' is not supported; moe4 supports"):
         run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
     assert not (tmp_path / "out").exists()

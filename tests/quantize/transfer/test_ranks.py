@@ -98,7 +98,7 @@ def test_a_rank_that_dies_ends_the_run(
     assert answer["ranks"][dying]["code"] == KILLED
     survivor = answer["ranks"][1 - dying]
     assert survivor["code"] == 2
-    words = rf"rank {dying} died or stopped answering \(.*\); what was committed stands: start again with"
+    words = rf"rank {dying} died or stopped answering \(.*\); the committed layers are kept: run again with"
     last = survivor["log"].splitlines()[-1]
     assert last.startswith("RankError: ")
     assert re.search(words, last) or (dying == 0 and "a rank died or stopped answering" in last), last
@@ -159,7 +159,7 @@ def test_a_resumed_run_keeps_its_threads_and_says_so(
     journal.write_text(text.replace('"threads": 1}', f'"threads": {threads}}}'))
     answer = forks.run(small_source, out, RECIPE, calibration, size=2, resume=True)
     assert [rank["code"] for rank in answer["ranks"]] == [0, 0], answer
-    words = f"note: the run was begun with {threads} threads a rank and keeps them; "
+    words = f"note: the run began with {threads} threads a rank and keeps that number; "
     assert words in answer["ranks"][0]["log"]
 
 
@@ -200,7 +200,7 @@ class TestTorchrun:
         assert printed == ""
         (line,) = re.findall(r"^moe4: error: .*$", err, re.MULTILINE)
         assert "died" in line
-        assert "what was committed stands: start again with --resume" in line
+        assert "the committed layers are kept: run again with --resume" in line
         assert not (out / "config.json").exists()
 
         with socket.socket() as free:

@@ -162,7 +162,7 @@ def test_what_the_cache_refuses(shards: list[Path], tmp_path: Path) -> None:
         ExpertCache(pairs, ExpertCache(pairs, 1 << 30, 2).slot_bytes, 2)
     odd = replace(mapped[0].stored[3][1], offset=mapped[0].stored[3][1].offset + 2)
     mapped[0].stored[3][1] = odd
-    with pytest.raises(CheckpointError, match=r"experts.3.w3.weight_packed .* cannot be used as it lies"):
+    with pytest.raises(CheckpointError, match=r"experts.3.w3.weight_packed .* cannot be used in place"):
         ExpertCache(pairs, 1 << 30, 2)
 
 

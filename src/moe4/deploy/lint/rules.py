@@ -118,8 +118,8 @@ def _parallel(server: DescribedServer, context: Context) -> Iterator[Finding]:
         return
     if server.has_unknown_sizes:
         unseen = ", ".join(f"{flag} {text}" for flag, text in server.unknown_sizes())
-        why = f"{unseen} is given elsewhere: the parallel sizes are not judged"
-        yield server.flags_place.find("not-judged", why, "lint it together with the file that gives them")
+        why = f"{unseen} is set elsewhere, so the parallel sizes are not judged"
+        yield server.flags_place.find("not-judged", why, "lint it together with the file that sets it")
         return
     release, layout = context.release, layout_of(server)
     if not server.has_sizes and not server.partial:

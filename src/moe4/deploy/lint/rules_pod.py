@@ -72,7 +72,7 @@ def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding
         why = f"KServe's template gives {TEMPLATE_STARTUP_SECONDS} s; the load alone takes {load:.0f} s"
         yield server.place.find("probe-startup-missing", why, fix)
     elif liveness is None:
-        why = "there is no startupProbe: nothing tells a long load from a server that hangs"
+        why = "there is no startupProbe: a long load looks like a server that hangs"
         yield server.place.find("probe-startup-missing", why, fix, level="warning")
     else:
         window = _window(liveness)
@@ -153,11 +153,11 @@ def _images(server: DescribedServer) -> Iterator[Finding]:
         name = image.rpartition("/")[2]
         tag = name.partition(":")[2]
         if "@" not in image and (not tag or MOVING.fullmatch(tag)):
-            why = f"{image} names no version: what runs changes by itself"
+            why = f"{image} names no version, so what runs can change at any time"
             yield place.find("image-untagged", why, "give a tag of a release, or a digest")
         registry = image.partition("/")[0]
         if STAGING.search(registry):
-            why = f"{registry} is a registry for staging, closed to users and cleared at will"
+            why = f"{registry} is a staging registry, closed to users and emptied without notice"
             yield place.find("image-staging", why, "use the released image")
 
 
@@ -168,7 +168,7 @@ def _strategy(server: DescribedServer) -> Iterator[Finding]:
         strategy = server.strategy
         yield strategy.find(
             "strategy-rolling",
-            "an update starts the new server before the old one ends, and waits for GPUs that are taken",
+            "an update starts the new server before the old one ends, and waits for GPUs that are in use",
             "set the strategy's type to Recreate",
             strategy.writer(CommentedMap({"type": "Recreate"})),
         )
@@ -233,11 +233,11 @@ def _secrets(server: DescribedServer) -> Iterator[Finding]:
     for name, place in server.variables.items():
         literal = server.variable(name)
         if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):
-            why = f"{name} stands in the file, for all who may read it"
+            why = f"{name} is in the file, for everyone who can read it"
             yield place.find("secret-inline", why, "take it from a secret")
     key = server.flags.get(flags.API_KEY)
     if key is not None and key[0] and not key[0].startswith("$"):
-        why = "the API key stands in the file and in the list of processes"
+        why = "the API key is in the file and in the process list"
         yield key[1].find("secret-inline", why, "give VLLM_API_KEY from a secret")
 
 
@@ -246,7 +246,7 @@ def check_object(document: Document) -> Iterator[Finding]:
     root = Place(document=document)
     services = (root / "services").value
     if services is not None and not document.kind and not isinstance(services, dict):
-        why = "services of a compose file are a mapping of names to services"
+        why = "the services of a compose file must be a mapping of names to services"
         yield (root / "services").find("file-unreadable", why, "give each service its name")
     if document.group != KSERVE:
         return
@@ -256,7 +256,7 @@ def check_object(document: Document) -> Iterator[Finding]:
         present = DEPRECATED_MODES[mode]
         yield (annotations / MODE).find(
             "mode-deprecated",
-            f"{mode} is the old name of {present}, and will go",
+            f"{mode} is the old name of {present}, and will be removed",
             f"write {present}",
             (annotations / MODE).writer(present),
         )
@@ -322,7 +322,7 @@ def _llm_parallelism(part: Place) -> Iterator[Finding]:
     if (data is None) != (local is None):
         yield place.find("llmd-parallelism", "the webhook wants data and dataLocal together", "give both")
     elif isinstance(data, int) and isinstance(local, int) and local and data % local:
-        why = f"data {data} is no multiple of dataLocal {local}"
+        why = f"data {data} is not a multiple of dataLocal {local}"
         yield place.find("llmd-parallelism", why, "make every machine hold the same number")
     if pipeline is not None and data is not None:
         why = "the webhook refuses pipeline and data parallelism together"

@@ -121,7 +121,7 @@ def _read(file: Path) -> LintedFile:
     except UnicodeDecodeError as error:
         raise DeployError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     if "\0" in text:
-        raise DeployError(f"{file} holds null characters, so it is no text")
+        raise DeployError(f"{file} contains null characters, so it is not text")
     return LintedFile(file=file, text=text)
 
 
@@ -135,7 +135,7 @@ def _parse(source: LintedFile) -> Iterator[Finding]:
         source.is_yaml = True
         yield from _parse_yaml(source, source.text)
         if not source.documents and not any(character not in "-.# \t\r\n" for character in _bare(lines)):
-            yield unread(file, "the file holds no object", "give the file that is deployed")
+            yield unread(file, "the file contains no object", "give the file that is deployed")
     elif file.suffix == UNIT_SUFFIX:
         try:
             source.units = list(read_unit(file, source.text))

@@ -83,7 +83,7 @@ class Schemas:
             if error.validator == "additionalProperties":
                 known = error.schema.get("properties", {})
                 for field in (field for field in error.instance if field not in known):
-                    why = f"{document.kind} has no field {field} here; it is dropped, or the object refused"
+                    why = f"{document.kind} has no field {field} here; a cluster drops it or refuses"
                     yield (place / field).find("schema-unknown-field", why, "remove it, or correct its name")
             else:
                 yield place.find("schema", _short(error.message), f"see the schema of {document.kind}")
@@ -150,7 +150,7 @@ def _index(folder: Path) -> dict[tuple[str, str], Path]:
         spec = parse(_CrdHead, head, path, DeployError).spec
         found[spec.group, spec.names.kind] = path
     if not found:
-        raise DeployError(f"--crds {folder} holds no CustomResourceDefinition")
+        raise DeployError(f"--crds {folder} contains no CustomResourceDefinition")
     return found
 
 

@@ -72,7 +72,7 @@ def check_read(document: Document, servers: list[DescribedServer]) -> Iterator[F
         pods = pods_within(root)
         known = kind in WORKLOADS or document.group in ("", "apps", "batch", KSERVE)
         if not pods and not known:
-            yield root.find("not-read", f"{document.group} {kind} is not read", "look at it yourself")
+            yield root.find("not-read", f"{document.group} {kind} is not read", "check it yourself")
         for pod in pods:
             yield from _unknown_program(pod, entries((pod / "containers").value))
 

@@ -30,7 +30,7 @@ def podman_script(workload: Workload) -> str:
     for variable in workload.variables:
         given = variable.name if variable.secret else _setting(variable)
         words.append((f"--env {shell_word(given)}", variable.why))
-    words.append((f"--entrypoint {workload.command[0]}", "the same whatever the image starts by itself"))
+    words.append((f"--entrypoint {workload.command[0]}", "whatever the image would start otherwise"))
     words.append((shell_word(options.image_name), None))
     words.append((f"{workload.command[1]} {shell_word(workload.model)}", None))
     words += [(shell_word(argument.text), argument.why) for argument in workload.arguments]
@@ -78,7 +78,7 @@ def quadlet_unit(workload: Workload) -> str:
             entries.append((f"Secret={variable.secret},type=env,target={variable.name}", variable.why))
         else:
             entries.append((f"Environment={unit_word(_setting(variable))}", variable.why))
-    entries.append((f"Entrypoint={workload.command[0]}", "the same whatever the image starts by itself"))
+    entries.append((f"Entrypoint={workload.command[0]}", "whatever the image would start otherwise"))
     health = f"HealthCmd=curl --fail --silent http://127.0.0.1:{options.port}/health"
     entries.append((health, "ready when vLLM answers"))
     entries.append(("HealthOnFailure=kill", "a server that hangs ends, and systemd starts it again"))

@@ -58,7 +58,7 @@ def check_image(option: str, text: str) -> None:
     if found is None or len(found["name"]) > 255:
         _refuse(option, text, "[REGISTRY[:PORT]/]NAME:TAG or NAME@sha256:DIGEST, the name in lower case")
     elif not found["digest"] and found["tag"] in (None, "latest"):
-        raise DeployError(f"{option}{text} has no fixed tag or digest: nobody could say what runs")
+        raise DeployError(f"{option}{text} has no fixed tag or digest, so what runs could change")
 
 
 def parse_toleration(text: str) -> dict[str, str]:
@@ -112,7 +112,7 @@ def check_folder(uri: str, path: str) -> None:
         )
     if path != visible(path):
         raise DeployError(
-            f"--model {visible(uri)} holds characters that are not seen, written here with a backslash: "
+            f"--model {visible(uri)} contains invisible characters, shown here with a backslash: "
             "rename the folder, or link to it from another"
         )
 

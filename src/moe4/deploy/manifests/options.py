@@ -112,7 +112,7 @@ def parse_source(text: str) -> ModelSource:
     scheme, found, rest = text.partition("://")
     if not found or scheme not in SCHEMES or not rest.strip("/"):
         raise DeployError(
-            f"--model {text} is no address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
+            f"--model {text} is not an address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
         )
     return ModelSource(scheme=scheme, rest=rest)
 
@@ -156,7 +156,7 @@ def check(options: DeployOptions, release: ReleaseSize, fit: Fit) -> None:
         )
     _check_texts(options)
     if not 1024 <= options.port <= 65535:
-        raise DeployError(f"--port {options.port} must lie in 1024..65535: the server does not run as root")
+        raise DeployError(f"--port {options.port} must be in 1024..65535: the server does not run as root")
     if (engine == "cpu") != (fit.device.kind == "cpu"):
         raise DeployError("--engine cpu goes with --memory, the other engines with --gpu or --gpu-memory")
     if form == "llmd" and (engine == "cpu" or options.port != 8000):
@@ -223,7 +223,7 @@ def _check_nodes(form: Form, source: ModelSource, fit: Fit) -> None:
         raise DeployError(f"{machines}; {form} runs on one: use kserve, llmd or leaderworkerset")
     if form == "kserve" and nodes > 2:
         raise DeployError(
-            f"{machines}; KServe gives its workers no rank, so that vLLM can have one: use leaderworkerset"
+            f"{machines}; KServe does not number its workers, so vLLM can have only one: use leaderworkerset"
         )
     if form != "llmd":
         if layout.data > 1 or layout.tensor != fit.device.per_node:

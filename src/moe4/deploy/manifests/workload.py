@@ -200,7 +200,7 @@ def _notes(options: DeployOptions, release: ReleaseSize, fit: Fit) -> tuple[str,
     split = "" if options.engine == "cpu" else f", {fit.layout.describe()}"
     lines = [
         f"{release.name}, {gigabytes(release.num_bytes)}, on {machine}{split}: {fit.reason}.",
-        "Made by `moe4 deploy`; every value is derived from the release or was asked for.",
+        "Made by `moe4 deploy`; every value comes from the release or from an option.",
     ]
     if not options.api_key_secret:
         lines.append("No API key: whoever reaches the port may use the model (--api-key-secret).")

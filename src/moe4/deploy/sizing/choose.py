@@ -68,7 +68,7 @@ def pick(release: ReleaseSize, wanted: Wanted) -> Fit:
             wrong = None if wanted.plugin else check_groups(release, Layout())
             if wrong:
                 raise DeployError(f"{release.name}: {wrong}")
-            raise DeployError(f"{release.name} fits on no machine of the table; see moe4 fit")
+            raise DeployError(f"{release.name} does not fit on any machine in the table; see moe4 fit")
         return table.recommended
     device = asked_gpu(wanted.gpu, wanted.gpu_memory)
     if splits_experts:
@@ -77,7 +77,7 @@ def pick(release: ReleaseSize, wanted: Wanted) -> Fit:
         if min(copies, num_gpus) < 1:
             raise DeployError(f"--data-parallel {copies} and --gpus {num_gpus} must be at least 1")
         if num_gpus % copies:
-            raise DeployError(f"--gpus {num_gpus} is no multiple of --data-parallel {copies}")
+            raise DeployError(f"--gpus {num_gpus} is not a multiple of --data-parallel {copies}")
         layout = Layout(tensor=num_gpus // copies, data=copies, expert_parallel=True)
         return _fit(release, device, layout, wanted)
     if wanted.gpus is not None:

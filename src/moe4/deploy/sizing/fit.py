@@ -211,7 +211,7 @@ def _judge(release: ReleaseSize, fit: Fit, plugin: bool) -> tuple[Verdict, str]:
     if fit.free_bytes <= 0:
         needed = (fit.weight_bytes + fit.working_bytes) / GIB
         usable = fit.device.memory_bytes * GPU_MEMORY_SHARE / GIB
-        return "no", f"needs {needed:.1f} GiB before any cache, {usable:.1f} may be used"
+        return "no", f"needs {needed:.1f} GiB before any cache; only {usable:.1f} may be used"
     if fit.longest < fit.max_model_len:
         return (
             "marginal",

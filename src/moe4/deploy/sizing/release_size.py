@@ -161,7 +161,7 @@ def read_release(where: str, group_size: int | None = None, token: str | None = 
     if where.count("/") == 1 and not where.startswith((".", "/", "~")):
         return _from_hub(where, token)
     raise CheckpointError(
-        f"{where} is no folder, config.json or repository on the hub; "
+        f"{where} is not a folder, a config.json or a repository on the hub; "
         "give one, such as moonshotai/Kimi-K2-Instruct"
     )
 
@@ -188,7 +188,7 @@ def _from_hub(repository: str, token: str | None) -> ReleaseSize:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeployError(
-            f"{repository} is no folder here, and cannot be read from the hub: {reason}"
+            f"{repository} is not a folder here, and cannot be read from the hub: {reason}"
         ) from None
     specs = [
         TensorSpec(name=name, dtype=info.dtype, shape=tuple(info.shape))

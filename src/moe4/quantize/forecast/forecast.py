@@ -239,5 +239,5 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
-    lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
+    lines.append("ok        no problems found" if result["ok"] else "failed    the run would fail")
     return "\n".join(map(visible, lines))

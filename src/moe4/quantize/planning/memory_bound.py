@@ -147,19 +147,17 @@ def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
     limit = budget_bytes if budget_bytes is not None else available_memory_bytes()
     if need.peak_bytes <= limit:
         return
-    reason = (
-        "--memory-budget allows"
-        if budget_bytes is not None
-        else "there is not more memory free on this machine than"
+    free = format_bytes(limit)
+    found, remedy = (
+        (f"this machine has {free} free", "free some")
+        if budget_bytes is None
+        else (f"--memory-budget allows {free}", "raise it")
     )
+    if need.largest_phase != "copying a tensor":
+        remedy += ", or calibrate with fewer or shorter sequences"
     raise MemoryBudgetError(
-        f"quantizing needs up to {format_bytes(need.peak_bytes)} of memory, for {need.largest_phase}, and "
-        f"{reason} {format_bytes(limit)}; give it more"
-        + (
-            ", or calibrate with fewer or shorter sequences"
-            if need.largest_phase != "copying a tensor"
-            else ""
-        )
+        f"quantizing needs up to {format_bytes(need.peak_bytes)} of memory, for {need.largest_phase}, but "
+        f"{found}; {remedy}"
     )
 
 

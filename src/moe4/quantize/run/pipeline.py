@@ -172,7 +172,7 @@ def _lead(
     torch.set_num_threads(threads)
     if threads > threads_per_rank(ranks):
         progress.say(
-            f"note: the run was begun with {threads} threads a rank and keeps them; "
+            f"note: the run began with {threads} threads a rank and keeps that number; "
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
@@ -409,7 +409,7 @@ def check_folders(source: Path, out: Path) -> None:
     """Raise OutputError if a release in `out` would lie in the source."""
     inside = source.resolve()
     if inside == out.resolve() or inside in out.resolve().parents:
-        raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
+        raise OutputError(f"{out} is inside the source folder {source}; choose a folder outside it")
 
 
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -435,5 +435,5 @@ def _name_os_error(request: Request, error: OSError) -> OutputError:
         return DiskSpaceError(f"{request.out}: {reason}; free some space and run again with --resume")
     where = error.filename or request.out
     return OutputError(
-        f"{where}: {error.strerror or error}; what was committed stands: run again with --resume"
+        f"{where}: {error.strerror or error}; the committed layers are kept: run again with --resume"
     )

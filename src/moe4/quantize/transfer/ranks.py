@@ -21,7 +21,7 @@ from moe4.machine.processors import num_usable
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-AGAIN = "what was committed stands: start again with --resume, on as many ranks as you like"
+AGAIN = "the committed layers are kept: run again with --resume, on any number of ranks"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ def plan_expert(layout: ExpertLayout, layer: MappedLayer, slot: int) -> ExpertRe
     for column, (stored, skip) in enumerate(zip(layer.stored[slot], layout.skip_bytes(), strict=True)):
         if stored.offset % ALIGNMENTS[column] or stored.spec.dtype not in ("I32", "BF16"):
             raise CheckpointError(
-                f"{stored.spec.name} in {stored.path} cannot be used as it lies ({stored.spec.dtype} at byte "
+                f"{stored.spec.name} in {stored.path} cannot be used in place ({stored.spec.dtype} at byte "
                 f"{stored.offset}): leave the expert cache off"
             )
         places.append((stored.path, stored.offset + skip))

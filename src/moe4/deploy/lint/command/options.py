@@ -73,7 +73,7 @@ def check_options(server: DescribedServer) -> Iterator[Finding]:
         found = served_words(server.command, image_serves=not server.has_program)
         words = None if found is None else found + server.additional
     if words is None:
-        why = "what starts vLLM is not seen, so its options are not judged"
+        why = "the command that starts vLLM is not in the files, so its options are not judged"
         yield server.flags_place.find("not-judged", why, "name `vllm serve` in the file")
         return
     yield from _check_words(server, words, tables()[version], version)
@@ -91,7 +91,7 @@ def _check_words(server: DescribedServer, words: Words, table: Table, version: s
         name, equals, value = word.partition("=")
         option = find_option(name, by_name)
         if option is None:
-            why = f"vLLM {version} has no option {name}, and ends at once"
+            why = f"vLLM {version} has no option {name}, and exits at once"
             close = difflib.get_close_matches(name, by_name, n=1)
             yield place.find("option-unknown", why, f"did you mean {close[0]}?" if close else "leave it out")
             continue

@@ -150,7 +150,9 @@ def _missing_backslash(script: Script, number: int) -> Finding:
     def repair() -> None:
         script.lines[number - 1] += " \\"
 
-    why = "the command ends here; the shell takes the next line, which begins with an option, for another"
+    why = (
+        "the command ends here; the shell runs the next line, which begins with an option, as another command"
+    )
     place = script.place(number, len(script.lines[number - 1]) + 1)
     return place.find("shell-continuation", why, "end the line with a backslash", repair)
 
@@ -170,7 +172,7 @@ def _placeholders(script: Script, command: ShellCommand) -> Iterator[Finding]:
         line = script.lines[number - 1]
         for found in PLACEHOLDER.finditer(line):
             if not _quote_after(line[: found.start()], quote):
-                why = f"the shell reads {found.group()} as redirections, from one file and into another"
+                why = f"the shell reads {found.group()} as two redirections, from one file and into another"
                 place = script.place(number, found.start() + 1)
                 yield place.find("shell-placeholder", why, "use a variable, such as $HOST")
         quote = _quote_after(line, quote)
@@ -186,7 +188,7 @@ def _curl(script: Script, command: ShellCommand) -> Iterator[Finding]:
             addresses.append(word)
         takes_value = not takes_value and word in VALUE_FLAGS
     if not addresses and "--url" not in words:
-        yield place.find("curl-url", "curl is given no address", "add the server's, with /v1/...")
+        yield place.find("curl-url", "curl has no address", "add the server's, with /v1/...")
     for flag, word in pairwise(words):
         if flag in BODY_FLAGS and word.lstrip().startswith(("{", "[")):
             try:
