@@ -62,21 +62,34 @@ def load_corpus(
     `model_config` is transformers' config of the model, which tells it the kind of tokenizer.
     Raises CalibrationError with the file and line of a document that cannot be used.
     """
+    path = _require_path(model_folder, path)
+    tokenizer = load_tokenizer(model_folder, model_config, trust_remote_code=trust_remote_code)
+    description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
+    if reference.is_asked_for(path):
+        description = f"k2tiny.corpus, seed {settings.seed}"
+    documents = read_documents(model_folder, settings, path)
+    sequences = tokenize_all(tokenizer, documents, settings.max_sequence_tokens)
+    _check_vocabulary(int(model_config.vocab_size), sequences)
+    return Corpus(sequences=sequences, description=description)
+
+
+def read_documents(
+    model_folder: Path, settings: Calibration, path: Path | None
+) -> list[tuple[str, Document]]:
+    """Return (place, document) of what calibrates, without a tokenizer. Raises CalibrationError."""
+    path = _require_path(model_folder, path)
+    if reference.is_asked_for(path):
+        return read_reference(settings.num_sequences, settings.seed)
+    return list(_sample(read_jsonl(path), settings))
+
+
+def _require_path(model_folder: Path, path: Path | None) -> Path:
     if path is None:
         raise CalibrationError(
             f"GPTQ needs calibration data for {model_folder}: give --calibration FILE.jsonl, with lines like "
             '{"messages": [{"role": "user", "content": "..."}]} or {"text": "..."}'
         )
-    tokenizer = load_tokenizer(model_folder, model_config, trust_remote_code=trust_remote_code)
-    if reference.is_asked_for(path):
-        description = f"k2tiny.corpus, seed {settings.seed}"
-        documents = read_reference(settings.num_sequences, settings.seed)
-    else:
-        description = path.name.encode(errors="replace").decode()  # goes into the report, which is UTF-8
-        documents = list(_sample(read_jsonl(path), settings))
-    sequences = tokenize_all(tokenizer, documents, settings.max_sequence_tokens)
-    _check_vocabulary(int(model_config.vocab_size), sequences)
-    return Corpus(sequences=sequences, description=description)
+    return path
 
 
 def read_reference(num_documents: int, seed: int) -> list[tuple[str, Document]]:

@@ -2,10 +2,10 @@
 
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
-from moe4.model.architecture import Network
+from moe4.model.outline import Outline
 
 
-def check_tied_head(checkpoint: Checkpoint, network: Network) -> TensorError | None:
+def check_tied_head(checkpoint: Checkpoint, network: Outline) -> TensorError | None:
     """Return what is wrong with a tied head that is stored. Both tensors are read; other checkpoints are not.
 
     Of two that differ, transformers takes the stored one and vLLM the embeddings: no release could be right.
@@ -15,7 +15,7 @@ def check_tied_head(checkpoint: Checkpoint, network: Network) -> TensorError | N
         return None
     specs = [checkpoint.tensors[name].spec for name in (embedding, head)]
     if specs[0].dtype == specs[1].dtype and specs[0].shape == specs[1].shape:
-        pieces = zip(checkpoint.iterate(embedding), checkpoint.iterate(head), strict=True)
+        pieces = zip(checkpoint.pieces(embedding), checkpoint.pieces(head), strict=True)
         if all(one == other for one, other in pieces):
             return None
         found = "which differs from it"
