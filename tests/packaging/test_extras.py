@@ -1,4 +1,4 @@
-"""Each extra in an environment of its own, and the core with the oldest versions it allows: -m extras runs them.
+"""Each extra in an environment of its own, and the core with the oldest versions it allows: pytest -m extras.
 
 It takes minutes: torch, lm-eval and vLLM are installed, and a server is started.
 """
