@@ -1,4 +1,4 @@
-"""Load both extensions of the installed wheel as they are, without torch: `python scripts/check_extensions.py`."""
+"""Load both extensions of the installed wheel, without torch: `python scripts/check_extensions.py`."""
 
 import importlib.metadata
 import importlib.util

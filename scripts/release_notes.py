@@ -1,7 +1,7 @@
 """Print a release's notes from CHANGELOG.md: `python scripts/release_notes.py v0.1.0`.
 
-Fails where the tag is not the version in src/moe4/__init__.py, or the changelog does not have it, or still calls it
-unreleased.
+Fails where the tag is not the version in src/moe4/__init__.py, and where the changelog does not have that
+version or calls it unreleased.
 """
 
 import re
