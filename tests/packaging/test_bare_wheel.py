@@ -13,6 +13,7 @@ from wheel_tools import Environment, succeed
 from moe4 import extras
 
 MOST_SDIST_BYTES = 2_000_000
+pytestmark = pytest.mark.timeout(1800)  # the first test compiles the extensions
 
 
 @pytest.fixture(scope="session")
