@@ -25,8 +25,8 @@ STOREYS = (
     {"kernels", "gptq", "model", "calibration"},
     {"forward"},
     {"probe"},  # it runs a model forward, and quantize has it done on the way
-    {"quantize", "serve", "evaluate", "vllm_plugin"},
-    {"verify"},
+    {"quantize", "serve", "evaluate"},
+    {"verify", "vllm_plugin"},
     {"deploy"},  # it knows what serve would start
     {"publish"},  # it shows how a release is deployed
     {"prove"},
@@ -53,7 +53,7 @@ ROOMS = {
         {"cpu", "experts", "marlin", "rest"},
         {"loader"},
         {"config"},
-        {"registration", "cli"},
+        {"registration", "cli", "tool_parser"},
     ),
     "deploy": ({"sizing"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "cli": (
@@ -71,13 +71,14 @@ LIBRARIES = {
     "datasets": {"evaluate.harness"},
     "httpx": {"deploy.smoke", "evaluate.toolcheck"},
     "huggingface_hub": {"deploy.sizing", "publish.push"},
-    "jinja2": {"publish.report_page"},
+    "jinja2": {"calibration.content_format", "publish.report_page"},
     "jsonschema": {"deploy.lint", "evaluate.toolcheck"},
     "k2tiny": {"reference"},
     "lm_eval": {"evaluate.harness"},
     "markupsafe": {"publish.report_page"},
     "numpy": {"calibration", "checkpoint", "evaluate", "vllm_plugin.loader"},
     "openai": {"serve.chat"},
+    "pyarrow": {"calibration.parquet"},
     "pydantic": {
         "schema",
         "recipe",
@@ -85,6 +86,7 @@ LIBRARIES = {
         "checkpoint",
         "calibration",
         "probe.form",
+        "quantize.run.kept_tokens",
         "evaluate",
         "deploy.lint",
     },
@@ -109,7 +111,8 @@ LIBRARIES = {
         "vllm_plugin",
     },
     "tqdm": {"evaluate.harness"},
-    "transformers": {"calibration.corpus", "model", "verify.decoding"},
+    "tiktoken": {"calibration.kimi_tokenizer"},
+    "transformers": {"calibration.kimi_tokenizer", "calibration.tokenizer", "model", "verify.decoding"},
     "triton": {"gptq.gpu"},
     "typer": {"cli"},
     "vllm": {"vllm_plugin"},

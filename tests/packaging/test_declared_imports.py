@@ -100,7 +100,7 @@ def test_nothing_is_asked_for_in_vain() -> None:
     modules = {module for _, module in imports(REPOSITORY / "src")} - {"moe4"}
     used = {name for module in modules for name in distributions_of(module)}
     used |= {name for module in extras.LIBRARIES for name in distributions_of(module)}
-    for extra in ("", "quantize", "cpu", "gpu", "eval", "chat", "reference", "all"):
+    for extra in ("", "quantize", "cpu", "gpu", "eval", "data", "chat", "reference", "all"):
         assert asked_for(MOE4, extra).keys() <= used
 
 
@@ -114,7 +114,7 @@ def test_every_import_of_the_reference_model_is_asked_for() -> None:
 CAPPED = {"httpx", "lm-eval", "pydantic", "ruamel.yaml", "safetensors", "transformers"}
 
 
-@pytest.mark.parametrize("extra", ["quantize", "eval", "chat", "reference"])
+@pytest.mark.parametrize("extra", ["quantize", "eval", "data", "chat", "reference"])
 def test_only_vllms_extras_pin(extra: str) -> None:
     for requirement in (*asked_for(MOE4).values(), *asked_for(MOE4, extra).values()):
         bounds = str(requirement.specifier)

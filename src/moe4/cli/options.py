@@ -38,9 +38,25 @@ Targets = Annotated[
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(help="JSONL with one {messages, tools} or {text} a line; reference: k2-tiny's own."),
+    typer.Option(
+        help="JSON lines, a JSON array or Parquet of messages, conversations, prompt and response, or text; "
+        "OWNER/NAME of a data set on the hub; reference: k2-tiny's own."
+    ),
 ]
-NumSequences = Annotated[int | None, typer.Option(help="Calibration documents to use.")]
+CalibrationSplit = Annotated[
+    str | None, typer.Option(help="Split of a data set on the hub, or of a folder of one, such as train.")
+]
+NumSequences = Annotated[
+    int | None, typer.Option(help="Calibration documents to use; overrides num_sequences of the recipe.")
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(help="Longer documents are cut to so many tokens; overrides max_sequence_tokens."),
+]
+Seed = Annotated[int | None, typer.Option(help="Draws the documents; overrides seed of the recipe.")]
+ShowSample = Annotated[
+    bool, typer.Option("--show-sample", help="Show the first document as the chat template renders it.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
 ]

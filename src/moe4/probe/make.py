@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moe4.calibration.corpus import load_tokenizer
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.release_folder import REPORT_NAME, dump_json
 from moe4.checkpoint.report_file import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError

@@ -25,7 +25,11 @@ def command(
     group_size: options.GroupSize = None,
     targets: options.Targets = None,
     calibration: options.Calibration = None,
+    calibration_split: options.CalibrationSplit = None,
     num_sequences: options.NumSequences = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    show_sample: options.ShowSample = False,
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
@@ -47,6 +51,8 @@ def command(
         group_size=group_size,
         targets=targets.value if targets else None,
         num_sequences=num_sequences,
+        sequence_tokens=sequence_length,
+        seed=seed,
         memory_budget=memory_budget,
     )
     request = Request(
@@ -54,10 +60,14 @@ def command(
         out=out or Path.cwd(),
         recipe=resolved,
         calibration=calibration,
+        split=calibration_split,
+        show_sample=show_sample,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
     echo(json.dumps(result) if as_json else describe(result))
+    if "sample" in result["calibration"] and not as_json:
+        echo(f"\nthe first document as it would be calibrated on:\n{result['calibration']['sample']}")
     if not result["ok"]:
         raise typer.Exit(1)

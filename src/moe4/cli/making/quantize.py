@@ -28,7 +28,11 @@ def command(
     group_size: options.GroupSize = None,
     targets: options.Targets = None,
     calibration: options.Calibration = None,
+    calibration_split: options.CalibrationSplit = None,
     num_sequences: options.NumSequences = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    show_sample: options.ShowSample = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
     memory_budget: Annotated[
         str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
@@ -52,6 +56,8 @@ def command(
         group_size=group_size,
         targets=targets.value if targets else None,
         num_sequences=num_sequences,
+        sequence_tokens=sequence_length,
+        seed=seed,
         memory_budget=memory_budget,
     )
     request = Request(
@@ -59,6 +65,8 @@ def command(
         out=out,
         recipe=resolved,
         calibration=calibration,
+        split=calibration_split,
+        show_sample=show_sample,
         resume=resume,
         device=device,
         trust_remote_code=trust_remote_code,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from moe4 import reference
-from moe4.calibration.corpus import load_corpus, load_tokenizer
+from moe4.calibration.corpus import load_corpus
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import EvaluationError
 from moe4.escape import visible
 from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predicting_rows
@@ -61,6 +62,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
         find_text(options.source, options.data),
         trust_remote_code=options.trust_remote_code,
     )
+    say(corpus.recognized)
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )

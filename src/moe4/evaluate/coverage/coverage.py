@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from moe4 import reference
-from moe4.calibration.corpus import load_tokenizer, read_jsonl, read_reference, tokenize_all
-from moe4.calibration.formats import Document, join_parts
+from moe4.calibration.chat import join_parts
+from moe4.calibration.corpus import draw_reference, tokenize_all
+from moe4.calibration.documents import Drawn, draw_from
+from moe4.calibration.formats import Document
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
@@ -57,7 +60,9 @@ class Coverage:
 def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
     weights, network = open_model(options.model, torch.bfloat16)
-    documents = read_documents(options.model, options.calibration, options.num_documents)
+    drawn = draw(options.model, options.calibration, options.num_documents)
+    say(drawn.describe())
+    documents = drawn.documents
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
     sequences = tokenize_all(tokenizer, documents, options.max_sequence_tokens)
     lengths = [len(sequence) for sequence in sequences]
@@ -96,15 +101,15 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
     )
 
 
-def read_documents(model: Path, path: Path | None, num_documents: int | None) -> list[tuple[str, Document]]:
-    """Return (place, document) of the file, or the reference documents. Raises CalibrationError."""
+def draw(model: Path, path: Path | None, num_documents: int | None) -> Drawn:
+    """Return the first documents of the file, or the reference documents. Raises CalibrationError."""
     if path is None:
         raise CalibrationError(
             f"coverage of {model} needs a file of documents: give --calibration FILE.jsonl"
         )
     if reference.is_asked_for(path):
-        return read_reference(num_documents or REFERENCE_DOCUMENTS, 0)
-    return list(read_jsonl(path))[:num_documents]
+        return draw_reference(num_documents or REFERENCE_DOCUMENTS, 0)
+    return draw_from(path, None, lambda items: list(items)[:num_documents])
 
 
 def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def document_text(document: Document) -> str:
     """Return a document's words: its text, or the contents of its messages."""
     if "text" in document:
         return str(document["text"])
-    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
+    return " ".join(join_parts(message.get("content")) for message in document["messages"])
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from moe4 import extras
-from moe4.calibration.corpus import load_corpus, read_documents
+from moe4.calibration.corpus import draw_documents, load_corpus
 from moe4.checkpoint.encodings import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
@@ -66,6 +66,8 @@ PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to c
 class _Calibration:
     num_tokens: int
     exact: bool
+    recognized: str | None = None
+    sample: str | None = None
 
 
 def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any]:
@@ -106,7 +108,12 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
         "release": {"group_size": recipe.group_size, "method": recipe.method, **_release(plan, checkpoint)},
-        "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
+        "calibration": {
+            "num_tokens": calibration.num_tokens,
+            "exact": calibration.exact,
+            **({"recognized": calibration.recognized} if calibration.recognized else {}),
+            **({"sample": calibration.sample} if request.show_sample and calibration.sample else {}),
+        },
         "memory": {
             "peak_bytes": need.peak_bytes,
             "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
@@ -169,16 +176,20 @@ def _count_tokens(
     if is_whole or request.calibration is not None:
         try:
             if not extras.is_installed(*BUILDERS):
-                documents = read_documents(request.source, settings, request.calibration)
-                return _Calibration(num_tokens=len(documents) * settings.max_sequence_tokens, exact=False)
+                drawn = draw_documents(request.source, settings, request.calibration, request.split)
+                most = len(drawn.rows) * settings.max_sequence_tokens
+                return _Calibration(num_tokens=most, exact=False, recognized=drawn.describe())
             corpus = load_corpus(
                 request.source,
                 network.config,
                 settings,
                 request.calibration,
+                split=request.split,
                 trust_remote_code=request.trust_remote_code,
             )
-            return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+            return _Calibration(
+                num_tokens=corpus.num_tokens, exact=True, recognized=corpus.recognized, sample=corpus.sample
+            )
         except TemplateError:
             raise  # the expected answers would meet it again
         except Moe4Error as error:
@@ -241,6 +252,8 @@ def describe(result: dict[str, Any]) -> str:
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
+    if "recognized" in tokens:
+        lines.append(f"text      {tokens['recognized'].partition(': ')[2]}")
     lines.append(
         f"memory    {format_bytes(memory['peak_bytes'])} at most; "
         f"the machine has {format_bytes(memory['available_bytes'])}"

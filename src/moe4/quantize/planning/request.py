@@ -15,6 +15,9 @@ class Request:
     out: Path
     recipe: Recipe
     calibration: Path | None = None
+    split: str | None = None
+    """Of the calibration data, where they are a data set."""
+    show_sample: bool = False
     resume: bool = False
     device: str = "cpu"
     trust_remote_code: bool = False

@@ -7,6 +7,7 @@ from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.report_file import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
+from moe4.escape import visible
 from moe4.model.accounting import count_patterns
 from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
@@ -91,6 +92,12 @@ def describe(report: dict[str, Any]) -> str:
         f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",
         f"fallbacks {len(summary['fallbacks'])}",
     ]
+    used = report.get("calibration")
+    if used:
+        lines.append(
+            f"text      {used['num_tokens']:,} tokens of {used['num_sequences']:,} documents "
+            f"from {visible(used['data'])}"
+        )
     if "expert_tokens" in summary:
         tokens = summary["expert_tokens"]
         lines.append(
