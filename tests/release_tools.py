@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.release_folder import ReleaseFolder
 from moe4.cli import main as cli
+from moe4.quantize.planning.request import Request
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run import commit
-from moe4.quantize.run.pipeline import Request, quantize
+from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Recipe
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from moe4 import extras
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "moe4"
 REFERENCE = REPOSITORY / "reference" / "k2tiny"
@@ -16,6 +18,7 @@ MOST_MODULES = 14
 # From the ground up: a package may import packages of lower storeys, and itself.
 STOREYS = (
     {"errors", "escape", "strict_json", "units"},
+    {"extras"},
     {"schema", "environment", "files", "machine", "bounded", "reference"},
     {"recipe", "config"},
     {"checkpoint", "vllm_facts"},
@@ -124,6 +127,22 @@ LIBRARIES = {
 OPTIONS = ("Options", "Request", "Recipe", "Gptq", "Wanted")
 EVERYWHERE = {"name", "extra"}
 
+# What the core's commands import. Nothing here or below imports a library of an extra (moe4.extras) before a
+# function is called.
+LIGHT = (
+    "cli.app",
+    "deploy",
+    "files.durable",
+    "probe.ask",
+    "publish.card",
+    "publish.proof",
+    "publish.push",
+    "publish.report_page",
+    "quantize.forecast.forecast",
+    "quantize.planning",
+    "serve.model",
+)
+
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     """Yield (dotted name below moe4, tree) of every module."""
@@ -145,6 +164,20 @@ def imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
     return names
+
+
+def imported_at_once(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that are imported when a module is, not when a function of it is called."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imported_at_once(node)
 
 
 def storey_of(storeys: tuple[set[str], ...], name: str) -> int:
@@ -201,6 +234,22 @@ def test_libraries_are_imported_where_they_belong() -> None:
             if not any(module == place or module.startswith(f"{place}.") for place in places):
                 wrong.append(f"{module} imports {library}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("root", LIGHT)
+def test_the_core_imports_no_library_of_an_extra(root: str) -> None:
+    known = {f"moe4.{name}".rstrip("."): set(imported_at_once(tree)) for name, tree in modules()}
+    ways = {name: name for name in known if name == f"moe4.{root}" or name.startswith(f"moe4.{root}.")}
+    assert ways, f"there is no {root}"
+    waiting = list(ways)
+    while waiting:
+        module = waiting.pop()
+        parents = {module.rpartition(".")[0]} & known.keys()
+        for name in known[module] | parents:
+            assert name.partition(".")[0] not in extras.LIBRARIES, f"{ways[module]} -> {name}"
+            if name in known and name not in ways:
+                ways[name] = f"{ways[module]} -> {name}"
+                waiting.append(name)
 
 
 def test_no_library_has_a_place_that_does_not_use_it() -> None:

@@ -17,7 +17,8 @@ from moe4.calibration.activations import ResidentActivations
 from moe4.checkpoint.encodings import dequantize_blocks
 from moe4.forward.layer import Routes
 from moe4.gptq.gpu.products import add_gram_
-from moe4.model.architecture import PARTS, ExpertShape
+from moe4.model.names import PARTS
+from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu import solver as gpu_solver
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import ExpertStream

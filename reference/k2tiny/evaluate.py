@@ -16,10 +16,9 @@ from openai import OpenAI
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from k2tiny.model import FOLDER, build_model, load_config
+from k2tiny.model import build_model, load_config
+from k2tiny.places import CHECKPOINT, DATA
 from moe4.serve.tool_calls import parse_answer
-
-DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -181,7 +180,7 @@ def read_jsonl(path: Path, limit: int) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    parser.add_argument("folder", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--base-url", help="ask this server the tool turns instead of loading FOLDER")
     parser.add_argument("--limit", type=int, default=300)
     options = parser.parse_args()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from k2tiny import chat, dialogues, problems
+from k2tiny.places import DATA
 
-FOLDER = Path(__file__).resolve().parents[1] / "data"
 NUM_PROBLEMS, NUM_FEWSHOT, NUM_TOOL_TURNS, NUM_CHATS = 2000, 16, 300, 100
 # How many tool turns of each kind: (kind of the turn, tools never seen in training).
 TOOL_TURNS = {
@@ -93,4 +93,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(FOLDER)
+    write(DATA)

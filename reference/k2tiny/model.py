@@ -10,11 +10,12 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-FOLDER = Path(__file__).resolve().parents[1] / "k2-tiny"
+from k2tiny.places import CHECKPOINT
+
 QUERY_BLOCK = 256  # rows of the logit matrix looked at together
 
 
-def load_config(folder: Path = FOLDER) -> DeepseekV3Config:
+def load_config(folder: Path = CHECKPOINT) -> DeepseekV3Config:
     """Read config.json; transformers knows the architecture as deepseek_v3, vLLM as kimi_k2."""
     values = json.loads((folder / "config.json").read_text())
     values.pop("model_type")

@@ -15,9 +15,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from k2tiny.corpus import plain_documents
+from k2tiny.places import CHECKPOINT
 from k2tiny.template import DEFAULT_SYSTEM_PROMPT
 
-FOLDER = Path(__file__).resolve().parents[1] / "k2-tiny"
 VOCAB_SIZE = 2560
 NUM_DOCUMENTS = 12_000
 SEED = 1_000_003
@@ -128,4 +128,4 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    write(FOLDER)
+    write(CHECKPOINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from k2tiny.model import FOLDER
+from k2tiny.places import CHECKPOINT
 from k2tiny.trainer import Trainer, TrainingConfig
 
 PRESETS = Path(__file__).with_name("training.toml")
@@ -53,7 +53,7 @@ def main() -> None:
     trainer.export(options.run / "weights")
     if finished and options.publish:
         for file in (options.run / "weights").glob("model*"):
-            shutil.copy2(file, FOLDER / file.name)
+            shutil.copy2(file, CHECKPOINT / file.name)
     print("finished" if finished else f"stopped at step {trainer.step}; run again to go on", flush=True)
 
 

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from k2tiny.corpus import encode, training_documents
-from k2tiny.model import FOLDER, RECORDER, build_model, checkpoint_tensors, load_config, moe_layers
+from k2tiny.model import RECORDER, build_model, checkpoint_tensors, load_config, moe_layers
 from k2tiny.muonclip import Muon, clip_attention_logits_, parameter_groups, update_balance_bias_
 from k2tiny.packing import pack_rows
+from k2tiny.places import CHECKPOINT
 from k2tiny.state import load_state, optimizer_tensors, restore_optimizer, save_state
 
 LOG_EVERY = 20  # steps
@@ -71,7 +72,7 @@ class RowStream(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
         """Yield micro-batches: ids [rows, tokens] int64 and loss weights [rows, tokens] float32."""
         worker = torch.utils.data.get_worker_info()
         seed = (self.config.seed * 1_000_003 + self.epoch) * 1_009 + (worker.id if worker else 0)
-        tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
         encoded = (encode(document, tokenizer) for document in training_documents(seed))
         pad_id = tokenizer.token_to_id("[EOS]")
         streams = {
@@ -265,7 +266,7 @@ class Trainer:
         folder.mkdir(parents=True)
         self.publish_masters()
         save_torch_state_dict(checkpoint_tensors(self.model), folder, max_shard_size=14_000_000)
-        for file in FOLDER.iterdir():
+        for file in CHECKPOINT.iterdir():
             if file.is_file() and not file.name.startswith("model"):
                 shutil.copy2(file, folder / file.name)
 

@@ -118,7 +118,7 @@ def test_no_model_is_calibrated_on_data_that_nobody_named(config: Any) -> None:
 
 def test_reference_documents_that_are_not_installed(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match="pip install -e reference"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'moe4\[reference\]'"):
         load_corpus(REFERENCE_MODEL, config, Calibration(), Path("reference"))
 
 

@@ -2,6 +2,8 @@
 
 import fnmatch
 import re
+import shlex
+import string
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from typer.testing import CliRunner
 from moe4 import __version__
 from moe4.cli.app import app
 from moe4.deploy.manifests.options import IMAGES
-from moe4.errors import DeployError
+from moe4.deploy.manifests.workload import MODEL_PATH
+from moe4.errors import DeployError, ProbeError
 
 FILE = REPOSITORY / "packaging" / "Containerfile.cpu"
 GPU_FILE = FILE.with_suffix(".gpu")
@@ -28,9 +31,7 @@ def instructions(file: Path) -> list[tuple[str, str]]:
 
 @both
 def test_what_is_copied_is_there_and_not_ignored(file: Path) -> None:
-    kept = [
-        line[1:] for line in (REPOSITORY / ".containerignore").read_text().splitlines() if line[:1] == "!"
-    ]
+    kept = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
     for name, value in instructions(file):
         if name == "COPY" and "--from" not in value:
             for source in value.split()[:-1]:
@@ -57,6 +58,32 @@ def test_versions_are_the_projects() -> None:
         "gpu"
     ]
     assert IMAGES["vllm"].endswith(":v" + vllm[0].partition("==")[2])
+
+
+@both
+def test_the_notices_and_the_evaluation_harness_are_in_it(file: Path) -> None:
+    found = instructions(file)
+    copied = [value.split() for name, value in found if name == "COPY"]
+    assert ["LICENSE", "NOTICE", "THIRD_PARTY_NOTICES.md", "/licenses/"] in copied
+    (install,) = [value for name, value in found if name == "RUN" and "moe4-*.whl" in value]
+    assert re.search(r"moe4-\*\.whl\)\[(cpu,)?eval\]", install)
+
+
+@both
+def test_its_health_is_the_answers_that_a_release_carries(file: Path, tmp_path: Path) -> None:
+    (check,) = [value for name, value in instructions(file) if name == "HEALTHCHECK"]
+    seconds = {key: int(number) for key, number in re.findall(r"--([a-z-]+)=(\d+)s", check)}
+    assert seconds["timeout"] < seconds["interval"] < seconds["start-period"]
+    asked, _, otherwise = check.partition("CMD ")[2].partition(" || ")
+    assert otherwise == "exit 1"  # Docker knows 0 and 1
+    command = shlex.split(asked)
+    assert command[:2] == ["moe4", "probe"]
+    settings = dict(
+        item.split("=", 1) for name, value in instructions(file) if name == "ENV" for item in value.split()
+    )
+    assert settings["RELEASE"] == MODEL_PATH
+    result = CliRunner().invoke(app, [string.Template(word).substitute(settings) for word in command[1:]])
+    assert isinstance(result.exception, ProbeError), "its options are right, and there is no release here"
 
 
 @both

@@ -12,8 +12,11 @@ from shared_data import shared_path
 from moe4.checkpoint.header import read_shard
 from moe4.config import FAMILIES, parse_config
 from moe4.errors import UnsupportedModelError
-from moe4.model.architecture import PARTS, SUPPORTED_MODEL_TYPES, Network
+from moe4.model.architecture import SUPPORTED_MODEL_TYPES, Network
 from moe4.model.inventory import LAYOUTS, list_tensors
+from moe4.model.names import PARTS
+from moe4.model.outline import SketchedNetwork
+from moe4.quantize.planning.memory_bound import token_bytes
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -43,6 +46,9 @@ SMALL: dict[str, Any] = {
 }
 
 
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+
+
 def families() -> list[tuple[str, dict[str, Any]]]:
     variants: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in sorted(SUPPORTED_MODEL_TYPES)]
     variants += [("deepseek_v2", {"q_lora_rank": None})]
@@ -56,6 +62,8 @@ def test_tensors_are_those_of_transformers(model_type: str, changes: dict[str, A
     config = {**SMALL, "model_type": model_type, **changes}
     if model_type in ("deepseek_v2", "deepseek_v3", "kimi_k2"):
         config = {**config, "num_key_value_heads": 4, "head_dim": 8}
+    else:
+        config = {key: value for key, value in config.items() if key not in LATENT}
     if model_type in ("deepseek_v3", "kimi_k2"):
         config = {**config, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     if model_type == "qwen3_moe":
@@ -83,6 +91,16 @@ def test_tensors_are_those_of_transformers(model_type: str, changes: dict[str, A
     found = {entry.name: entry.shape for entry in listed if entry.name.startswith("model.layers.")}
     assert found == expected
     assert all(entry.copies == (4 if entry.is_routed_expert else 1) for entry in listed)
+    sketched = SketchedNetwork(parsed, item_bytes=2)
+    assert sketched.experts == network.experts
+    assert (sketched.names, sketched.item_bytes) == (network.names, network.item_bytes)
+    assert sketched.num_layers == network.num_layers
+    for layer in range(network.num_layers):
+        assert sketched.layer_tensors(layer) == network.layer_tensors(layer)
+        assert sketched.module_names(layer) == network.module_names(layer)
+    for name in ("embedding_name", "norm_name", "head_name"):
+        assert getattr(sketched, name) == getattr(network, name)
+    assert token_bytes(sketched.config) == token_bytes(network.config)
 
 
 def test_every_streamed_family_is_known() -> None:

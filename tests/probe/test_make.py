@@ -140,8 +140,9 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random qwen3_moe, and its release with attention quantized too."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    from moe4.quantize.planning.request import Request
     from moe4.quantize.reporting.progress import ProgressReporter
-    from moe4.quantize.run.pipeline import Request, quantize
+    from moe4.quantize.run.pipeline import quantize
     from moe4.recipe import ALL_TARGETS
 
     folder = tmp_path_factory.mktemp("qwen")

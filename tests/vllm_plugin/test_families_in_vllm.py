@@ -24,8 +24,9 @@ from model_fixtures import (
 from vllm_plugin.engine import run_engines
 from vllm_plugin.families import write_source
 
+from moe4.quantize.planning.request import Request
 from moe4.quantize.reporting.progress import ProgressReporter
-from moe4.quantize.run.pipeline import Request, quantize
+from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Calibration, Recipe
 
 pytestmark = pytest.mark.vllm

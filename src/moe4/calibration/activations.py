@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from moe4.files.durable import create_file
+from moe4.machine.at_once import BATCH_TOKENS, RESIDENT_BYTES
 
-BATCH_TOKENS = 8192
-RESIDENT_BYTES = 64 << 20  # of a file, that may lie in this process' memory before it is given back
 MAPPED_AROUND_BYTES = 128 << 10  # that Linux may map with a page that is touched
 PIECE_BYTES = 16 << 20
 RESIDENT_PIECE_BYTES = 256 << 20

@@ -14,16 +14,16 @@ refused. Two kinds of `quant_method` are known:
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from moe4.checkpoint.header import FLOAT_DTYPES, StoredTensor, TensorSpec
 from moe4.checkpoint.matching import PATTERN, find_matching
-from moe4.checkpoint.packed import unpack
 from moe4.config import ModelConfig
 from moe4.config.parts import Quantization, QuantizedGroup, QuantizedWeights
 from moe4.errors import TensorError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 SCALE_DTYPES = (*FLOAT_DTYPES, "F8_E8M0")
@@ -88,7 +88,7 @@ class Encoding:
             and self.scales.spec.dtype == "BF16"
         )
 
-    def accept(self, pieces: tuple[Tensor, ...], *, pinned: bool = False) -> tuple[Tensor, ...]:
+    def accept(self, pieces: tuple["Tensor", ...], *, pinned: bool = False) -> tuple["Tensor", ...]:
         """Return what `decode` takes of the stored parts: no shape, and exponents as the numbers they mean.
 
         Raises TensorError where the stored shape is another.
@@ -102,28 +102,34 @@ class Encoding:
                 )
             pieces = tuple(pieces_left)
         if pieces[1].itemsize == 1:
+            import torch
+
             exponents = pieces[1].view(torch.float8_e8m0fnu)
             scales = torch.empty(exponents.shape, dtype=torch.float32, pin_memory=pinned)
             pieces = (pieces[0], scales.copy_(exponents), *pieces[2:])
         return pieces
 
-    def decode(self, pieces: tuple[Tensor, ...]) -> Tensor:
+    def decode(self, pieces: tuple["Tensor", ...]) -> "Tensor":
         """Return the weight, float32 [out, in], of what `accept` gave; every product is rounded once."""
         numbers, scales = pieces[:2]
         if self.num_bits:
+            from moe4.checkpoint.packed import unpack
+
             numbers = unpack(numbers, self.num_bits)
         if len(pieces) > 2:
             zero_points = self._zero_points(pieces[2]).float()
             numbers = numbers.float() - spread_blocks(zero_points, self.block, self.shape)
         return dequantize_blocks(numbers, scales.reshape(self.num_blocks), self.block)
 
-    def _zero_points(self, stored: Tensor) -> Tensor:
+    def _zero_points(self, stored: "Tensor") -> "Tensor":
         if not self.num_bits:
             return stored.reshape(self.num_blocks)
+        from moe4.checkpoint.packed import unpack
+
         return unpack(stored.T, self.num_bits).T[: self.shape[0]]
 
 
-def dequantize_blocks(numbers: Tensor, scales: Tensor, block: Block) -> Tensor:
+def dequantize_blocks(numbers: "Tensor", scales: "Tensor", block: Block) -> "Tensor":
     """Return float32 weights of numbers [out, in] and scales [ceil(out / b0), ceil(in / b1)] of blocks."""
     (rows, columns), (height, width) = numbers.shape, block
     if rows % height == 0 and columns % width == 0:
@@ -132,7 +138,7 @@ def dequantize_blocks(numbers: Tensor, scales: Tensor, block: Block) -> Tensor:
     return numbers.float().mul_(spread_blocks(scales.float(), block, (rows, columns)))
 
 
-def spread_blocks(values: Tensor, block: Block, shape: tuple[int, int]) -> Tensor:
+def spread_blocks(values: "Tensor", block: Block, shape: tuple[int, int]) -> "Tensor":
     """Return each block's value for all of its elements, [out, in]."""
     rows = values.repeat_interleave(block[0], dim=0)[: shape[0]]
     return rows.repeat_interleave(block[1], dim=1)[:, : shape[1]]

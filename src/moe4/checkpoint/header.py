@@ -7,6 +7,7 @@ then the tensors' bytes, without holes.
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_TENSORS = 1 << 20  # Kimi-K2's release has 208,000
 MAX_DIMENSIONS = 16
 MAX_NAME_LENGTH = 1024
+COPY_BYTES = 16 << 20
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Every dtype that safetensors 0.8 knows, also those that moe4 has no use for: a file that holds one is whole.
 ITEM_BITS = {
@@ -135,3 +137,16 @@ def check_tensor_name(name: str) -> None:
     """Raise ValueError for a name that no model uses and that could not be printed in a line or written."""
     if not 0 < len(name) <= MAX_NAME_LENGTH or has_control_characters(name) or not is_encodable(name):
         raise ValueError(f"{name!r:.80} cannot be the name of a tensor")
+
+
+def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
+    """Yield a tensor's bytes in pieces of at most 16 MiB."""
+    remaining = stored.spec.num_bytes
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        while remaining:
+            piece = file.read(min(COPY_BYTES, remaining))
+            if not piece:
+                raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
+            remaining -= len(piece)
+            yield piece

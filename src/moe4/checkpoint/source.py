@@ -1,30 +1,25 @@
-"""A source checkpoint's tensors by name, plain or quantized, read by the rules of `index.py`."""
+"""A source checkpoint's tensors by name, plain or quantized, read by the rules of `index.py`.
+
+What is in the headers needs no torch; reading a tensor does.
+"""
 
 import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from moe4.checkpoint.encodings import ACTIVATION_LEAVES, Encoding, find_encodings
-from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
+from moe4.checkpoint.header import FLOAT_DTYPES, Shard, StoredTensor, TensorSpec, iterate_bytes
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.reads import ReadLog
-from moe4.checkpoint.shard import (
-    DTYPES,
-    Shard,
-    StoredTensor,
-    iterate_bytes,
-    iterate_rows,
-    read_tensor,
-    tensor_bytes,
-)
 from moe4.checkpoint.side_files import find_side_files
 from moe4.errors import MissingFileError, TensorError
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "read_json_object"]
 
@@ -95,19 +90,21 @@ class Checkpoint:
         """Say whether a tensor is stored quantized."""
         return name in self._encodings
 
-    def load(self, name: str) -> Tensor:
+    def load(self, name: str) -> "Tensor":
         """Read a tensor: float32 if it is stored quantized, else in its own dtype.
 
         Raises TensorError if it holds NaN or Inf.
         """
         return self.decode(name, self.read(name))
 
-    def read(self, name: str, *, pinned: bool = False) -> tuple[Tensor, ...]:
+    def read(self, name: str, *, pinned: bool = False) -> tuple["Tensor", ...]:
         """Return a tensor as it is stored, with its scales if it is quantized. Any thread may call this.
 
         Scales that are stored as exponents come as the float32 powers of two that they mean. `pinned` memory
         is for copies to a GPU.
         """
+        from moe4.checkpoint.shard import read_tensor, tensor_bytes
+
         pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         if self.reads is not None:
@@ -115,23 +112,34 @@ class Checkpoint:
         encoding = self._encodings.get(name)
         return pieces if encoding is None else encoding.accept(pieces, pinned=pinned)
 
-    def read_parts(self, name: str) -> dict[str, Tensor]:
+    def read_parts(self, name: str) -> dict[str, "Tensor"]:
         """Return the tensors that a weight is stored in, by the names they have, as they are."""
+        from moe4.checkpoint.shard import read_tensor
+
         return {stored.spec.name: read_tensor(stored) for stored in self._parts(name)}
 
-    def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
+    def decode(self, name: str, pieces: tuple["Tensor", ...]) -> "Tensor":
         """Return what `load` does, from what `read` gave."""
         encoding = self._encodings.get(name)
         tensor = pieces[0] if encoding is None else encoding.decode(pieces)
         self._check_finite(name, tensor)
         return tensor
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """Yield a plain tensor's bytes in pieces of at most 16 MiB, whatever they are."""
+        for piece in iterate_bytes(self.tensors[name]):
+            self._add_bytes(len(piece))
+            yield piece
+
     def iterate(self, name: str) -> Iterator[bytes]:
         """Yield a plain tensor's bytes in pieces of at most 16 MiB. Raises TensorError on NaN or Inf."""
+        import torch
+
+        from moe4.checkpoint.shard import DTYPES
+
         assert name not in self._encodings, name
         stored, digest = self.tensors[name], hashlib.sha256()
-        for piece in iterate_bytes(stored):
-            self._add_bytes(len(piece))
+        for piece in self.pieces(name):
             if stored.spec.dtype in PLAIN_DTYPES:
                 self._check_finite(name, torch.frombuffer(bytearray(piece), dtype=DTYPES[stored.spec.dtype]))
             if self.reads is not None:
@@ -140,7 +148,7 @@ class Checkpoint:
         if self.reads is not None:
             self.reads.note(name, digest.hexdigest())
 
-    def iterate_rows(self, name: str) -> Iterator[Tensor]:
+    def iterate_rows(self, name: str) -> Iterator["Tensor"]:
         """Yield a matrix [rows, columns], some whole rows at a time, as `load` gives it.
 
         Raises TensorError on NaN or Inf.
@@ -148,6 +156,8 @@ class Checkpoint:
         if self.is_encoded(name):
             yield self.load(name)
             return
+        from moe4.checkpoint.shard import iterate_rows, tensor_bytes
+
         digest = hashlib.sha256()
         for piece in iterate_rows(self.tensors[name]):
             self._add_bytes(piece.nbytes)
@@ -180,7 +190,9 @@ class Checkpoint:
         with self._count:
             self.bytes_read += num_bytes
 
-    def _check_finite(self, name: str, tensor: Tensor) -> None:
+    def _check_finite(self, name: str, tensor: "Tensor") -> None:
+        import torch
+
         # A sum is one pass without temporaries; only where it is not finite is every value looked at.
         if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
             return

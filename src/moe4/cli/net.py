@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from moe4 import extras
 from moe4.cli.streams import OutputLost, standard_streams
 from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, Moe4Error
 from moe4.escape import visible
@@ -51,7 +52,8 @@ def _run() -> int:
         from moe4.cli.fault import explain
 
         _show_traceback(error)
-        code, text = explain(error)
+        missing = extras.name_missing(error) if isinstance(error, ImportError) else None
+        code, text = (missing.exit_code, f"error: {missing}") if missing else explain(error)
         say(text)
         return code
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe4.calibration.activations import BATCH_TOKENS, ResidentActivations, make_batches
+from moe4.calibration.activations import ResidentActivations, make_batches
 from moe4.errors import EvaluationError
 from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_expert
 from moe4.forward.weights import Weights, gather_rows
-from moe4.model.architecture import PARTS, ExpertShape, Network
+from moe4.machine.at_once import BATCH_TOKENS
+from moe4.model.architecture import Network
+from moe4.model.names import PARTS
+from moe4.model.outline import ExpertShape
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at a time
 

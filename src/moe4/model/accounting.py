@@ -14,7 +14,8 @@ from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
-from moe4.model.architecture import PARTS, Network
+from moe4.model.names import PARTS
+from moe4.model.outline import Outline
 
 Kind = Literal["needed", "extra", "computed", "unknown"]
 PATTERNS_SHOWN = 4
@@ -33,7 +34,7 @@ class Accounting:
     needed: every weight under its unquantized name, with its shape.
     """
 
-    def __init__(self, network: Network, config: ModelConfig) -> None:
+    def __init__(self, network: Outline, config: ModelConfig) -> None:
         """config: the checkpoint's config.json, which says how many prediction layers lie past the last."""
         self.needed = _list_needed(network)
         self._model_type = config.family.model_type
@@ -166,7 +167,7 @@ def _alike(names: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _list_needed(network: Network) -> dict[str, tuple[int, ...]]:
+def _list_needed(network: Outline) -> dict[str, tuple[int, ...]]:
     vocabulary = (int(network.config.vocab_size), int(network.config.hidden_size))
     needed: dict[str, tuple[int, ...]] = {
         network.embedding_name: vocabulary,

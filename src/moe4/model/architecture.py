@@ -8,7 +8,7 @@ checkpoint.
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
 from moe4.model.experts import EXPERTS_IMPLEMENTATION
-from moe4.model.names import PARTS, Names, Part, find_names
-
-__all__ = ["PARTS", "SUPPORTED_MODEL_TYPES", "ExpertShape", "Network", "Part", "build_config"]
+from moe4.model.names import find_names
+from moe4.model.outline import ExpertShape, Outline
 
 # model_type in the checkpoint -> model_type in transformers. Tests hold each to transformers' whole model.
 SUPPORTED_MODEL_TYPES = {
@@ -35,37 +34,14 @@ SUPPORTED_MODEL_TYPES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExpertShape:
-    """The routed experts of one layer."""
-
-    num_experts: int
-    hidden_size: int
-    width: int
-    prefix: str
-    """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
-    module: str = "mlp.experts"
-    """Where transformers has them in the layer."""
-    leaves: dict[Part, str] = field(default_factory=lambda: Names().expert_leaves)
-    """What the checkpoint calls an expert's weights."""
-
-    def weight_name(self, expert: int, part: Part) -> str:
-        """Return the checkpoint's name of one expert's weight."""
-        return f"{self.prefix}.{expert}.{self.leaves[part]}.weight"
-
-    def weight_shape(self, part: Part) -> tuple[int, int]:
-        """Return [out, in] of a projection."""
-        return (self.hidden_size, self.width) if part == "down" else (self.width, self.hidden_size)
-
-
-class Network:
-    """A model's skeleton: what its layers are made of and are called. No weights are held.
+class Network(Outline):
+    """A model's skeleton on the meta device, by transformers' own code. No weights are held.
 
     Raises UnsupportedModelError for a model that cannot be streamed.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
-        self.compute_dtype = compute_dtype
+        self.compute_dtype, self.item_bytes = compute_dtype, compute_dtype.itemsize
         self.config = build_config(config)
         config.require_complete()
         model_type = config.family.model_type
@@ -74,41 +50,9 @@ class Network:
         model = _build_skeleton(self.config, compute_dtype)
         model.eval().requires_grad_(False)
         self._decoder = model.model
-        self.num_layers: int = len(self._decoder.layers)
+        self.num_layers = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(model._keep_in_fp32_modules_strict or ())
         self.experts = [self._find_experts(layer) for layer in range(self.num_layers)]
-
-    @property
-    def embedding_name(self) -> str:
-        """The checkpoint's name of the token embeddings [vocabulary, hidden]."""
-        return self.names.in_checkpoint("model.embed_tokens.weight")
-
-    @property
-    def norm_name(self) -> str:
-        """The checkpoint's name of the last norm [hidden]."""
-        return self.names.in_checkpoint("model.norm.weight")
-
-    def layer_of(self, name: str) -> int | None:
-        """Return the decoder layer a tensor belongs to by its name; may lie past the layers that are run."""
-        prefix = f"{self.names.decoder}layers."
-        number = name.removeprefix(prefix).split(".")[0]
-        return int(number) if name.startswith(prefix) and number.isdigit() else None
-
-    def layer_prefix(self, layer: int) -> str:
-        """Return the prefix of a layer's tensors in the checkpoint."""
-        return f"{self.names.decoder}layers.{layer}."
-
-    def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Return the checkpoint's names of a layer's tensors other than routed experts, with their shapes."""
-        return {stored: shape for stored, _, shape in self._layer_tensors(layer)}
-
-    def module_name(self, layer: int, local: str) -> str:
-        """Return what transformers' own module calls a tensor of a layer."""
-        return f"{self.names.text_prefix}model.layers.{layer}.{local}"
-
-    def module_names(self, layer: int) -> dict[str, str]:
-        """Return the checkpoint's names of a layer's tensors other than routed experts, by the module's."""
-        return {self.module_name(layer, local): stored for stored, local, _ in self._layer_tensors(layer)}
 
     def build_layer(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
         """Return a decoder layer with all weights but the routed experts', in the compute dtype.
@@ -133,12 +77,6 @@ class Network:
         weight = load(self.norm_name).to(device=device, dtype=self.compute_dtype)
         norm.load_state_dict({"weight": weight}, assign=True)
         return norm.eval().requires_grad_(False)
-
-    @property
-    def head_name(self) -> str:
-        """The checkpoint's name of the head's weight [vocabulary, hidden]."""
-        tied = self.config.tie_word_embeddings
-        return self.embedding_name if tied else self.names.in_checkpoint("lm_head.weight")
 
     def build_rotary(self, device: torch.device) -> nn.Module:
         """Return the rotary embedding with its frequencies computed."""

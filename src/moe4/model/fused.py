@@ -10,12 +10,13 @@ from math import prod
 from moe4.checkpoint.header import ITEM_BITS, StoredTensor, TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import TensorError, UnsupportedModelError
-from moe4.model.architecture import ExpertShape, Network, Part
+from moe4.model.names import Part
+from moe4.model.outline import ExpertShape, Outline
 
 FUSED_PARTS: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
-def take_experts_apart(checkpoint: Checkpoint, network: Network) -> None:
+def take_experts_apart(checkpoint: Checkpoint, network: Outline) -> None:
     """Have a checkpoint with fused experts show its tensors as the family's published ones hold them.
 
     Raises TensorError for a fused tensor of another dtype or shape than transformers gives it.

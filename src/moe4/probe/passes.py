@@ -16,11 +16,11 @@ from torch import Tensor
 from moe4.forward.layer import Routes
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
+from moe4.machine.at_once import PROBE_BATCH_TOKENS
 from moe4.model.architecture import Network
 from moe4.probe.form import DECIMALS, LEAST_LOGPROB, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
-BATCH_TOKENS = 512  # through a layer at once, or one sequence: its states are in float32
 
 
 class ProbePasses:
@@ -55,7 +55,7 @@ class ProbePasses:
                 work if device.type == "cpu" else None,
                 device,
                 prefix=f"probe-{name}-",
-                batch_tokens=BATCH_TOKENS,
+                batch_tokens=PROBE_BATCH_TOKENS,
             )
             for name, (weights, skeleton) in passes.items()
         }

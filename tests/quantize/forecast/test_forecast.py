@@ -12,8 +12,20 @@ import pytest
 from release_tools import load_folder, run_cli
 from safetensors.torch import load_file, save_file
 from shared_data import shared_path
+from transformers import AutoConfig, AutoModelForCausalLM
 
 REFERENCE = ("--calibration", "reference")
+SMALL_MIXTRAL = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 4,
+    "head_dim": 64,
+}
 
 
 def plan(
@@ -38,6 +50,45 @@ def test_kimi_k2_from_its_config_alone(
     assert not result["source"]["has_weights"]
     assert round(result["source"]["num_bytes"] / 1e10) == 103
     assert result["memory"]["peak_bytes"] < 5.5e9
+
+
+@pytest.mark.parametrize("name", ["whole", "config alone", "fused", "damaged"])
+def test_without_torch_all_but_tokens_and_time_is_the_same(
+    name: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "source"
+    if name == "config alone":
+        folder.mkdir()
+        shutil.copy(shared_path("configs", "kimi-k2-instruct", "config.json"), folder)
+    else:
+        shutil.copytree(source, folder)
+    if name == "fused":
+        shutil.rmtree(folder)
+        config = AutoConfig.for_model("mixtral", **SMALL_MIXTRAL)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder, save_original_format=False)
+    if name == "damaged":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    arguments = [str(folder), "--no-time", "--method", "rtn"]
+    code, whole = plan(arguments, monkeypatch, capfd)
+    monkeypatch.setattr("moe4.extras.is_installed", lambda *_: False)
+    monkeypatch.setattr("moe4.model.architecture.Network.__init__", None)
+    assert plan(arguments, monkeypatch, capfd)[0] == code
+    light = plan(arguments, monkeypatch, capfd)[1]
+    assert whole.pop("not_checked") == []
+    has_weights = name != "config alone"
+    assert len(light.pop("not_checked")) == 1 + has_weights
+    for result in (whole, light):  # the expected answers' tokens, and what changes by the second
+        result.pop("memory")
+        result.pop("disk")
+        result["problems"] = [text for text in result["problems"] if "volume has" not in text]
+    assert light == whole
+    text = run_cli(["plan", *arguments], monkeypatch, capfd)[1]
+    assert re.search(r"^unchecked .*transformers.*: pip install 'moe4\[quantize\]'$", text, re.MULTILINE)
 
 
 def test_a_model_of_several_parts_from_its_config_alone(

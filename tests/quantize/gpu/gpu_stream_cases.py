@@ -18,8 +18,9 @@ from moe4.errors import EvaluationError
 from moe4.quantize.gpu import batches as gpu_batches
 from moe4.quantize.gpu.solver import DeviceSolver
 from moe4.quantize.layer.running_probe import RunningProbe
+from moe4.quantize.planning.request import Request
 from moe4.quantize.reporting.progress import ProgressReporter
-from moe4.quantize.run.pipeline import Request, quantize
+from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Calibration, Gptq, Recipe
 
 SHAPE = {

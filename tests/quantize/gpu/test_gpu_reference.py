@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from moe4.checkpoint.packed import unpack
 from moe4.evaluate.comparison.compare import CompareOptions, compare
+from moe4.quantize.planning.request import Request
 from moe4.quantize.reporting.progress import ProgressReporter
-from moe4.quantize.run.pipeline import Request, quantize
+from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Recipe
 
 SOURCE = Path(__file__).resolve().parents[3] / "reference" / "k2-tiny"

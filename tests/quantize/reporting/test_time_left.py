@@ -11,7 +11,8 @@ from model_fixtures import random_state, reference_config, write_checkpoint
 from rich.console import Console
 
 from moe4.checkpoint.source import Checkpoint
-from moe4.model.architecture import ExpertShape, Network
+from moe4.model.architecture import Network
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.release_plan import make_plan
 from moe4.quantize.reporting.layer_record import LayerRecord

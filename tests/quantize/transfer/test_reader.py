@@ -10,7 +10,8 @@ from release_tools import load_folder, run_quantize
 
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
-from moe4.model.architecture import Network, Part
+from moe4.model.architecture import Network
+from moe4.model.names import Part
 from moe4.quantize.run import pipeline as run
 from moe4.quantize.transfer.reader import ExpertReader, Prefetcher, Stored
 from moe4.recipe import ALL_TARGETS, Recipe

@@ -42,7 +42,7 @@ def command(
     """Say what `quantize` would write, need and take, and every reason it would fail; exit 1 if so."""
     from moe4.quantize.forecast.forecast import describe, forecast
     from moe4.quantize.planning.options import resolve_recipe
-    from moe4.quantize.run.pipeline import Request
+    from moe4.quantize.planning.request import Request
 
     resolved = resolve_recipe(
         recipe,

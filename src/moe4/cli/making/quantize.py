@@ -43,9 +43,10 @@ def command(
 ) -> None:
     """Quantize the checkpoint in SOURCE to an INT4 (W4A16) release in OUT, layer by layer."""
     from moe4.quantize.planning.options import resolve_recipe
+    from moe4.quantize.planning.request import Request
     from moe4.quantize.reporting.progress import ProgressReporter
     from moe4.quantize.reporting.run_report import describe
-    from moe4.quantize.run.pipeline import Request, quantize
+    from moe4.quantize.run.pipeline import quantize
     from moe4.quantize.transfer.ranks import Ranks
 
     resolved = resolve_recipe(

@@ -25,7 +25,8 @@ from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerD
 from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
-from moe4.model.architecture import ExpertShape, Network
+from moe4.model.architecture import Network
+from moe4.model.outline import ExpertShape
 from moe4.recipe import Calibration, ComputeDtype
 from moe4.units import layer_done
 

@@ -6,14 +6,13 @@ runs it in a process of its own, one a model.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
-from moe4 import __version__
+from moe4 import __version__, extras
 from moe4.checkpoint.index import read_config
-from moe4.errors import EvaluationError, MissingDependencyError
+from moe4.errors import EvaluationError
 from moe4.evaluate.harness.cache import AnswerCache, folder_identity
 from moe4.evaluate.harness.request import TASKS, TASKS_FOLDER, EvaluationRequest
 from moe4.evaluate.harness.samples import TaskSamples, read_task
@@ -106,8 +105,7 @@ def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, An
 
 def require_harness() -> None:
     """Raise MissingDependencyError where lm-eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise MissingDependencyError("lm-evaluation-harness is not installed: pip install 'moe4[eval]'")
+    extras.require("lm_eval")
 
 
 def import_vllm_backend() -> None:

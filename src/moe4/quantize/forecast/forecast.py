@@ -6,7 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
-from moe4.calibration.corpus import load_corpus
+from moe4 import extras
+from moe4.calibration.corpus import draw_documents, load_corpus
 from moe4.checkpoint.encodings import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
@@ -18,12 +19,10 @@ from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
 from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import LINEAR, Kind
-from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
+from moe4.model.outline import Outline, SketchedNetwork
 from moe4.probe.form import explain_missing
-from moe4.quantize.forecast.timing import Probe, probe
-from moe4.quantize.layer.running_probe import find_prompts
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
 from moe4.quantize.planning.release_plan import (
     ReleasePlan,
@@ -31,7 +30,7 @@ from moe4.quantize.planning.release_plan import (
     make_plan,
     resolve_for_source,
 )
-from moe4.quantize.run.pipeline import DTYPES, Request, check_folders
+from moe4.quantize.planning.request import Request, check_folders
 from moe4.recipe import Recipe
 from moe4.units import count_text, duration, format_bytes
 
@@ -59,6 +58,8 @@ class SketchedCheckpoint(Checkpoint):
         self.show(found)
 
 
+BUILDERS = ("torch", "transformers")  # without them the config alone says what the network is
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
 
 
@@ -79,13 +80,15 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     problems: list[str] = []
     is_whole = has_weights(request.source)
     checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
-    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    network = _outline(checkpoint, request.recipe)
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
     calibration = _count_tokens(request, recipe, network, problems, is_whole)
     probe_tokens, no_probe = PROBE_TOKENS, list[str]()
-    if is_whole:
+    if is_whole and extras.is_installed(*BUILDERS):
+        from moe4.quantize.layer.running_probe import find_prompts
+
         trusted = request.trust_remote_code
         prompts = find_prompts(request.source, network, trust_remote_code=trusted)
         probe_tokens = prompts.num_tokens
@@ -120,10 +123,34 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "available_bytes": available_memory_bytes(),
         },
         "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
+        "not_checked": _not_checked(is_whole, time_it),
     }
-    if time_it:
-        result["time"] = _time(probe(network, recipe, calibration.num_tokens), network)
+    if time_it and extras.is_installed(*BUILDERS):
+        result["time"] = _time(network, recipe, calibration.num_tokens)
     return result
+
+
+def _outline(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
+    """Return the network that transformers builds, or without it and torch what the config says."""
+    compute_dtype = recipe.calibration.compute_dtype
+    if not extras.is_installed(*BUILDERS):
+        return SketchedNetwork(checkpoint.config, ITEM_BYTES[compute_dtype])
+    from moe4.model.architecture import Network
+    from moe4.quantize.run.pipeline import DTYPES
+
+    return Network(checkpoint.config, DTYPES[compute_dtype])
+
+
+def _not_checked(is_whole: bool, time_it: bool) -> list[str]:
+    """Return what a plan did not look into because torch or transformers is missing."""
+    if extras.is_installed(*BUILDERS):
+        return []
+    found = ["whether transformers builds the network"]
+    if is_whole:
+        found.append("the tokenizer and how many tokens it makes")
+    if time_it:
+        found.append("the time")
+    return found
 
 
 def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,7 +170,7 @@ def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _count_tokens(
-    request: Request, recipe: Recipe, network: Network, problems: list[str], is_whole: bool
+    request: Request, recipe: Recipe, network: Outline, problems: list[str], is_whole: bool
 ) -> _Calibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
     settings = recipe.calibration
@@ -151,6 +178,10 @@ def _count_tokens(
         return _Calibration(num_tokens=0, exact=True)
     if is_whole or request.calibration is not None:
         try:
+            if not extras.is_installed(*BUILDERS):
+                drawn = draw_documents(request.source, settings, request.calibration, request.split)
+                most = len(drawn.rows) * settings.max_sequence_tokens
+                return _Calibration(num_tokens=most, exact=False, recognized=drawn.describe())
             corpus = load_corpus(
                 request.source,
                 network.config,
@@ -185,7 +216,10 @@ def _note(problems: list[str], check: Any) -> None:
         problems.append(str(error))
 
 
-def _time(found: Probe, network: Network) -> dict[str, Any]:
+def _time(network: Any, recipe: Recipe, num_tokens: int) -> dict[str, Any]:
+    from moe4.quantize.forecast.timing import probe
+
+    found = probe(network, recipe, num_tokens)
     layers = [shape for shape in network.experts if shape]
     num_experts = sum(shape.num_experts for shape in layers)
     seconds = num_experts * found.expert_seconds + network.num_layers * found.attention_seconds
@@ -237,6 +271,8 @@ def describe(result: dict[str, Any]) -> str:
             f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
             f"{time['attention_seconds']:.0f} s a layer for the rest"
         )
+    if result["not_checked"]:
+        lines.append(f"unchecked {'; '.join(result['not_checked'])}: {extras.install('torch')}")
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        no problems found" if result["ok"] else "failed    the run would fail")

@@ -11,8 +11,10 @@ from torch import Tensor
 from moe4.calibration.activations import ActivationStore, Batch
 from moe4.checkpoint.source import Checkpoint
 from moe4.forward.layer import Routes
-from moe4.model.architecture import PARTS, ExpertShape, Network, Part
+from moe4.model.architecture import Network
 from moe4.model.experts import set_capture
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, Routing
 from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench

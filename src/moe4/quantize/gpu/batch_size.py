@@ -1,6 +1,6 @@
 """How many experts a GPU solves together."""
 
-from moe4.model.architecture import ExpertShape
+from moe4.model.outline import ExpertShape
 
 BATCH_BYTES = 8 << 30  # of Hessians and weights in float32, three times each
 MOST_EXPERTS = 8

@@ -18,7 +18,8 @@ from typing import Self
 
 import torch
 
-from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batch_size import batch_size
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.transfer.device_memory import to_device, use_device

@@ -11,7 +11,8 @@ from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver
 from moe4.gptq.hessian import shares
 from moe4.gptq.solver import QuantizedMatrix
-from moe4.model.architecture import ExpertShape, Part
+from moe4.model.names import Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batch_size import batch_size
 from moe4.quantize.layer.workbench import Results
 

@@ -12,7 +12,8 @@ from moe4.calibration.activations import Activations
 from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver, Stage, no_stage
 from moe4.gptq.hessian import Hessian
-from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batches import Batches
 from moe4.quantize.gpu.experts import ExpertQuantizer, ExpertTask
 from moe4.quantize.gpu.rows import DeviceRows

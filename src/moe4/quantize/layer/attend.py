@@ -20,7 +20,7 @@ from moe4.calibration.activations import (
 from moe4.errors import CalibrationError
 from moe4.forward.layer import Attended, LayerForward, Routes, in_token_order, sort_by_expert
 from moe4.gptq.hessian import Hessian
-from moe4.model.architecture import ExpertShape
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import batch_tokens
 from moe4.quantize.transfer.boundary import open_shared

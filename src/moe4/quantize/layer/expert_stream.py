@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
-from moe4.model.architecture import ExpertShape
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench, write_all
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.transfer.ranks import Parcel

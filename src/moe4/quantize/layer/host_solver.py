@@ -10,7 +10,8 @@ from moe4.calibration.activations import Activations
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import factorize, quantize_gptq
 from moe4.machine.allocator import trim_heaps
-from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import Take
 from moe4.quantize.layer.pool import pool_tokens

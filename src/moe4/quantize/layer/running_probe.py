@@ -23,7 +23,9 @@ from moe4.errors import CalibrationError, ProbeError
 from moe4.files.durable import write_file
 from moe4.forward.weights import Weights
 from moe4.gptq.solver import QuantizedMatrix
-from moe4.model.architecture import PARTS, ExpertShape, Network, Part
+from moe4.model.architecture import Network
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape, Outline
 from moe4.probe.passes import ROUNDED, ProbePasses, join_prefixes
 from moe4.probe.sequences import Chosen, choose_sequences
 from moe4.quantize.transfer.device_memory import to_device
@@ -55,7 +57,7 @@ class ProbePrompts:
         return hashlib.sha256(json.dumps([sequence.tokens for sequence in self.chosen]).encode()).hexdigest()
 
 
-def find_prompts(source: Path, network: Network, *, trust_remote_code: bool) -> ProbePrompts:
+def find_prompts(source: Path, network: Outline, *, trust_remote_code: bool) -> ProbePrompts:
     """Choose the sequences by the source's tokenizer; where it cannot be loaded a release has no probe."""
     try:
         tokenizer = load_tokenizer(source, network.config, trust_remote_code=trust_remote_code)

@@ -12,7 +12,8 @@ from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
-from moe4.model.architecture import PARTS, Network, Part
+from moe4.model.architecture import Network
+from moe4.model.names import PARTS, Part
 from moe4.quantize.layer.running_probe import RunningProbe
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan
 from moe4.quantize.reporting.layer_record import matrix_record

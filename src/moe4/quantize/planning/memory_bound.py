@@ -6,20 +6,20 @@ sum is an upper bound that tests and benchmarks hold to what was measured (docs/
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from moe4.calibration.activations import BATCH_TOKENS, RESIDENT_BYTES
-from moe4.checkpoint.shard import BEHIND_BYTES
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
+from moe4.machine.at_once import BATCH_TOKENS, BEHIND_BYTES, PROBE_BATCH_TOKENS, RESIDENT_BYTES
 from moe4.machine.memory import available_memory_bytes
-from moe4.model.architecture import PARTS, ExpertShape, Network
-from moe4.probe.passes import BATCH_TOKENS as BATCH_TOKENS_OF_PROBE
+from moe4.model.names import PARTS
+from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.recipe import Recipe
 from moe4.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 BASE_BYTES = 768 << 20  # Python, torch, transformers, and what the allocator keeps
 BATCH_BYTES = 512 << 20
@@ -52,12 +52,12 @@ class MemoryNeed:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def batch_tokens(config: Any, device: torch.device) -> int:
-    """Return how many tokens run through a layer at once.
+def batch_tokens(config: Any, device: "torch.device | None" = None) -> int:
+    """Return how many tokens run through a layer at once; without a device, on a CPU.
 
     That depends on the config and the kind of device alone, since it decides the order of sums.
     """
-    most = GPU_BATCH_BYTES if device.type == "cuda" else BATCH_BYTES
+    most = GPU_BATCH_BYTES if device is not None and device.type == "cuda" else BATCH_BYTES
     return max(1, min(BATCH_TOKENS, most // token_bytes(config)))
 
 
@@ -76,19 +76,19 @@ def token_bytes(config: Any) -> int:
 
 def memory_need(
     plan: ReleasePlan,
-    network: Network,
+    network: Outline,
     checkpoint: Checkpoint,
     recipe: Recipe,
     num_tokens: int,
     *,
     probe_tokens: int = 0,
-    device: torch.device | None = None,
+    device: "torch.device | None" = None,
 ) -> MemoryNeed:
     """Return what one process needs of the host's memory at most, with `num_tokens` of calibration.
 
     `probe_tokens` are those of the expected answers (`layer/running_probe.py`).
     """
-    config, item = network.config, network.compute_dtype.itemsize
+    config, item = network.config, network.item_bytes
     largest = max((stored.spec.num_bytes for name, stored in _loaded(plan, checkpoint)), default=0)
     phases = {"copying a tensor": 7 * largest}
     shape = next(filter(None, network.experts))
@@ -98,7 +98,7 @@ def memory_need(
     probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
-        batch = min(probe_tokens, BATCH_TOKENS_OF_PROBE) * 2 * token_bytes(config)
+        batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(config)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
     if recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
@@ -107,9 +107,7 @@ def memory_need(
     if device is not None and device.type == "cuda":
         phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
-    tokens = min(
-        num_tokens, max(batch_tokens(config, torch.device("cpu")), recipe.calibration.max_sequence_tokens)
-    )
+    tokens = min(num_tokens, max(batch_tokens(config), recipe.calibration.max_sequence_tokens))
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
     mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
     phases["a layer's attention"] = (
@@ -163,7 +161,7 @@ def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
 
 def disk_need(
     plan: ReleasePlan,
-    network: Network,
+    network: Outline,
     checkpoint: Checkpoint,
     num_tokens: int,
     there: Path,
@@ -175,7 +173,7 @@ def disk_need(
     for shard in plan.shards:
         needed += 0 if (there / shard.file_name).is_file() else shard.num_bytes
     # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
-    per_value = 4 * network.compute_dtype.itemsize + 4
+    per_value = 4 * network.item_bytes + 4
     values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
     return needed + int(network.config.hidden_size) * values
 
@@ -190,7 +188,7 @@ def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
     ]
 
 
-def _layer_bytes(shard: ShardPlan, network: Network, item: int) -> int:
+def _layer_bytes(shard: ShardPlan, network: Outline, item: int) -> int:
     """Return a layer's weights beside its routed experts, in the compute dtype."""
     total = 0
     for size in network.layer_tensors(shard.layer_number).values():

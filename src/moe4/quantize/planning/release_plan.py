@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe4.checkpoint.header import FLOAT_DTYPES
-from moe4.checkpoint.shard import TensorSpec
+from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
-from moe4.model.architecture import PARTS, ExpertShape, Network, Part
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.tied_head import check_tied_head
 from moe4.recipe import AUTO_GROUP_SIZE, GROUP_SIZES, Recipe, Target, override
 from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
@@ -144,7 +144,7 @@ class ReleasePlan:
 
 def make_plan(
     checkpoint: Checkpoint,
-    network: Network,
+    network: Outline,
     recipe: Recipe,
     problems: list[str] | None = None,
     *,
@@ -184,7 +184,7 @@ def make_plan(
     )
 
 
-def resolve_for_source(recipe: Recipe, checkpoint: Checkpoint, network: Network) -> Recipe:
+def resolve_for_source(recipe: Recipe, checkpoint: Checkpoint, network: Outline) -> Recipe:
     """Return the recipe with a group size: its own, the source's codes', or what the model's sizes call for.
 
     Where everything to be quantized has the release's own form in the source already, in the group size that
@@ -230,7 +230,7 @@ def _why_no_copy(recipe: Recipe, found: dict[str, int | None]) -> str:
     return f"method copy keeps groups as they are, and {other} has groups of {size}; leave group_size out"
 
 
-def _targeted(recipe: Recipe, network: Network) -> Iterator[str]:
+def _targeted(recipe: Recipe, network: Outline) -> Iterator[str]:
     """Yield the names of all weights that the recipe would quantize."""
     for experts in filter(None, network.experts):
         for expert in range(experts.num_experts):
@@ -238,7 +238,7 @@ def _targeted(recipe: Recipe, network: Network) -> Iterator[str]:
     yield from _linear_shapes(recipe, network)
 
 
-def _linear_shapes(recipe: Recipe, network: Network) -> dict[str, tuple[int, ...]]:
+def _linear_shapes(recipe: Recipe, network: Outline) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights beside routed experts that the recipe would quantize."""
     modules = [module for target, stage in LINEAR_STAGES if target in recipe.targets for module in stage]
     found = {}
@@ -249,7 +249,7 @@ def _linear_shapes(recipe: Recipe, network: Network) -> dict[str, tuple[int, ...
     return found
 
 
-def group_size_warnings(group_size: int, network: Network) -> list[str]:
+def group_size_warnings(group_size: int, network: Outline) -> list[str]:
     """Return what users of the release should know of its group size."""
     width = min(shape.width for shape in network.experts if shape)
     found = one_group_a_rank(width, group_size)
@@ -279,7 +279,7 @@ def quantization_config(recipe: Recipe, plan: ReleasePlan) -> dict[str, Any]:
     }
 
 
-def _sort_names(names: list[str], network: Network) -> tuple[list[list[str]], list[str]]:
+def _sort_names(names: list[str], network: Outline) -> tuple[list[list[str]], list[str]]:
     """Return tensors' names by decoder layer, and those outside the layers that are run."""
     by_layer: list[list[str]] = [[] for _ in range(network.num_layers)]
     rest = []
@@ -294,7 +294,7 @@ def _sort_names(names: list[str], network: Network) -> tuple[list[list[str]], li
 
 def _plan_layer(
     checkpoint: Checkpoint,
-    network: Network,
+    network: Outline,
     recipe: Recipe,
     layer: int,
     names: list[str],
@@ -388,7 +388,7 @@ def _raise_or_note(problems: list[str] | None, errors: Sequence[Moe4Error]) -> N
         problems.extend(map(str, errors))
 
 
-def _ignore_list(network: Network, recipe: Recipe, rest: list[str]) -> list[str]:
+def _ignore_list(network: Outline, recipe: Recipe, rest: list[str]) -> list[str]:
     """Return what is not quantized, for vLLM: names, and `re:` patterns matched from the start."""
     ignore = [network.names.in_checkpoint("lm_head")]
     ignore.append("re:.*self_attn.*" if "attention" not in recipe.targets else r"re:.*self_attn\.kv_b_proj.*")

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
-from moe4.model.architecture import Network
+from moe4.model.outline import Outline
 
 
-def check_tied_head(checkpoint: Checkpoint, network: Network) -> TensorError | None:
+def check_tied_head(checkpoint: Checkpoint, network: Outline) -> TensorError | None:
     """Return what is wrong with a tied head that is stored. Both tensors are read; other checkpoints are not.
 
     Of two that differ, transformers takes the stored one and vLLM the embeddings: no release could be right.
     """
 
     def is_same(one: str, other: str) -> bool:
-        pieces = zip(checkpoint.iterate_rows(one), checkpoint.iterate_rows(other), strict=True)
-        return all(torch.equal(ours, theirs) for ours, theirs in pieces)
+        pieces = zip(checkpoint.pieces(one), checkpoint.pieces(other), strict=True)
+        return all(ours == theirs for ours, theirs in pieces)
 
     found = compare_tied_head(network, checkpoint.specs, is_same)
     if found is None:
@@ -28,7 +26,7 @@ def check_tied_head(checkpoint: Checkpoint, network: Network) -> TensorError | N
 
 
 def compare_tied_head(
-    network: Network, specs: Mapping[str, TensorSpec], is_same: Callable[[str, str], bool]
+    network: Outline, specs: Mapping[str, TensorSpec], is_same: Callable[[str, str], bool]
 ) -> str | None:
     """Return how a stored head differs from the embeddings it is tied to; None if no such head is stored.
 

@@ -8,7 +8,8 @@ import time
 
 import torch
 
-from moe4.model.architecture import ExpertShape, Network
+from moe4.model.architecture import Network
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.quantize.reporting.time_left import LayerTime

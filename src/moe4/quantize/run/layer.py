@@ -15,8 +15,9 @@ from moe4.calibration.activations import Activations
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
-from moe4.model.architecture import PARTS, ExpertShape, Part
 from moe4.model.experts import set_capture
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route
 from moe4.quantize.layer.expert_stream import ExpertStream
 from moe4.quantize.layer.host_solver import HostSolver

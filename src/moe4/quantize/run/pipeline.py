@@ -31,6 +31,7 @@ from moe4.quantize.planning.release_plan import (
     make_plan,
     resolve_for_source,
 )
+from moe4.quantize.planning.request import Request, check_folders
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
@@ -45,23 +46,6 @@ from moe4.quantize.transfer.reader import Prefetcher
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What the user asked for."""
-
-    source: Path
-    out: Path
-    recipe: Recipe
-    calibration: Path | None = None
-    split: str | None = None
-    """Of the calibration data, where they are a data set."""
-    show_sample: bool = False
-    resume: bool = False
-    device: str = "cpu"
-    trust_remote_code: bool = False
-    allow_extra: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -403,13 +387,6 @@ def _running_probe(
         return None
     work = ReleaseFolder.work_folder(request.out)
     return RunningProbe(prepared.checkpoint, ranks, device, work, prepared.prompts.chosen)
-
-
-def check_folders(source: Path, out: Path) -> None:
-    """Raise OutputError if a release in `out` would lie in the source."""
-    inside = source.resolve()
-    if inside == out.resolve() or inside in out.resolve().parents:
-        raise OutputError(f"{out} is inside the source folder {source}; choose a folder outside it")
 
 
 def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

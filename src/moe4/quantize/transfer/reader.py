@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
-from moe4.model.architecture import PARTS, ExpertShape, Part
+from moe4.model.names import PARTS, Part
+from moe4.model.outline import ExpertShape
 from moe4.quantize.planning.release_plan import ShardPlan
 from moe4.quantize.transfer.device_memory import to_device, to_host, use_device
 

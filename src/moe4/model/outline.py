@@ -1,0 +1,130 @@
+"""What a model's layers are made of and are called, without torch.
+
+`SketchedNetwork` finds it from the config alone; `architecture.Network` from transformers' own modules.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe4.config import ModelConfig
+from moe4.model.inventory import LAYOUTS, list_tensors
+from moe4.model.names import PARTS, Names, Part
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertShape:
+    """The routed experts of one layer."""
+
+    num_experts: int
+    hidden_size: int
+    width: int
+    prefix: str
+    """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
+    module: str = "mlp.experts"
+    """Where transformers has them in the layer."""
+    leaves: dict[Part, str] = field(default_factory=lambda: Names().expert_leaves)
+    """What the checkpoint calls an expert's weights."""
+
+    def weight_name(self, expert: int, part: Part) -> str:
+        """Return the checkpoint's name of one expert's weight."""
+        return f"{self.prefix}.{expert}.{self.leaves[part]}.weight"
+
+    def weight_shape(self, part: Part) -> tuple[int, int]:
+        """Return [out, in] of a projection."""
+        return (self.hidden_size, self.width) if part == "down" else (self.width, self.hidden_size)
+
+
+class Outline:
+    """The parts of a model and their names in the checkpoint.
+
+    config: the text model's. item_bytes: of a number in the dtype it is computed in. experts: each layer's,
+    or None for a dense layer.
+    """
+
+    config: Any
+    names: Names
+    num_layers: int
+    item_bytes: int
+    experts: list[ExpertShape | None]
+
+    @property
+    def embedding_name(self) -> str:
+        """The checkpoint's name of the token embeddings [vocabulary, hidden]."""
+        return self.names.in_checkpoint("model.embed_tokens.weight")
+
+    @property
+    def norm_name(self) -> str:
+        """The checkpoint's name of the last norm [hidden]."""
+        return self.names.in_checkpoint("model.norm.weight")
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the decoder layer a tensor belongs to by its name; may lie past the layers that are run."""
+        prefix = f"{self.names.decoder}layers."
+        number = name.removeprefix(prefix).split(".")[0]
+        return int(number) if name.startswith(prefix) and number.isdigit() else None
+
+    def layer_prefix(self, layer: int) -> str:
+        """Return the prefix of a layer's tensors in the checkpoint."""
+        return f"{self.names.decoder}layers.{layer}."
+
+    def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the checkpoint's names of a layer's tensors other than routed experts, with their shapes."""
+        return {stored: shape for stored, _, shape in self._layer_tensors(layer)}
+
+    def module_name(self, layer: int, local: str) -> str:
+        """Return what transformers' own module calls a tensor of a layer."""
+        return f"{self.names.text_prefix}model.layers.{layer}.{local}"
+
+    def module_names(self, layer: int) -> dict[str, str]:
+        """Return the checkpoint's names of a layer's tensors other than routed experts, by the module's."""
+        return {self.module_name(layer, local): stored for stored, local, _ in self._layer_tensors(layer)}
+
+    @property
+    def head_name(self) -> str:
+        """The checkpoint's name of the head's weight [vocabulary, hidden]."""
+        tied = self.config.tie_word_embeddings
+        return self.embedding_name if tied else self.names.in_checkpoint("lm_head.weight")
+
+    def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Yield (name in the checkpoint, name in the module, shape) of all but routed experts."""
+        raise NotImplementedError
+
+
+class SketchedNetwork(Outline):
+    """A model as its config alone describes it. Tests hold it to what transformers builds."""
+
+    def __init__(self, config: ModelConfig, item_bytes: int) -> None:
+        """Raises UnsupportedModelError for a config that leaves something out."""
+        config.require_complete()
+        family, layout = config.family, LAYOUTS[config.family.model_type]
+        leaves = {part: layout.leaves[place] for place, part in enumerate(PARTS)}
+        renamings = () if layout.module == "mlp" else ((".mlp.", f".{layout.module}."),)
+        self.config, self.item_bytes = family, item_bytes
+        self.names = Names(
+            text_prefix=config.text_prefix, renamings=renamings, expert_leaves=leaves, stacks_experts=True
+        )
+        self.num_layers = family.num_hidden_layers
+        self.experts = [
+            ExpertShape(
+                num_experts=family.num_routed_experts,
+                hidden_size=family.hidden_size,
+                width=family.expert_width,
+                prefix=self.names.in_checkpoint(f"model.layers.{layer}.mlp.experts"),
+                leaves=leaves,
+            )
+            if has_experts
+            else None
+            for layer, has_experts in enumerate(family.expert_layers)
+        ]
+        self._tensors: list[list[tuple[str, str, tuple[int, ...]]]] = [[] for _ in range(self.num_layers)]
+        for entry in list_tensors(family):
+            name = config.text_prefix + entry.name
+            number = self.layer_of(name)
+            if number is not None and not entry.is_routed_expert:
+                local = name.removeprefix(self.layer_prefix(number))
+                local = f".{local}".replace(f".{layout.module}.", ".mlp.").removeprefix(".")
+                self._tensors[number].append((name, local, entry.shape))
+
+    def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        yield from self._tensors[layer]
