@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.header import Shard, StoredTensor, TensorSpec, read_shard
+from moe4.checkpoint.provider import COPY_BYTES, iterate_bytes
 from moe4.errors import TensorError, TruncatedShardError
 from moe4.files.durable import create_file
 
@@ -56,7 +57,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAGE_BYTES = 4096
-COPY_BYTES = 16 << 20
 HASH_BYTES = 1 << 20  # read back at a time: little enough to stay in a processor's cache until it is hashed
 BEHIND_BYTES = 1 << 30  # handed over to the writer's thread and not written
 SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
@@ -99,19 +99,6 @@ def _fill(tensor: Tensor, file: RawIOBase, stored: StoredTensor) -> None:
         if not count:
             raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
         filled += count
-
-
-def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
-    """Yield a tensor's bytes in pieces of at most 16 MiB."""
-    remaining = stored.spec.num_bytes
-    with stored.path.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        while remaining:
-            piece = file.read(min(COPY_BYTES, remaining))
-            if not piece:
-                raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
-            remaining -= len(piece)
-            yield piece
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

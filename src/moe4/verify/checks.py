@@ -282,7 +282,7 @@ class _Verifier:
                 problems.append(f"{name} is not the source's weight in BF16")
             differs = self.decoder.differs(name, original) if self.decoder else None
             problems += [differs] if differs else []
-        elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
+        elif self.source is not None and not _same_bytes(stored, self.source, name):
             problems.append(f"{name} differs from the source")
         self.progress.add(stored.spec.num_bytes)
         return problems
@@ -449,7 +449,9 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(map(visible, lines))
 
 
-def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+def _same_bytes(one: StoredTensor, source: Checkpoint, name: str) -> bool:
+    other = source.tensors[name]
     if one.spec != other.spec:
         return False
-    return all(a == b for a, b in zip(iterate_bytes(one), iterate_bytes(other), strict=True))
+    pieces = zip(iterate_bytes(one), source.provider.pieces(other), strict=True)
+    return all(ours == theirs for ours, theirs in pieces)

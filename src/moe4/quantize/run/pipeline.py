@@ -10,7 +10,7 @@ import torch
 from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
-from moe4.checkpoint.reads import identify, require_same_source
+from moe4.checkpoint.reads import require_same_source
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.report_file import list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
@@ -310,7 +310,9 @@ def _begin_or_match(
         **fingerprint,
         "recipe_values": recipe.to_dict(),
         "versions": versions,
-        "source_files": {name: identify(shard.path) for name, shard in checkpoint.shards.items()},
+        "source_files": {
+            name: checkpoint.provider.identify(shard) for name, shard in checkpoint.shards.items()
+        },
     }
     if journal.begin is None:
         journal.start(begin)

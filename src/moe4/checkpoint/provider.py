@@ -1,0 +1,112 @@
+"""Where a checkpoint's shards come from: its folder has them all, or they are fetched when they are needed.
+
+Everything that reads a shard's header or data goes through a provider. `moe4/hub/stream.py` has the one that
+fetches.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+from moe4.checkpoint.header import Shard, StoredTensor, read_shard
+from moe4.errors import TruncatedShardError
+from moe4.files.regular import require_inside
+
+COPY_BYTES = 16 << 20
+Identity = list[int]
+"""Of a file: size, inode, and the times at which its contents and its entry changed, in nanoseconds."""
+
+
+class ShardProvider(Protocol):
+    """A checkpoint's shards, by their names in it. Any thread may call any of this."""
+
+    def names(self) -> Collection[str]:
+        """Return the names of the files that lie at the top of the checkpoint, shards and others."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a shard of this name."""
+        ...
+
+    def shard(self, name: str) -> Shard:
+        """Return a shard's header, read and checked."""
+        ...
+
+    def read_ranges(self, shard: Shard, starts: Collection[int], num_bytes: int) -> list[bytes]:
+        """Return up to `num_bytes` of a shard from each start; fewer only at its end."""
+        ...
+
+    def pieces(self, stored: StoredTensor) -> Iterator[bytes]:
+        """Yield a tensor's bytes in pieces of at most 16 MiB."""
+        ...
+
+    def holding(self, paths: Collection[Path]) -> AbstractContextManager[None]:
+        """Have shards at their paths, whole, for as long as the context is open."""
+        ...
+
+    def identify(self, shard: Shard) -> Identity:
+        """Return what tells a shard's file from another, or from itself after it was written to."""
+        ...
+
+
+class FolderShards:
+    """Shards that all lie in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> Collection[str]:
+        """Return the names of what lies in the folder."""
+        return [path.name for path in self._folder.iterdir()]
+
+    def has(self, name: str) -> bool:
+        """Say whether there is anything of this name."""
+        return os.path.lexists(self._folder / name)
+
+    def shard(self, name: str) -> Shard:
+        """Return a shard's header. Raises UnsafePathError where a link leads out of the checkpoint."""
+        path = self._folder / name
+        require_inside(path, self._folder)
+        return read_shard(path)
+
+    def read_ranges(self, shard: Shard, starts: Collection[int], num_bytes: int) -> list[bytes]:
+        """Return up to `num_bytes` of a shard from each start."""
+        found = []
+        with shard.path.open("rb", buffering=0) as file:
+            for start in starts:
+                file.seek(start)
+                found.append(file.read(num_bytes))
+        return found
+
+    def pieces(self, stored: StoredTensor) -> Iterator[bytes]:
+        """Yield a tensor's bytes in pieces of at most 16 MiB."""
+        return iterate_bytes(stored)
+
+    def holding(self, paths: Collection[Path]) -> AbstractContextManager[None]:
+        """Do nothing: every shard is there."""
+        return nullcontext()
+
+    def identify(self, shard: Shard) -> Identity:
+        """Return the size, inode and times of a shard's file."""
+        return identify(shard.path)
+
+
+def identify(path: Path) -> Identity:
+    """Return what tells a file from another, or from itself after it was written to."""
+    found = path.stat()
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:
+    """Yield a tensor's bytes in pieces of at most 16 MiB."""
+    remaining = stored.spec.num_bytes
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        while remaining:
+            piece = file.read(min(COPY_BYTES, remaining))
+            if not piece:
+                raise TruncatedShardError(f"{stored.path} ended inside tensor {stored.spec.name}")
+            remaining -= len(piece)
+            yield piece
