@@ -5,7 +5,7 @@ fetches.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,25 @@ class ShardProvider(Protocol):
         """Return what tells a shard's file from another, or from itself after it was written to."""
         ...
 
+    def room(self, steps: Sequence[Collection[Path]]) -> int:
+        """Return the bytes of shards that a run in these steps has to keep, beside what lies there for good.
+
+        A step is what a shard of the release is made of: the paths that are read, in order.
+        """
+        ...
+
+    def expect(self, steps: Sequence[Collection[Path]], say: Callable[[str], None]) -> None:
+        """Take notice that a run begins that reads shards in these steps."""
+        ...
+
+    def step_done(self) -> None:
+        """Take notice that the first of the steps left is over."""
+        ...
+
+    def close(self) -> None:
+        """Take notice that the run is over, or has failed."""
+        ...
+
 
 class FolderShards:
     """Shards that all lie in a folder."""
@@ -90,13 +109,21 @@ class FolderShards:
 
     def identify(self, shard: Shard) -> Identity:
         """Return the size, inode and times of a shard's file."""
-        return identify(shard.path)
+        found = shard.path.stat()
+        return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
+    def room(self, steps: Sequence[Collection[Path]]) -> int:
+        """Return 0: nothing is added to the folder."""
+        return 0
 
-def identify(path: Path) -> Identity:
-    """Return what tells a file from another, or from itself after it was written to."""
-    found = path.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    def expect(self, steps: Sequence[Collection[Path]], say: Callable[[str], None]) -> None:
+        """Do nothing."""
+
+    def step_done(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def iterate_bytes(stored: StoredTensor) -> Iterator[bytes]:

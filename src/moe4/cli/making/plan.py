@@ -12,9 +12,10 @@ from moe4.cli.output import echo
 
 def command(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SOURCE", help="Folder of the source checkpoint, or of its config.json alone."
+            metavar="SOURCE",
+            help="Folder of the source checkpoint, or of its config.json alone, or an id on the hub.",
         ),
     ],
     out: Annotated[
@@ -29,6 +30,8 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
+    revision: options.Revision = None,
+    stream: options.Stream = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
     time_it: Annotated[
@@ -56,6 +59,8 @@ def command(
         calibration=calibration,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
+        revision=revision,
+        stream=stream,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
     echo(json.dumps(result) if as_json else describe(result))

@@ -9,14 +9,16 @@ import torch
 
 from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
-from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
+from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged, read_begin
 from moe4.checkpoint.reads import require_same_source
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.report_file import list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, ResumeError
+from moe4.errors import DiskSpaceError, HubError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.files.durable import NO_ROOM
+from moe4.hub.locate import Located, locate_source
+from moe4.hub.repository import Pin
 from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
@@ -30,6 +32,7 @@ from moe4.quantize.planning.release_plan import (
     make_plan,
     resolve_for_source,
 )
+from moe4.quantize.planning.source_steps import source_steps
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
@@ -45,9 +48,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What the user asked for."""
+    """What the user asked for.
 
-    source: Path
+    source: a folder, or the id of a repository on the hub, at `revision`. stream: do not download its shards
+    before they are needed, and drop them after.
+    """
+
+    source: Path | str
     out: Path
     recipe: Recipe
     calibration: Path | None = None
@@ -55,12 +62,15 @@ class Request:
     device: str = "cpu"
     trust_remote_code: bool = False
     allow_extra: bool = False
+    revision: str | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Prepared:
     """What is known before anything is written; every rank finds it for itself."""
 
+    source: Located
     checkpoint: Checkpoint
     network: Network
     recipe: Recipe
@@ -74,6 +84,13 @@ class _Prepared:
     def num_tokens(self) -> int:
         """Tokens of calibration; 0 without."""
         return self.corpus.num_tokens if self.corpus else 0
+
+    @property
+    def steps(self) -> list[list[Path]]:
+        """What of the source each shard of the release is made of."""
+        has_probe = bool(self.prompts.chosen)
+        embeds = has_probe or self.corpus is not None
+        return source_steps(self.checkpoint, self.network, self.plan, embeds=embeds, has_probe=has_probe)
 
 
 def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -97,9 +114,25 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
 
 def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
     check_folders(request.source, request.out)
-    ranks.device = device = require_device(request.device, ranks.local_rank)
+    ranks.device = require_device(request.device, ranks.local_rank)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
-    prepared = _prepare(request, find_environment(device))
+    source = _locate(request, progress, ranks)
+    try:
+        return _quantize_located(request, progress, ranks, folder, source)
+    finally:
+        if source.stream is not None:
+            source.stream.close()
+
+
+def _quantize_located(
+    request: Request,
+    progress: ProgressReporter,
+    ranks: Ranks,
+    folder: ReleaseFolder | None,
+    source: Located,
+) -> dict[str, Any]:
+    device = ranks.device
+    prepared = _prepare(request, source, find_environment(device))
     _check_agreement(ranks, prepared.fingerprint)
     bench = Workbench(
         checkpoint=prepared.checkpoint,
@@ -154,8 +187,12 @@ def _lead(
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    if prepared.source.stream is not None:
+        progress.follow(prepared.source.stream.meter)
+    bench.checkpoint.provider.expect(prepared.steps[len(journal.shards) :], progress.say)
     _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
+    bench.checkpoint.provider.close()
     report = _finish(folder, prepared, committer, fingerprint)
     return ranks.share(Parcel(facts=report)).facts
 
@@ -173,6 +210,7 @@ def _require_room(
             folder.folder,
             probe_tokens=prepared.prompts.num_tokens,
         )
+        + prepared.checkpoint.provider.room(prepared.steps)
     )
     if prepared.side_files.left_out:
         progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
@@ -195,7 +233,7 @@ def _open_journal(
     folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
     threads = journal.threads or threads_per_rank(bench.ranks)
     fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
-    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, prepared, progress)
     return journal
 
 
@@ -222,6 +260,7 @@ def _finish(
         reads=committer.saved_reads(),
         files=list_files(folder.folder, names, last),
         probe=probe,
+        pin=prepared.source.pin,
     )
     folder.finish({REPORT_NAME: dump_json(report), **last})
     return report
@@ -239,9 +278,48 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
     return ranks.share(None).facts
 
 
-def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
-    checkpoint = Checkpoint(request.source)
-    side_files = find_side_files(checkpoint.folder, checkpoint.shards)
+def _locate(request: Request, progress: ProgressReporter, ranks: Ranks) -> Located:
+    """Find the source, of the hub at the commit with which an unfinished or finished run was begun."""
+    if request.stream and ranks.size > 1:
+        raise HubError(
+            f"--stream is for one process, and this run has {ranks.size}; run it without torchrun, or leave "
+            "--stream out"
+        )
+    work = ReleaseFolder.work_folder(request.out)
+    begun: dict[str, str] | None = None
+    if request.resume and (request.out / REPORT_NAME).is_file():
+        begun = read_report(request.out)["source"].get("hub")
+    elif request.resume:
+        begun = (read_begin(work) or {}).get("hub")
+    return locate_source(
+        request.source,
+        request.revision,
+        begun=None
+        if begun is None
+        else Pin(**{key: begun[key] for key in ("repository", "revision", "commit")}),
+        stream_to=work if request.stream else None,
+        say=progress.say,
+        on_progress=progress.downloading,
+    )
+
+
+def _require_same_commit(begin: dict[str, Any], source: Located, out: Path) -> None:
+    """Raise ResumeError where a run would go on with another commit, or stream what was not begun so."""
+    before, pin = begin.get("hub"), source.pin
+    if pin is None or (before is None and source.stream is None):
+        return
+    if before is None:
+        raise ResumeError(f"{out} was begun with a folder, not {pin}; resume with that folder")
+    if (before["repository"], before["commit"]) != (pin.repository, pin.commit):
+        raise ResumeError(
+            f"{out} was begun with {before['repository']} at commit {before['commit']}, not {pin}; add "
+            f"--revision {before['commit']}, or begin again in an empty folder"
+        )
+
+
+def _prepare(request: Request, source: Located, environment: RunEnvironment) -> _Prepared:
+    checkpoint = Checkpoint(source.folder, source.stream)
+    side_files = find_side_files(checkpoint.folder, checkpoint.shards, source.elsewhere)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
@@ -249,13 +327,13 @@ def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
     corpus = None
     if recipe.method == "gptq":
         corpus = load_corpus(
-            request.source,
+            source.folder,
             network.config,
             recipe.calibration,
             request.calibration,
             trust_remote_code=request.trust_remote_code,
         )
-    prompts = find_prompts(request.source, network, trust_remote_code=request.trust_remote_code)
+    prompts = find_prompts(source.folder, network, trust_remote_code=request.trust_remote_code)
     fingerprint = {
         "moe4": software_versions()["moe4"],
         "source": checkpoint.digest(),
@@ -266,6 +344,7 @@ def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
         "environment": environment.to_dict(),
     }
     prepared = _Prepared(
+        source=source,
         checkpoint=checkpoint,
         network=network,
         recipe=recipe,
@@ -301,10 +380,11 @@ def _begin_or_match(
     folder: ReleaseFolder,
     fingerprint: dict[str, Any],
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    prepared: _Prepared,
     progress: ProgressReporter,
 ) -> None:
     """Begin a journal, or hold this run to the one that is there."""
+    checkpoint, pin = prepared.checkpoint, prepared.source.pin
     versions = {name: text for name, text in software_versions().items() if name != "moe4"}
     begin = {
         **fingerprint,
@@ -314,10 +394,13 @@ def _begin_or_match(
             name: checkpoint.provider.identify(shard) for name, shard in checkpoint.shards.items()
         },
     }
+    if pin is not None:
+        begin["hub"] = pin.to_dict()
     if journal.begin is None:
         journal.start(begin)
         return
     journal.match(begin)
+    _require_same_commit(journal.begin, prepared.source, folder.folder)
     journal.check_shards(folder.folder)
     for shard in journal.shards:
         for name, sha256 in shard.kept.items():
@@ -359,9 +442,11 @@ def _running_probe(
     return RunningProbe(prepared.checkpoint, ranks, device, work, prepared.prompts.chosen)
 
 
-def check_folders(source: Path, out: Path) -> None:
-    """Raise OutputError if a release in `out` would lie in the source."""
-    inside = source.resolve()
+def check_folders(source: Path | str, out: Path) -> None:
+    """Raise OutputError if a release in `out` would lie in the source's folder."""
+    inside = Path(source).resolve()
+    if not inside.exists():  # it may lie on the hub
+        return
     if inside == out.resolve() or inside in out.resolve().parents:
         raise OutputError(f"{out} lies in the source folder {source}; choose a folder outside it")
 
