@@ -10,6 +10,7 @@ A repository is a list of folders, one a commit; `main` is the last. Whatever is
 import hashlib
 import json
 import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from safetensors.torch import load_file, save_file
 
 WEIGHTS = (".safetensors", ".bin")
 
@@ -115,10 +118,10 @@ def handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None:
             return None
 
-        def do_HEAD(self) -> None:  # noqa: N802
+        def do_HEAD(self) -> None:
             self.answer()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.answer()
 
         def answer(self) -> None:
@@ -259,11 +262,7 @@ def handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
 def split_in_shards(
     folder: Path, out: Path, num_shards: int, place: Callable[[int, str], int] | None = None
 ) -> Path:
-    """Write a checkpoint again in so many shards, `place` saying which one a tensor, by its number, goes to."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
+    """Write a checkpoint again in so many shards; `place` gives a tensor's, from its number and name."""
     shutil.copytree(folder, out)
     state = {}
     for shard in sorted(out.glob("*.safetensors")):

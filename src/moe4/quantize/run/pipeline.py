@@ -153,6 +153,7 @@ def _quantize_located(
     try:
         return _lead(folder, bench, prepared, progress)
     finally:
+        prepared.checkpoint.provider.close()  # nothing is written once the lock is given back
         folder.close()
 
 
