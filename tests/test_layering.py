@@ -19,7 +19,7 @@ STOREYS = (
     {"schema", "environment", "files", "machine", "bounded", "reference"},
     {"recipe", "config"},
     {"checkpoint", "vllm_facts"},
-    {"kernels", "gptq", "model", "calibration"},
+    {"kernels", "gptq", "model", "calibration", "hub"},
     {"forward"},
     {"probe"},  # it runs a model forward, and quantize has it done on the way
     {"quantize", "serve", "evaluate", "vllm_plugin"},
@@ -55,6 +55,7 @@ ROOMS = {
     "deploy": ({"sizing"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "cli": (
         {"arguments", "options", "output", "streams", "fault"},
+        {"source"},
         {"making", "measuring", "serving", "deploying"},
         {"app"},
         {"net"},
@@ -67,7 +68,7 @@ LIBRARIES = {
     "compressed_tensors": {"verify", "vllm_plugin.config"},
     "datasets": {"evaluate.harness"},
     "httpx": {"deploy.smoke", "evaluate.toolcheck"},
-    "huggingface_hub": {"deploy.sizing", "publish.push"},
+    "huggingface_hub": {"deploy.sizing", "hub", "publish.push"},
     "jinja2": {"publish.report_page"},
     "jsonschema": {"deploy.lint", "evaluate.toolcheck"},
     "k2tiny": {"reference"},

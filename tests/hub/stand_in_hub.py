@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = (".safetensors", ".bin")
+REPOSITORY = "someone/six"
 
 
 @dataclass

@@ -44,10 +44,6 @@ NumSequences = Annotated[int | None, typer.Option(help="Calibration documents to
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
 ]
-Revision = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of a repository on the hub; main if not given."),
-]
 Stream = Annotated[
     bool,
     typer.Option("--stream", help="Fetch the shards from the hub as layers need them, and drop them after."),

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from moe4.checkpoint.release_folder import free_bytes
 from moe4.errors import DiskSpaceError, HubError
-from moe4.hub.repository import Listing, patiently
+from moe4.hub.repository import NUM_TRIES_TO_DOWNLOAD, Listing, patiently
 from moe4.units import format_bytes
 
 NUM_FILES_AT_ONCE = 4
@@ -32,6 +32,7 @@ def download(listing: Listing, names: Collection[str], on_progress: Progress | N
             pin.repository,
             pin.revision,
             name,
+            num_tries=NUM_TRIES_TO_DOWNLOAD,
         )
         return Path(path).parents[len(PurePosixPath(name).parts) - 1]
 

@@ -68,7 +68,7 @@ def locate_source(
     headers_only: nothing will be read but headers, so a folder or a whole copy in the cache will do as well.
     Raises CheckpointError, HubError or DiskSpaceError.
     """
-    asked = _asked(str(where), revision)
+    asked = asked_repository(str(where), revision)
     if asked is None:
         if stream_to is not None and not headers_only:
             raise HubError(f"--stream is for a checkpoint on the hub; {where} is a folder: leave it out")
@@ -97,7 +97,15 @@ def locate_source(
     return Located(folder=folder, pin=listing.pin, elsewhere=listing.top_names())
 
 
-def _asked(text: str, revision: str | None) -> tuple[str, str] | None:
+def short_name(folder: Path) -> str:
+    """Return what to call the model in a folder: a repository's name where it is a snapshot in the cache."""
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        return home.parent.parent.name.rpartition("--")[2]
+    return home.name
+
+
+def asked_repository(text: str, revision: str | None = None) -> tuple[str, str] | None:
     """Return the repository and revision that a text names; None if it names a folder."""
     found = None if os.path.lexists(text) else _ID.fullmatch(text)
     if found is not None:

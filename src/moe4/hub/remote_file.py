@@ -5,7 +5,6 @@ many small reads go straight to where the hub sent the first of them.
 """
 
 import hashlib
-import logging
 import os
 import re
 import threading
@@ -156,7 +155,6 @@ class RemoteFile:
     ) -> None:
         from huggingface_hub.file_download import http_get
 
-        logging.getLogger("huggingface_hub.file_download").setLevel(logging.ERROR)  # it logs signed URLs
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(part, flags, 0o666), "r+b", buffering=0) as file:
             file.seek(before)

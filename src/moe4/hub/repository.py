@@ -1,5 +1,6 @@
 """A repository on the hub at one commit: which files it has, and which of them make a checkpoint."""
 
+import logging
 import re
 import time
 from collections.abc import Callable, Collection
@@ -15,6 +16,7 @@ from moe4.hub.faults import explain, may_pass
 from moe4.strict_json import is_encodable
 
 NUM_TRIES = 6
+NUM_TRIES_TO_LIST = NUM_TRIES_TO_DOWNLOAD = 3  # the library tries again itself
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
 ANSWER_SECONDS = 30.0
 MAX_FILES = 100_000
@@ -86,7 +88,7 @@ def list_files(repository: str, revision: str, commit: str | None = None) -> Lis
             repository, revision=commit or revision, files_metadata=True, timeout=ANSWER_SECONDS
         )
 
-    info = patiently(ask, repository, revision)
+    info = patiently(ask, repository, revision, num_tries=NUM_TRIES_TO_LIST)
     found = str(info.sha)
     if _COMMIT.fullmatch(found) is None:
         raise HubError(f"{repository}: the hub gives {found!r:.60} for the commit of {revision}")
@@ -97,16 +99,23 @@ def list_files(repository: str, revision: str, commit: str | None = None) -> Lis
     return Listing(pin=Pin(repository=repository, revision=revision, commit=found), sizes=sizes)
 
 
-def patiently(ask: Callable[[], Result], repository: str, revision: str, what: str = "") -> Result:
-    """Return what `ask` does, tried again a few times where that may help. Raises HubError."""
-    for attempt in range(NUM_TRIES):
+def patiently(
+    ask: Callable[[], Result], repository: str, revision: str, what: str = "", num_tries: int = NUM_TRIES
+) -> Result:
+    """Return what `ask` does, tried again a few times where that may help. Raises HubError.
+
+    The library's own warnings, which show signed URLs, are not printed: what came of it is said once.
+    """
+    for name in ("file_download", "utils._http"):
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
+    for attempt in range(num_tries):
         try:
             return ask()
         except Exception as error:  # libraries below the hub's raise their own kinds
             known = explain_or_none(error, repository, revision, what)
             if known is None:
                 raise
-            if attempt + 1 == NUM_TRIES or not may_pass(error):
+            if attempt + 1 == num_tries or not may_pass(error):
                 raise known from error
             time.sleep(wait_seconds(attempt))
     raise AssertionError("not reached")

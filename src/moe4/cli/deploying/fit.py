@@ -1,7 +1,6 @@
 """`moe4 fit`."""
 
 import json
-import os
 from typing import Annotated, Any
 
 import typer
@@ -50,7 +49,7 @@ def command(
     from moe4.deploy.sizing.release_size import read_release
 
     speed = read_speed(disk)
-    found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    found = read_release(release, group_size)
     asked = Asked(
         gpu=gpu,
         gpu_memory=gpu_memory,

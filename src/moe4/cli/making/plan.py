@@ -8,6 +8,7 @@ import typer
 
 from moe4.cli import options
 from moe4.cli.output import echo
+from moe4.cli.source import Revision
 
 
 def command(
@@ -30,7 +31,7 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
-    revision: options.Revision = None,
+    revision: Revision = None,
     stream: options.Stream = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -10,6 +10,7 @@ import typer
 
 from moe4.cli import options
 from moe4.cli.output import echo
+from moe4.cli.source import Revision
 from moe4.errors import Moe4Error
 from moe4.escape import shell_line
 
@@ -36,7 +37,7 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
     ] = None,
-    revision: options.Revision = None,
+    revision: Revision = None,
     stream: options.Stream = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
     allow_extra: options.AllowExtra = False,

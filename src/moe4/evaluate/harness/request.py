@@ -7,6 +7,7 @@ from pathlib import Path
 from moe4 import reference
 from moe4.checkpoint.index import CheckpointIndex
 from moe4.errors import CheckpointError, EvaluationError, MissingFileError
+from moe4.hub.locate import locate
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 PROBLEMS = "k2_tiny_problems"
@@ -64,11 +65,11 @@ def find_data(folder: Path | None) -> Path:
 
 def check_model(model: str) -> str:
     """Return the model's folder, made absolute, once it is seen to hold a checkpoint."""
-    folder = Path(model)
-    if not folder.is_dir():
+    if Path(model).exists() and not Path(model).is_dir():
         raise CheckpointError(
             f"{model} is not a folder; give a checkpoint's folder, or a server by --base-url"
         )
+    folder = locate(model)
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise MissingFileError(f"{model} holds no model that can be evaluated: it has no {name}")
