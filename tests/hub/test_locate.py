@@ -115,9 +115,7 @@ def test_names_that_are_neither(where: str, message: str, hub: StandInHub) -> No
 
 def test_offline(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        HubError, match=r"not in the hub's cache .* and HF_HUB_OFFLINE forbids to ask the hub"
-    ):
+    with pytest.raises(HubError, match=r"not in the hub's cache .* and HF_HUB_OFFLINE forbids"):
         locate(REPOSITORY)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     folder = locate(REPOSITORY)

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from moe4.checkpoint.release_folder import free_bytes
 from moe4.errors import DiskSpaceError, HubError
-from moe4.hub.repository import NUM_TRIES_TO_DOWNLOAD, Listing, patiently
+from moe4.files.durable import write_file
+from moe4.hub.repository import NUM_TRIES_TO_DOWNLOAD, Listing, Pin, patiently
 from moe4.units import format_bytes
 
 NUM_FILES_AT_ONCE = 4
@@ -42,7 +43,17 @@ def download(listing: Listing, names: Collection[str], on_progress: Progress | N
             folders = list(threads.map(fetch, names))
     except HFValidationError as error:
         raise HubError(f"{pin.repository}: {error}") from None
+    _remember(pin, folders[0])
     return folders[0]
+
+
+def _remember(pin: Pin, folder: Path) -> None:
+    """Note in the cache which commit a revision is, as the library does, for when the hub cannot be asked."""
+    refs = folder.parent.parent / "refs"
+    if pin.revision != pin.commit and ".." not in PurePosixPath(pin.revision).parts:
+        path = refs / pin.revision.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, pin.commit.encode())
 
 
 def cached_path(repository: str, revision: str, name: str) -> Path | None:

@@ -1,8 +1,6 @@
 """Shards that are fetched as a run's layers need them, two ahead, and dropped when they are not needed soon.
 
-A run says in steps, one for each shard of the release, which shards of the source it reads. The window is the
-first three different ones of the steps that are left, or as many as the first step alone reads. Those are
-fetched, in that order, by threads, into the run's work folder:
+Threads fetch what is in the window (`window.py`) into the run's work folder:
 
     source-00003.safetensors   a whole shard, its checksum compared
     source-00003.incomplete    one on its way; a resumed run continues it
@@ -16,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
 from pathlib import Path
 
 from moe4.checkpoint.header import Shard, StoredTensor
@@ -24,8 +21,8 @@ from moe4.checkpoint.provider import COPY_BYTES, Identity, iterate_bytes
 from moe4.hub.meter import DownloadMeter
 from moe4.hub.remote_file import WHOLE_BYTES, FetchStoppedError, RemoteFile, part_path
 from moe4.hub.repository import Listing
+from moe4.hub.window import ReadingOrder
 
-MOST_HELD = 3
 NUM_FETCHERS = 2
 NUM_READERS = 8
 CLOSE_SECONDS = 2.0
@@ -45,7 +42,8 @@ class ShardStream:
         self._readers = ThreadPoolExecutor(max_workers=NUM_READERS, thread_name_prefix="moe4-headers")
         self._opened: dict[str, Future[tuple[RemoteFile, Shard]]] = {}
         self._state = threading.Condition()
-        self._steps: list[tuple[str, ...]] = []
+        self._order = ReadingOrder((), {})
+        self._num_reading = 0
         self._held: dict[str, bool] = {}  # name: whether it is whole
         self._used: Counter[str] = Counter()
         self._failed: dict[str, Exception] = {}
@@ -109,7 +107,14 @@ class ShardStream:
                         if name in self._failed:
                             raise self._failed[name]
                     self._state.wait()
-            yield
+                self._num_reading += 1
+                for name in names:
+                    self._order.read(name)
+            try:
+                yield
+            finally:
+                with self._state:
+                    self._num_reading -= 1
         finally:
             with self._state:
                 self._used.subtract(names)
@@ -118,8 +123,8 @@ class ShardStream:
 
     def expect(self, steps: Sequence[Collection[Path]], say: Callable[[str], None]) -> None:
         """Begin to fetch for these steps. Raises HubError."""
-        self._steps = [tuple(self._names[path] for path in step) for step in steps]
-        self.meter.begin([self._opened[name].result()[0].num_bytes for name in self._order(self._steps)])
+        self._order = self._reading_order(steps)
+        self.meter.begin([self._size(name) for name in self._order.downloads()])
         self.meter.say = say
         self._take_over()
         for number in range(NUM_FETCHERS):
@@ -130,15 +135,12 @@ class ShardStream:
     def step_done(self) -> None:
         """Leave the first step behind, and with it the shards that are not needed soon."""
         with self._state:
-            self._steps.pop(0)
+            self._order.step_done()
             self._state.notify_all()
 
     def room(self, steps: Sequence[Collection[Path]]) -> int:
         """Return the most bytes that the steps will hold at a time, beside what an earlier run has left."""
-        left = [tuple(self._names[path] for path in step) for step in steps]
-        sizes = {name: self._opened[name].result()[1].num_bytes for name in self._paths}
-        windows = [self._window(left[number:]) for number in range(len(left))]
-        most = max((sum(sizes[name] for name in window) for window in windows), default=0)
+        most = self._reading_order(steps).peak_bytes()
         files = [file for path in self._names for file in (path, part_path(path))]
         return max(0, most - sum(file.stat().st_size for file in files if file.is_file()))
 
@@ -157,7 +159,7 @@ class ShardStream:
 
     def _take_over(self) -> None:
         """Keep what an earlier run has left of the window's shards; remove what it has left of others."""
-        window = self._window(self._steps)
+        window = self._order.window()
         for name, path in self._paths.items():
             file, header = self._opened[name].result()
             if name in window and file.is_whole(path, header):
@@ -171,35 +173,31 @@ class ShardStream:
             else:
                 part.unlink(missing_ok=True)
 
-    @staticmethod
-    def _window(steps: Sequence[tuple[str, ...]]) -> list[str]:
-        """Return the shards that may be held, in the order in which they are needed."""
-        distinct = list(dict.fromkeys(chain.from_iterable(steps)))
-        return distinct[: max(MOST_HELD, len(steps[0]) if steps else 0)]
+    def _reading_order(self, steps: Sequence[Collection[Path]]) -> ReadingOrder:
+        names = [[self._names[path] for path in step] for step in steps]
+        return ReadingOrder(names, {name: self._size(name) for name in self._paths})
 
-    @classmethod
-    def _order(cls, steps: Sequence[tuple[str, ...]]) -> list[str]:
-        """Return every shard that will be fetched, in order; one that is fetched twice is there twice."""
-        held: set[str] = set()
-        order: list[str] = []
-        for number in range(len(steps)):
-            window = cls._window(steps[number:])
-            order += [name for name in window if name not in held]
-            held = set(window)
-        return order
+    def _size(self, name: str) -> int:
+        return self._opened[name].result()[1].num_bytes
 
     def _next(self) -> str | None:
-        """Drop what may go; return the shard to be fetched now. The lock is held."""
-        window = self._window(self._steps)
-        most = max(MOST_HELD, len(window))
+        """Drop what may go; return the shard to be fetched now. The lock is held.
+
+        What is read outside the window, as only a guess at the order could have it, takes the place of the
+        window's last. More than the window is held only where reads that wait for each other would for ever.
+        """
+        window = self._order.window()
         wanted = [name for name in self._used if name not in window]
         self._drop(name for name in self._held if name not in window)
         missing = [name for name in (*wanted, *window) if name not in self._held and name not in self._failed]
         if not missing:
             return None
-        if missing[0] in wanted and len(self._held) >= most:
-            self._drop([name for name in reversed(window) if self._may_drop(name)][:1])
-        return missing[0] if missing[0] in wanted or len(self._held) < most else None
+        if missing[0] in wanted or self._used[missing[0]]:
+            if len(self._held) >= self._order.width:
+                self._drop([name for name in reversed(window) if self._may_drop(name)][:1])
+            is_stuck = all(self._held.values()) and not self._num_reading
+            return missing[0] if len(self._held) < self._order.width or is_stuck else None
+        return missing[0] if len(self._held) < self._order.width else None
 
     def _drop(self, names: Iterable[str]) -> None:
         for name in [name for name in names if self._may_drop(name)]:

@@ -1,5 +1,6 @@
-"""Which shards of the source each shard of the release is made of."""
+"""In which order a run reads the source's shards, for each shard of the release."""
 
+from itertools import groupby
 from pathlib import Path
 
 from moe4.checkpoint.source import Checkpoint
@@ -10,23 +11,32 @@ from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 def source_steps(
     checkpoint: Checkpoint, network: Network, plan: ReleasePlan, *, embeds: bool, has_probe: bool
 ) -> list[list[Path]]:
-    """Return the paths that each shard of the plan reads, in the order of their first tensors.
+    """Return the paths that each shard of the plan reads, in order, a path once for reads that follow it.
 
     embeds: the run passes tokens through the layers. has_probe: it also asks for the likeliest next ones.
     """
     steps = []
     for shard in plan.shards:
-        names = [*_beside(network, shard, embeds=embeds, has_probe=has_probe), *shard.source_names]
-        paths = [path for name in names for path in sorted(checkpoint.paths(name))]
-        steps.append(list(dict.fromkeys(paths)))
+        names = _names(network, shard, embeds=embeds, has_probe=has_probe)
+        there = (name for name in names if name in checkpoint.tensors)
+        paths = (path for name in there for path in sorted(checkpoint.paths(name)))
+        steps.append([path for path, _ in groupby(paths)])
     return steps
 
 
-def _beside(network: Network, shard: ShardPlan, *, embeds: bool, has_probe: bool) -> list[str]:
-    """Return what a layer's step reads that is not of the layer: the embeddings, the last norm, the head."""
-    found = []
-    if shard.layer == 0 and embeds:
-        found.append(network.embedding_name)
-    if shard.layer == network.num_layers - 1 and has_probe:
-        found += [network.norm_name, network.head_name]
-    return found
+def _names(network: Network, shard: ShardPlan, *, embeds: bool, has_probe: bool) -> list[str]:
+    """Return the tensors that a step reads: a layer without its routed experts, then these."""
+    if shard.layer is None:
+        return shard.copied
+    is_first, is_last = shard.layer == 0, shard.layer == network.num_layers - 1
+    embedding = [network.embedding_name]
+    beside = {*network.layer_tensors(shard.layer), *shard.copied}
+    experts = [name for name in shard.source_names if name not in beside]
+    return [
+        *(embedding if is_first and embeds else ()),
+        *network.layer_tensors(shard.layer),
+        *shard.copied,
+        *(embedding if is_first and has_probe else ()),
+        *experts,
+        *([network.norm_name, network.head_name] if is_last and has_probe else ()),
+    ]
