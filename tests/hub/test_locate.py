@@ -99,7 +99,7 @@ def test_what_may_not_be_read(
         ("someone/sicks", "someone/sicks is neither a folder here nor a repository on the hub http://127"),
         (
             "./someone/six",
-            "./someone/six does not exist; give the folder of a checkpoint or release",
+            "someone/six does not exist; give the folder of a checkpoint or release",
         ),
         ("six", "six does not exist; give the folder of a checkpoint or release, or its id on the hub, such"),
         ("https://huggingface.co/someone/six", "is an address; give the repository's id: someone/six"),
@@ -108,7 +108,7 @@ def test_what_may_not_be_read(
 )
 def test_names_that_are_neither(where: str, message: str, hub: StandInHub) -> None:
     with pytest.raises(Moe4Error, match=message) as error:
-        locate(where)
+        Checkpoint(locate(where))
     assert isinstance(error.value, CheckpointError | HubError)
     assert "\n" not in str(error.value)
 

@@ -263,6 +263,7 @@ def test_shards_in_order_need_three() -> None:
     assert order.downloads() == ["a", "b", "c", "d", "e", "f", "a"]
 
 
+@pytest.mark.timeout(1200)
 def test_killed_five_times(
     hub: StandInHub, calibration: Path, tmp_path: Path, whole: dict[str, bytes], pin: dict[str, str]
 ) -> None:

@@ -128,7 +128,10 @@ def read_config(folder: Path) -> ModelConfig:
     """Return a checkpoint's config.json. Raises CheckpointError or one of its children."""
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {found}; give the folder of a checkpoint or release")
+        raise CheckpointError(
+            f"{folder} {found}; give the folder of a checkpoint or release, or its id on the "
+            "hub, such as moonshotai/Kimi-K2-Instruct"
+        )
     if not os.path.lexists(folder / CONFIG_NAME):
         raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
     path = checked_path(folder, CONFIG_NAME)

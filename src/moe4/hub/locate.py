@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
-from moe4.errors import CheckpointError, HubError
+from moe4.errors import HubError
 from moe4.files.regular import read_json_object
 from moe4.hub.download import Progress, cached_path, download
 from moe4.hub.faults import HubUnreachableError
@@ -19,7 +19,6 @@ from moe4.hub.repository import Listing, Pin, list_files, missing_shards
 from moe4.hub.stream import ShardStream
 
 DEFAULT_REVISION = "main"
-EXAMPLE = "moonshotai/Kimi-K2-Instruct"
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^\s@]+))?", re.ASCII)
 _ADDRESS = re.compile(r"(hf://|https?://[^/]+/)(models/)?(?P<id>[\w.-]+/[\w.-]+)", re.ASCII)
 
@@ -47,7 +46,8 @@ def locate(
 
         locate("moonshotai/Kimi-K2-Instruct", "main")
 
-    Raises CheckpointError, HubError or DiskSpaceError.
+    A path is returned as it is, even if nothing is there: who opens it says so.
+    Raises HubError or DiskSpaceError.
     """
     return locate_source(where, revision, say=say, on_progress=on_progress).folder
 
@@ -66,12 +66,13 @@ def locate_source(
 
     begun: what an unfinished run was begun with; where the same is asked for, its commit is taken.
     headers_only: nothing will be read but headers, so a folder or a whole copy in the cache will do as well.
-    Raises CheckpointError, HubError or DiskSpaceError.
+    Raises HubError or DiskSpaceError.
     """
     asked = asked_repository(str(where), revision)
     if asked is None:
         if stream_to is not None and not headers_only:
-            raise HubError(f"--stream is for a checkpoint on the hub; {where} is a folder: leave it out")
+            what = "a folder" if os.path.lexists(where) else "no id of a repository"
+            raise HubError(f"--stream is for a checkpoint on the hub; {where} is {what}: leave --stream out")
         return Located(folder=Path(where))
     repository, revision = asked
     commit = None
@@ -106,7 +107,7 @@ def short_name(folder: Path) -> str:
 
 
 def asked_repository(text: str, revision: str | None = None) -> tuple[str, str] | None:
-    """Return the repository and revision that a text names; None if it names a folder."""
+    """Return the repository and revision that a text names; None for a path, whatever lies there or not."""
     found = None if os.path.lexists(text) else _ID.fullmatch(text)
     if found is not None:
         if found["revision"] and revision and found["revision"] != revision:
@@ -118,11 +119,6 @@ def asked_repository(text: str, revision: str | None = None) -> tuple[str, str] 
     if revision is not None:
         what = "a folder" if os.path.lexists(text) else "no id of a repository"
         raise HubError(f"--revision {revision} is for a repository on the hub; {text} is {what}")
-    if not os.path.lexists(text):
-        raise CheckpointError(
-            f"{text} does not exist; give the folder of a checkpoint or release, or its id on the hub, "
-            f"such as {EXAMPLE}"
-        )
     return None
 
 

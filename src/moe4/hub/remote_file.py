@@ -38,7 +38,7 @@ class RemoteFile:
 
     def __init__(self, pin: Pin, name: str) -> None:
         """Ask for its size and checksum. Raises HubError."""
-        from huggingface_hub import hf_hub_url
+        from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
         self.pin, self.name = pin, name
@@ -47,6 +47,8 @@ class RemoteFile:
         self._etag = ""
         self._location: str | None = None
         self.num_bytes: int = self._patiently(self._ask)
+        if self.num_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            raise HubError(f"{name} of {pin} is too large to be streamed; leave --stream out")
 
     def _ask(self) -> int:
         """Ask the hub itself for the checksum, which the place that it redirects to need not know."""

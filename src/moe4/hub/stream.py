@@ -160,6 +160,10 @@ class ShardStream:
     def _take_over(self) -> None:
         """Keep what an earlier run has left of the window's shards; remove what it has left of others."""
         window = self._order.window()
+        parts = {part_path(path) for path in self._names}
+        for path in self._work.glob("source-*"):
+            if path not in self._names and path not in parts:  # of another checkpoint
+                path.unlink()
         for name, path in self._paths.items():
             file, header = self._opened[name].result()
             if name in window and file.is_whole(path, header):

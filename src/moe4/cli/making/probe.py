@@ -73,7 +73,7 @@ def command(
         return
     from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
 
-    if output is None and not Path(release).is_dir():
+    if output is None and folder != Path(release):
         raise ProbeError(f"{release} lies on the hub; say where the answers are to go: --output FILE")
     options = ProbeOptions(
         release=folder,

@@ -161,7 +161,11 @@ def read_release(where: str, group_size: int | None = None) -> ReleaseSize:
     if path.is_dir():
         return _from_folder(path, where, group_size)
     asked = asked_repository(where)
-    assert asked is not None, "a folder or file is another case"
+    if asked is None:
+        raise CheckpointError(
+            f"{where} is no folder, config.json or repository on the hub; "
+            "give one, such as moonshotai/Kimi-K2-Instruct"
+        )
     return _from_hub(where, *asked)
 
 

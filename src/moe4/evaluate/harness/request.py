@@ -65,11 +65,11 @@ def find_data(folder: Path | None) -> Path:
 
 def check_model(model: str) -> str:
     """Return the model's folder, made absolute, once it is seen to hold a checkpoint."""
-    if Path(model).exists() and not Path(model).is_dir():
+    folder = locate(model)
+    if not folder.is_dir():
         raise CheckpointError(
             f"{model} is not a folder; give a checkpoint's folder, or a server by --base-url"
         )
-    folder = locate(model)
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise MissingFileError(f"{model} holds no model that can be evaluated: it has no {name}")
