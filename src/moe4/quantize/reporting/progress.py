@@ -80,7 +80,8 @@ class ProgressReporter:
         self._show(description)
 
     def layer_done(self, record: LayerRecord, num_layers: int, seconds: float) -> None:
-        """Print what a layer came to."""
+        """Print what a layer came to that is committed."""
+        self._time_left.layer_committed(record.layer)
         took = f"{seconds:.1f} s, {self._left()} left"
         self.say(f"layer {record.layer + 1}/{num_layers}: {record.describe()}, {took}")
 
