@@ -21,11 +21,12 @@ from moe4.checkpoint.provider import COPY_BYTES, Identity, iterate_bytes
 from moe4.hub.meter import DownloadMeter
 from moe4.hub.remote_file import WHOLE_BYTES, FetchStoppedError, RemoteFile, part_path
 from moe4.hub.repository import Listing
-from moe4.hub.window import ReadingOrder
+from moe4.hub.window import MOST_HELD, ReadingOrder
 
 NUM_FETCHERS = 2
 NUM_READERS = 8
 CLOSE_SECONDS = 2.0
+MUCH_EXCESS = 1.5  # times the bytes of the shards; two of Kimi-K2's are fetched twice
 
 
 class ShardStream:
@@ -126,6 +127,11 @@ class ShardStream:
         self._order = self._reading_order(steps)
         self.meter.begin([self._size(name) for name in self._order.downloads()])
         self.meter.say = say
+        if self._order.excess() > MUCH_EXCESS:
+            say(
+                f"warning: layers read shards back and forth, so {self._order.excess():.1f} times their bytes "
+                "are fetched; if there is room for all of them, leave --stream out"
+            )
         self._take_over()
         for number in range(NUM_FETCHERS):
             thread = threading.Thread(target=self._run, name=f"moe4-fetch-{number}", daemon=True)
@@ -197,11 +203,11 @@ class ShardStream:
         if not missing:
             return None
         if missing[0] in wanted or self._used[missing[0]]:
-            if len(self._held) >= self._order.width:
+            if len(self._held) >= MOST_HELD:
                 self._drop([name for name in reversed(window) if self._may_drop(name)][:1])
             is_stuck = all(self._held.values()) and not self._num_reading
-            return missing[0] if len(self._held) < self._order.width or is_stuck else None
-        return missing[0] if len(self._held) < self._order.width else None
+            return missing[0] if len(self._held) < MOST_HELD or is_stuck else None
+        return missing[0] if len(self._held) < MOST_HELD else None
 
     def _drop(self, names: Iterable[str]) -> None:
         for name in [name for name in names if self._may_drop(name)]:

@@ -2,18 +2,14 @@
 
 A run is a list of steps, one for each shard of the release; a step is the shards of the source that it reads,
 in order, a shard again where the run comes back to it. The window is the next three different ones. It moves
-when a step is over; within a step it moves only where that step alone reads more than three.
-
-Where tensors are scattered, three would have the same shards fetched over and over. Then the window is as
-wide as it takes to fetch no more than twice what the steps read.
+when a step is over; within a step it moves only where that step alone reads more than three. A shard that the
+run comes back to after that is fetched again.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-FEWEST = 3
-MOST_FETCHED = 2.0
-"""Bytes that may be fetched, as a multiple of those of all shards that are read."""
+MOST_HELD = 3
 
 Window = tuple[str, ...]
 
@@ -23,13 +19,7 @@ class ReadingOrder:
 
     def __init__(self, steps: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> None:
         self._steps, self._sizes = steps, sizes
-        distinct = set(chain.from_iterable(steps))
-        allowed = MOST_FETCHED * sum(sizes[name] for name in distinct)
-        self.width = FEWEST
         self._lay_out()
-        while self.width < len(distinct) and sum(sizes[name] for name in self.downloads()) > allowed:
-            self.width += 1
-            self._lay_out()
         self._step = self._place = 0
 
     def window(self) -> Window:
@@ -56,6 +46,11 @@ class ReadingOrder:
             held = set(window)
         return order
 
+    def excess(self) -> float:
+        """Return how many times the shards' bytes will be fetched in all; 1 if no shard comes twice."""
+        once = sum(self._sizes[name] for name in set(chain.from_iterable(self._steps)))
+        return sum(self._sizes[name] for name in self.downloads()) / max(1, once)
+
     def peak_bytes(self) -> int:
         """Return the most bytes that a window has."""
         windows = chain.from_iterable(self._windows)
@@ -68,8 +63,8 @@ class ReadingOrder:
         for step in reversed(self._steps):
             places = []
             for name in reversed(step):
-                following = (name, *(other for other in following if other != name))[: self.width]
+                following = (name, *(other for other in following if other != name))[:MOST_HELD]
                 places.append(following)
-            fits = len(set(step)) <= self.width
+            fits = len(set(step)) <= MOST_HELD
             self._windows.append([following] if fits else places[::-1])
         self._windows.reverse()
