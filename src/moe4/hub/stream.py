@@ -127,10 +127,11 @@ class ShardStream:
         self._order = self._reading_order(steps)
         self.meter.begin([self._size(name) for name in self._order.downloads()])
         self.meter.say = say
-        if self._order.excess() > MUCH_EXCESS:
+        excess = self._order.excess()
+        if excess > MUCH_EXCESS:
             say(
-                f"warning: layers read shards back and forth, so {self._order.excess():.1f} times their bytes "
-                "are fetched; if there is room for all of them, leave --stream out"
+                f"warning: layers read shards back and forth, so {excess:.1f} times their bytes are fetched; if "
+                "there is room for all of them, leave --stream out"
             )
         self._take_over()
         for number in range(NUM_FETCHERS):
