@@ -130,7 +130,7 @@ class ShardStream:
         excess = self._order.excess()
         if excess > MUCH_EXCESS:
             say(
-                f"warning: layers read shards back and forth, so {excess:.1f} times their bytes are fetched; if "
+                f"warning: layers read shards back and forth: {excess:.1f} times their bytes are fetched; if "
                 "there is room for all of them, leave --stream out"
             )
         self._take_over()
