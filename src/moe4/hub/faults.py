@@ -121,5 +121,7 @@ def _has_token() -> bool:
 
 def _reason(error: Exception) -> str:
     """Return why there was no answer, without the address, which may be signed."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return type(error).__name__ if "://" in text else text[:LONGEST_REASON]

@@ -12,7 +12,7 @@ from moe4.config import FAMILIES, TEXT_MODELS, Family, ModelConfig, parse_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.files.regular import read_json_object
 from moe4.hub.locate import asked_repository
-from moe4.hub.repository import NUM_TRIES_TO_LIST, patiently
+from moe4.hub.repository import patiently
 from moe4.model.inventory import Tensors, list_tensors
 from moe4.recipe import GROUP_SIZES
 from moe4.serve.model import writes_kimi_calls
@@ -187,7 +187,7 @@ def _from_hub(where: str, repository: str, revision: str) -> ReleaseSize:
         return config, huggingface_hub.get_safetensors_metadata(repository, revision=revision)
 
     try:
-        file, metadata = patiently(read, repository, revision, num_tries=NUM_TRIES_TO_LIST)
+        file, metadata = patiently(read, repository, revision, num_tries=1)  # the library tries again itself
     except NotASafetensorsRepoError:
         raise CheckpointError(f"the repository {repository} has no safetensors files") from None
     config = parse_config(read_json_object(Path(file)), f"{repository}/{CONFIG_NAME}")
