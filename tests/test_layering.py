@@ -22,7 +22,7 @@ STOREYS = (
     {"schema", "environment", "files", "machine", "bounded", "reference"},
     {"recipe", "config"},
     {"checkpoint", "vllm_facts"},
-    {"kernels", "gptq", "model", "calibration"},
+    {"kernels", "gptq", "model", "calibration", "hub"},
     {"forward"},
     {"probe"},  # it runs a model forward, and quantize has it done on the way
     {"quantize", "serve", "evaluate"},
@@ -60,6 +60,7 @@ ROOMS = {
     "deploy": ({"sizing", "smoke_answers"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "cli": (
         {"arguments", "options", "output", "streams", "fault"},
+        {"source"},
         {"making", "measuring", "serving", "deploying"},
         {"app"},
         {"net"},
@@ -72,7 +73,7 @@ LIBRARIES = {
     "compressed_tensors": {"verify", "vllm_plugin.config"},
     "datasets": {"evaluate.harness"},
     "httpx": {"deploy.smoke", "evaluate.toolcheck"},
-    "huggingface_hub": {"deploy.sizing", "publish.push"},
+    "huggingface_hub": {"deploy.sizing", "hub", "publish.push"},
     "jinja2": {"calibration.content_format", "publish.report_page"},
     "jsonschema": {"deploy.lint", "evaluate.toolcheck"},
     "k2tiny": {"reference"},

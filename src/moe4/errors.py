@@ -8,6 +8,7 @@
     │   ├── TemplateError           its chat template takes too much time or memory
     │   ├── TensorError             a tensor has the wrong shape or dtype, or is not finite
     │   └── UnsupportedModelError   an architecture moe4 cannot stream
+    ├── HubError                  a repository on the hub that cannot be found, read or reached
     ├── RecipeError               a recipe, option or group size that cannot be followed
     ├── CalibrationError          a calibration file or its content cannot be used
     ├── OutputError               the output folder cannot be written
@@ -75,6 +76,10 @@ class TensorError(CheckpointError):
 
 class UnsupportedModelError(CheckpointError):
     """The architecture is not one moe4 can stream."""
+
+
+class HubError(Moe4Error):
+    """A repository on the hub that cannot be found, read or reached."""
 
 
 class RecipeError(Moe4Error):

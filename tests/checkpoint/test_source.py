@@ -50,7 +50,7 @@ def test_one_shard_needs_no_index_and_digest_sees_headers(tmp_path: Path) -> Non
 def test_digest_sees_headers_that_its_samples_of_the_data_miss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe4.checkpoint.source._sample", lambda _: b"")
+    monkeypatch.setattr("moe4.checkpoint.source._sample", lambda *_: b"")
     one = Checkpoint(write(tmp_path / "one", {"a": torch.zeros(2, 3)}))
     other = Checkpoint(write(tmp_path / "other", {"a": torch.zeros(3, 2)}))
     assert one.digest() != other.digest()

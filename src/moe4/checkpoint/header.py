@@ -72,15 +72,28 @@ def read_shard(path: Path) -> Shard:
     with open_regular(path) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         prefix = read_exactly(file, 8)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
-            raise TruncatedShardError(
-                f"{path} is not a whole safetensors file: {file_bytes} bytes cannot hold its header; "
-                "download it again"
-            )
-        header = read_exactly(file, header_bytes)
-    tensors = _parse_header(path, header, 8 + header_bytes)
-    position = 8 + header_bytes
+        header = read_exactly(file, header_length(path, prefix, file_bytes))
+    return parse_shard(path, prefix + header, file_bytes)
+
+
+def header_length(where: Path, prefix: bytes, file_bytes: int) -> int:
+    """Return the length of a header from a file's first eight bytes. Raises TruncatedShardError."""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
+        raise TruncatedShardError(
+            f"{where} is not a whole safetensors file: {file_bytes} bytes cannot hold its header; "
+            "download it again"
+        )
+    return length
+
+
+def parse_shard(path: Path, head: bytes, file_bytes: int) -> Shard:
+    """Return what a shard's first bytes tell: its length prefix and its header, and nothing after them.
+
+    path: where the shard lies, or will lie. Raises TruncatedShardError, TensorError.
+    """
+    tensors = _parse_header(path, head[8:], len(head))
+    position = len(head)
     for stored in tensors.values():
         if stored.offset != position:
             raise TruncatedShardError(f"{path}: tensor {stored.spec.name} overlaps another or leaves a hole")
@@ -90,7 +103,7 @@ def read_shard(path: Path) -> Shard:
             f"{path} is truncated or damaged: its header describes {position} bytes, "
             f"the file has {file_bytes}; download it again"
         )
-    digest = hashlib.sha256(prefix + header).hexdigest()
+    digest = hashlib.sha256(head).hexdigest()
     return Shard(path=path, num_bytes=file_bytes, header_sha256=digest, tensors=tensors)
 
 

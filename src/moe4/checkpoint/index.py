@@ -13,7 +13,7 @@ Every part of moe4 that opens a checkpoint or a release does so here. The rules:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,8 +24,8 @@ from moe4.checkpoint.header import (
     Shard,
     StoredTensor,
     check_tensor_name,
-    read_shard,
 )
+from moe4.checkpoint.provider import FolderShards, ShardProvider
 from moe4.config import ModelConfig, check_generation_config, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
 from moe4.files.regular import (
@@ -56,14 +56,18 @@ class CheckpointIndex:
     unlisted: tensors that a shard holds and the index does not name, by name, and the shard.
     """
 
-    def __init__(self, folder: Path, problems: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, problems: list[str] | None = None, provider: ShardProvider | None = None
+    ) -> None:
         """Read the folder. Raises CheckpointError or one of its children.
 
+        provider: has the shards, where the folder has not.
         With a list of `problems`, what is wrong with single shards and tensors is put there instead, and they
         are left out.
         """
         self.folder = folder
         self._problems = problems
+        self.provider = provider or FolderShards(folder)
         self.config = read_config(folder)
         if problems is None:  # else the caller looks at every file himself
             check_files(folder)
@@ -79,8 +83,8 @@ class CheckpointIndex:
             self.index = read_json_object(checked_path(folder, INDEX_NAME))
             self._read_listed(_weight_map(folder / INDEX_NAME, self.index))
         else:
-            name = _only_shard(folder)
-            self.shards[name] = read_shard(checked_path(folder, name))
+            name = _only_shard(folder, self.provider.names())
+            self.shards[name] = self.provider.shard(name)
             self.tensors.update(self.shards[name].tensors)
 
     @property
@@ -92,9 +96,9 @@ class CheckpointIndex:
         index = self.folder / INDEX_NAME
         for name in sorted(set(weight_map.values())):
             try:
-                if not os.path.lexists(self.folder / name):
+                if not self.provider.has(name):
                     raise MissingFileError(f"{index} names the shard {name}, which is not in {self.folder}")
-                self.shards[name] = read_shard(checked_path(self.folder, name))
+                self.shards[name] = self.provider.shard(name)
             except CheckpointError as error:
                 self._note(error)
         for tensor, name in weight_map.items():
@@ -124,7 +128,10 @@ def read_config(folder: Path) -> ModelConfig:
     """Return a checkpoint's config.json. Raises CheckpointError or one of its children."""
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {found}; give the folder of a checkpoint or release")
+        raise CheckpointError(
+            f"{folder} {found}; give the folder of a checkpoint or release, or its id on the "
+            "hub, such as moonshotai/Kimi-K2-Instruct"
+        )
     if not os.path.lexists(folder / CONFIG_NAME):
         raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
     path = checked_path(folder, CONFIG_NAME)
@@ -219,10 +226,15 @@ def _check_shard_name(index: Path, name: str) -> None:
         )
 
 
-def _only_shard(folder: Path) -> str:
+def own_shards(names: Collection[str]) -> list[str]:
+    """Return the safetensors files among the names that are no copy of others under other tensor names."""
+    found = sorted(name for name in names if name.endswith(SHARD_SUFFIX) and not name.startswith("."))
+    return [name for name in found if not name.startswith(OTHER_COPY)] or found
+
+
+def _only_shard(folder: Path, names: Collection[str]) -> str:
     """Return the name of the safetensors file that needs no index."""
-    names = sorted(path.name for path in folder.glob(f"*{SHARD_SUFFIX}") if not path.name.startswith("."))
-    own = [name for name in names if not name.startswith(OTHER_COPY)] or names
+    own = own_shards(names)
     if len(own) == 1:
         _check_shard_name(folder, own[0])
         return own[0]

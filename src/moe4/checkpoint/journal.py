@@ -46,6 +46,14 @@ class Environment(Foreign):
     threads: Annotated[int, Field(ge=1, le=4096)]
 
 
+class BeginHub(Foreign):
+    """The commit of a repository that a run reads."""
+
+    repository: str
+    revision: str
+    commit: str
+
+
 class Begin(Foreign):
     """The fingerprint of a run, and what is kept beside it."""
 
@@ -60,6 +68,7 @@ class Begin(Foreign):
     recipe_values: dict[str, Any]
     versions: dict[str, str]
     source_files: dict[str, list[int]]
+    hub: BeginHub | None = None
 
 
 class BeginLine(Own):
@@ -161,6 +170,22 @@ class Journal:
                 )
         except (ValueError, ResumeError) as error:
             raise ResumeError(f"{self.path} is damaged: {error}; begin again in an empty folder") from None
+
+
+def read_begin(work_folder: Path) -> dict[str, Any] | None:
+    """Return what a run there was begun with, without touching anything; None if no line tells."""
+    path = work_folder / JOURNAL_NAME
+    if path.is_symlink() or not path.is_file():
+        return None
+    line, newline, _ = path.read_bytes().partition(b"\n")
+    if not newline:
+        return None
+    try:
+        begin = parse_json(line)
+        parse(BeginLine, begin, "line 1", ResumeError)
+    except (ValueError, ResumeError):
+        return None  # who opens the journal says so
+    return dict(begin["begin"])
 
 
 def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:

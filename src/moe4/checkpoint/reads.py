@@ -12,17 +12,15 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe4.checkpoint.provider import Identity
 from moe4.errors import CheckpointError, ResumeError
 
 if TYPE_CHECKING:
     from moe4.checkpoint.source import Checkpoint
 
 NUM_READERS = 8
-Identity = list[int]
-"""Of a file: size, inode, and the times at which its contents and its entry changed, in nanoseconds."""
 
 
 class ReadLog:
@@ -67,12 +65,6 @@ class ReadLog:
             )
 
 
-def identify(path: Path) -> Identity:
-    """Return what tells a file from another, or from itself after it was written to."""
-    found = path.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
-
-
 def require_same_source(
     checkpoint: "Checkpoint",
     known: Mapping[str, str],
@@ -87,7 +79,7 @@ def require_same_source(
     """
     changed, in_place = set(), set()
     for name, shard in checkpoint.shards.items():
-        now, then = identify(shard.path), before.get(name)
+        now, then = checkpoint.provider.identify(shard), before.get(name)
         if now != then:
             changed.add(shard.path)
         if then is not None and now[1] == then[1] and (now[0], now[2]) != (then[0], then[2]):

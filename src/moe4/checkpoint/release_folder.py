@@ -37,7 +37,7 @@ REPORT_NAME = "moe4-report.json"
 WORK_FILES = re.compile(
     r"lock|journal\.jsonl|rest\.json|tokens\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
     r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
-    r"|\.moe4-\w+\.partial|\.nfs\w+"
+    r"|source-\d{5,}\.(safetensors|incomplete)|\.moe4-\w+\.partial|\.nfs\w+"
 )
 
 

@@ -37,9 +37,10 @@ class SideFiles:
         return {path.name: file_sha256(path) for path in self.files}
 
 
-def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
+def find_side_files(folder: Path, shards: Collection[str], elsewhere: Collection[str] = ()) -> SideFiles:
     """Look at everything in a checkpoint's folder but its shards; hidden files are passed over.
 
+    elsewhere: names at the top of a checkpoint of which the folder has only some; a folder's ends in a slash.
     Raises UnsafePathError for a link that leads out of the checkpoint, CheckpointError for a file that cannot
     be read, or whose name a report could not hold.
     """
@@ -63,7 +64,13 @@ def find_side_files(folder: Path, shards: Collection[str]) -> SideFiles:
                 files.append(path)
             else:
                 raise CheckpointError(f"{path} cannot be read: permission denied")
-    return SideFiles(files=tuple(files), left_out=tuple(left_out))
+    there = {path.name for path in folder.iterdir()}
+    for name in elsewhere:
+        is_passed_over = name.startswith(".") or name in shards or _is_own(name.lower())
+        in_use = name.endswith("/") and any(shard.startswith(name) for shard in shards)
+        if name.rstrip("/") not in there and not is_passed_over and not in_use:
+            left_out.append(name)
+    return SideFiles(files=tuple(files), left_out=tuple(sorted(left_out, key=lambda name: name.rstrip("/"))))
 
 
 def shown(name: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe4.checkpoint.encodings import ACTIVATION_LEAVES, Encoding, find_encodings
-from moe4.checkpoint.header import FLOAT_DTYPES, Shard, StoredTensor, TensorSpec, iterate_bytes
+from moe4.checkpoint.header import FLOAT_DTYPES, Shard, StoredTensor, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
+from moe4.checkpoint.provider import ShardProvider
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.side_files import find_side_files
 from moe4.errors import MissingFileError, TensorError
@@ -35,9 +36,13 @@ class Checkpoint:
     dropped: tensors for quantized activations, which no weight needs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read the folder's headers. Raises CheckpointError or one of its children."""
-        index = CheckpointIndex(folder)
+    def __init__(self, folder: Path, provider: ShardProvider | None = None) -> None:
+        """Read all headers; the shards are in the folder or come from a provider.
+
+        Raises CheckpointError or one of its children.
+        """
+        index = CheckpointIndex(folder, provider=provider)
+        self.provider = index.provider
         self.folder, self.config, self.shards = folder, index.config, index.shards
         self.unlisted = index.unlisted
         self.reads: ReadLog | None = None
@@ -105,7 +110,8 @@ class Checkpoint:
         """
         from moe4.checkpoint.shard import read_tensor, tensor_bytes
 
-        pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
+        with self.provider.holding(self.paths(name)):
+            pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         if self.reads is not None:
             self.reads.add(name, map(tensor_bytes, pieces))
@@ -116,7 +122,8 @@ class Checkpoint:
         """Return the tensors that a weight is stored in, by the names they have, as they are."""
         from moe4.checkpoint.shard import read_tensor
 
-        return {stored.spec.name: read_tensor(stored) for stored in self._parts(name)}
+        with self.provider.holding(self.paths(name)):
+            return {stored.spec.name: read_tensor(stored) for stored in self._parts(name)}
 
     def decode(self, name: str, pieces: tuple["Tensor", ...]) -> "Tensor":
         """Return what `load` does, from what `read` gave."""
@@ -127,7 +134,7 @@ class Checkpoint:
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """Yield a plain tensor's bytes in pieces of at most 16 MiB, whatever they are."""
-        for piece in iterate_bytes(self.tensors[name]):
+        for piece in self.provider.pieces(self.tensors[name]):
             self._add_bytes(len(piece))
             yield piece
 
@@ -159,12 +166,13 @@ class Checkpoint:
         from moe4.checkpoint.shard import iterate_rows, tensor_bytes
 
         digest = hashlib.sha256()
-        for piece in iterate_rows(self.tensors[name]):
-            self._add_bytes(piece.nbytes)
-            self._check_finite(name, piece)
-            if self.reads is not None:
-                digest.update(tensor_bytes(piece))
-            yield piece
+        with self.provider.holding(self.paths(name)):
+            for piece in iterate_rows(self.tensors[name]):
+                self._add_bytes(piece.nbytes)
+                self._check_finite(name, piece)
+                if self.reads is not None:
+                    digest.update(tensor_bytes(piece))
+                yield piece
         if self.reads is not None:
             self.reads.note(name, digest.hexdigest())
 
@@ -172,7 +180,7 @@ class Checkpoint:
         """Return the SHA-256 of a tensor's bytes, with its scales' if it is quantized. For any thread."""
         digest = hashlib.sha256()
         for stored in self._parts(name):
-            for piece in iterate_bytes(stored):
+            for piece in self.provider.pieces(stored):
                 digest.update(piece)
         return digest.hexdigest()
 
@@ -219,15 +227,12 @@ class Checkpoint:
             digest.update(file_sha256(self.folder / INDEX_NAME).encode())
         for name, shard in self.shards.items():
             digest.update(f"{name} {shard.num_bytes} {shard.header_sha256}\n".encode())
-            digest.update(_sample(shard))
+            digest.update(_sample(self.provider, shard))
         return digest.hexdigest()
 
 
-def _sample(shard: Shard) -> bytes:
+def _sample(provider: ShardProvider, shard: Shard) -> bytes:
     """Return some bytes of a shard's data, from places that only its size decides."""
-    pieces = []
-    with shard.path.open("rb", buffering=0) as file:
-        for number in range(NUM_SAMPLES):
-            file.seek(max(0, shard.num_bytes - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
-            pieces.append(file.read(SAMPLE_BYTES))
-    return b"".join(pieces)
+    last = max(0, shard.num_bytes - SAMPLE_BYTES)
+    starts = [last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES)]
+    return b"".join(provider.read_ranges(shard, starts, SAMPLE_BYTES))

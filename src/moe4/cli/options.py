@@ -60,6 +60,10 @@ ShowSample = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
 ]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Fetch the shards from the hub as layers need them, and drop them after."),
+]
 AllowExtra = Annotated[
     bool,
     typer.Option(

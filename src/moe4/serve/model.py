@@ -7,6 +7,7 @@ from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
 from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_tokenizer_config
 from moe4.errors import CheckpointError
 from moe4.files.regular import read_json_object, read_text
+from moe4.hub.locate import short_name
 from moe4.model.inventory import list_tensors
 
 KIMI_CALL_TOKEN = "<|tool_calls_section_begin|>"
@@ -63,7 +64,7 @@ def read_served_model(folder: Path) -> ServedModel:
     dense, shared = _other_widths(text)
     return ServedModel(
         folder=folder,
-        name=folder.resolve().name,
+        name=short_name(folder),
         max_position_embeddings=text.max_position_embeddings or 4096,
         expert_width=text.expert_width if text.num_routed_experts else None,
         group_size=quantization.w4a16_group_size if quantization else None,

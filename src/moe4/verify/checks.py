@@ -289,7 +289,7 @@ class _Verifier:
                 problems.append(f"{name} is not the source's weight in BF16")
             differs = self.decoder.differs(name, original) if self.decoder else None
             problems += [differs] if differs else []
-        elif self.source is not None and not _same_bytes(stored, self.source.tensors[name]):
+        elif self.source is not None and not _same_bytes(stored, self.source, name):
             problems.append(f"{name} differs from the source")
         self.progress.add(stored.spec.num_bytes)
         return problems
@@ -405,8 +405,12 @@ class _Verifier:
         )
 
 
-def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    return one.spec == other.spec and _same_data(one, other)
+def _same_bytes(one: StoredTensor, source: Checkpoint, name: str) -> bool:
+    other = source.tensors[name]
+    if one.spec != other.spec:
+        return False
+    pieces = zip(iterate_bytes(one), source.provider.pieces(other), strict=True)
+    return all(ours == theirs for ours, theirs in pieces)
 
 
 def _same_data(one: StoredTensor, other: StoredTensor) -> bool:

@@ -1,7 +1,6 @@
 """`moe4 deploy`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +93,7 @@ def command(
     from moe4.deploy.sizing.release_size import read_release
 
     speed = read_speed(disk)
-    found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    found = read_release(release, group_size)
     name = default_name(found) if name is None else name
     if form == "dashboard":
         check_name(name)

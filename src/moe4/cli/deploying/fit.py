@@ -1,6 +1,5 @@
 """`moe4 fit`."""
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +48,7 @@ def command(
     from moe4.deploy.sizing.release_size import read_release
 
     speed = read_speed(disk)
-    found = read_release(release, group_size, os.environ.get("HF_TOKEN"))
+    found = read_release(release, group_size)
     asked = Asked(
         gpu=gpu,
         gpu_memory=gpu_memory,

@@ -1,6 +1,5 @@
 """`moe4 lint`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +59,7 @@ def command(
     speed = read_speed(disk)
     device = None if gpu is None and gpu_memory is None else asked_gpu(gpu, gpu_memory)
     context = Context(
-        release=read_release(release, group_size, os.environ.get("HF_TOKEN")) if release else None,
+        release=read_release(release, group_size) if release else None,
         device=device,
         disk=speed,
         plugin=plugin,

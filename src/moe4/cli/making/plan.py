@@ -7,13 +7,15 @@ import typer
 
 from moe4.cli import options
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision
 
 
 def command(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SOURCE", help="Folder of the source checkpoint, or of its config.json alone."
+            metavar="SOURCE",
+            help="Folder of the source checkpoint, or of its config.json alone, or an id on the hub.",
         ),
     ],
     out: Annotated[
@@ -32,6 +34,8 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
     ] = None,
+    revision: Revision = None,
+    stream: options.Stream = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
     time_it: Annotated[
@@ -63,6 +67,8 @@ def command(
         show_sample=show_sample,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
+        revision=revision,
+        stream=stream,
     )
     result = forecast(request, has_out=out is not None, time_it=time_it)
     if as_json:

@@ -7,11 +7,15 @@ import typer
 
 from moe4.cli.options import TrustRemoteCode
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision, find
 
 
 def command(
     release: Annotated[
-        Path | None, typer.Argument(metavar="RELEASE", help="Folder of the release; with --url also a file.")
+        str | None,
+        typer.Argument(
+            metavar="RELEASE", help="Folder of the release, or its id on the hub; with --url also a file."
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -32,8 +36,12 @@ def command(
         ),
     ] = False,
     source: Annotated[
-        Path | None, typer.Option(help="Source checkpoint, to record its answers beside the release's.")
+        str | None,
+        typer.Option(
+            help="Source checkpoint, to record its answers beside the release's: a folder, or ID[@REVISION]."
+        ),
     ] = None,
+    revision: Revision = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write; RELEASE/moe4-probe.json if not given."),
@@ -58,14 +66,17 @@ def command(
         return
     if release is None:
         raise ProbeError("name the release: moe4 probe RELEASE")
+    folder = find(release, revision)
     if url is not None:
-        _ask(release, url, model, timeout, insecure, as_json)
+        _ask(folder, url, model, timeout, insecure, as_json)
         return
     from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
 
+    if output is None and folder != Path(release):
+        raise ProbeError(f"{release} lies on the hub; say where the answers are to go: --output FILE")
     options = ProbeOptions(
-        release=release,
-        source=source,
+        release=folder,
+        source=None if source is None else find(source),
         output=output,
         force=force,
         device=device,

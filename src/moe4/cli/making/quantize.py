@@ -9,6 +9,7 @@ import typer
 
 from moe4.cli import options
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision
 from moe4.errors import Moe4Error
 from moe4.escape import shell_line
 
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4)."),
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4), or its id on the hub.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")],
     recipe: options.Recipe = None,
@@ -36,6 +40,8 @@ def command(
     memory_budget: Annotated[
         str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
     ] = None,
+    revision: Revision = None,
+    stream: options.Stream = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -70,6 +76,8 @@ def command(
         device=device,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
+        revision=revision,
+        stream=stream,
     )
     ranks = Ranks.from_environment()
     try:

@@ -1,16 +1,19 @@
 """`moe4 verify`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe4.cli.output import byte_progress, echo, echo_json
+from moe4.cli.source import Revision, find
 
 
 def command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
-    source: Annotated[Path | None, typer.Option(help="Source checkpoint to compare with.")] = None,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder of the release, or its id on the hub.")],
+    source: Annotated[
+        str | None, typer.Option(help="Source checkpoint to compare with: a folder, or ID[@REVISION].")
+    ] = None,
+    revision: Revision = None,
     device: Annotated[str, typer.Option(help="Where to decode weights: cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -21,8 +24,9 @@ def command(
     from moe4.verify.checks import verify
     from moe4.verify.result import describe
 
+    folder, original = find(out, revision), None if source is None else find(source)
     with byte_progress("checking") as on_progress:
-        result = verify(out, source, device=device, on_progress=on_progress)
+        result = verify(folder, original, device=device, on_progress=on_progress)
     if as_json:
         echo_json(result.to_dict())
     else:

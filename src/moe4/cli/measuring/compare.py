@@ -8,6 +8,7 @@ import typer
 
 from moe4.cli.options import TrustRemoteCode
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision, find
 
 
 class DtypeOption(enum.StrEnum):
@@ -18,8 +19,14 @@ class DtypeOption(enum.StrEnum):
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint.")],
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of its release.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint, or its id on the hub."),
+    ],
+    release: Annotated[
+        str, typer.Argument(metavar="RELEASE", help="Folder of its release, or ID[@REVISION] on the hub.")
+    ],
+    revision: Revision = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -50,8 +57,8 @@ def command(
         check_output(output)
     result = compare(
         CompareOptions(
-            source=source,
-            release=release,
+            source=find(source, revision),
+            release=find(release),
             data=data,
             num_sequences=num_sequences,
             max_sequence_tokens=max_tokens,

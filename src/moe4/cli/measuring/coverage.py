@@ -8,10 +8,14 @@ import typer
 
 from moe4.cli.options import TrustRemoteCode
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision, find
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the source checkpoint.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of the source checkpoint, or its id on the hub.")
+    ],
+    revision: Revision = None,
     calibration: Annotated[
         Path | None, typer.Option(help="JSONL of {messages, tools} or {text}; reference: k2-tiny's own.")
     ] = None,
@@ -45,7 +49,7 @@ def command(
     if output is not None:
         check_output(output)
     options = module.CoverageOptions(
-        model=model,
+        model=find(model, revision),
         calibration=calibration,
         num_documents=num_documents,
         max_sequence_tokens=max_tokens,

@@ -7,11 +7,16 @@ import typer
 
 from moe4.cli.options import TrustRemoteCode
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision, find
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder of the source checkpoint, or its id on the hub."),
+    ],
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of its release.")],
+    revision: Revision = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A hundred questions, twenty texts, forty tool requests.")
     ] = False,
@@ -55,7 +60,7 @@ def command(
     from moe4.prove import prove as run
 
     options = ProveOptions(
-        source=source,
+        source=find(source, revision),
         release=release,
         quick=quick,
         tasks=tuple(task or ()),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moe4.cli.output import echo, echo_json
+from moe4.cli.source import Revision, find
 from moe4.errors import ServeError
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -17,9 +18,13 @@ CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 def command(
     context: typer.Context,
     out: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="Folder of the release (or of any checkpoint vLLM can load)."),
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="Folder of the release, or of any checkpoint vLLM can load; or its id on the hub.",
+        ),
     ],
+    revision: Revision = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
     max_model_len: Annotated[
@@ -79,13 +84,14 @@ def command(
     from moe4.serve.host import free_port, inspect_host, is_loopback
     from moe4.serve.model import read_served_model
 
-    if str(out).startswith("-"):
+    if out.startswith("-"):
         raise ServeError(
-            f"give the release's folder first, then vLLM's options: found {str(out).partition('=')[0]}"
+            f"give the release's folder first, then vLLM's options: found {out.partition('=')[0]}"
         )
     if log is not None and not log.parent.is_dir():
         raise ServeError(f"--log {log}: there is no folder {log.parent}; create it, or give another file")
-    model = read_served_model(out)
+    folder = find(out, revision)
+    model = read_served_model(folder)
     machine = inspect_host()
     options = ServeOptions(
         host=host,
@@ -122,7 +128,7 @@ def command(
     wait = "starting vLLM: half a minute, longer for a large model"
     run_server(
         built,
-        out,
+        folder,
         log_path,
         check=not no_probe,
         follow=LogFollower(log_path, sys.stderr) if verbose else lambda: None,

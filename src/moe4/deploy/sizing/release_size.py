@@ -4,12 +4,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from moe4.checkpoint.header import ITEM_BITS, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, read_config
 from moe4.config import FAMILIES, TEXT_MODELS, Family, ModelConfig, parse_config, parse_tokenizer_config
 from moe4.errors import CheckpointError, DeployError, UnsupportedModelError
 from moe4.files.regular import read_json_object
+from moe4.hub.locate import asked_repository
+from moe4.hub.repository import patiently
 from moe4.model.inventory import Tensors, list_tensors
 from moe4.recipe import GROUP_SIZES
 from moe4.serve.model import writes_kimi_calls
@@ -145,12 +148,12 @@ class ReleaseSize:
             self.row_groups[kind] = math.gcd(self.row_groups.get(kind, 0), spec.shape[-1])
 
 
-def read_release(where: str, group_size: int | None = None, token: str | None = None) -> ReleaseSize:
+def read_release(where: str, group_size: int | None = None) -> ReleaseSize:
     """Describe a folder, a config.json or a repository on the hub (`org/name`) without reading weights.
 
     A config alone that is not W4A16 is taken for the W4A16 release it would become, in groups of `group_size`
     or else of what `moe4 quantize` would choose.
-    Raises CheckpointError, UnsupportedModelError or DeployError.
+    Raises CheckpointError, UnsupportedModelError, HubError or DeployError.
     """
     path = Path(where)
     if path.is_file():
@@ -158,12 +161,13 @@ def read_release(where: str, group_size: int | None = None, token: str | None = 
         return _from_config(path.resolve().parent.name, where, config, group_size, path.parent)
     if path.is_dir():
         return _from_folder(path, where, group_size)
-    if where.count("/") == 1 and not where.startswith((".", "/", "~")):
-        return _from_hub(where, token)
-    raise CheckpointError(
-        f"{where} is not a folder, a config.json or a repository on the hub; "
-        "give one, such as moonshotai/Kimi-K2-Instruct"
-    )
+    asked = asked_repository(where)
+    if asked is None:
+        raise CheckpointError(
+            f"{where} is not a folder, a config.json or a repository on the hub; "
+            "give one, such as moonshotai/Kimi-K2-Instruct"
+        )
+    return _from_hub(where, *asked)
 
 
 def _from_folder(folder: Path, where: str, group_size: int | None) -> ReleaseSize:
@@ -174,28 +178,26 @@ def _from_folder(folder: Path, where: str, group_size: int | None) -> ReleaseSiz
     return _from_specs(folder.resolve().name, where, index.config, specs, folder)
 
 
-def _from_hub(repository: str, token: str | None) -> ReleaseSize:
+def _from_hub(where: str, repository: str, revision: str) -> ReleaseSize:
     """Read config.json and, by HTTP range requests, the safetensors headers of a repository."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    def read() -> tuple[str, Any]:
+        config = huggingface_hub.hf_hub_download(repository, CONFIG_NAME, revision=revision)
+        return config, huggingface_hub.get_safetensors_metadata(repository, revision=revision)
 
     try:
-        file = Path(huggingface_hub.hf_hub_download(repository, CONFIG_NAME, token=token))
-        config = parse_config(read_json_object(file), f"{repository}/{CONFIG_NAME}")
-        metadata = huggingface_hub.get_safetensors_metadata(repository, token=token)
+        file, metadata = patiently(read, repository, revision, num_tries=1)  # the library tries again itself
     except NotASafetensorsRepoError:
         raise CheckpointError(f"the repository {repository} has no safetensors files") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DeployError(
-            f"{repository} is not a folder here, and cannot be read from the hub: {reason}"
-        ) from None
+    config = parse_config(read_json_object(Path(file)), f"{repository}/{CONFIG_NAME}")
     specs = [
         TensorSpec(name=name, dtype=info.dtype, shape=tuple(info.shape))
         for file in metadata.files_metadata.values()
         for name, info in file.tensors.items()
     ]
-    return _from_specs(repository.split("/")[1], repository, config, specs, None)
+    return _from_specs(repository.split("/")[1], where, config, specs, None)
 
 
 def _from_specs(

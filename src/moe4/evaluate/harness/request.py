@@ -7,6 +7,7 @@ from pathlib import Path
 from moe4 import reference
 from moe4.checkpoint.index import CheckpointIndex
 from moe4.errors import CheckpointError, EvaluationError, MissingFileError
+from moe4.hub.locate import locate
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 PROBLEMS = "k2_tiny_problems"
@@ -64,7 +65,7 @@ def find_data(folder: Path | None) -> Path:
 
 def check_model(model: str) -> str:
     """Return the model's folder, made absolute, once it is seen to hold a checkpoint."""
-    folder = Path(model)
+    folder = locate(model)
     if not folder.is_dir():
         raise CheckpointError(
             f"{model} is not a folder; give a checkpoint's folder, or a server by --base-url"

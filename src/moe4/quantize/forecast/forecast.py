@@ -17,6 +17,7 @@ from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import Moe4Error, TemplateError
 from moe4.escape import visible
+from moe4.hub.locate import Located, locate_source
 from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import LINEAR, Kind
 from moe4.model.fused import take_experts_apart
@@ -31,6 +32,7 @@ from moe4.quantize.planning.release_plan import (
     resolve_for_source,
 )
 from moe4.quantize.planning.request import Request, check_folders
+from moe4.quantize.planning.source_steps import source_steps
 from moe4.recipe import Recipe
 from moe4.units import count_text, duration, format_bytes
 
@@ -75,22 +77,33 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     """Return the plan of a run as plain JSON types; `problems` holds every reason it would fail.
 
     `request.out` is looked at and not written; only for its volume's room, unless `has_out`. `time_it` solves
-    one expert of made-up weights. Raises CheckpointError if SOURCE cannot be read at all.
+    one expert of made-up weights. Of a source on the hub only headers are read. Raises CheckpointError or
+    HubError if SOURCE cannot be read at all.
     """
+    work = ReleaseFolder.work_folder(request.out)
+    source = locate_source(request.source, request.revision, stream_to=work, headers_only=True)
+    try:
+        return _forecast(request, source, has_out=has_out, time_it=time_it)
+    finally:
+        if source.stream is not None:
+            source.stream.close()
+
+
+def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool) -> dict[str, Any]:
     problems: list[str] = []
-    is_whole = has_weights(request.source)
-    checkpoint = Checkpoint(request.source) if is_whole else SketchedCheckpoint(request.source)
+    is_whole = source.stream is not None or has_weights(source.folder)
+    checkpoint = Checkpoint(source.folder, source.stream) if is_whole else SketchedCheckpoint(source.folder)
     network = _outline(checkpoint, request.recipe)
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, problems, allow_extra=request.allow_extra)
-    calibration = _count_tokens(request, recipe, network, problems, is_whole)
+    calibration = _count_tokens(request, source.folder, recipe, network, problems, is_whole)
     probe_tokens, no_probe = PROBE_TOKENS, list[str]()
     if is_whole and extras.is_installed(*BUILDERS):
         from moe4.quantize.layer.running_probe import find_prompts
 
         trusted = request.trust_remote_code
-        prompts = find_prompts(request.source, network, trust_remote_code=trusted)
+        prompts = find_prompts(source.folder, network, trust_remote_code=trusted)
         probe_tokens = prompts.num_tokens
         no_probe = [explain_missing(prompts.reason)] if prompts.reason else []
     need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
@@ -98,19 +111,28 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
     disk_bytes = disk_need(
         plan, network, checkpoint, calibration.num_tokens, request.out, probe_tokens=probe_tokens
     )
+    if request.stream:
+        disk_bytes += checkpoint.provider.room(
+            source_steps(checkpoint, network, plan, embeds=True, has_probe=True)
+        )
     free = _check_out(request, has_out, disk_bytes, problems)
     result: dict[str, Any] = {
         "ok": not problems,
         "problems": problems,
         "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network), *no_probe],
         "source": {
+            **({} if source.pin is None else {"hub": source.pin.to_dict()}),
             "model_type": checkpoint.config.model_type,
             "has_weights": is_whole,
             "num_tensors": len(checkpoint.tensors),
             "num_bytes": checkpoint.num_bytes,
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
-        "release": {"group_size": recipe.group_size, "method": recipe.method, **_release(plan, checkpoint)},
+        "release": {
+            "group_size": recipe.group_size,
+            "method": recipe.method,
+            **_release(plan, checkpoint, source),
+        },
         "calibration": {
             "num_tokens": calibration.num_tokens,
             "exact": calibration.exact,
@@ -153,7 +175,7 @@ def _not_checked(is_whole: bool, time_it: bool) -> list[str]:
     return found
 
 
-def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
+def _release(plan: ReleasePlan, checkpoint: Checkpoint, source: Located) -> dict[str, Any]:
     specs = [spec for shard in plan.shards for spec in shard.specs]
     elements: Counter[str] = Counter()
     for spec in specs:
@@ -165,12 +187,12 @@ def _release(plan: ReleasePlan, checkpoint: Checkpoint) -> dict[str, Any]:
         "num_bytes": plan.num_bytes,
         "num_elements": sum(elements.values()),
         "elements": dict(elements.most_common()),
-        "files_left_out": list(find_side_files(checkpoint.folder, checkpoint.shards).left_out),
+        "files_left_out": list(find_side_files(source.folder, checkpoint.shards, source.elsewhere).left_out),
     }
 
 
 def _count_tokens(
-    request: Request, recipe: Recipe, network: Outline, problems: list[str], is_whole: bool
+    request: Request, folder: Path, recipe: Recipe, network: Outline, problems: list[str], is_whole: bool
 ) -> _Calibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
     settings = recipe.calibration
@@ -179,11 +201,11 @@ def _count_tokens(
     if is_whole or request.calibration is not None:
         try:
             if not extras.is_installed(*BUILDERS):
-                drawn = draw_documents(request.source, settings, request.calibration, request.split)
+                drawn = draw_documents(folder, settings, request.calibration, request.split)
                 most = len(drawn.rows) * settings.max_sequence_tokens
                 return _Calibration(num_tokens=most, exact=False, recognized=drawn.describe())
             corpus = load_corpus(
-                request.source,
+                folder,
                 network.config,
                 settings,
                 request.calibration,

@@ -9,9 +9,13 @@ from moe4.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What the user asked for."""
+    """What the user asked for.
 
-    source: Path
+    source: a folder, or the id of a repository on the hub, at `revision`. stream: do not download its shards
+    before they are needed, and drop them after.
+    """
+
+    source: Path | str
     out: Path
     recipe: Recipe
     calibration: Path | None = None
@@ -22,10 +26,14 @@ class Request:
     device: str = "cpu"
     trust_remote_code: bool = False
     allow_extra: bool = False
+    revision: str | None = None
+    stream: bool = False
 
 
-def check_folders(source: Path, out: Path) -> None:
-    """Raise OutputError if a release in `out` would lie in the source."""
-    inside = source.resolve()
+def check_folders(source: Path | str, out: Path) -> None:
+    """Raise OutputError if a release in `out` would lie in the source's folder."""
+    inside = Path(source).resolve()
+    if not inside.exists():  # it may lie on the hub
+        return
     if inside == out.resolve() or inside in out.resolve().parents:
         raise OutputError(f"{out} is inside the source folder {source}; choose a folder outside it")

@@ -1,5 +1,6 @@
 """Progress on stderr: a live bar on a terminal, one line per layer elsewhere."""
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -7,9 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from moe4.escape import visible_lines
+from moe4.hub.meter import DownloadMeter
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
-from moe4.units import clock, layer_done
+from moe4.units import clock, format_bytes, layer_done
+
+LINE_SECONDS = 10.0  # between two lines of a download
 
 
 class ProgressReporter:
@@ -20,6 +24,8 @@ class ProgressReporter:
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._time_left = TimeLeft([])
+        self._downloads: DownloadMeter | None = None
+        self._said = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -40,11 +46,24 @@ class ProgressReporter:
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]} left"),
+                TextColumn("{task.fields[fetch]}"),
                 console=self._console,
                 transient=True,
             )
             self._live.start()
-            self._task = self._live.add_task("", total=1.0, left=self._left())
+            self._task = self._live.add_task("", total=1.0, left=self._left(), fetch="")
+
+    def follow(self, downloads: DownloadMeter) -> None:
+        """Show a run's downloads, and do not promise to be done before them."""
+        self._downloads = downloads
+        downloads.on_change = self._show_downloads
+
+    def downloading(self, done: int, total: int) -> None:
+        """Say now and then how much of a download before the run is done."""
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS:
+            self._said = now
+            self.say(f"downloading: {100 * done // total} % of {format_bytes(total)}")
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -71,5 +90,11 @@ class ProgressReporter:
             done = self._time_left.fraction()
             self._live.update(self._task, completed=done, description=description, left=self._left())
 
+    def _show_downloads(self) -> None:
+        if self._live is not None and self._task is not None and self._downloads is not None:
+            fetch = visible_lines(self._downloads.describe())
+            self._live.update(self._task, fetch=fetch, left=self._left())
+
     def _left(self) -> str:
-        return clock(self._time_left.seconds())
+        downloads = 0.0 if self._downloads is None else self._downloads.seconds_left()
+        return clock(max(self._time_left.seconds(), downloads))

@@ -8,6 +8,7 @@ from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.report_file import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
 from moe4.escape import visible
+from moe4.hub.repository import Pin
 from moe4.model.accounting import count_patterns
 from moe4.probe.form import explain_missing
 from moe4.quantize.planning.release_plan import ReleasePlan
@@ -31,20 +32,24 @@ def build_report(
     reads: dict[str, str],
     files: Listing,
     probe: dict[str, Any],
+    pin: Pin | None = None,
 ) -> dict[str, Any]:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
     `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and
     `timing`; `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
-    `files` lists all but the shards; `probe` is what is to be said of the expected answers.
+    `files` lists all but the shards; `probe` is what is to be said of the expected answers;
+    `pin` the commit of a source on the hub.
     """
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
+    origin = {} if pin is None else {"hub": pin.to_dict()}
     return {
         "versions": software_versions(),
         "recipe": recipe.to_dict(),
         "fingerprint": fingerprint,
         "source": {
+            **origin,
             "model_type": checkpoint.config.model_type,
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
             "files_left_out": list(left_out),

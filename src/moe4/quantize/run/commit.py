@@ -69,9 +69,10 @@ class Committer:
                 if shard.layer is None:
                     queue.wait()
                     self._write_rest(shard)
-                    continue
-                commit = self._run_layer(shard)
-                queue.put(commit, may_wait=self._need_not_wait(shard.layer + 1))
+                else:
+                    commit = self._run_layer(shard)
+                    queue.put(commit, may_wait=self._need_not_wait(shard.layer + 1))
+                self.bench.checkpoint.provider.step_done()
 
     def _need_not_wait(self, layer: int) -> bool:
         """Say whether a layer can be run before the one before it is committed."""

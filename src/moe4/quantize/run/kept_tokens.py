@@ -67,9 +67,9 @@ class KeptTokens(Own):
         return ProbePrompts(chosen=chosen, remarks=self.prompts.remarks, reason=self.prompts.reason)
 
 
-def inputs_digest(documents: str | None, recipe: str, side_files: dict[str, str]) -> str:
+def inputs_digest(documents: str | None, recipe_digest: str, side_files: dict[str, str]) -> str:
     """Return a SHA-256 over what tokens come from: documents, the recipe, the tokenizer's files."""
-    parts = [documents, recipe, sorted(side_files.items())]
+    parts = [documents, recipe_digest, sorted(side_files.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

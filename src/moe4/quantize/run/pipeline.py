@@ -10,14 +10,16 @@ import torch
 from moe4.calibration.corpus import Corpus, documents_digest, draw_documents, tokenize_drawn
 from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
-from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
-from moe4.checkpoint.reads import identify, require_same_source
+from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged, read_begin
+from moe4.checkpoint.reads import require_same_source
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.report_file import list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, ResumeError
+from moe4.errors import DiskSpaceError, HubError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.files.durable import NO_ROOM
+from moe4.hub.locate import Located, locate_source
+from moe4.hub.repository import Pin
 from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
@@ -32,6 +34,7 @@ from moe4.quantize.planning.release_plan import (
     resolve_for_source,
 )
 from moe4.quantize.planning.request import Request, check_folders
+from moe4.quantize.planning.source_steps import source_steps
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
@@ -52,6 +55,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class _Prepared:
     """What is known before anything is written; every rank finds it for itself."""
 
+    source: Located
     checkpoint: Checkpoint
     network: Network
     recipe: Recipe
@@ -68,6 +72,13 @@ class _Prepared:
         """Tokens of calibration; 0 without."""
         return self.corpus.num_tokens if self.corpus else 0
 
+    @property
+    def steps(self) -> list[list[Path]]:
+        """What of the source each shard of the release is made of."""
+        has_probe = bool(self.prompts.chosen)
+        embeds = has_probe or self.corpus is not None
+        return source_steps(self.checkpoint, self.network, self.plan, embeds=embeds, has_probe=has_probe)
+
 
 def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
     """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
@@ -81,6 +92,8 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
         report = _quantize(request, progress, ranks)
     except (Moe4Error, OSError) as error:
         named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
+        if isinstance(error, HubError) and read_begin(ReleaseFolder.work_folder(request.out)) is not None:
+            named = HubError(f"{error}; what was committed stands: run again with --resume")
         if ranks.is_first:
             raise named from error
         raise type(named)(f"rank {ranks.rank} on {socket.gethostname()}: {named}") from error
@@ -90,12 +103,28 @@ def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None =
 
 def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dict[str, Any]:
     check_folders(request.source, request.out)
-    ranks.device = device = require_device(request.device, ranks.local_rank)
+    ranks.device = require_device(request.device, ranks.local_rank)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
+    source = _locate(request, progress, ranks)
+    try:
+        return _quantize_located(request, progress, ranks, folder, source)
+    finally:
+        if source.stream is not None:
+            source.stream.close()
+
+
+def _quantize_located(
+    request: Request,
+    progress: ProgressReporter,
+    ranks: Ranks,
+    folder: ReleaseFolder | None,
+    source: Located,
+) -> dict[str, Any]:
+    device = ranks.device
     kept = find_kept(folder.work) if folder is not None and request.resume else None
     if request.resume:
         kept = ranks.share(Parcel(facts={"kept": kept})).facts["kept"]
-    prepared = _prepare(request, find_environment(device), kept)
+    prepared = _prepare(request, source, find_environment(device), kept)
     _check_agreement(ranks, prepared.fingerprint)
     bench = Workbench(
         checkpoint=prepared.checkpoint,
@@ -117,6 +146,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     try:
         return _lead(folder, bench, prepared, progress, show_sample=request.show_sample)
     finally:
+        prepared.checkpoint.provider.close()  # nothing is written once the lock is given back
         folder.close()
 
 
@@ -160,8 +190,12 @@ def _lead(
             f"{threads_per_rank(ranks)} would fit"
         )
     committer = Committer(bench, folder, journal, prepared.plan, boundary, progress)
+    if prepared.source.stream is not None:
+        progress.follow(prepared.source.stream.meter)
+    bench.checkpoint.provider.expect(prepared.steps[len(journal.shards) :], progress.say)
     _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
+    bench.checkpoint.provider.close()
     report = _finish(folder, prepared, committer, fingerprint)
     return ranks.share(Parcel(facts=report)).facts
 
@@ -179,6 +213,7 @@ def _require_room(
             folder.folder,
             probe_tokens=prepared.prompts.num_tokens,
         )
+        + prepared.checkpoint.provider.room(prepared.steps)
     )
     if prepared.side_files.left_out:
         progress.say(f"not copied into the release: {', '.join(prepared.side_files.left_out)}")
@@ -203,7 +238,7 @@ def _open_journal(
     fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
     if journal.begin is None:
         keep_tokens(folder.work, prepared.inputs, prepared.corpus, prepared.prompts)
-    _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
+    _begin_or_match(journal, folder, fingerprint, bench.recipe, prepared, progress)
     return journal
 
 
@@ -230,6 +265,7 @@ def _finish(
         reads=committer.saved_reads(),
         files=list_files(folder.folder, names, last),
         probe=probe,
+        pin=prepared.source.pin,
     )
     folder.finish({REPORT_NAME: dump_json(report), **last})
     return report
@@ -257,15 +293,56 @@ class _Texts:
     inputs: str
 
 
-def _prepare(request: Request, environment: RunEnvironment, kept: dict[str, Any] | None) -> _Prepared:
+def _locate(request: Request, progress: ProgressReporter, ranks: Ranks) -> Located:
+    """Find the source, of the hub at the commit with which an unfinished or finished run was begun."""
+    if request.stream and ranks.size > 1:
+        raise HubError(
+            f"--stream is for one process, and this run has {ranks.size}; run it without torchrun, or leave "
+            "--stream out"
+        )
+    work = ReleaseFolder.work_folder(request.out)
+    begun: dict[str, str] | None = None
+    if request.resume and (request.out / REPORT_NAME).is_file():
+        begun = read_report(request.out)["source"].get("hub")
+    elif request.resume:
+        begun = (read_begin(work) or {}).get("hub")
+    return locate_source(
+        request.source,
+        request.revision,
+        begun=None
+        if begun is None
+        else Pin(**{key: begun[key] for key in ("repository", "revision", "commit")}),
+        stream_to=work if request.stream else None,
+        say=progress.say,
+        on_progress=progress.downloading,
+    )
+
+
+def _require_same_commit(begin: dict[str, Any], source: Located, out: Path) -> None:
+    """Raise ResumeError where a run would go on with another commit, or stream what was not begun so."""
+    before, pin = begin.get("hub"), source.pin
+    if pin is None or (before is None and source.stream is None):
+        return
+    if before is None:
+        raise ResumeError(f"{out} was begun with a folder, not {pin}; resume with that folder")
+    if (before["repository"], before["commit"]) != (pin.repository, pin.commit):
+        raise ResumeError(
+            f"{out} was begun with {before['repository']} at commit {before['commit']}, not {pin}; add "
+            f"--revision {before['commit']}, or begin again in an empty folder"
+        )
+
+
+def _prepare(
+    request: Request, source: Located, environment: RunEnvironment, kept: dict[str, Any] | None
+) -> _Prepared:
     """Look at everything; `kept`: what an unfinished run keeps of its tokens."""
-    checkpoint = Checkpoint(request.source)
-    side_files = find_side_files(checkpoint.folder, checkpoint.shards)
+    checkpoint = Checkpoint(source.folder, source.stream)
+    side_files = find_side_files(checkpoint.folder, checkpoint.shards, source.elsewhere)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
-    texts = _prepare_texts(request, network, recipe, side_files, kept)
+    texts = _prepare_texts(request, source.folder, network, recipe, side_files, kept)
     fingerprint = {
         "moe4": software_versions()["moe4"],
         "source": checkpoint.digest(),
@@ -277,6 +354,7 @@ def _prepare(request: Request, environment: RunEnvironment, kept: dict[str, Any]
         "environment": environment.to_dict(),
     }
     prepared = _Prepared(
+        source=source,
         checkpoint=checkpoint,
         network=network,
         recipe=recipe,
@@ -301,12 +379,17 @@ def _prepare(request: Request, environment: RunEnvironment, kept: dict[str, Any]
 
 
 def _prepare_texts(
-    request: Request, network: Network, recipe: Recipe, side_files: SideFiles, kept: dict[str, Any] | None
+    request: Request,
+    folder: Path,
+    network: Network,
+    recipe: Recipe,
+    side_files: SideFiles,
+    kept: dict[str, Any] | None,
 ) -> _Texts:
     """Return the token ids of the run: those that it keeps, if they come from the same, or new ones."""
     drawn, documents = None, None
     if recipe.method == "gptq":
-        drawn = draw_documents(request.source, recipe.calibration, request.calibration, request.split)
+        drawn = draw_documents(folder, recipe.calibration, request.calibration, request.split)
         documents = documents_digest(drawn)
     inputs = inputs_digest(documents, recipe.digest(), side_files.digests())
     old = parse_kept(kept, inputs)
@@ -314,9 +397,9 @@ def _prepare_texts(
         return _Texts(corpus=old.to_corpus(), prompts=old.to_prompts(), documents=documents, inputs=inputs)
     trusted, corpus = request.trust_remote_code, None
     if drawn is not None:
-        tokenizer = load_tokenizer(request.source, network.config, trust_remote_code=trusted)
+        tokenizer = load_tokenizer(folder, network.config, trust_remote_code=trusted)
         corpus = tokenize_drawn(tokenizer, int(network.config.vocab_size), recipe.calibration, drawn)
-    prompts = find_prompts(request.source, network, trust_remote_code=trusted)
+    prompts = find_prompts(folder, network, trust_remote_code=trusted)
     return _Texts(corpus=corpus, prompts=prompts, documents=documents, inputs=inputs)
 
 
@@ -333,21 +416,27 @@ def _begin_or_match(
     folder: ReleaseFolder,
     fingerprint: dict[str, Any],
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    prepared: _Prepared,
     progress: ProgressReporter,
 ) -> None:
     """Begin a journal, or hold this run to the one that is there."""
+    checkpoint, pin = prepared.checkpoint, prepared.source.pin
     versions = {name: text for name, text in software_versions().items() if name != "moe4"}
     begin = {
         **fingerprint,
         "recipe_values": recipe.to_dict(),
         "versions": versions,
-        "source_files": {name: identify(shard.path) for name, shard in checkpoint.shards.items()},
+        "source_files": {
+            name: checkpoint.provider.identify(shard) for name, shard in checkpoint.shards.items()
+        },
     }
+    if pin is not None:
+        begin["hub"] = pin.to_dict()
     if journal.begin is None:
         journal.start(begin)
         return
     journal.match(begin)
+    _require_same_commit(journal.begin, prepared.source, folder.folder)
     journal.check_shards(folder.folder)
     for shard in journal.shards:
         for name, sha256 in shard.kept.items():
