@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.errors import EvaluationError
 from moe4.evaluate.result_files import EvaluationFile, ToolcheckFile
-from moe4.prove import Proved, ProveOptions, describe, failures, prove
+from moe4.prove.run import Proved, ProveOptions, describe, failures, prove
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
 

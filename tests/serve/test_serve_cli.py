@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,8 @@ def test_a_network_without_a_key_is_warned_of(
     def stop(*_: object) -> None:
         raise ServeError("stopped here")
 
-    monkeypatch.setattr("moe4.serve.run.ServerProcess", stop)
-    monkeypatch.setattr("moe4.serve.host.free_port", lambda host, port: 8125)
+    monkeypatch.setattr(import_module("moe4.serve.run"), "ServerProcess", stop)
+    monkeypatch.setattr(import_module("moe4.serve.host"), "free_port", lambda host, port: 8125)
     monkeypatch.setenv("VLLM_API_KEY", key)
     result = CliRunner().invoke(command_line(), [str(release), "--host", host])
     assert str(result.exception) == "stopped here"

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -380,7 +381,9 @@ def test_threads_find_the_same_in_the_same_order(
     edit(REST, lambda state: state["model.norm.weight"].fill_(float("nan")))(copy)
     found = []
     for number in (1, 8):
-        monkeypatch.setattr("moe4.verify.checks.num_threads", lambda *_, number=number: number)
+        monkeypatch.setattr(
+            import_module("moe4.verify.checks"), "num_threads", lambda *_, number=number: number
+        )
         found.append(verify(copy, source)["problems"])
     assert len(found[0]) >= 3
     assert found[0] == found[1]
@@ -399,5 +402,7 @@ def test_progress_counts_every_byte_once(source: Path, release: Path) -> None:
 def test_threads_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
     for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1)):
-        monkeypatch.setattr("moe4.verify.checks.available_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(
+            import_module("moe4.verify.checks"), "available_memory_bytes", lambda free=free: free
+        )
         assert num_threads(1 << 30, torch.device("cpu")) == expected

@@ -24,7 +24,6 @@ from model_fixtures import (
     write_rounded_release,
 )
 
-from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import Request, quantize
 from moe4.recipe import Calibration, Recipe
 
@@ -55,9 +54,7 @@ def write_release(folder: Path, name: str) -> Path:
     documents = folder / "documents.jsonl"
     documents.write_text('{"text": "Tom has seven apples and buys twelve more. How many has he?"}\n' * 4)
     recipe = Recipe(group_size=GROUP_SIZES[name], calibration=Calibration(num_sequences=4))
-    with ProgressReporter() as progress:
-        request = Request(source=source, out=folder / "release", recipe=recipe, calibration=documents)
-        quantize(request, progress)
+    quantize(Request(source=source, out=folder / "release", recipe=recipe, calibration=documents))
     return folder / "release"
 
 

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import JOURNAL_NAME, Journal
-from moe4.checkpoint.shard import TensorSpec
 from moe4.errors import CheckpointError, DiskSpaceError, OutputError, OutputNotEmptyError
 from moe4.files.durable import (
     PARTIAL_SUFFIX,

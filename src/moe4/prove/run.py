@@ -5,9 +5,10 @@ What is there already and was measured of the same files with the same options i
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from moe4.errors import EvaluationError
 from moe4.escape import visible
 from moe4.evaluate.comparison.compare import CompareOptions, compare, find_text
 from moe4.evaluate.harness.cache import default_cache_folder, folder_identity
-from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_json, write_scores
+from moe4.evaluate.harness.evaluation import (
+    EvaluationOptions,
+    plan_requests,
+    run_evaluation,
+    write_json,
+    write_scores,
+)
 from moe4.evaluate.harness.results import ScoreComparison
 from moe4.evaluate.result_files import (
     COMPARISON,
@@ -30,24 +37,26 @@ from moe4.evaluate.result_files import (
     read_result,
     to_json,
 )
-from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.requests import request_files
 from moe4.evaluate.toolcheck.run import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
 from moe4.files.durable import make_folder, write_output
-from moe4.prove.servers import serving
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.publish.card import card_path, check_names, render_card
 from moe4.publish.proof import read_proof
 from moe4.publish.report_page import render_report
+from moe4.serve.command import ServeOptions
+from moe4.serve.run import prepare, serving
 from moe4.units import percent
 from moe4.verify.checks import verify
+from moe4.vllm_facts import flags
 
 PARTS = ("evaluation", "comparison", "tools")
 # The short form: enough to see that everything works, and differences of a few points.
 QUICK_QUESTIONS, QUICK_SEQUENCES, QUICK_REQUESTS = 100, 20, 20
 
 Say = Callable[[str], None]
-Step = Callable[["ProveOptions", "_Stamp", Say], dict[str, Any]]
+Step = Callable[["ProveOptions", "_Stamp", Say, OnProgress], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +98,16 @@ class Proved:
     tools: ToolcheckFile | None
     report: Path
     card: Path
+    failures: tuple[str, ...] = ()
+    """What is shown to be below the bars that were set."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is shown to be below its bar."""
+        return not self.failures
+
+    def __str__(self) -> str:
+        return describe(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types; no part that was left out."""
@@ -101,25 +120,23 @@ class Proved:
             **{name: to_json(part) for name, part in parts.items() if part is not None},
             "report": str(self.report),
             "card": str(self.card),
+            "failures": list(self.failures),
         }
 
 
-def prove(options: ProveOptions, say: Say) -> Proved:
+def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> Proved:
     """Return what was found, by part. Raises a Moe4Error for what cannot be measured, before it begins."""
-    unknown = set(options.skip) - set(PARTS)
-    if unknown:
-        raise EvaluationError(f"--skip {sorted(unknown)[0]}: expected one of {', '.join(PARTS)}")
-    _check_texts(options)
-    check_names(options.repo, options.base_model, options.license_name)
+    _check_options(options)
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
-    verified = verify(options.release, options.source)
+    verifying = Pace(on_progress, "verifying")
+    verified = verify(options.release, options.source, on_progress=verifying.count)
     if not verified["ok"]:
         raise EvaluationError(
             f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
         )
     make_folder(folder)
-    measuring = _Measuring(options=options, stamp=_Stamp(options), say=say)
+    measuring = _Measuring(options=options, stamp=_Stamp(options), say=say, on_progress=on_progress)
     evaluation = measuring.part("evaluation", EVALUATION, EvaluationFile, _evaluate)
     comparison = measuring.part("comparison", COMPARISON, ComparisonFile, _compare)
     tools = measuring.part("tools", TOOLCHECK, ToolcheckFile, _check_tools)
@@ -128,7 +145,7 @@ def prove(options: ProveOptions, say: Say) -> Proved:
     write_output(page, render_report(proof))
     card = render_card(proof, options.repo, options.base_model, options.license_name)
     write_output(card_path(options.release), card)
-    return Proved(
+    found = Proved(
         source=options.source,
         release=options.release,
         quick=options.quick,
@@ -138,6 +155,7 @@ def prove(options: ProveOptions, say: Say) -> Proved:
         report=page,
         card=card_path(options.release),
     )
+    return replace(found, failures=tuple(failures(found, options)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +165,7 @@ class _Measuring:
     options: ProveOptions
     stamp: "_Stamp"
     say: Say
+    on_progress: OnProgress
 
     def part(self, part: str, name: str, kind: type[Result], step: Step) -> Result | None:
         """Return the result of a part; None for one that is skipped."""
@@ -158,7 +177,7 @@ class _Measuring:
             found = read_result(path, kind)
             self.say(f"{part}: measured already, {path}")
             return found
-        measured = step(self.options, self.stamp, self.say)
+        measured = step(self.options, self.stamp, self.say, self.on_progress)
         write_json(path, {"version": 1, **measured, "stamp": self.stamp.value})
         self.say(f"{part}: {time.monotonic() - began:.0f} s")
         return read_result(path, kind)
@@ -198,32 +217,42 @@ def _content(path: Path) -> str:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _check_texts(options: ProveOptions) -> None:
-    """Make sure that there is something to ask, before hours are spent on a part of it."""
+def _check_options(options: ProveOptions) -> None:
+    """Make sure that the options make sense and there is something to ask, before anything is measured."""
+    unknown = set(options.skip) - set(PARTS)
+    if unknown:
+        raise EvaluationError(f"--skip {sorted(unknown)[0]}: expected one of {', '.join(PARTS)}")
+    for name, bar in (("--min-recovery", options.min_recovery), ("--min-agreement", options.min_agreement)):
+        if not 0 <= bar <= 1:
+            raise EvaluationError(f"{name} {bar:g} is no share: give 0 to 1, such as 0.99")
+    check_names(options.repo, options.base_model, options.license_name)
     if "evaluation" not in options.skip and not options.tasks:
         raise EvaluationError("give --task, such as gsm8k, or --skip evaluation")
-    if "comparison" not in options.skip:
-        find_text(options.source, options.data)
+    for path in _files(options):
+        _content(path)
+    if "evaluation" not in options.skip:
+        plan_requests(_evaluation_options(options))
 
 
-def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
-    found: ScoreComparison = run_evaluation(
-        EvaluationOptions(
-            model=str(options.release),
-            against=str(options.source),
-            tasks=options.tasks,
-            limit=options.limit or (QUICK_QUESTIONS if options.quick else None),
-            cache_folder=options.cache,
-            tensor_parallel_size=options.tensor_parallel_size,
-            trust_remote_code=options.trust_remote_code,
-        ),
-        say,
-    )
+def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
+    found: ScoreComparison = run_evaluation(_evaluation_options(options), say, on_progress)
     write_scores(options.release / PROOF_FOLDER / "answers.json", found)
     return found.as_dict()
 
 
-def _compare(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
+def _evaluation_options(options: ProveOptions) -> EvaluationOptions:
+    return EvaluationOptions(
+        model=str(options.release),
+        against=str(options.source),
+        tasks=options.tasks,
+        limit=options.limit or (QUICK_QUESTIONS if options.quick else None),
+        cache_folder=options.cache,
+        tensor_parallel_size=options.tensor_parallel_size,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _compare(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
     say("comparing predictions, token by token")
     compare_options = CompareOptions(
         source=options.source,
@@ -232,10 +261,10 @@ def _compare(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
         num_sequences=QUICK_SEQUENCES if options.quick else 100,
         trust_remote_code=options.trust_remote_code,
     )
-    return to_json(compare(compare_options, say))
+    return to_json(compare(compare_options, say, on_progress))
 
 
-def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, Any]:
+def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
     """Ask one server after the other, so that the two models need not fit beside each other."""
     tool_options = ToolcheckOptions(
         base_url="",
@@ -246,17 +275,21 @@ def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say) -> dict[str, An
     requests = load_requests(tool_options)
     endpoints: dict[str, Endpoint] = {}
     replies: Replies = {}
+    serve_options = ServeOptions(
+        port=0,
+        tensor_parallel_size=options.tensor_parallel_size,
+        extra=(flags.TRUST_REMOTE_CODE,) if options.trust_remote_code else (),
+    )
     models = {"baseline": (options.source, stamp.source), "release": (options.release, stamp.release)}
     for name, (folder, identity) in models.items():
         say(f"serving {folder} and asking it {len(requests)} tool requests, whole and streamed")
-        with serving(
-            folder,
-            tensor_parallel_size=options.tensor_parallel_size,
-            trust_remote_code=options.trust_remote_code,
-        ) as (url, model):
-            endpoint = Endpoint(base_url=url, model=model, api_key=api_key(), identity=identity)
+        with serving(prepare(folder, serve_options, os.environ), folder, on_progress=on_progress) as server:
+            endpoint = Endpoint(
+                base_url=server.url, model=server.model, api_key=server.key, identity=identity
+            )
             endpoints[name] = endpoint
-            replies |= ask_endpoints(tool_options, requests, {name: endpoint}, lambda *_: None)
+            pace = Pace(on_progress, f"asking the {name} tool requests")
+            replies |= ask_endpoints(tool_options, requests, {name: endpoint}, pace.count)
     return to_json(judge(tool_options, requests, endpoints, replies))
 
 

@@ -6,6 +6,7 @@ the choice of the class is what a GPU runs.
 
 import json
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from safetensors.torch import load_file
 
 from moe4.quantize.gpu import batches as gpu_batches
 from moe4.quantize.gpu.solver import DeviceSolver
-from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import Request, quantize
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -54,8 +54,7 @@ def run(source: Path, out: Path) -> dict[str, Any]:
         calibration=Calibration(num_sequences=8, max_sequence_tokens=64, compute_dtype="float32"),
     )
     request = Request(source=source, out=out, recipe=recipe, calibration=source / "lines.jsonl")
-    with ProgressReporter(quiet=True) as progress:
-        return quantize(request, progress)
+    return quantize(request)
 
 
 def records(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,11 +76,13 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
             used.append("gpu")
             super().__init__(*arguments)
 
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: Counted)
-    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: Counted)
+    monkeypatch.setattr(import_module("moe4.quantize.gpu.batch_size"), "MOST_EXPERTS", 2)
     found = {}
     for name, free in (("streamed", 0), ("resident", 1 << 40)):
-        monkeypatch.setattr("moe4.quantize.transfer.device_memory.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(
+            import_module("moe4.quantize.transfer.device_memory"), "free_bytes", lambda _, free=free: free
+        )
         found[name] = run(source, tmp_path / name)
     assert used == ["gpu"] * 4
     for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):
@@ -123,7 +124,7 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     note(gpu_batches, "use_device", told)
     for name in ("_read_batch", "_solve_batch"):
         note(gpu_batches.Batches, name, worked)
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     run(source, tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told

@@ -1,63 +1,54 @@
 """`moe4 plan`."""
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+import moe4
 from moe4.cli import options
-from moe4.cli.output import echo
+from moe4.cli.messages import echo
+from moe4.cli.progress import progress
+
+EXAMPLES = (
+    "moe4 plan Kimi-K2-Instruct OUT --calibration chats.jsonl",
+    "moe4 plan Kimi-K2-Instruct --method rtn --no-time --json",
+)
 
 
 def command(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE", help="Folder of the source checkpoint, or of its config.json alone."
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
-    ] = None,
+    source: options.PlannedSource,
+    out: options.PlannedOut = None,
     recipe: options.Recipe = None,
     method: options.Method = None,
     group_size: options.GroupSize = None,
     targets: options.Targets = None,
     calibration: options.Calibration = None,
     num_sequences: options.NumSequences = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
-    ] = None,
+    memory_budget: options.PlannedBudget = None,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    time_it: Annotated[
-        bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    time_it: options.TimeIt = True,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what `quantize` would write, need and take, and every reason it would fail; exit 1 if so."""
-    from moe4.quantize.forecast.forecast import describe, forecast
-    from moe4.quantize.planning.options import resolve_recipe
-    from moe4.quantize.run.pipeline import Request
-
-    resolved = resolve_recipe(
+    resolved = moe4.resolve_recipe(
         recipe,
-        method=method.value if method else None,
+        method=method,
         group_size=group_size,
-        targets=targets.value if targets else None,
+        targets=targets,
         num_sequences=num_sequences,
         memory_budget=memory_budget,
     )
-    request = Request(
-        source=source,
-        out=out or Path.cwd(),
-        recipe=resolved,
-        calibration=calibration,
-        trust_remote_code=trust_remote_code,
-        allow_extra=allow_extra,
-    )
-    result = forecast(request, has_out=out is not None, time_it=time_it)
-    echo(json.dumps(result) if as_json else describe(result))
-    if not result["ok"]:
+    with progress("planning"):
+        result = moe4.plan(
+            source,
+            out,
+            recipe=resolved,
+            calibration=calibration,
+            allow_extra=allow_extra,
+            trust_remote_code=trust_remote_code,
+            time_it=time_it,
+        )
+    echo(json.dumps(result.as_dict()) if as_json else result)
+    if not result.ok:
         raise typer.Exit(1)

@@ -1,28 +1,29 @@
 """`moe4 verify`."""
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from moe4.cli.output import byte_progress, echo
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo
+from moe4.cli.progress import progress
+
+EXAMPLES = ("moe4 verify OUT", "moe4 verify OUT --source Kimi-K2-Instruct")
 
 
 def command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
-    source: Annotated[Path | None, typer.Option(help="Source checkpoint to compare with.")] = None,
-    device: Annotated[str, typer.Option(help="Where to decode weights: cpu, cuda, cuda:1.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: options.MadeRelease,
+    source: options.OtherSource = None,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
 ) -> None:
     """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
 
     Files are held to the list in moe4-report.json; without it none can be checked, which is said.
     """
-    from moe4.verify.checks import describe, verify
-
-    with byte_progress("checking") as on_progress:
-        result = verify(out, source, device=device, on_progress=on_progress)
-    echo(json.dumps(result) if as_json else describe(result))
-    if not result["ok"]:
+    with progress("checking") as shown:
+        result = moe4.verify(out, source, device=device, on_progress=shown)
+    echo(json.dumps(result.as_dict()) if as_json else result)
+    if not result.ok:
         raise typer.Exit(1)

@@ -23,6 +23,7 @@ from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.recipe import Calibration, ComputeDtype
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -45,8 +46,9 @@ class CompareOptions:
     trust_remote_code: bool = False
 
 
-def compare(options: CompareOptions, say: Say) -> ComparisonFile:
+def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore) -> ComparisonFile:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
+    pace = Pace(on_progress, "comparing")
     dtype = DTYPES[options.compute_dtype]
     (source, network), (release, other) = (
         open_model(folder, dtype) for folder in (options.source, options.release)
@@ -77,6 +79,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
         predicts = predicting_rows(corpus)
         layers: list[LayerDifference] = []
         for layer in range(before.network.num_layers):
+            pace.layer(layer, before.network.num_layers)
             layers.append(_run_layer(before, after, layer, predicts))
             say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)

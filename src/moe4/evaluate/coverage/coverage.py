@@ -22,6 +22,7 @@ from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
+from moe4.progress import OnProgress, Pace, ignore
 
 REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
 
@@ -54,8 +55,11 @@ class Coverage:
     top_k: int
 
 
-def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
+def measure(
+    options: CoverageOptions, say: Callable[[str], None], on_progress: OnProgress = ignore
+) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
+    pace = Pace(on_progress, "counting")
     weights, network = open_model(options.model, torch.bfloat16)
     documents = read_documents(options.model, options.calibration, options.num_documents)
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
@@ -69,6 +73,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
         stream = Stream(weights, network, sequences, Path(work), usable_device(options.device))
         stream.embed()
         for layer in range(network.num_layers):
+            pace.layer(layer, network.num_layers)
             passed = stream.attend(layer)
             shape = network.experts[layer]
             if shape is not None:

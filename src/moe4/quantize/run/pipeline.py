@@ -17,7 +17,6 @@ from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import DiskSpaceError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.files.durable import NO_ROOM
-from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME
@@ -37,7 +36,7 @@ from moe4.quantize.run.commit import Committer, follow
 from moe4.quantize.run.environment import RunEnvironment, find_environment
 from moe4.quantize.transfer.boundary import Boundary, repair
 from moe4.quantize.transfer.device_memory import require_device
-from moe4.quantize.transfer.ranks import Parcel, Ranks, threads_per_rank
+from moe4.quantize.transfer.ranks import Parcel, Ranks, keeping_threads, threads_per_rank
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -76,16 +75,21 @@ class _Prepared:
         return self.corpus.num_tokens if self.corpus else 0
 
 
-def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
+def quantize(
+    request: Request, progress: ProgressReporter | None = None, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
 
-    With several `ranks` each of them calls this; all but rank 0 need a progress reporter that is quiet.
+    With several `ranks` each of them calls this; rank 0 alone tells its progress. The process is left as it
+    was found; what a command may do to its own is in `ranks.own_process`.
     """
     ranks = ranks or Ranks()
-    return_large_blocks()
+    if progress is None or not ranks.is_first:
+        progress = ProgressReporter()
     try:
         ranks.connect(gpus=request.device.startswith("cuda"))
-        report = _quantize(request, progress, ranks)
+        with keeping_threads():
+            report = _quantize(request, progress, ranks)
     except (Moe4Error, OSError) as error:
         named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
         if ranks.is_first:

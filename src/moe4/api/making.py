@@ -1,0 +1,101 @@
+"""Make a release: plan, quantize, load its report."""
+
+from pathlib import Path
+from typing import Any
+
+from moe4.api.operation import PathLike, RecipeArgument, Source, open_source, operation, optional_path, say
+from moe4.api.results import Plan
+from moe4.checkpoint.report_file import Report, parse_report, report_of
+from moe4.progress import OnProgress, ignore
+from moe4.recipe import resolve_recipe
+
+
+@operation
+def plan(
+    source: Source,
+    out: PathLike | None = None,
+    *,
+    recipe: RecipeArgument | None = None,
+    calibration: PathLike | None = None,
+    allow_extra: bool = False,
+    trust_remote_code: bool = False,
+    time_it: bool = True,
+) -> Plan:
+    """Say what `quantize` would write, need and take, and every reason it would fail.
+
+    source: a checkpoint's folder, or one with its config.json alone. out: only looked at. time_it: solve one
+    expert of made-up weights to tell the time.
+
+    Raises CheckpointError if the source cannot be read at all, RecipeError or CalibrationError.
+
+        >>> plan = moe4.plan("k2-tiny", recipe={"method": "rtn"})
+        >>> plan.ok, plan.release.group_size
+        (True, 128)
+    """
+    from moe4.quantize.forecast.forecast import forecast
+    from moe4.quantize.run.pipeline import Request
+
+    request = Request(
+        source=open_source(source),
+        out=Path.cwd() if out is None else Path(out),
+        recipe=resolve_recipe(recipe),
+        calibration=optional_path(calibration),
+        trust_remote_code=trust_remote_code,
+        allow_extra=allow_extra,
+    )
+    return Plan.of(forecast(request, has_out=out is not None, time_it=time_it))
+
+
+@operation
+def quantize(
+    source: Source,
+    out: PathLike,
+    *,
+    recipe: RecipeArgument | None = None,
+    calibration: PathLike | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    allow_extra: bool = False,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress = ignore,
+    ranks: Any = None,
+) -> Report:
+    """Quantize the checkpoint in `source` to an INT4 (W4A16) release in `out`, layer by layer.
+
+    recipe: a Recipe, a dict of what differs from the default one, or a TOML file. calibration: JSONL with one
+    {messages, tools} or {text} a line; "reference" is k2-tiny's own. device: cpu, cuda or cuda:N. resume:
+    continue an unfinished run. allow_extra: leave out tensors that the model has no place for. on_progress:
+    hears each step as a `Progress`. ranks: `Ranks.from_environment()` in a script that torchrun starts.
+
+    An exception, KeyboardInterrupt too, leaves what was committed; `resume=True` goes on from there. Raises
+    CheckpointError, RecipeError, CalibrationError, OutputError, MemoryBudgetError or RankError.
+
+        >>> report = moe4.quantize("k2-tiny", "release", recipe={"method": "rtn"})
+        >>> report.release.num_bytes < report.source.num_bytes
+        True
+    """
+    from moe4.quantize.reporting.progress import ProgressReporter
+    from moe4.quantize.run.pipeline import Request
+    from moe4.quantize.run.pipeline import quantize as run
+
+    request = Request(
+        source=open_source(source),
+        out=Path(out),
+        recipe=resolve_recipe(recipe),
+        calibration=optional_path(calibration),
+        resume=resume,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        allow_extra=allow_extra,
+    )
+    return report_of(run(request, ProgressReporter(on_progress, say), ranks), "the report")
+
+
+@operation
+def load_report(release: Source) -> Report:
+    """Return what a run said of its release (`moe4-report.json`). Raises CheckpointError.
+
+    >>> moe4.load_report("release").recipe.method
+    'rtn'
+    """
+    return parse_report(open_source(release))

@@ -1,0 +1,268 @@
+"""Serve a release, talk to a server, and look at the machine that is to serve."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from moe4.api.operation import (
+    PathLike,
+    Positive,
+    Source,
+    Text,
+    open_source,
+    operation,
+    optional_path,
+    say,
+)
+from moe4.progress import OnProgress, ignore
+
+if TYPE_CHECKING:
+    from moe4.deploy.smoke import SmokeOutcome
+    from moe4.kernels.inspection import Machine
+    from moe4.serve.binding import Binding
+    from moe4.serve.chat import Conversation
+    from moe4.serve.command import ServeCommand
+    from moe4.serve.run import RunningServer
+
+KEY_VARIABLE = "VLLM_API_KEY"
+NO_COMPILER = (
+    "none for C++: `moe4 serve` needs none, but --no-enforce-eager and --pipeline-parallel-size, which "
+    "compile, do not work; install g++"
+)
+
+
+@operation
+def serve_command(
+    release: Source,
+    *,
+    host: Text = "127.0.0.1",
+    port: int = 0,
+    max_model_len: int | Text | None = None,
+    tensor_parallel_size: int = 1,
+    rest: str = "bfloat16",
+    expert_cache: float | None = None,
+    open_metrics: bool = False,
+    api_key: str | None = None,
+    vllm_options: Sequence[str] = (),
+    find_port: bool = True,
+) -> "ServeCommand":
+    """Return the command that serves a release, with the variables it sets; nothing is started.
+
+    The arguments are those of `serve`. find_port: make sure that the port is free; 0 becomes a free one.
+    """
+    from moe4.serve.command import ServeOptions, read_tokens
+    from moe4.serve.run import prepare
+
+    options = ServeOptions(
+        host=host,
+        port=port,
+        max_model_len=read_tokens(max_model_len) if isinstance(max_model_len, str) else max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        expert_cache_gb=expert_cache,
+        rest=rest,
+        open_metrics=open_metrics,
+        extra=tuple(vllm_options),
+    )
+    key = {} if api_key is None else {KEY_VARIABLE: api_key}
+    return prepare(open_source(release), options, {**os.environ, **key}, find_port=find_port)
+
+
+@operation
+def serve(
+    release: Source,
+    *,
+    host: Text = "127.0.0.1",
+    port: int = 0,
+    max_model_len: int | Text | None = None,
+    tensor_parallel_size: int = 1,
+    rest: str = "bfloat16",
+    expert_cache: float | None = None,
+    open_metrics: bool = False,
+    api_key: str | None = None,
+    vllm_options: Sequence[str] = (),
+    check: bool = True,
+    log: PathLike | None = None,
+    on_progress: OnProgress = ignore,
+) -> AbstractContextManager["RunningServer"]:
+    """Serve a release with vLLM for as long as a `with` block lasts; it gets the server once that answers.
+
+    port: 0 takes a free one. max_model_len: tokens a conversation may have, also as "32k". rest: on a CPU the
+    type of all that is not routed experts, bfloat16 or int8. expert_cache: on a CPU, GB for the experts.
+    api_key: what requests must carry; VLLM_API_KEY's if None. vllm_options: further options, as vLLM takes
+    them. check: ask for the release's expected answers first; see `probe`. log: a file for vLLM's log.
+
+    The server is stopped however the block is left. Raises ServeError, with vLLM's first-hand reason, if it
+    does not start; CheckpointError or MissingDependencyError for what cannot be served.
+
+        >>> with moe4.serve("release") as server:
+        ...     answer = server.client().chat.completions.create(
+        ...         model=server.model, messages=[{"role": "user", "content": "What is 2 + 2?"}])
+    """
+    from moe4.serve.process import check_log
+    from moe4.serve.run import serving
+
+    if log is not None:
+        check_log(Path(log))
+    built = serve_command(
+        release,
+        host=host,
+        port=port,
+        max_model_len=max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        rest=rest,
+        expert_cache=expert_cache,
+        open_metrics=open_metrics,
+        api_key=api_key,
+        vllm_options=vllm_options,
+    )
+    return serving(
+        built,
+        open_source(release),
+        log=optional_path(log),
+        check=check,
+        say=say,
+        on_progress=on_progress,
+    )
+
+
+@operation
+def chat(
+    base_url: Text = "http://127.0.0.1:8000/v1",
+    *,
+    model: Text | None = None,
+    system: str | None = None,
+    max_tokens: Positive | None = None,
+    temperature: Annotated[float, Field(ge=0)] | None = None,
+) -> "Conversation":
+    """Begin a conversation with a served model; `ask` sends a message and yields the answer as it comes.
+
+    model: the server's first if None. system: the chat template's if None. temperature: 0 always takes the
+    likeliest token. The API key is taken from VLLM_API_KEY. Raises ServeError if no server answers.
+    """
+    from moe4.serve.chat import Conversation, connect
+
+    client, name = connect(base_url, model)
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Conversation(client=client, model=name, system=system, options=given)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmokeResult:
+    """The first questions to a server, and what came of each."""
+
+    url: str
+    model: str | None
+    checks: "tuple[SmokeOutcome, ...]"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every answer was right."""
+        return all(check.ok for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        checks = [asdict(check) for check in self.checks]
+        return {"url": self.url, "model": self.model, "ok": self.ok, "checks": checks}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.checks))
+
+
+@operation
+def smoke(
+    url: Text,
+    *,
+    model: Text | None = None,
+    probe: Source | None = None,
+    timeout: float = 120.0,
+    insecure: bool = False,
+    api_key: str | None = None,
+    on_outcome: Callable[..., None] = lambda outcome: None,
+) -> SmokeResult:
+    """Ask a server its models, a chat, a stream with usage and a tool call; `ok` says if all were right.
+
+    probe: also ask for the expected answers of this release. timeout: seconds one answer may take. insecure:
+    do not check the server's certificate. api_key: VLLM_API_KEY's if None. on_outcome: hears each of them.
+    """
+    from moe4.deploy.smoke import SmokeTest
+
+    test = SmokeTest(
+        url,
+        model=model,
+        api_key=os.environ.get(KEY_VARIABLE) if api_key is None else api_key,
+        timeout=timeout,
+        verify=not insecure,
+        probe=None if probe is None else open_source(probe),
+    )
+    outcomes = []
+    for outcome in test.run():
+        outcomes.append(outcome)
+        on_outcome(outcome)
+    return SmokeResult(url=url, model=test.model, checks=tuple(outcomes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """What a machine offers the CPU kernels and vLLM. read_bytes_per_second: None where not measured."""
+
+    machine: "Machine"
+    binding: "Binding"
+    compiler: str | None
+    read_bytes_per_second: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        rate, serving = self.read_bytes_per_second, asdict(self.binding)
+        found = {**asdict(self.machine), "read_bytes_per_second": rate, "serve": serving}
+        return {**found, "cpp_compiler": self.compiler}
+
+    def __str__(self) -> str:
+        machine, rate = self.machine, self.read_bytes_per_second
+        lines = [
+            f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
+            f"NUMA nodes: {machine.numa_nodes}",
+            f"memory     {machine.memory_bytes / 2**30:.1f} GiB",
+            f"threads    {machine.threads}, of {machine.thread_runtime}",
+            f"serving    {_describe_binding(self.binding)}",
+            f"compiler   {self.compiler or NO_COMPILER}",
+        ]
+        if rate is not None:
+            lines.append(f"reading    {rate / 1e9:.1f} GB/s")
+        for path in machine.paths:
+            state = "no: " + path.obstacle if path.obstacle else "yes"
+            if path.on_request and not path.obstacle:
+                state += f", on request only: {path.on_request}"
+            taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
+            lines.append(f"path       {path.name:12} {state}{taken}")
+        return "\n".join(lines)
+
+
+def _describe_binding(binding: "Binding") -> str:
+    threads = "vLLM's own choice" if binding.num_threads is None else f"{binding.num_threads} threads"
+    variables = "".join(f" {name}={value}" for name, value in binding.variables.items())
+    return f"{threads}: {binding.reason};{variables}" if variables else f"{threads}: {binding.reason}"
+
+
+@operation
+def doctor(*, measure: bool = False) -> Diagnosis:
+    """Say what this machine offers the CPU kernels, and which path they take and why.
+
+    measure: also measure how fast memory is read. Raises KernelError if MOE4_KERNEL names a path that this
+    machine cannot run.
+    """
+    from moe4.kernels.inspection import inspect_machine, measure_read_rate
+    from moe4.machine.processors import read_processors
+    from moe4.serve.binding import choose_binding
+    from moe4.serve.host import find_compiler
+
+    binding = choose_binding(read_processors(), 1, os.environ)
+    compiler = find_compiler(os.environ)
+    machine = inspect_machine()
+    rate = measure_read_rate() if measure else None
+    return Diagnosis(machine=machine, binding=binding, compiler=compiler, read_bytes_per_second=rate)
