@@ -177,6 +177,16 @@ def test_a_place_is_written_where_mappings_stand() -> None:
     assert written({"a": []}, "a", 0, "b") is None
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "---\n", "? x\n", "!!omap []\n", "!!set {}\n", "&a []\n", "!y a\n"]
+)
+def test_what_is_empty_has_a_place(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    for finding in lint_files([file], Context(), None):
+        assert finding.line >= 1
+
+
 def test_whole_numbers() -> None:
     assert [whole(value) for value in (0, 7, "7", "007")] == [0, 7, 7, 7]
     for value in (None, True, -1, 1.0, "-1", "1.5", "²", "٣", "", "1" * 5000, 10**30, [], {}):

@@ -305,6 +305,13 @@ def test_a_parallel_size_is_at_least_one(option: str, size: str, tmp_path: Path)
     assert isinstance(result.exception, DeployError)
 
 
+@pytest.mark.parametrize("option", ["--tensor-parallel", "--pipeline-parallel", "--data-parallel"])
+def test_a_parallel_size_may_be_absurd(option: str, tmp_path: Path) -> None:
+    config = str(write_kimi_config(tmp_path / "Kimi-K2-Instruct"))
+    result = CliRunner().invoke(app, ["fit", config, "--gpu", "h200", option, "9" * 20])
+    assert isinstance(result.exception, DeployError | SystemExit), result.exception
+
+
 def test_all_families_that_are_streamed_are_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     config = {"model_type": "other_moe", "num_hidden_layers": 2, "n_routed_experts": 8}

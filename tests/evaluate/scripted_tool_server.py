@@ -92,6 +92,8 @@ class ToolServer:
             content = "Good day."
         elif self.fault == "no usage when streaming" and body["stream"]:
             usage = {}
+        elif self.fault == "usage is text":
+            usage = "plenty"
         message = {"role": "assistant", "content": content or None, "tool_calls": calls or None}
         return 200, {
             "id": "c",

@@ -68,6 +68,7 @@ def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
         ("says stop", {"tool_call_f1", "finish_reason_consistent"}),
         ("streams otherwise", {"stream_equal"}),
         ("no usage when streaming", {"usage_present"}),
+        ("usage is text", {"usage_present"}),
         ("refuses nested", {"answered"}),
     ],
 )

@@ -138,6 +138,7 @@ def _set_environment(folder: Path) -> None:
     )
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # else it asks an unreachable hub for half a minute
     tempfile.tempdir = None
+    sys.dont_write_bytecode = True  # beside modules, if they are not compiled yet
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import OutputError, ProbeError
-from moe4.probe.form import Expectation, ExpectedAnswers, read_probe
+from moe4.probe.form import LEAST_LOGPROB, Expectation, ExpectedAnswers, read_probe
 from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
-from moe4.probe.passes import join_prefixes
+from moe4.probe.passes import ProbePasses, join_prefixes
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
 
@@ -112,6 +113,17 @@ def test_what_cannot_be_made_is_said(folder: Path, tmp_path: Path) -> None:
     ):
         make_probe(ProbeOptions(release=other), lambda _: None)
     assert not (tmp_path / "probe.json").exists()
+
+
+def test_what_no_probability_tells_apart_is_written_as_the_least() -> None:
+    """A model with damaged weights may give log-probabilities that no file holds."""
+    passes = object.__new__(ProbePasses)
+    passes._last_rows = torch.tensor([0])
+    rows = torch.tensor([[0.0, -7e27, -3.5, -float("inf")]])
+    passes.streams = {"released": SimpleNamespace(last_logprobs=lambda _: rows)}  # type: ignore[dict-item]
+    (found,) = passes.expectations("released")
+    assert found.ids == [0, 2, 1, 3]
+    assert found.logprobs == [0.0, -3.5, LEAST_LOGPROB, LEAST_LOGPROB]
 
 
 def test_a_sequence_that_begins_another_is_run_with_it() -> None:

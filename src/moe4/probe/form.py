@@ -36,11 +36,12 @@ TOP = 20  # the most that vLLM gives by default (--max-logprobs)
 DECIMALS = 6
 OPTIONAL = ("source", "bf16")  # expectations beside "released"
 LARGEST_COUNT = 1 << 53
+LEAST_LOGPROB = -1e9  # what is less likely still is written so: its probability is 0 all the same
 MOST_SUM = 1 + TOP * 10**-DECIMALS  # of the probabilities: each log-probability is rounded
 
 Kind = Literal["chat", "tool_call", "tool_result", "text"]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
-LogProbability = Annotated[float, Field(ge=-LARGEST_COUNT, le=0)]
+LogProbability = Annotated[float, Field(ge=LEAST_LOGPROB, le=0)]
 
 
 class Expectation(Own):

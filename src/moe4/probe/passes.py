@@ -17,7 +17,7 @@ from moe4.forward.layer import Routes
 from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.model.architecture import Network
-from moe4.probe.form import DECIMALS, TOP, Expectation
+from moe4.probe.form import DECIMALS, LEAST_LOGPROB, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
 BATCH_TOKENS = 512  # through a layer at once, or one sequence: its states are in float32
@@ -134,7 +134,7 @@ class ProbePasses:
 
     def expectations(self, name: str) -> list[Expectation]:
         """Return what one model expects after each sequence; after the last layer."""
-        logprobs = self.streams[name].last_logprobs(self._last_rows)
+        logprobs = self.streams[name].last_logprobs(self._last_rows).clamp(min=LEAST_LOGPROB)
         # Equal log-probabilities stay in the order of their ids.
         values, ids = torch.sort(logprobs, dim=1, descending=True, stable=True)
         top = min(TOP, logprobs.shape[1])

@@ -15,8 +15,10 @@ import torch
 from model_fixtures import random_state, reference_config, write_checkpoint
 from safetensors.torch import load_file
 
+from moe4.errors import EvaluationError
 from moe4.quantize.gpu import batches as gpu_batches
 from moe4.quantize.gpu.solver import DeviceSolver
+from moe4.quantize.layer.running_probe import RunningProbe
 from moe4.quantize.run.pipeline import Request, quantize
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -128,3 +130,31 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     run(source, tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told
+
+
+def test_solvers_that_wait_for_the_probe_hear_of_its_failure(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe runs up to the experts while the first are solved; if it fails, nobody waits for it."""
+    attend = RunningProbe.attend
+    solving = threading.Event()
+
+    def fail(probe: RunningProbe, layer: int) -> None:
+        if layer == 0:  # it has no experts
+            attend(probe, layer)
+            return
+        assert solving.wait(60)  # the first batch is solved meanwhile
+        raise EvaluationError("the probe fails here")
+
+    real = gpu_batches.Batches._solve_batch
+
+    def noted(*arguments: Any) -> Any:
+        solving.set()
+        return real(*arguments)
+
+    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
+    monkeypatch.setattr(RunningProbe, "attend", fail)
+    monkeypatch.setattr(gpu_batches.Batches, "_solve_batch", noted)
+    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
+    with pytest.raises(EvaluationError, match="the probe fails here"):
+        run(source, tmp_path / "out")

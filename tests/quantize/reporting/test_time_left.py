@@ -127,6 +127,37 @@ def test_a_resumed_run_counts_from_where_it_is() -> None:
     assert left.fraction() == pytest.approx(1.0)
 
 
+def behind(commit: float) -> list[LayerTime]:
+    """A dense layer, two others that are committed `commit` seconds after their end, and the rest."""
+    moe = LayerTime(rest_seconds=2.0, expert_seconds=0.01, num_experts=400, commit_seconds=commit)
+    return [DENSE, moe, moe, LayerTime(rest_seconds=1.0, waits=True)]
+
+
+@pytest.mark.parametrize("tail", [0.0, 9.0])
+def test_what_is_committed_behind_the_last_layer_counts(tail: float) -> None:
+    clock = Clock()
+    left = TimeLeft(behind(tail), clock=clock)
+    assert left.seconds() == pytest.approx(3.0 + 6.0 + 6.0 + tail + 1.0)
+    run_layer(left, clock, 3.0, 0.0, 0)
+    for _ in range(2):
+        run_layer(left, clock, 2.0, 0.01, 400)
+    assert left.seconds() == pytest.approx(tail + 1.0)
+    clock.now += tail / 3
+    assert left.seconds() == pytest.approx(tail * 2 / 3 + 1.0)
+    clock.now += tail
+    assert left.seconds() == pytest.approx(1.0)
+
+
+def test_commits_that_take_longer_than_expected_are_noticed() -> None:
+    clock = Clock()
+    left = TimeLeft(behind(2.0), clock=clock)
+    run_layer(left, clock, 3.0, 0.0, 0)
+    run_layer(left, clock, 2.0, 0.01, 400)
+    clock.now += 3.0
+    left.layer_committed(1)  # three seconds after its end, for two
+    assert left.seconds() == pytest.approx(3.0 + 3.0 + 1.0)  # half of the other, its commit, the rest
+
+
 def test_the_line_of_a_layer_says_what_is_left() -> None:
     steps: list[Progress] = []
     lines: list[str] = []

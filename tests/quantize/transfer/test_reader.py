@@ -12,7 +12,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
 from moe4.model.architecture import Network, Part
 from moe4.quantize.run import pipeline as run
-from moe4.quantize.transfer.reader import ExpertReader, Stored
+from moe4.quantize.transfer.reader import ExpertReader, ReadAhead, Stored
 from moe4.recipe import ALL_TARGETS, Recipe
 
 
@@ -43,6 +43,28 @@ def test_experts_are_read_one_ahead_in_another_thread(
                 assert pieces[0].dtype == torch.float8_e4m3fn
                 assert torch.equal(checkpoint.decode(name, pieces), checkpoint.load(name))
     assert threading.current_thread().name not in threads
+
+
+def test_a_layer_read_ahead_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(source)
+    names = list(Network(checkpoint.config, torch.bfloat16).layer_tensors(1))
+    asked: list[str] = []
+    read = checkpoint.read
+
+    def observed(name: str, *, pinned: bool = False) -> Stored:
+        asked.append(name)
+        return read(name, pinned=pinned)
+
+    monkeypatch.setattr(checkpoint, "read", observed)
+    ahead = ReadAhead(checkpoint, torch.device("cpu"))
+    ahead.begin(1, names)
+    ahead.begin(1, names)
+    for name in names:
+        assert torch.equal(checkpoint.decode(name, ahead.take(name)), checkpoint.load(name))
+    assert sorted(set(asked)) == sorted(names)
+    assert len(asked) == 2 * len(names)  # once ahead, and once by `load` in this test
+    ahead.take(names[0])  # it is forgotten: read again
+    assert len(asked) == 2 * len(names) + 1
 
 
 def test_an_error_in_the_reader_is_the_callers(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class Document:
         node: Any = self.data
         line, column = 0, 0
         if hasattr(node, "lc"):
-            line, column = node.lc.line, node.lc.col
+            line, column = node.lc.line or 0, node.lc.col or 0  # what is empty has no place
         for key in path:
             try:
                 child = node[key]

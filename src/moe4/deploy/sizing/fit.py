@@ -178,6 +178,9 @@ def fit(
     on_cpu = device.kind == "cpu"
     working = working_bytes if working_bytes is not None else CPU_WORKING_BYTES if on_cpu else WORKING_BYTES
     usable = int(device.memory_bytes * GPU_MEMORY_SHARE)
+    if layout.pipeline > len(release.layers):
+        num_layers = f"the {len(release.layers)} layers of {release.name}"
+        raise DeployError(f"pipeline parallel {layout.pipeline} is more than {num_layers}")
     stages = list(_stages(release, layout))
     weight_bytes, whole_bytes, _ = max(stages)
     tokens = min((usable - weights - working) // max(1, cache) for weights, _, cache in stages)

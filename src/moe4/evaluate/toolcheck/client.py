@@ -83,8 +83,14 @@ async def _read_whole(response: httpx.Response) -> Reply:
         finish_reason=choice.get("finish_reason"),
         content=message.get("content") or "",
         calls=calls,
-        usage=data.get("usage"),
+        usage=_usage(data),
     )
+
+
+def _usage(answer: dict[str, Any]) -> dict[str, Any] | None:
+    """Return an answer's token counts, if they have their form."""
+    usage = answer.get("usage")
+    return usage if isinstance(usage, dict) else None
 
 
 async def _read_stream(response: httpx.Response) -> Reply:
@@ -101,7 +107,7 @@ async def _read_stream(response: httpx.Response) -> Reply:
         if "error" in event:
             reply.error = f"the stream broke off: {event['error']}"
             return reply
-        reply.usage = event.get("usage") or reply.usage
+        reply.usage = _usage(event) or reply.usage
         for choice in event.get("choices") or []:
             reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
             delta = choice.get("delta") or {}

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
@@ -52,7 +53,8 @@ class DeviceSolver:
         routing: Routing,
         stage: Stage = no_stage,
     ) -> None:
-        self._bench, self._experts, self._stage = bench, experts, stage
+        self._bench, self._experts, self._layer, self._stage = bench, experts, layer, stage
+        self._probe_is_here: Future[None] = Future()
         self._rows = DeviceRows(routing, bench.device)
         pool = pool_tokens(bench, routing, self._add_to_pool)
         self._quantizer = ExpertQuantizer(
@@ -67,11 +69,27 @@ class DeviceSolver:
 
     @contextmanager
     def solving(self, total: Activations | None) -> Iterator[Take]:
-        """Read and solve batches ahead of the experts that are taken; outputs are in their parcels."""
+        """Read and solve batches ahead of the experts that are taken; outputs are in their parcels.
+
+        The first batches are solved while the probe runs up to the experts.
+        """
         on_gpu = self._bench.device.type == "cuda"
         num_solvers = 2 if on_gpu and has_room(SECOND_SOLVER_BYTES, self._bench.device) else 1
         with Batches(self._bench, self._experts, self._solve, num_solvers) as batches:
+            self._bring_probe()
             yield batches.take
+
+    def _bring_probe(self) -> None:
+        """Run the probe up to the layer's experts, for which the solvers wait."""
+        try:
+            if self._bench.probe is not None:
+                self._bench.probe.attend(self._layer)
+                if self._bench.device.type == "cuda":  # the solvers' streams do not wait for this thread's
+                    torch.cuda.current_stream(self._bench.device).synchronize()
+        except BaseException as error:
+            self._probe_is_here.set_exception(error)
+            raise
+        self._probe_is_here.set_result(None)
 
     def add_output(self, total: Activations, expert: int, output: Tensor) -> None:
         """Add an expert's output, times its gates, to its tokens' rows of `total`."""
@@ -102,6 +120,7 @@ class DeviceSolver:
             tensors = {}
             if self._bench.probe is not None:
                 with self._stage("probe"):
+                    self._probe_is_here.result()
                     tensors.update(self._bench.probe.run_expert(self._experts, expert, weights, results))
             with self._stage("pack and copy out"):
                 for part in PARTS:

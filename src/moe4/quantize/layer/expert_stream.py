@@ -26,6 +26,7 @@ class ExpertSolver(Protocol):
         """Begin to read and solve; what is given takes the expert that is next: its record, stored tensors.
 
         Its output, [tokens, hidden], is in the parcel, unless the solver has added it to `total` itself.
+        The running probe is brought up to the layer's experts.
         """
         ...
 

@@ -28,15 +28,17 @@ class HostSolver:
     """Solves the experts of one layer. Peak memory: one expert, its tokens and three Hessians."""
 
     def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
-        self._bench, self._experts, self._routing = bench, experts, routing
+        self._bench, self._experts, self._layer, self._routing = bench, experts, layer, routing
         self._solved_elements = 0  # of weights, since the heaps were trimmed
         self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
         self._pool = pool_tokens(bench, routing, self._add_to_pool)
 
     @contextmanager
     def solving(self, total: Activations | None) -> Iterator[Take]:
-        """Read one expert ahead; solve the one that is taken."""
+        """Run the probe up to the experts; read one expert ahead; solve the one that is taken."""
         numbers = self._bench.own_numbers(self._experts.num_experts)
+        if self._bench.probe is not None:
+            self._bench.probe.attend(self._layer)
         with ExpertReader(self._bench.checkpoint, self._experts, numbers) as reader:
             yield lambda expert: self.solve(expert, reader.take(expert), total)
 

@@ -39,7 +39,8 @@ class ProgressReporter:
         self._tell("embedding, head", self._num_layers)
 
     def layer_committed(self, record: LayerRecord, num_layers: int, seconds: float) -> None:
-        """Say what a layer came to."""
+        """Say what a layer came to that is committed."""
+        self._time_left.layer_committed(record.layer)
         took = f"{seconds:.1f} s, {clock(self._time_left.seconds())} left"
         self.say(f"layer {record.layer + 1}/{num_layers}: {record.describe()}, {took}")
 

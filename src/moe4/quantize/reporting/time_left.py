@@ -1,7 +1,8 @@
 """How long the rest of a run will take, from what each layer was expected to take and those that are done.
 
 A layer is two kinds of work: its experts, each solved on its share of the tokens, and the rest, which is one
-forward pass of all tokens. What either takes beside what was expected is measured as the run goes.
+forward pass of all tokens. What either takes beside what was expected is measured as the run goes. On a GPU a
+layer is committed while the next ones run; what that leaves at the end counts, too.
 """
 
 import threading
@@ -18,6 +19,10 @@ class LayerTime:
     expert_seconds: float = 0.0
     """Each expert."""
     num_experts: int = 0
+    commit_seconds: float = 0.0
+    """From the end of its computation until it is committed, if that is behind the next ones' back."""
+    waits: bool = False
+    """Whether this begins only when all layers before it are committed."""
 
 
 class TimeLeft:
@@ -29,8 +34,9 @@ class TimeLeft:
         self._layers, self._layer, self._clock = layers, num_done, clock
         self._lock = threading.Lock()  # the thread that commits asks what is left
         self._num_experts = self._num_in_first_burst = 0
-        self._measured = {"rest": [0.0, 0.0], "experts": [0.0, 0.0]}  # taken, expected
+        self._measured = {"rest": [0.0, 0.0], "experts": [0.0, 0.0], "commit": [0.0, 0.0]}  # taken, expected
         self._layer_start = self._first_expert = self._last_expert = clock()
+        self._uncommitted: dict[int, float] = {}  # when each layer ended that is not committed
 
     def expert_done(self) -> None:
         """Take notice of an expert."""
@@ -53,7 +59,16 @@ class TimeLeft:
             if taken:
                 self._note("experts", taken, layer.expert_seconds * self._num_experts)
             self._note("rest", now - self._layer_start - taken, layer.rest_seconds)
+            if layer.commit_seconds:
+                self._uncommitted[self._layer] = now
             self._layer, self._num_experts, self._layer_start = self._layer + 1, 0, now
+
+    def layer_committed(self, number: int) -> None:
+        """Take notice that a layer, counted from 0, is committed."""
+        with self._lock:
+            ended = self._uncommitted.pop(number, None)
+            if ended is not None:
+                self._note("commit", self._clock() - ended, self._layers[number].commit_seconds)
 
     def seconds(self) -> float:
         """Return how long the rest will take."""
@@ -61,19 +76,30 @@ class TimeLeft:
             return self._seconds()
 
     def _seconds(self) -> float:
-        rest, experts = self._factor("rest"), self._factor("experts")
-        total = 0.0
+        rest, experts, commit = (self._factor(kind) for kind in ("rest", "experts", "commit"))
+        now = self._clock()
+        time = now
+        committed = max(
+            (
+                ended + commit * self._layers[number].commit_seconds
+                for number, ended in self._uncommitted.items()
+            ),
+            default=now,
+        )
         for number, layer in enumerate(self._layers[self._layer :]):
+            if layer.waits:
+                time = max(time, committed)
             all_experts = layer.expert_seconds * layer.num_experts
             whole = rest * layer.rest_seconds + experts * all_experts
             if number == 0:
                 if self._num_experts:
                     missing = layer.num_experts - self._num_experts
                     whole = experts * layer.expert_seconds * missing
-                else:
-                    whole = max(0.0, whole - (self._clock() - self._layer_start))
-            total += whole
-        return total
+                elif not layer.waits:
+                    whole = max(0.0, whole - (now - self._layer_start))
+            time += whole
+            committed = max(committed, time + commit * layer.commit_seconds)
+        return max(time, committed) - now
 
     def fraction(self) -> float:
         """Return which part of the expected work is done, 0 to 1."""

@@ -12,6 +12,7 @@ from moe4.model.architecture import ExpertShape, Network
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.quantize.reporting.time_left import LayerTime
+from moe4.quantize.run.commit_queue import MOST_BEHIND, commits_behind
 from moe4.recipe import Recipe
 
 # By kind of device: the share of a product's rate that whole stages reached, and seconds that no operations
@@ -21,7 +22,8 @@ EXPERT_SHARE = {"cpu": 0.5, "cuda": 0.12}
 REST_SECONDS = {"cpu": 0.3, "cuda": 0.5}
 EXPERT_SECONDS = {"cpu": 0.08, "cuda": 0.004}
 COPY_BYTES_PER_SECOND = 5e8
-HASHED_BYTES_PER_SECOND = 3.9e9  # SHA-256 of a shard and of the two before it, at the same time
+SYNC_SECONDS = 2.0  # until a layer's files are on the disk
+HASHED_BYTES_PER_SECOND = 1.3e9  # of one shard, by one thread, as SHA-256
 
 
 def expected_times(plan: ReleasePlan, bench: Workbench, num_tokens: int) -> list[LayerTime]:
@@ -31,24 +33,47 @@ def expected_times(plan: ReleasePlan, bench: Workbench, num_tokens: int) -> list
     kind = "cuda" if bench.device.type == "cuda" else "cpu"
     times = []
     for shard in plan.shards:
-        copied = shard.num_bytes / COPY_BYTES_PER_SECOND
         if shard.layer is None:
-            times.append(LayerTime(rest_seconds=copied))
+            times.append(LayerTime(rest_seconds=shard.num_bytes / COPY_BYTES_PER_SECOND, waits=True))
             continue
         work = 2.0 * num_tokens * _num_weights(network, shard) if num_tokens else 0.0
         rest = REST_SECONDS[kind] + work / (REST_SHARE[kind] * rate)
         if shard.experts is None:
-            times.append(LayerTime(rest_seconds=rest))
+            commit = _commit_seconds(bench, shard, num_tokens, rest)
+            times.append(LayerTime(rest_seconds=rest, commit_seconds=commit))
             continue
         top_k = int(getattr(network.config, "num_experts_per_tok", 1))
         tokens = num_tokens * top_k / shard.experts.num_experts
         operations = expert_operations(shard.experts, bench.recipe, tokens)
         expert = EXPERT_SECONDS[kind] / num_ranks + operations / (EXPERT_SHARE[kind] * rate)
-        expert = max(expert, shard.num_bytes / HASHED_BYTES_PER_SECOND / shard.experts.num_experts)
+        hashed = shard.num_bytes / HASHED_BYTES_PER_SECOND / MOST_BEHIND
+        expert = max(expert, hashed / shard.experts.num_experts)
+        commit = _commit_seconds(bench, shard, num_tokens, rest + expert * shard.experts.num_experts)
         times.append(
-            LayerTime(rest_seconds=rest, expert_seconds=expert, num_experts=shard.experts.num_experts)
+            LayerTime(
+                rest_seconds=rest,
+                expert_seconds=expert,
+                num_experts=shard.experts.num_experts,
+                commit_seconds=commit,
+            )
         )
     return times
+
+
+def _commit_seconds(bench: Workbench, shard: ShardPlan, num_tokens: int, computed: float) -> float:
+    """Return how long after its computation of so many seconds a layer is committed; 0 if at once.
+
+    Its shard is hashed while it is computed, the next layer's input when it is there.
+    """
+    if not commits_behind(bench.device):
+        return 0.0
+    network = bench.network
+    is_last = shard.layer_number + 1 == network.num_layers
+    size = network.compute_dtype.itemsize * int(network.config.hidden_size)
+    hidden = 0 if is_last else num_tokens * size
+    return SYNC_SECONDS + max(
+        hidden / HASHED_BYTES_PER_SECOND, shard.num_bytes / HASHED_BYTES_PER_SECOND - computed
+    )
 
 
 def expert_operations(shape: ExpertShape, recipe: Recipe, num_tokens: float) -> float:

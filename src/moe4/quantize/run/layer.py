@@ -23,7 +23,6 @@ from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.reporting.layer_record import LayerRecord, matrix_record
-from moe4.quantize.run.commit_queue import commits_behind
 from moe4.quantize.transfer.device_memory import make_activations
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import ExpertReader, LayerReader, Stored
@@ -87,13 +86,14 @@ def quantize_layer_gptq(
     layer = plan.layer_number
     record = LayerRecord(layer=layer, shard=plan.file_name)
     keep = None if bench.probe is None else bench.probe.stored
-    ahead = bench.network.layer_tensors(layer) if commits_behind(bench.device) else ()
-    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, ahead)
+    _read_ahead(bench, layer)
+    reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, bench.ahead)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
     runner = LayerRunner(bench, layer, module, lengths, hidden)
     for stage in plan.linear_stages:
         _quantize_linears(bench, plan, stage, runner, reader, writer, record)
     reader.copy_rest()
+    _read_ahead(bench, layer + 1)
     total = None
     if writer is not None:
         total = make_activations(total_path(work, layer), hidden.shape, torch.float32, bench.device)
@@ -105,14 +105,18 @@ def quantize_layer_gptq(
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
         del module, runner, hidden
-        if bench.probe is not None:
-            bench.probe.attend(layer)
         solver = solver_class(bench.device)(bench, plan.experts, layer, routing)
         ExpertStream(bench, plan.experts, solver).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.progress.layer_done(layer)
     return record, total
+
+
+def _read_ahead(bench: Workbench, layer: int) -> None:
+    """On a GPU, have the files read that a layer needs beside its routed experts."""
+    if bench.ahead is not None and layer < bench.network.num_layers:
+        bench.ahead.begin(layer, bench.network.layer_tensors(layer))
 
 
 def total_path(work: Path, layer: int) -> Path:

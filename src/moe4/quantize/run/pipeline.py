@@ -33,10 +33,12 @@ from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
 from moe4.quantize.run.commit import Committer, follow
+from moe4.quantize.run.commit_queue import commits_behind
 from moe4.quantize.run.environment import RunEnvironment, find_environment
 from moe4.quantize.transfer.boundary import Boundary, repair
 from moe4.quantize.transfer.device_memory import require_device
 from moe4.quantize.transfer.ranks import Parcel, Ranks, keeping_threads, threads_per_rank
+from moe4.quantize.transfer.reader import ReadAhead
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -113,6 +115,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         ranks=ranks,
         progress=progress,
         probe=_running_probe(request, prepared, ranks, device),
+        ahead=ReadAhead(prepared.checkpoint, device) if commits_behind(device) else None,
     )
     prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:

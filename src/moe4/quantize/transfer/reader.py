@@ -57,12 +57,46 @@ class ExpertReader:
         return {part: self._checkpoint.read(self._experts.weight_name(expert, part)) for part in PARTS}
 
 
+class ReadAhead:
+    """Reads tensors before they are asked for, into memory that a GPU copies from at full speed.
+
+    They lie in the host's memory until they are taken.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._futures: dict[str, Future[Stored]] = {}
+        self._layer = -1
+
+    def begin(self, layer: int, names: Iterable[str]) -> None:
+        """Begin to read what a layer has beside its routed experts, unless that has begun already."""
+        if layer == self._layer:
+            return
+        self._layer = layer
+        threads = ThreadPoolExecutor(
+            max_workers=NUM_FILE_READERS,
+            thread_name_prefix="moe4-files",
+            initializer=use_device,
+            initargs=(self._device,),
+        )
+        self._futures = {name: threads.submit(self.read, name) for name in names}
+        threads.shutdown(wait=False)
+
+    def take(self, name: str) -> Stored:
+        """Return a tensor as it is stored, and forget it."""
+        future = self._futures.pop(name, None)
+        return self.read(name) if future is None else future.result()
+
+    def read(self, name: str) -> Stored:
+        """Read a tensor now."""
+        return self._checkpoint.read(name, pinned=self._device.type == "cuda")
+
+
 class LayerReader:
     """Reads what a layer has beside its routed experts; what is copied is written as it is read.
 
     Quantized tensors are decoded on `device`, which changes no bit. Only rank 0 has a writer. What is
-    loaded is put into `keep`, as it is stored. Threads begin at once to read the tensors named in `ahead`,
-    which all lie in memory until they are loaded.
+    loaded is put into `keep`, as it is stored, and taken from `ahead` where it was read before.
     """
 
     def __init__(
@@ -72,20 +106,13 @@ class LayerReader:
         writer: ShardWriter | None,
         device: torch.device,
         keep: dict[str, Stored] | None = None,
-        ahead: Iterable[str] = (),
+        ahead: ReadAhead | None = None,
     ) -> None:
         self._checkpoint, self._plan, self._writer, self._device = checkpoint, plan, writer, device
         self._keep = keep
         self._quantized = {weight.name for stage in plan.linear_stages for weight in stage}
         self._kept: dict[str, Stored] = {}
-        threads = ThreadPoolExecutor(
-            max_workers=NUM_FILE_READERS,
-            thread_name_prefix="moe4-files",
-            initializer=use_device,
-            initargs=(device,),
-        )
-        self._ahead = {name: threads.submit(self._read_from_file, name) for name in ahead}
-        threads.shutdown(wait=False)
+        self._ahead = ahead or ReadAhead(checkpoint, device)
 
     def load(self, name: str) -> Tensor:
         """Return a tensor as `Checkpoint.load` does, on the device."""
@@ -104,14 +131,10 @@ class LayerReader:
         return self._decode(name, stored)
 
     def _read(self, name: str) -> Stored:
-        future = self._ahead.pop(name, None)
-        stored = self._read_from_file(name) if future is None else future.result()
+        stored = self._ahead.take(name)
         if self._keep is not None:
             self._keep[name] = stored
         return stored
-
-    def _read_from_file(self, name: str) -> Stored:
-        return self._checkpoint.read(name, pinned=self._device.type == "cuda")
 
     def _decode(self, name: str, stored: Stored) -> Tensor:
         return self._checkpoint.decode(name, tuple(to_device(piece, self._device) for piece in stored))
