@@ -40,6 +40,17 @@ class Shown:
             self._bar.start()
             messages.current.live = self._bar
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Draw nothing for as long as something is printed."""
+        drawn = self._bar is not None and not self._stopped
+        if drawn:
+            messages.current.live = None
+            self._bar.stop()
+        yield
+        if drawn:
+            self.start()
+
     def stop(self) -> None:
         """Leave no trace on the terminal, and show nothing more."""
         self._stopped = True
@@ -61,6 +72,8 @@ def _make_bar() -> Any:
         TextColumn("{task.fields[left]}", markup=False),
         console=Console(stderr=True, force_terminal=True),
         transient=True,
+        redirect_stdout=False,  # to where the bar is, which may be another place
+        redirect_stderr=False,
     )
 
 

@@ -8,6 +8,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo, say
+from moe4.cli.progress import progress
 
 EXAMPLES = (
     "moe4 deploy podman OUT --gpu h200 --gpus 8 -o serve.sh",
@@ -125,7 +126,8 @@ def command(
     What cannot work is refused in one line.
     """
     asked = {key: value for key, value in locals().items() if key != "output" and value is not None}
-    made = moe4.deploy(**asked)
+    with progress("reading"):
+        made = moe4.deploy(**asked)
     if output is None:
         echo(made, nl=False)
         return

@@ -9,6 +9,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo
+from moe4.cli.progress import progress
 
 EXAMPLES = (
     "moe4 fit OUT",
@@ -38,21 +39,22 @@ def command(
     Reads config.json and headers only, here or on the hub; a private repository takes HF_TOKEN from the
     environment. With --gpu or --gpu-memory the exit code is 1 if it does not work there.
     """
-    sizing = moe4.fit(
-        release,
-        gpu=gpu,
-        gpu_memory=gpu_memory,
-        gpus=gpus,
-        tensor_parallel=tensor_parallel,
-        pipeline_parallel=pipeline_parallel,
-        data_parallel=data_parallel,
-        expert_parallel=expert_parallel,
-        max_model_len=max_model_len,
-        concurrency=concurrency,
-        group_size=group_size,
-        plugin=plugin,
-        disk=disk,
-    )
+    with progress("reading"):
+        sizing = moe4.fit(
+            release,
+            gpu=gpu,
+            gpu_memory=gpu_memory,
+            gpus=gpus,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            data_parallel=data_parallel,
+            expert_parallel=expert_parallel,
+            max_model_len=max_model_len,
+            concurrency=concurrency,
+            group_size=group_size,
+            plugin=plugin,
+            disk=disk,
+        )
     if as_json:
         echo(json.dumps(sizing.as_dict()))
     else:

@@ -9,6 +9,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo, say
+from moe4.cli.progress import progress
 from moe4.errors import UNREAD_EXIT_CODE, DeployError
 
 SCHEMAS = "Schemas"
@@ -69,18 +70,19 @@ def command(
     """
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")
-    result = moe4.lint(
-        files,
-        release=release,
-        gpu=gpu,
-        gpu_memory=gpu_memory,
-        group_size=group_size,
-        plugin=plugin,
-        disk=disk,
-        crds=crds,
-        cluster=cluster,
-        fix=fix,
-    )
+    with progress("reading"):
+        result = moe4.lint(
+            files,
+            release=release,
+            gpu=gpu,
+            gpu_memory=gpu_memory,
+            group_size=group_size,
+            plugin=plugin,
+            disk=disk,
+            crds=crds,
+            cluster=cluster,
+            fix=fix,
+        )
     for mended in result.mended:
         say(f"moe4: mended {mended.file}:{mended.line}: {mended.rule}")
     if as_sarif:

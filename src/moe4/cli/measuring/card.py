@@ -8,6 +8,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo, say
+from moe4.cli.progress import progress
 from moe4.units import format_bytes
 
 UPLOAD = "Upload"
@@ -47,16 +48,17 @@ def command(
 
     Nothing that was not measured is in it. The hub's token is huggingface_hub's own (HF_TOKEN).
     """
-    if push is not None:
-        moe4.list_uploads(out, push)  # what must not be uploaded is refused before anything is written
-    card = moe4.card(
-        out,
-        repo=push or repo,
-        base_model=base_model,
-        license_name=license_name,
-        proof=proof,
-        write=not dry_run,
-    )
+    with progress("reading"):
+        if push is not None:
+            moe4.list_uploads(out, push)  # what must not be uploaded is refused before anything is written
+        card = moe4.card(
+            out,
+            repo=push or repo,
+            base_model=base_model,
+            license_name=license_name,
+            proof=proof,
+            write=not dry_run,
+        )
     if dry_run and not as_json:
         echo(card)
     result: dict[str, object] = {"card": str(card.path), "written": not dry_run, "uploaded": None}

@@ -8,6 +8,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo
+from moe4.cli.progress import progress
 
 EXAMPLES = ("moe4 report OUT", "moe4 report OUT --output report.html")
 
@@ -21,4 +22,6 @@ def command(out: options.MadeRelease, proof: options.ProofFolder = None, output:
 
     It needs no network and no script, and reads well on a phone, in the dark and on paper.
     """
-    echo(moe4.report(out, proof=proof, output=output))
+    with progress("reading"):
+        path = moe4.report(out, proof=proof, output=output)
+    echo(path)

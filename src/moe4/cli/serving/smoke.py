@@ -36,14 +36,20 @@ def command(
 
     An API key is taken from the variable VLLM_API_KEY.
     """
-    with progress("asking the server"):
+    with progress("asking the server") as shown:
+
+        def tell(outcome: object) -> None:
+            if not as_json:
+                with shown.aside():
+                    echo(outcome)
+
         result = moe4.smoke(
             url,
             model=model,
             probe=probe,
             timeout=timeout,
             insecure=insecure,
-            on_outcome=(lambda outcome: None) if as_json else echo,
+            on_outcome=tell,
         )
     if as_json:
         echo(json.dumps(result.as_dict()))
