@@ -88,15 +88,27 @@ def test_looking_at_every_name_imports_neither_torch_nor_vllm() -> None:
     assert text == "set()\n"
 
 
-@pytest.mark.parametrize("package", ["deploy", "probe", "prove", "quantize", "serve", "verify"])
+MODULES = {
+    "deploy": "smoke",
+    "probe": "check",
+    "prove": "run",
+    "quantize": "planning",
+    "serve": "extra",
+    "verify": "decoding",
+}
+
+
+@pytest.mark.parametrize("package", MODULES)
 def test_a_function_stays_one_beside_the_package_of_its_name(package: str) -> None:
-    """However the package is imported, before or after."""
+    """However the package and what is in it are imported, before or after."""
+    inner = MODULES[package]
     text = run(
         f"import importlib\nimportlib.import_module('moe4.{package}')\nimport moe4\n"
-        f"import moe4.{package}\nfrom moe4 import {package}\n"
-        f"print(callable({package}), moe4.{package} is {package}, moe4.{package}.__module__)"
+        f"import moe4.{package}.{inner}\nimport moe4.{package}.{inner} as inner\nfrom moe4 import {package}\n"
+        f"print(callable({package}), moe4.{package} is {package}, moe4.{package}.__module__, inner.__name__)"
     )
     assert text.startswith("True True moe4.api.")
+    assert text.endswith(f" moe4.{package}.{inner}\n")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

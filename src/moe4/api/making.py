@@ -30,7 +30,7 @@ def plan(
 
         >>> plan = moe4.plan("k2-tiny", recipe={"method": "rtn"})
         >>> plan.ok, plan.release.group_size
-        (True, 128)
+        (True, 64)
     """
     from moe4.quantize.forecast.forecast import forecast
     from moe4.quantize.run.pipeline import Request
