@@ -98,8 +98,8 @@ def operation(function: Callable[P, R]) -> Callable[P, R]:
         with naming_refusals():
             return function(**given)  # type: ignore[call-arg]
 
-    # `import moe4.serve.model as model` looks for `model` in moe4.serve, which is a function, and if it is not
-    # there in the module that its __name__ names.
+    # `import moe4.serve.model as model` looks for `model` in moe4.serve, a function, and, as it is not
+    # there, in the module that the function's __name__ names.
     checked.__name__ = f"moe4.{function.__name__}"
     return checked
 
