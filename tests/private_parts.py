@@ -15,6 +15,7 @@ COLLECTIVES = "tests/vllm_plugin/test_collectives.py::test_vllm_gets_them_where_
 EAGER = "tests/vllm_plugin/test_eager.py::test_the_sampler_counts_ranks_plainly"
 ROTARY = "tests/vllm_plugin/test_rotary.py::test_queries_in_any_layout_are_rotated"
 MARLIN = "tests/vllm_plugin/test_marlin_scales.py::test_the_plugin_attaches_on_cuda_and_changes_nothing_else"
+TOOL_PARSER = "tests/vllm_plugin/test_tool_parser.py::test_known_texts"
 MODEL = "tests/model/test_architecture.py"
 HARNESS = "tests/evaluate/test_eval_command.py"
 RANKS = "tests/quantize/transfer/test_ranks.py"
@@ -56,6 +57,11 @@ PARTS = {
     f"{COMMUNICATORS}.shm_broadcast:SpinCondition": WAITING,
     f"{COMMUNICATORS}.base_device_communicator:DeviceCommunicatorBase": COLLECTIVES,
     f"{COMMUNICATORS}.cpu_communicator:CpuCommunicator": COLLECTIVES,
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat": TOOL_PARSER,
+    "vllm.tool_parsers.abstract_tool_parser:DeltaMessage": TOOL_PARSER,
+    "vllm.tool_parsers.abstract_tool_parser:ExtractedToolCallInformation": TOOL_PARSER,
+    "vllm.tool_parsers.abstract_tool_parser:ToolParser": TOOL_PARSER,
+    "vllm.tool_parsers.abstract_tool_parser:ToolParserManager": TOOL_PARSER,
     "vllm.v1.sample.ops.logprobs:batched_count_greater_than": EAGER,
     "vllm.v1.sample.sampler:batched_count_greater_than": EAGER,
     f"{LAYERS}.fused_moe.oracle.int_wna16:marlin_moe_permute_scales": MARLIN,

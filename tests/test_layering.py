@@ -23,8 +23,8 @@ STOREYS = (
     {"kernels", "gptq", "model", "calibration"},
     {"forward"},
     {"probe"},  # it runs a model forward, and quantize has it done on the way
-    {"quantize", "serve", "evaluate", "vllm_plugin"},
-    {"verify"},
+    {"quantize", "serve", "evaluate"},
+    {"verify", "vllm_plugin"},
     {"deploy"},  # it knows what serve would start
     {"publish"},  # it shows how a release is deployed
     {"prove"},
@@ -52,7 +52,7 @@ ROOMS = {
         {"cpu", "experts", "marlin", "rest"},
         {"loader"},
         {"config"},
-        {"registration", "cli"},
+        {"registration", "cli", "tool_parser"},
     ),
     "deploy": ({"sizing"}, {"manifests"}, {"lint", "dashboard", "smoke"}),
     "api": (

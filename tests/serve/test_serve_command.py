@@ -9,7 +9,7 @@ import pytest
 
 from moe4.errors import ServeError
 from moe4.machine.processors import Processors
-from moe4.serve.command import ServeCommand, ServeOptions, build_command, read_tokens
+from moe4.serve.command import TOOL_PARSER_FILE, ServeCommand, ServeOptions, build_command, read_tokens
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
 
@@ -64,7 +64,8 @@ def test_cpu_command_in_full() -> None:
     assert build().shell_line() == (
         "VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0,1,2,3,4,5,6,7 MOE4_YIELD_PROCESSORS=1 "
         "vllm serve out/tiny --host 127.0.0.1 --port 8000 --served-model-name tiny "
-        "--max-model-len 4096 --enable-auto-tool-choice --tool-call-parser kimi_k2 "
+        "--max-model-len 4096 --enable-auto-tool-choice "
+        f"--tool-parser-plugin {TOOL_PARSER_FILE} --tool-call-parser moe4_kimi_k2 "
         "--exclude-tools-when-tool-choice-none --dtype bfloat16 "
         "--enforce-eager --load-format moe4"
     )
@@ -74,7 +75,8 @@ def test_gpu_command_in_full() -> None:
     built = build(KIMI, "--trust-remote-code", device="gpu", tensor_parallel_size=8, host="0.0.0.0", port=80)
     assert built.shell_line() == (
         "vllm serve out/tiny --host 0.0.0.0 --port 80 --served-model-name kimi --max-model-len 131072 "
-        "--tensor-parallel-size 8 --enable-auto-tool-choice --tool-call-parser kimi_k2 "
+        "--tensor-parallel-size 8 --enable-auto-tool-choice "
+        f"--tool-parser-plugin {TOOL_PARSER_FILE} --tool-call-parser moe4_kimi_k2 "
         "--exclude-tools-when-tool-choice-none --trust-remote-code"
     )
     assert built.url == "http://127.0.0.1:80/v1"
@@ -96,6 +98,7 @@ def test_other_chat_forms_get_no_tool_parser() -> None:
         (("--served-model-name", "mine"), "--served-model-name tiny"),
         (("--served_model_name=mine",), "--served-model-name tiny"),
         (("--tool-call-parser", "hermes"), "kimi_k2"),
+        (("--tool-call-parser", "kimi_k2"), "--tool-parser-plugin"),
         (("--no-exclude-tools-when-tool-choice-none",), " --exclude-tools"),
     ],
 )

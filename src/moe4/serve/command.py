@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can 
 CACHED_CONVERSATIONS = 8
 PLUGIN = "moe4"  # its entry point's name in pyproject.toml
 LOAD_FORMAT = "moe4"  # as moe4.vllm_plugin registers it
+TOOL_PARSER_FILE = Path(__file__).resolve().parents[1] / "vllm_plugin" / "tool_parser.py"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,10 +157,12 @@ def _tool_flags(model: "ServedModel", extra: tuple[str, ...]) -> list[tuple[str,
     """Return what makes vLLM read the model's tool calls; none for other forms of calls."""
     if not model.uses_kimi_calls:
         return []
-    found: list[tuple[str, str | None]] = [
-        (flags.AUTO_TOOLS, None),
-        (flags.TOOL_PARSER, flags.KIMI_PARSER),
-    ]
+    found: list[tuple[str, str | None]] = [(flags.AUTO_TOOLS, None)]
+    if not is_given(extra, flags.TOOL_PARSER):
+        found += [
+            (flags.TOOL_PARSER_FILE, str(TOOL_PARSER_FILE)),
+            (flags.TOOL_PARSER, flags.OUR_KIMI_PARSER),
+        ]
     # Without it `tool_choice: "none"` shows the tools to the model, whose call then comes as text.
     if not is_given(extra, f"--no-{flags.NO_TOOLS.removeprefix('--')}"):
         found.append((flags.NO_TOOLS, None))

@@ -12,7 +12,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
 from moe4.model.architecture import Network, Part
 from moe4.quantize.run import pipeline as run
-from moe4.quantize.transfer.reader import ExpertReader, ReadAhead, Stored
+from moe4.quantize.transfer.reader import ExpertReader, Prefetcher, Stored
 from moe4.recipe import ALL_TARGETS, Recipe
 
 
@@ -56,7 +56,7 @@ def test_a_layer_read_ahead_is_read_once(source: Path, monkeypatch: pytest.Monke
         return read(name, pinned=pinned)
 
     monkeypatch.setattr(checkpoint, "read", observed)
-    ahead = ReadAhead(checkpoint, torch.device("cpu"))
+    ahead = Prefetcher(checkpoint, torch.device("cpu"))
     ahead.begin(1, names)
     ahead.begin(1, names)
     for name in names:

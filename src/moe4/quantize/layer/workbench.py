@@ -18,7 +18,7 @@ from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan
 from moe4.quantize.reporting.layer_record import matrix_record
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.transfer.ranks import Ranks
-from moe4.quantize.transfer.reader import LayerReader, ReadAhead, Stored
+from moe4.quantize.transfer.reader import LayerReader, Prefetcher, Stored
 from moe4.recipe import Recipe
 
 Results = dict[Part, QuantizedMatrix]
@@ -36,7 +36,7 @@ class Workbench:
     ranks: Ranks
     progress: ProgressReporter
     probe: RunningProbe | None = None
-    ahead: ReadAhead | None = None
+    ahead: Prefetcher | None = None
     """Reads the next layer while this one is computed, where a GPU does that."""
     reads: ReadLog = field(default_factory=ReadLog)
     """What has been read of the source, if the checkpoint records it there."""

@@ -38,7 +38,7 @@ from moe4.quantize.run.environment import RunEnvironment, find_environment
 from moe4.quantize.transfer.boundary import Boundary, repair
 from moe4.quantize.transfer.device_memory import require_device
 from moe4.quantize.transfer.ranks import Parcel, Ranks, keeping_threads, threads_per_rank
-from moe4.quantize.transfer.reader import ReadAhead
+from moe4.quantize.transfer.reader import Prefetcher
 from moe4.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -115,7 +115,7 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
         ranks=ranks,
         progress=progress,
         probe=_running_probe(request, prepared, ranks, device),
-        ahead=ReadAhead(prepared.checkpoint, device) if commits_behind(device) else None,
+        ahead=Prefetcher(prepared.checkpoint, device) if commits_behind(device) else None,
     )
     prepared.checkpoint.reads = bench.reads
     if device.type == "cuda" and prepared.corpus is not None:

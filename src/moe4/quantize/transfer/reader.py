@@ -57,7 +57,7 @@ class ExpertReader:
         return {part: self._checkpoint.read(self._experts.weight_name(expert, part)) for part in PARTS}
 
 
-class ReadAhead:
+class Prefetcher:
     """Reads tensors before they are asked for, into memory that a GPU copies from at full speed.
 
     They lie in the host's memory until they are taken.
@@ -106,13 +106,13 @@ class LayerReader:
         writer: ShardWriter | None,
         device: torch.device,
         keep: dict[str, Stored] | None = None,
-        ahead: ReadAhead | None = None,
+        ahead: Prefetcher | None = None,
     ) -> None:
         self._checkpoint, self._plan, self._writer, self._device = checkpoint, plan, writer, device
         self._keep = keep
         self._quantized = {weight.name for stage in plan.linear_stages for weight in stage}
         self._kept: dict[str, Stored] = {}
-        self._ahead = ahead or ReadAhead(checkpoint, device)
+        self._ahead = ahead or Prefetcher(checkpoint, device)
 
     def load(self, name: str) -> Tensor:
         """Return a tensor as `Checkpoint.load` does, on the device."""
