@@ -152,9 +152,9 @@ def test_solvers_that_wait_for_the_probe_hear_of_its_failure(
         solving.set()
         return real(*arguments)
 
-    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
+    monkeypatch.setattr(import_module("moe4.quantize.gpu.batch_size"), "MOST_EXPERTS", 2)
     monkeypatch.setattr(RunningProbe, "attend", fail)
     monkeypatch.setattr(gpu_batches.Batches, "_solve_batch", noted)
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     with pytest.raises(EvaluationError, match="the probe fails here"):
         run(source, tmp_path / "out")
