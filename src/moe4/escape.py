@@ -82,6 +82,12 @@ def unit_word(text: str) -> str:
     return '"' + value.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
+def toml_string(text: str) -> str:
+    """Return the text as a string of TOML."""
+    quoted = text.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{_UNSEEN.sub(_spell_for_toml, quoted)}"'
+
+
 def markdown_text(text: str) -> str:
     """Return the text as Markdown's inline text, also in a cell of a table: no markup, link or HTML."""
     return _MARKDOWN.sub(_as_entities, visible(text.strip()))
@@ -125,6 +131,11 @@ def _spell_for_shell(found: re.Match[str]) -> str:
     is_byte = "\udc80" <= letter <= "\udcff"  # of a file name that is not UTF-8
     data = letter.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
     return "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _spell_for_toml(found: re.Match[str]) -> str:
+    letter, code = found.group(), ord(found.group())
+    return _SHORT.get(letter) or (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
 
 
 def _as_entities(found: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ class Progress:
 
     stage: what is being done, such as `layer 3 expert 17`.
     done: the part of the whole work that is done, 0 to 1; None where it is not known.
-    layer, of: the decoder layer that is being worked on, from 1, and how many there are; None elsewhere.
+    layer, of: the decoder layer that is being worked on, from 0, and how many there are; None elsewhere.
     seconds_left: the estimate of the time to the end; None before there is one.
     """
 
@@ -49,9 +49,8 @@ class Pace:
 
     def layer(self, done: int, total: int) -> None:
         """Tell that `done` of `total` layers are done."""
-        number = min(done + 1, total)
-        stage = f"{self._stage}, layer {number}"
-        self._tell(stage, done, total, layer=number, of=total)
+        number = min(done, total - 1)
+        self._tell(f"{self._stage}, layer {number}", done, total, layer=number, of=total)
 
     def _tell(self, stage: str, done: int, total: int, **layers: int) -> None:
         share, left = 0.0, None

@@ -242,6 +242,8 @@ def resolve_recipe(
     group_size: int | str | None = None,
     targets: str | Sequence[str] | None = None,
     num_sequences: int | None = None,
+    sequence_tokens: int | None = None,
+    seed: int | None = None,
     memory_budget: str | None = None,
 ) -> Recipe:
     """Return a recipe with what is not None put over it; the default recipe if none is given.
@@ -259,11 +261,14 @@ def resolve_recipe(
         recipe = load_recipe(Path(given))
     if isinstance(targets, str):
         targets = ALL_TARGETS if targets == "all" else (targets,)
+    calibration = override(
+        recipe.calibration, num_sequences=num_sequences, max_sequence_tokens=sequence_tokens, seed=seed
+    )
     return override(
         recipe,
         method=method,
         group_size=group_size,
         targets=targets,
-        calibration=override(recipe.calibration, num_sequences=num_sequences),
+        calibration=calibration,
         memory_budget=memory_budget,
     )

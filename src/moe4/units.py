@@ -44,3 +44,8 @@ def clock(seconds: float) -> str:
 def percent(value: float, digits: int = 2) -> str:
     """Return a share of 1: "99.65 %"."""
     return f"{100 * value:.{digits}f} %"
+
+
+def layer_done(layer: int, num_layers: int) -> str:
+    """Return "layer 3 (4 of 61 done)": layers are numbered from 0 everywhere, as in tensors' names."""
+    return f"layer {layer} ({layer + 1} of {num_layers} done)"

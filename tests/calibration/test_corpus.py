@@ -11,14 +11,18 @@ import pytest
 from model_fixtures import REFERENCE_MODEL, reference_config
 from transformers import PreTrainedTokenizerFast
 
-from moe4.calibration.corpus import load_corpus, load_tokenizer, output_to_stderr, read_jsonl
+from moe4.calibration.corpus import load_corpus
+from moe4.calibration.tokenizer import load_tokenizer, output_to_stderr
 from moe4.config import parse_config
 from moe4.errors import CalibrationError, MissingDependencyError, TemplateError
 from moe4.model.architecture import build_config
 from moe4.probe.sequences import choose_sequences
 from moe4.recipe import Calibration
 
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Add", "parameters": {"type": "object", "properties": {}}},
+}
 CHAT = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5"}]
 
 
@@ -175,11 +179,3 @@ def test_what_a_library_writes_to_stdout_goes_to_stderr(capfd: pytest.CaptureFix
         os.write(1, b"a library's\n")
     sys.stdout.write("ours again\n")
     assert capfd.readouterr() == ("ours\nours again\n", "a library's\n")
-
-
-def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
-    path = tmp_path / "sparse.jsonl"
-    path.write_text('{"text": "a"}\n')
-    os.truncate(path, 1 << 40)
-    with pytest.raises(CalibrationError, match=r"line 2 does not end within 100000000 bytes"):
-        list(read_jsonl(path))

@@ -1,32 +1,48 @@
-"""Lines of calibration data: what data sets and OpenAI's API write, and what a template gets of it."""
+"""Rows of calibration data: what data sets and OpenAI's API write, and what is recognized in them."""
 
 import json
 from typing import Any
 
 import pytest
 
-from moe4.calibration.formats import join_parts, parse_line
+from moe4.calibration.formats import Row, parse_line
 from moe4.errors import CalibrationError
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c:0", "type": "function", "function": {"name": "f", "arguments": '{"city": "Paris"}'}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+ANSWER = {"role": "assistant", "content": "Hello."}
+
+
+def row(document: Any) -> Row:
+    return parse_line(json.dumps(document).encode(), "c.jsonl:3")
 
 
 def parse(document: Any) -> dict[str, Any]:
-    return parse_line(json.dumps(document).encode(), "c.jsonl:3")
+    return row(document).document
 
 
 def test_a_plain_line_stays_as_it_is() -> None:
     call = {**CALL, "function": {"name": "f", "arguments": {"city": "Paris"}}, "index": 4}
     turn = {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "so"}
-    document = {"messages": [{**USER, "name": "me"}, turn], "tools": [{"type": "function"}]}
+    document = {"messages": [{**USER, "name": "me"}, turn], "tools": [TOOL]}
     assert parse(document) == document
     assert parse({"text": "hello"}) == {"text": "hello"}
+    assert (row(document).form, row({"text": "a"}).form) == ("OpenAI messages", "text")
+    assert not row(document).ignored | row({"text": "a"}).ignored
 
 
-def test_other_columns_and_null_are_passed_over() -> None:
-    assert parse({"messages": [USER], "tools": None, "prompt": "Hi", "id": 3}) == {"messages": [USER]}
-    assert parse({"text": "hello", "messages": None, "meta": {}}) == {"text": "hello"}
+def test_other_columns_are_named_and_null_is_as_if_absent() -> None:
+    found = row({"messages": [{**USER, "weight": 1}], "tools": None, "prompt": "Hi", "id": 3, "x": None})
+    assert found.document == {"messages": [USER]}
+    assert found.ignored == {"prompt", "id", "messages[].weight"}
+    assert row({"text": "hello", "messages": None, "meta": {}}).ignored == {"meta"}
+
+
+def test_messages_come_before_text_that_someone_rendered() -> None:
+    found = row({"messages": [USER], "text": "<|im_start|>Hi", "prompt": "Hi", "response": "x"})
+    assert found.document == {"messages": [USER]}
+    assert found.ignored == {"text", "prompt", "response"}
 
 
 @pytest.mark.parametrize(
@@ -35,33 +51,101 @@ def test_other_columns_and_null_are_passed_over() -> None:
 )
 def test_arguments_are_decoded_once(arguments: Any, expected: dict[str, Any]) -> None:
     call = {**CALL, "function": {"name": "f", "arguments": arguments}}
-    (message,) = parse({"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]})[
-        "messages"
-    ]
-    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}
-    assert message["content"] == ""
+    for calls in ([call], json.dumps([call])):
+        (message,) = parse({"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]})[
+            "messages"
+        ]
+        assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}
+        assert message["content"] == ""
 
 
-@pytest.mark.parametrize("calls", [None, []])
+@pytest.mark.parametrize("calls", [None, [], ""])
 def test_no_calls_are_as_if_absent(calls: Any) -> None:
     assert parse({"messages": [{**USER, "tool_calls": calls}]}) == {"messages": [USER]}
 
 
-def test_parts_are_joined_as_a_server_joins_them() -> None:
+@pytest.mark.parametrize("tools", [None, [], "", "[]", "null"])
+def test_no_tools_are_as_if_absent(tools: Any) -> None:
+    if tools == "null":
+        with pytest.raises(CalibrationError, match="tools must be a list"):
+            parse({"messages": [USER], "tools": tools})
+        return
+    assert parse({"messages": [USER], "tools": tools}) == {"messages": [USER]}
+
+
+def test_a_function_alone_is_a_tool_and_a_call() -> None:
+    document = {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}]}
+    found = parse({**document, "tools": json.dumps([TOOL["function"]])})
+    assert found["tools"] == [TOOL]
+    assert found["messages"][1]["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    ]
+
+
+def test_parts_are_kept_where_there_are_several() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    (message,) = parse({"messages": [{"role": "user", "content": parts[:1]}]})["messages"]
-    assert message["content"] == "one"
-    messages = parse({"messages": [{"role": "user", "content": parts}]})["messages"]
-    assert messages[0]["content"] == parts
-    assert join_parts(messages)[0]["content"] == "one\ntwo"
+    assert parse({"messages": [{"role": "user", "content": parts[:1]}]})["messages"][0]["content"] == "one"
+    assert parse({"messages": [{"role": "user", "content": parts}]})["messages"][0]["content"] == parts
+    found = parse({"messages": [{"role": "user", "content": ["one", parts[1]]}]})
+    assert found["messages"][0]["content"] == parts
+
+
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+
+
+def test_sharegpt() -> None:
+    found = row({"id": "x_0", "conversations": SHAREGPT})
+    assert found.document == {"messages": [USER, ANSWER]}
+    assert (found.form, found.ignored) == ("ShareGPT conversations", {"id"})
+    found = row({"conversations": SHAREGPT, "system": "Be brief.", "tools": "[]"})
+    assert found.document["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert len(found.document["messages"]) == 3
+    with_own = [{"from": "system", "value": "Be long."}, *SHAREGPT]
+    assert parse({"conversations": with_own, "system": "Be brief."})["messages"][0]["content"] == "Be long."
+    assert parse({"conversations": [USER, ANSWER]})["messages"] == [USER, ANSWER]
+
+
+def test_sharegpt_with_tools() -> None:
+    turns = [
+        SHAREGPT[0],
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
+        {"from": "observation", "value": "3"},
+        SHAREGPT[1],
+    ]
+    found = parse({"conversations": turns, "tools": json.dumps([TOOL["function"]])})
+    assert [message["role"] for message in found["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert found["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert found["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("document", "question", "ignored"),
+    [
+        ({"prompt": "Hi", "response": "Hello."}, "Hi", set()),
+        ({"prompt": "Hi", "completion": "Hello.", "score": 1}, "Hi", {"score"}),
+        (
+            {"instruction": "Hi", "input": "", "output": "Hello.", "text": "x"},
+            "Hi",
+            {"input", "text"} - {"input"},
+        ),
+        ({"instruction": "Add", "input": "1 2", "output": "Hello."}, "Add\n1 2", set()),
+        ({"question": "Hi", "answer": "Hello."}, "Hi", set()),
+        ({"prompt": [USER], "completion": [ANSWER]}, "Hi", set()),
+    ],
+)
+def test_a_prompt_and_its_response(document: dict[str, Any], question: str, ignored: set[str]) -> None:
+    found = row(document)
+    assert found.document == {"messages": [{"role": "user", "content": question}, ANSWER]}
+    assert found.ignored == ignored
 
 
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], 'expected an object with either "messages" or "text"'),
-        ({"text": "a", "messages": [USER]}, "either"),
-        ({"text": None}, "either"),
+        ([], 'expected an object with "messages", "conversations"'),
+        ({}, r"found \{\}"),
+        ({"text": None}, "expected an object"),
+        ({"prompt": "a"}, "found the columns prompt"),
         ({"text": ""}, "text must be a string that is not empty"),
         ({"text": 3}, "text must be a string, found 3"),
         ({"messages": []}, "messages must have at least 1 entry"),
@@ -84,8 +168,27 @@ def test_parts_are_joined_as_a_server_joins_them() -> None:
             {"messages": [{**USER, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}]},
             r'function.arguments must be an object, or one as JSON in a string, found "{"',
         ),
+        (
+            {
+                "messages": [
+                    {**USER, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": '"{}"'}}]}
+                ]
+            },
+            "function.arguments must be an object",
+        ),
+        ({"messages": [{**ANSWER, "function_call": {"name": "f"}}]}, "function_call is OpenAI's older form"),
         ({"messages": [USER], "tools": {}}, "tools must be a list"),
         ({"messages": [USER], "tools": ["f"]}, r'tools\[0\] must be an object, found "f"'),
+        ({"messages": [USER], "tools": [{"type": "function"}]}, r"tools\[0\].function is missing"),
+        (
+            {"conversations": [{"from": "narrator", "value": "x"}]},
+            'message 1 is from "narrator"; expected one',
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": "f()"}]},
+            "message 1 is a function_call and must",
+        ),
+        ({"prompt": 3, "response": "x"}, r"messages\[0\].content must be a string"),
     ],
 )
 def test_a_bad_line_is_named(document: Any, message: str) -> None:

@@ -11,6 +11,7 @@ BEFORE: dict[str, Any] = {
     "source": "a" * 64,
     "recipe": "b" * 64,
     "recipe_values": {"group_size": 128, "gptq": {"damping": 0.01, "descent_sweeps": 1}},
+    "documents": None,
     "calibration": None,
     "probe": "c" * 64,
     "side_files": {"tokenizer.json": "d" * 64, "LICENSE": "e" * 64},
@@ -24,7 +25,8 @@ BEFORE: dict[str, Any] = {
         ({}, ""),
         ({"moe4": "0.2.0"}, "another version of moe4 (0.1.0, now 0.2.0)"),
         ({"source": "f" * 64}, "another source checkpoint"),
-        ({"calibration": "f" * 64}, "another calibration data"),
+        ({"documents": "f" * 64, "calibration": "f" * 64}, "another calibration data"),
+        ({"calibration": "f" * 64}, "another set of calibration tokens"),
         ({"recipe": "f" * 64}, "another recipe"),
         (
             {

@@ -123,6 +123,7 @@ BEGIN = {
     "moe4": "1",
     "source": "0" * 64,
     "recipe": "0" * 64,
+    "documents": None,
     "calibration": None,
     "probe": None,
     "side_files": {},

@@ -8,7 +8,9 @@ from deploy.deploy_cases import write_kimi_config
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.deploy.sizing import machines
 from moe4.errors import DeployError
+from moe4.machine.gpus import Gpu
 
 GIB = 1 << 30
 EXPERTS, REST = 10_899_970_560, 21_095_653_376  # bytes that a decoded token reads
@@ -47,6 +49,28 @@ def test_eight_h200_in_figures(kimi: str) -> None:
     assert 0 <= found["cache_tokens"] - found["longest_conversation"] < 64  # whole blocks
 
 
+def test_this_machine_has_a_row(kimi: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU server by its memory; with GPUs, as many as there are. What is recommended is the table's."""
+    monkeypatch.setattr(machines, "list_gpus", lambda: [])
+    monkeypatch.setattr(machines, "total_memory_bytes", lambda: 2000 * GIB)
+    found = facts(kimi)
+    (row,) = [row for row in found["fits"] if row["this_machine"]]
+    assert (row["device"], row["gpus"], row["verdict"]) == ("this machine, 2000 GiB", 0, "comfortable")
+    assert "this machine, 2000 GiB" in fit(kimi)
+    before = found["recommended"]
+    gpu = Gpu(vendor="nvidia", name="NVIDIA H200", memory_bytes=143_771 << 20)
+    monkeypatch.setattr(machines, "list_gpus", lambda: [gpu] * 8)
+    found = facts(kimi)
+    (row,) = [row for row in found["fits"] if row["this_machine"]]
+    (table,) = [row for row in found["fits"] if row["device"] == "H200" and row["gpus"] == 8]
+    same = {"device": "NVIDIA H200, this machine's", "this_machine": True}
+    assert row == table | same
+    assert found["recommended"] == before and not before["this_machine"]
+    monkeypatch.setattr(machines, "list_gpus", lambda: [gpu])
+    (row,) = [row for row in facts(kimi)["fits"] if row["this_machine"]]
+    assert (row["gpus"], row["verdict"]) == (1, "no")
+
+
 def test_a_conversation_more_reads_more_experts_and_the_rest_once(kimi: str) -> None:
     """Of 384 experts four tokens choose 8 each at random: 384 (1 - (1 - 8/384)^4) are read."""
     found = facts(kimi, "--gpu", "h200", "--gpus", "8", "--concurrency", "4")["fit"]
@@ -66,7 +90,8 @@ def test_the_release_in_figures(kimi: str) -> None:
 
 def test_the_table_has_a_row_for_a_machine_and_one_for_the_fewest_that_work(kimi: str) -> None:
     found = facts(kimi)
-    rows = [(row["device"], row["gpus"], row["nodes"], row["verdict"]) for row in found["fits"]]
+    table = [row for row in found["fits"] if not row["this_machine"]]
+    rows = [(row["device"], row["gpus"], row["nodes"], row["verdict"]) for row in table]
     assert rows == [
         ("L40S", 8, 1, "no"),
         ("L40S", 16, 2, "fits"),

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from moe4.evaluate.toolcheck.requests import HARD_CASES
+from moe4.evaluate.built_in import HARD_CASES
 
 MODEL = "scripted"
 

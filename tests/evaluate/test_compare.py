@@ -16,8 +16,8 @@ from model_fixtures import (
 from transformers import AutoTokenizer
 
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import CheckpointError, EvaluationError
-from moe4.evaluate.comparison.compare import CompareOptions, compare, describe
+from moe4.errors import CalibrationError, CheckpointError, EvaluationError
+from moe4.evaluate.comparison.compare import CompareOptions, check_comparison, compare, describe
 from moe4.evaluate.comparison.divergence import kl_divergence
 from moe4.evaluate.result_files import ComparisonFile, to_json
 
@@ -111,7 +111,7 @@ def test_the_worst_token_is_the_worst(result: ComparisonFile, oracle: dict[str, 
     )
     text = describe(result)
     assert "nats a token" in text
-    assert "layer 2 expert" in text or "layer 3 expert" in text
+    assert "layer 1 expert" in text or "layer 2 expert" in text
 
 
 def test_what_is_written_is_as_it_was(result: ComparisonFile) -> None:
@@ -156,6 +156,15 @@ def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:
     options = CompareOptions(source=folder / "source", release=other, data=folder / "text.jsonl")
     with pytest.raises(EvaluationError, match="num_hidden_layers is 2, not 3"):
         compare(options, lambda _: None)
-    (other / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(EvaluationError, match="give --data"):
-        compare(CompareOptions(source=other, release=other), lambda _: None)
+    with pytest.raises(EvaluationError, match="num_hidden_layers is 2, not 3"):
+        check_comparison(options)
+    missing = CompareOptions(source=other, release=other, data=tmp_path / "none.jsonl")
+    with pytest.raises(CalibrationError, match=r"none\.jsonl"):
+        check_comparison(missing)
+
+
+def test_without_a_text_moe4s_own_is_read(folder: Path) -> None:
+    source = folder / "source"
+    found = compare(CompareOptions(source=source, release=source, num_sequences=3), lambda _: None)
+    assert (found.data, found.num_sequences) == ("hard-cases.jsonl", 3)
+    assert found.kl.mean == 0 and found.num_tokens > 50

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.errors import EvaluationError, ServeError
+from moe4.evaluate.built_in import HARD_CASES
 from moe4.evaluate.result_files import Measure, ToolcheckFile
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module
-from moe4.evaluate.toolcheck.requests import HARD_CASES, read_requests, request_files
+from moe4.evaluate.toolcheck.requests import read_requests, request_files
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """`moe4 doctor`: this machine, the paths it can run, the one that is taken."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.errors import KernelError
+from moe4.errors import KernelError, MissingDependencyError
 from moe4.kernels import available_paths, selected_path
 from moe4.kernels import inspection as machine
+from moe4.machine.gpus import Gpu, list_gpus
+from moe4.serve import doctor as diagnosis
 
 RUNNER = CliRunner()
 
@@ -41,6 +45,80 @@ def test_the_compiler_is_told_or_missed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert json.loads(doctor("--json"))["cpp_compiler"] == str(tmp_path / "g++")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert json.loads(doctor("--json"))["cpp_compiler"] is None
+
+
+def test_versions_vllm_and_room_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found, text = json.loads(doctor("--json")), doctor()
+    assert found["versions"]["torch"] == torch.__version__
+    assert f"moe4 {found['versions']['moe4']}, python" in text
+    assert found["available_bytes"] <= found["memory_bytes"]
+    assert next(disk["use"] for disk in found["disks"]) == "here"
+    assert all(disk["free_bytes"] >= 0 for disk in found["disks"])
+    monkeypatch.setattr(diagnosis, "find_distribution", no_vllm)
+    assert json.loads(doctor("--json"))["vllm"] is None
+    assert "vllm       not installed: pip install 'moe4[cpu]'" in doctor()
+
+
+def no_vllm() -> str:
+    raise MissingDependencyError("none")
+
+
+def test_gpus_are_told_by_their_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert json.loads(doctor("--json"))["gpus"] == []
+    assert "gpu        none" in doctor()
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771'\necho 'NVIDIA H200, 143771'\necho '[N/A]'\n")
+    driver.chmod(0o755)
+    assert doctor().count("gpu        NVIDIA H200, 140.4 GiB") == 2
+    driver.write_text("#!/bin/sh\necho failed; exit 9\n")
+    assert json.loads(doctor("--json"))["gpus"] == []
+    card = tmp_path / "sys" / "class" / "drm" / "card0" / "device"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x1002\n")
+    (card / "mem_info_vram_total").write_text(f"{192 << 30}\n")
+    assert list_gpus(tmp_path) == [Gpu(vendor="amd", name="AMD GPU", memory_bytes=192 << 30)]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "offline", "said"),
+    [
+        ("http://127.0.0.1:9", "", "http://127.0.0.1:9 cannot be used: "),
+        ("http://127.0.0.1:9", "1", "cannot be used: HF_HUB_OFFLINE forbids it"),
+        ("file:///etc/passwd", "", "HF_ENDPOINT is no address"),
+        ("nonsense", "", "HF_ENDPOINT is no address"),
+    ],
+)
+def test_a_hub_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, offline: str, said: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (line,) = [line for line in doctor().splitlines() if line.startswith("hub ")]
+    assert said in line and line.endswith("a token is there")
+    assert "hf_secret" not in doctor() + doctor("--json")
+
+
+def test_a_hub_that_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        assert json.loads(doctor("--json"))["hub"]["obstacle"] is None
+        server.shutdown()
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """It answers, though it refuses: the hub is there."""
+
+    def do_HEAD(self) -> None:  # http.server's name
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def test_a_forced_path_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

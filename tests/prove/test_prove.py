@@ -1,6 +1,8 @@
 """`moe4 prove`: what it writes, what it does not measure twice, when it fails. `make demo` runs it whole."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from publish.measured import TASK, evaluation, toolcheck
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.errors import EvaluationError
-from moe4.evaluate.result_files import EvaluationFile, ToolcheckFile
-from moe4.prove.run import Proved, ProveOptions, describe, failures, prove
+from moe4.errors import EvaluationError, Moe4Error, OutputError
+from moe4.evaluate.result_files import EvaluationFile, ProbeFile, ToolcheckFile
+from moe4.prove.options import ProveOptions, _check_probe
+from moe4.prove.run import Proved, _Identity, describe, failures, prove
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
 
@@ -36,7 +39,7 @@ def options(folder: Path, **changes: Any) -> ProveOptions:
         "source": folder / "source",
         "release": folder / "release",
         "data": folder / "text.jsonl",
-        "skip": ("evaluation", "tools"),
+        "skip": ("evaluation", "tools", "probe"),
         "cache_folder": folder / "cache",
     }
     return ProveOptions(**values | changes)
@@ -50,8 +53,10 @@ def test_results_are_written_and_not_measured_twice(folder: Path) -> None:
     assert first.comparison is not None
     assert comparison["kl"] == first.comparison.kl.model_dump()
     assert first.as_dict()["comparison"] == {
-        key: value for key, value in comparison.items() if key not in ("version", "stamp")
+        key: value for key, value in comparison.items() if key not in ("version", "run", "stamp")
     }
+    assert comparison["run"]["command"][:4] == ["moe4", "prove", "SOURCE", "OUT"]
+    assert str(folder) not in json.dumps(comparison["run"])
     page = (release / "proof" / "report.html").read_text()
     assert f"{comparison['kl']['mean']:.5f} nats" in page
     card = (release / "README.md").read_text()
@@ -75,15 +80,69 @@ def test_a_release_that_is_not_sound_is_not_measured(folder: Path, tmp_path: Pat
     assert not (wrong / "proof").exists()
 
 
-def test_what_is_missing_is_said_first(folder: Path, tmp_path: Path) -> None:
-    plain = write_random_model(tmp_path / "plain", **SMALL)
-    (plain / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(EvaluationError, match="give --task"):
-        prove(options(folder, source=plain, skip=("tools",)), lambda _: None)
-    with pytest.raises(EvaluationError, match="give --data"):
-        prove(options(folder, source=plain, data=None), lambda _: None)
-    with pytest.raises(EvaluationError, match="--skip speed: expected one of"):
-        prove(options(folder, skip=("speed",)), lambda _: None)
+def test_without_options_it_does_what_it_can(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task, no text, no vLLM: predictions of moe4's own text are compared, the rest is named."""
+    monkeypatch.setattr("moe4.prove.options._has_vllm", lambda: False)
+    (folder / "release" / "proof" / "evaluation.json").unlink(missing_ok=True)
+    said: list[str] = []
+    found = prove(options(folder, data=None, skip=()), said.append)
+    assert found.comparison is not None and found.comparison.data == "hard-cases.jsonl"
+    assert list(found.left_out) == ["evaluation", "tools", "probe"]
+    assert "give --task" in found.left_out["evaluation"]
+    assert "pip install" in found.left_out["tools"]
+    assert found.left_out["probe"] == found.left_out["tools"]
+    assert any(line.startswith("evaluation: not measured: give --task") for line in said)
+    assert "evaluation: not measured: give --task" in describe(found)
+    assert found.as_dict()["left_out"] == found.left_out
+    log = json.loads((folder / "release" / "proof" / "every_eval_ever.json").read_text())
+    assert log["evaluation_results"][0]["score_details"]["score"] == found.comparison.kl.mean
+
+
+def test_a_release_without_a_probe_is_told_how_to_get_one(folder: Path, tmp_path: Path) -> None:
+    assert "moe4 probe OUT makes it" in str(_check_probe(options(folder, release=tmp_path)))
+
+
+BAD = [
+    ({"skip": ("speed",)}, "--skip speed: expected one of"),
+    ({"min_recovery": float("nan")}, "--min-recovery nan: expected a share"),
+    ({"min_agreement": -1.0}, "--min-agreement -1: expected a share"),
+    ({"limit": 0}, "--limit 0: expected at least 1"),
+    ({"tensor_parallel_size": 0}, "--tensor-parallel-size 0: expected at least 1"),
+    ({"repo": "no/good/name"}, "--repo no/good/name: expected OWNER/NAME"),
+    ({"license_name": "my own!"}, "--license my own!: expected"),
+    ({"data": Path("not-there.jsonl")}, "not-there.jsonl"),
+    ({"requests": (Path("no-requests.jsonl"),), "skip": ("evaluation",)}, "no-requests.jsonl"),
+    ({"skip": ("tools",), "tasks": ("gsm8k",), "source": Path("no-model")}, "no-model"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), BAD, ids=[complaint for _, complaint in BAD])
+def test_bad_options_are_found_before_old_results_are_reported(
+    folder: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    prove(options(folder), lambda _: None)  # there is a result now
+    said: list[str] = []
+    with pytest.raises(Moe4Error, match=re.escape(complaint)):
+        prove(options(folder, **changes), said.append)
+    assert said == []
+
+
+def test_a_card_that_cannot_be_written_is_found_first(folder: Path) -> None:
+    card = folder / "release" / "README.md"
+    card.write_text("---\na: [\n---\n")
+    with pytest.raises(OutputError, match="front matter is not YAML"):
+        prove(options(folder), lambda _: None)
+    assert card.read_text() == "---\na: [\n---\n"
+    card.unlink()
+
+
+def test_another_task_does_not_measure_the_text_again(folder: Path) -> None:
+    """What a part does not read is not in its stamp."""
+    before = _Identity(options(folder))
+    after = _Identity(options(folder, tasks=("gsm8k",)))
+    assert before.stamp("comparison") == after.stamp("comparison")
+    assert before.stamp("evaluation") != after.stamp("evaluation")
+    assert before.stamp("comparison") != _Identity(options(folder, quick=True)).stamp("comparison")
 
 
 def test_only_what_is_shown_fails(folder: Path) -> None:
@@ -100,6 +159,10 @@ def test_only_what_is_shown_fails(folder: Path) -> None:
     assert failures(result(0.989, 0.98), options(folder)) == [f"recovery on {TASK} is below 99.0 %"]
     assert len(failures(result(0.9, 0.9), options(folder))) == 2
     assert failures(proved(folder, None, None), options(folder)) == []
+    wrong = replace(proved(folder, None, None), probe=ProbeFile(passed=False, summary="wrong"))
+    assert failures(wrong, options(folder)) == [
+        "a server of the release does not give the answers that were stored with it"
+    ]
 
 
 def test_what_was_found_is_described(folder: Path) -> None:
@@ -113,6 +176,7 @@ def test_what_was_found_is_described(folder: Path) -> None:
 def proved(folder: Path, scores: EvaluationFile | None, answers: ToolcheckFile | None) -> Proved:
     """What `prove` returns for these results."""
     return Proved(
+        probe=None,
         source=folder,
         release=folder,
         quick=True,

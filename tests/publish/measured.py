@@ -11,6 +11,12 @@ from moe4.evaluate.harness.samples import Sample, TaskSamples
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 4, "vocab_size": 64, "intermediate_size": 128}
 TASK = "k2_tiny_problems_0shot"
+RUN = {
+    "date": "2026-11-27T10:20:30Z",
+    "command": ["moe4", "prove", "SOURCE", "OUT", "--task", TASK, "--data", "my text.jsonl"],
+    "versions": {"moe4": "0.1.0", "vllm": "0.32.0", "lm_eval": "0.4.13"},
+    "machine": "AMD EPYC, 2 CPUs",
+}
 
 
 def write_measured_release(folder: Path, group_size: int = 64) -> Path:
@@ -22,9 +28,13 @@ def write_measured_release(folder: Path, group_size: int = 64) -> Path:
     (out / "moe4-report.json").write_text(json.dumps(report(out)))
     proof = out / "proof"
     proof.mkdir()
-    (proof / "evaluation.json").write_text(json.dumps(evaluation()))
-    (proof / "comparison.json").write_text(json.dumps(comparison()))
-    (proof / "toolcheck.json").write_text(json.dumps(toolcheck()))
+    scores = scored()
+    (proof / "evaluation.json").write_text(
+        json.dumps({**scores.as_dict(), "flips": scores.flips_as_dict(3), "run": RUN})
+    )
+    (proof / "comparison.json").write_text(json.dumps({**comparison(), "run": RUN}))
+    (proof / "toolcheck.json").write_text(json.dumps({**toolcheck(), "run": RUN}))
+    (proof / "probe.json").write_text(json.dumps({"passed": True, "summary": "PASS", "run": RUN}))
     return out
 
 
@@ -66,11 +76,18 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def evaluation() -> dict[str, Any]:
+    """What the scores come to."""
+    return scored().as_dict()
+
+
+def scored() -> ScoreComparison:
     """1,000 questions: 990 right before; 3 lost, 1 gained."""
 
     def answers(right: set[int]) -> Any:
         samples = (
-            Sample(number=n, question=f"q{n}", target="7", response="", value=float(n in right))
+            Sample(
+                number=n, question=f"q{n}", target="7", response=f"so {n}\n#### 7", value=float(n in right)
+            )
             for n in range(1000)
         )
         return score(TaskSamples(metric="exact_match", num_fewshot=0, samples=tuple(samples)))
@@ -78,8 +95,11 @@ def evaluation() -> dict[str, Any]:
     before = set(range(990))
     after = (before - {1, 2, 3}) | {995}
     return ScoreComparison(
-        release="out", scores={TASK: answers(after)}, baseline="in", baseline_scores={TASK: answers(before)}
-    ).as_dict()
+        release="/data/out",
+        scores={TASK: answers(after)},
+        baseline="/data/the-source",
+        baseline_scores={TASK: answers(before)},
+    )
 
 
 def comparison() -> dict[str, Any]:

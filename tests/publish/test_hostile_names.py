@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.errors import OutputError
 from moe4.escape import visible
-from moe4.publish.card import render_card
+from moe4.publish.card import CardNames
+from moe4.publish.card_file import update_card
 from moe4.publish.proof import read_proof
 from moe4.publish.report_page import render_report
 from moe4.strict_json import is_encodable
@@ -107,8 +108,8 @@ def parts(card: str) -> tuple[dict[str, Any], Page]:
 def test_the_card_is_as_with_plain_names(text: str, written: Path, tmp_path: Path) -> None:
     plain = put_into(shutil.copytree(written, tmp_path / "plain"), "plain")
     hostile = put_into(shutil.copytree(written, tmp_path / text.replace("/", "_")), text)
-    expected_head, expected = parts(render_card(read_proof(plain), None, None, None))
-    card = render_card(read_proof(hostile), None, None, None)
+    expected_head, expected = parts(update_card(read_proof(plain), CardNames(), None).text)
+    card = update_card(read_proof(hostile), CardNames(), None).text
     head, page = parts(card)
     assert page.tags == expected.tags
     assert head.keys() == expected_head.keys()

@@ -5,8 +5,11 @@ import re
 import shutil
 import struct
 import subprocess
+import tomllib
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
+from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +18,14 @@ import pytest
 from measured import TASK, write_measured_release
 from typer.testing import CliRunner
 
+from moe4.checkpoint.report_file import ReportRecipe
 from moe4.cli.app import app
 from moe4.errors import MissingFileError
 from moe4.publish.charts import NUM_SHADES, heat_map
-from moe4.publish.proof import read_proof
+from moe4.publish.commands import recipe_toml
+from moe4.publish.proof import Proof, read_proof
 from moe4.publish.report_page import render_report
+from moe4.recipe import Gptq, Recipe, load_recipe
 from moe4.units import duration
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -70,7 +76,17 @@ def test_the_figures_stand_in_the_page(page: str) -> None:
         "4.0 MB → 1.0 MB",
         "25.0 % of before",
         "99.80 %",  # 988 / 990
-        f"{TASK}: within noise",
+        "Of 1,000 answers, 3 became worse and 1 better.",
+        "Two equally good models would often differ this much by chance (McNemar's exact test: p = 0.62).",
+        "Had the release lost 0.78 points or more",
+        "0.78 points",
+        "27 November 2026",
+        "the-source, 4.0 MB",
+        "moe4 quantize SOURCE OUT --recipe recipe.toml --calibration CALIBRATION.jsonl",
+        f"moe4 prove SOURCE OUT --task {TASK} --data 'my text.jsonl'",
+        "vllm serve OUT --enable-auto-tool-choice --tool-call-parser kimi_k2",
+        "moe4 serve OUT",
+        "As expected",
         "0.00123 nats",
         "98.76 %",
         "97.5 %",
@@ -93,7 +109,8 @@ def test_it_is_whole_and_needs_nothing_else(page: str) -> None:
     links = [
         value for _, attributes in outline.tags for key, value in attributes.items() if key in ("href", "src")
     ]
-    assert links == ["#content"]
+    anchors = {attributes["id"] for _, attributes in outline.tags if "id" in attributes}
+    assert len(links) > 8 and all(link and link[0] == "#" and link[1:] in anchors for link in links)
     assert "http" not in page
     assert "@import" not in page
     assert "url(" not in page
@@ -107,18 +124,43 @@ def test_what_a_model_wrote_is_text(page: str) -> None:
 
 def test_it_can_be_read_without_seeing_it(page: str) -> None:
     outline = Outline(page)
-    charts = [attributes for tag, attributes in outline.tags if tag == "svg"]
+    charts = [attributes for _, attributes in outline.tags if attributes.get("role") == "img"]
     assert len(charts) == 5
-    assert all(chart["role"] == "img" and len(chart["aria-label"] or "") > 30 for chart in charts)
+    assert all(len(chart["aria-label"] or "") > 30 for chart in charts)
     assert ("html", {"lang": "en"}) in outline.tags
     regions = [attributes for _, attributes in outline.tags if attributes.get("role") == "region"]
-    assert all(region["aria-label"] and region["tabindex"] == "0" for region in regions)
+    assert regions and all(region["aria-label"] for region in regions)
     headings = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
     assert headings.count(1) == 1
     assert all(deeper - higher <= 1 for higher, deeper in pairwise(headings))
     num_tables = sum(tag == "table" for tag, _ in outline.tags)
     assert num_tables == sum(tag == "caption" for tag, _ in outline.tags)
+
+
+def test_flipped_answers_stand_side_by_side(page: str) -> None:
+    flips = page.split('<div class="flip">')[1:]
+    assert len(flips) == 3
+    text = Outline(page).text
+    assert "so 1\n#### 7" in text and "1 more is in answers.json" in text
+    before, after = flips[0].split('<div class="')[2:4]
+    assert before.startswith("right") and "Before" in before
+    assert after.startswith("wrong") and "After" in after
+
+
+def test_the_recipe_on_the_page_makes_the_same_release(tmp_path: Path) -> None:
+    """What is written as recipe.toml reads as the recipe that was resolved, whatever texts it holds."""
+    recipe = Recipe(group_size=64, memory_budget="4GiB", gptq=Gptq(damping=0.05, activation_order=False))
+    found = ReportRecipe.model_validate({**recipe.to_dict()})
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_toml(found))
+    assert load_recipe(path) == recipe
+    odd = 'a "b" \\ \x7f\n\u202e\U000e0041 é'
+    text = recipe_toml(
+        ReportRecipe.model_validate({**recipe.to_dict(), "note": odd, odd: {odd: [odd, True]}})
+    )
+    read = tomllib.loads(text)
+    assert read["note"] == odd and read[odd] == {odd: [odd, True]}
 
 
 def luminance(colour: str) -> float:
@@ -150,7 +192,7 @@ def test_a_large_models_map_stays_small() -> None:
     rows = [[float((x * 7 + y) % 100) for x in range(384)] for y in range(60)]
     svg = heat_map(rows, [f"layer {y}" for y in range(60)], "Error", "Text")
     assert len(svg) < 1_000_000
-    assert svg.count("<path") == 2 * NUM_SHADES  # one a shade, and the legend
+    assert svg.count("<path") == NUM_SHADES
     assert svg.count("z") >= 384 * 60
 
 
@@ -173,9 +215,9 @@ def test_every_file_of_the_release_is_listed(release: Path) -> None:
     data["release"]["files"] = {**data["release"]["shards"], **others}
     path.write_text(json.dumps(data))
     page = render_report(read_proof(release))
-    table = page[page.index("Files, by SHA-256") :]
+    table = page[page.index("Every file of the release") :]
     for name, facts in data["release"]["files"].items():
-        row = f'<th scope="row">{name}</th><td class="n">'
+        row = f'<th scope="row">{name}</th><td class="n" data-label="size">'
         assert table.count(row) == 1
         assert facts["sha256"] in table[table.index(row) :].partition("</tr>")[0]
 
@@ -235,21 +277,67 @@ def unfilter(raw: bytes, stride: int, step: int) -> Iterator[bytes]:
         before = row
 
 
+MEASURE = """<script>
+  const html = document.documentElement, clipped = [];
+  const boxes = [html, ...document.querySelectorAll('main *, nav')].filter(e => !(e instanceof SVGElement));
+  for (const box of boxes)
+    if (box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).display !== 'inline')
+      clipped.push(`${box.tagName}.${box.className}`);
+  for (const cell of document.querySelectorAll('td, th, li, pre, p, svg')) {
+    const edges = cell.getBoundingClientRect();
+    if (edges.right > html.clientWidth + 1) clipped.push(`${cell.tagName} beyond the edge`);
+  }
+  const dark = getComputedStyle(document.body).backgroundColor;
+  const charts = [...document.querySelectorAll('.chart')];
+  const flat = charts.filter(c => c.getBoundingClientRect().width < 200).length;
+  parent.report(JSON.stringify({width: html.clientWidth, clipped, dark, flat}));
+</script>"""
+LONG = "one_very_long_name_" * 12
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_chromium_shows_it(page: str, tmp_path: Path) -> None:
-    """The page is laid out without an error, fits a phone's width, and prints."""
-    probe = """<script>
-      const wide = [...document.querySelectorAll('main > *')].filter(e => e.scrollWidth > e.clientWidth + 1
-        && getComputedStyle(e).overflowX !== 'auto').length;
-      document.title = JSON.stringify({page: document.documentElement.scrollWidth <= innerWidth, wide,
-        charts: [...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 100)});
-    </script>"""
-    path = tmp_path / "page.html"
-    path.write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
-    dom = chromium(path, "--window-size=500,900", "--dump-dom").decode()
-    assert '<title>{"page":true,"wide":0,"charts":true}</title>' in dom
-    picture, print_out = tmp_path / "page.png", tmp_path / "page.pdf"
-    chromium(path, "--window-size=500,400", f"--screenshot={picture}", f"--print-to-pdf={print_out}")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_clipped(release: Path, tmp_path: Path, width: int, theme: str) -> None:
+    """No table, chart or text is wider than its box, whatever the names; a frame is the screen."""
+    for name in (TASK, LONG):
+        page = render_report(with_task_named(release, name)).replace("</body>", MEASURE + "</body>")
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            "<!doctype html><title></title><script>report = found => document.title = found</script>"
+            f'<iframe style="width:{width}px;height:4000px;border:0" srcdoc="{escape(page)}"></iframe>',
+            encoding="utf-8",
+        )
+        colours = ("--blink-settings=preferredColorScheme=0",) if theme == "dark" else ()
+        dom = chromium(
+            frame, "--window-size=1400,900", "--virtual-time-budget=2000", *colours, "--dump-dom"
+        ).decode()
+        found = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))  # type: ignore[union-attr]
+        assert found["clipped"] == []
+        assert found["width"] == width and found["flat"] == 0
+        assert found["dark"] == ("rgb(20, 23, 27)" if theme == "dark" else "rgb(255, 255, 255)")
+
+
+def with_task_named(release: Path, name: str) -> Proof:
+    """The release's results, with a task and a token of this name."""
+    proof = read_proof(release)
+    assert proof.evaluation is not None and proof.comparison is not None
+    (task,) = proof.evaluation.tasks.values()
+    worst = [token.model_copy(update={"token": name}) for token in proof.comparison.worst_tokens]
+    return replace(
+        proof,
+        evaluation=proof.evaluation.model_copy(update={"tasks": {name: task}}),
+        comparison=proof.comparison.model_copy(update={"worst_tokens": worst, "data": name}),
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_it_can_be_printed_and_is_not_blank(page: str, tmp_path: Path) -> None:
+    path, picture, print_out = (tmp_path / name for name in ("page.html", "page.png", "page.pdf"))
+    path.write_text(page, encoding="utf-8")
+    chromium(path, "--window-size=500,400", f"--screenshot={picture}")
+    chromium(path, f"--print-to-pdf={print_out}")
     width, height, rows = read_png(picture)
     assert (width, height) == (500, 400)
-    assert len({row[n : n + 3] for row in rows[::8] for n in range(0, len(row), 12)}) > 5  # not blank
+    assert len({row[n : n + 3] for row in rows[::8] for n in range(0, len(row), 12)}) > 5
+    assert print_out.read_bytes().startswith(b"%PDF")

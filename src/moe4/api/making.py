@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from moe4.api.operation import PathLike, RecipeArgument, Source, open_source, operation, optional_path, say
+from moe4.api.operation import (
+    PathLike,
+    RecipeArgument,
+    Source,
+    Text,
+    open_source,
+    operation,
+    optional_path,
+    say,
+)
 from moe4.api.results import Plan
 from moe4.checkpoint.report_file import Report, parse_report, report_of
 from moe4.progress import OnProgress, ignore
@@ -17,14 +26,17 @@ def plan(
     *,
     recipe: RecipeArgument | None = None,
     calibration: PathLike | None = None,
+    calibration_split: Text | None = None,
+    show_sample: bool = False,
     allow_extra: bool = False,
     trust_remote_code: bool = False,
     time_it: bool = True,
 ) -> Plan:
     """Say what `quantize` would write, need and take, and every reason it would fail.
 
-    source: a checkpoint's folder, or one with its config.json alone. out: only looked at. time_it: solve one
-    expert of made-up weights to tell the time.
+    source: a checkpoint's folder, or one with its config.json alone. out: only looked at. calibration, its
+    split: as `quantize` takes them. show_sample: `calibration.sample` is the first document as it would be
+    calibrated on. time_it: solve one expert of made-up weights to tell the time.
 
     Raises CheckpointError if the source cannot be read at all, RecipeError or CalibrationError.
 
@@ -40,6 +52,8 @@ def plan(
         out=Path.cwd() if out is None else Path(out),
         recipe=resolve_recipe(recipe),
         calibration=optional_path(calibration),
+        split=calibration_split,
+        show_sample=show_sample,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
     )
@@ -53,6 +67,8 @@ def quantize(
     *,
     recipe: RecipeArgument | None = None,
     calibration: PathLike | None = None,
+    calibration_split: Text | None = None,
+    show_sample: bool = False,
     device: str = "cpu",
     resume: bool = False,
     allow_extra: bool = False,
@@ -62,10 +78,12 @@ def quantize(
 ) -> Report:
     """Quantize the checkpoint in `source` to an INT4 (W4A16) release in `out`, layer by layer.
 
-    recipe: a Recipe, a dict of what differs from the default one, or a TOML file. calibration: JSONL with one
-    {messages, tools} or {text} a line; "reference" is k2-tiny's own. device: cpu, cuda or cuda:N. resume:
-    continue an unfinished run. allow_extra: leave out tensors that the model has no place for. on_progress:
-    hears each step as a `Progress`. ranks: `Ranks.from_environment()` in a script that torchrun starts.
+    recipe: a Recipe, a dict of what differs from the default one, or a TOML file. calibration: JSON lines, a
+    JSON array or Parquet of messages, conversations, prompt and response, or text; OWNER/NAME of a data set
+    on the hub, with its split; "reference" is k2-tiny's own. show_sample: log the first document as the
+    template renders it. device: cpu, cuda or cuda:N. resume: continue an unfinished run. allow_extra: leave
+    out tensors that the model has no place for. on_progress: hears each step as a `Progress`. ranks:
+    `find_ranks()` in a script that torchrun starts.
 
     An exception, KeyboardInterrupt too, leaves what was committed; `resume=True` goes on from there. Raises
     CheckpointError, RecipeError, CalibrationError, OutputError, MemoryBudgetError or RankError.
@@ -83,6 +101,8 @@ def quantize(
         out=Path(out),
         recipe=resolve_recipe(recipe),
         calibration=optional_path(calibration),
+        split=calibration_split,
+        show_sample=show_sample,
         resume=resume,
         device=device,
         trust_remote_code=trust_remote_code,

@@ -26,6 +26,7 @@ from moe4.recipe import ComputeDtype
 
 if TYPE_CHECKING:
     from moe4.evaluate.harness.results import ScoreComparison
+    from moe4.evaluate.without_tasks import Measured
 
 
 @operation
@@ -45,9 +46,9 @@ def compare(
 ) -> ComparisonResult:
     """Compare a release's predictions with its source's on a text, layer by layer, token by token.
 
-    data: JSONL of held-out {messages} or {text}; "reference" is k2-tiny's chats. max_tokens: longer documents
-    are cut. work: a folder for hidden states. output: also write the result to this JSON file. Raises
-    CheckpointError, CalibrationError, EvaluationError or OutputError.
+    data: JSONL of held-out {messages} or {text}; moe4's own if None; "reference" is k2-tiny's chats.
+    max_tokens: longer documents are cut. work: a folder for hidden states. output: also write the result to
+    this JSON file. Raises CheckpointError, CalibrationError, EvaluationError or OutputError.
 
         >>> moe4.compare("k2-tiny", "release", data="reference", num_sequences=4).top1_agreement > 0.8
         True
@@ -150,15 +151,17 @@ def eval(
     revision: Text | None = None,
     output: PathLike | None = None,
     on_progress: OnProgress = ignore,
-) -> "ScoreComparison":
+) -> "ScoreComparison | Measured":
     """Evaluate a model with lm-evaluation-harness, beside a baseline if one is given.
 
     model, against: folders; with `base_url` names of models on that server. tasks: the harness', or
-    k2_tiny_problems. Answers are kept in `cache`: what was asked once is not asked again. output: also write
-    scores and answers to this JSON file. Raises EvaluationError, CheckpointError, ServeError, OutputError or
-    MissingDependencyError.
+    k2_tiny_problems. Without one, nor `gsm8k_dir`, it measures what any model allows: predictions beside
+    `against`, or a server's tool calls. Answers are kept in `cache`: what was asked once is not asked again.
+    output: also write scores and answers to this JSON file. Raises EvaluationError, CheckpointError,
+    ServeError, OutputError or MissingDependencyError.
     """
     from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
+    from moe4.evaluate.without_tasks import measure_without_tasks
 
     options = EvaluationOptions(
         model=model if base_url is not None else str(open_source(model)),
@@ -177,6 +180,8 @@ def eval(
         use_cache=use_cache,
         revision=revision,
     )
+    if not options.names_a_task:
+        return measure_without_tasks(options, say, on_progress)
     comparison = run_evaluation(options, say, on_progress)
     if options.output is not None:
         write_scores(options.output, comparison)

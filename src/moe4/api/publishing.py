@@ -1,7 +1,6 @@
 """Show what was measured: everything in one run, the report's page, the model card, the hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,8 @@ from moe4.progress import OnProgress, ignore
 
 if TYPE_CHECKING:
     from moe4.prove.run import Proved
+    from moe4.publish.card_file import Card
     from moe4.publish.push import Upload
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """A model card and where it belongs; `str(card)` is its text."""
-
-    path: Path
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @operation
@@ -56,14 +45,16 @@ def prove(
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "Proved":
-    """Measure what the quantization cost: verify, eval, compare, toolcheck; write report and card.
+    """Measure what the quantization cost: verify, eval, compare, toolcheck, probe; write report and card.
 
-    Results lie in RELEASE/proof; a run that was cut off goes on where it was. quick: a hundred questions,
-    twenty texts, forty tool requests. skip: "evaluation", "comparison" or "tools". What is shown to be below
-    `min_recovery` or `min_agreement` is in `failures`. again: measure also what was measured already. repo,
-    base_model, license_name: for the card. Raises EvaluationError, CheckpointError, ServeError, OutputError.
+    Results lie in RELEASE/proof; a run that was cut off goes on where it was. What cannot be measured here is
+    in `left_out`, with what it would need. quick: a hundred questions, twenty texts, forty tool requests.
+    skip: "evaluation", "comparison", "tools" or "probe". What is shown to be below `min_recovery` or
+    `min_agreement`, or fails the probe, is in `failures`. again: measure what was measured already, too.
+    repo, base_model, license_name: for the card. Raises EvaluationError, CheckpointError, ServeError or
+    OutputError.
     """
-    from moe4.prove.run import ProveOptions
+    from moe4.prove.options import ProveOptions
     from moe4.prove.run import prove as run
 
     options = ProveOptions(
@@ -117,24 +108,25 @@ def card(
     license_name: Text | None = None,
     proof: PathLike | None = None,
     write: bool = True,
-) -> ModelCard:
+) -> "Card":
     """Make the model card, from measured results only, and write it to RELEASE/README.md.
 
-    repo: OWNER/NAME on the hub, for the commands in it. base_model: that of the source. license_name: the
-    hub's name of the licence, where it is not found. Raises CheckpointError, EvaluationError or OutputError.
+    What its user wrote or changed in a card stays when it is written again; see `kept`. repo: OWNER/NAME on
+    the hub, for the commands in it. base_model: that of the source. license_name: the hub's name of the
+    licence, where it is not found. Raises CheckpointError, EvaluationError or OutputError.
 
         >>> moe4.card("release", write=False).path.name
         'README.md'
     """
     from moe4.files.durable import write_output
-    from moe4.publish.card import card_path, render_card
+    from moe4.publish.card import CardNames
+    from moe4.publish.card_file import read_card, update_card
     from moe4.publish.proof import read_proof
 
     folder = open_source(release)
-    made = ModelCard(
-        path=card_path(folder),
-        text=render_card(read_proof(folder, optional_path(proof)), repo, base_model, license_name),
-    )
+    found = read_proof(folder, optional_path(proof))
+    names = CardNames(repo=repo, base_model=base_model, license_name=license_name)
+    made = update_card(found, names, read_card(folder))
     if write:
         write_output(made.path, made.text)
     return made

@@ -55,10 +55,15 @@ class PlannedRelease(Own):
 
 
 class PlannedCalibration(Own):
-    """The tokens of calibration; at most so many where `exact` is false."""
+    """The tokens of calibration; at most so many where `exact` is false.
+
+    recognized: what the data were taken for. sample: the first document as it would be calibrated on.
+    """
 
     num_tokens: int
     exact: bool
+    recognized: str | None = None
+    sample: str | None = None
 
 
 class PlannedMemory(Own):

@@ -23,17 +23,12 @@ from moe4.progress import OnProgress, ignore
 
 if TYPE_CHECKING:
     from moe4.deploy.smoke import SmokeOutcome
-    from moe4.kernels.inspection import Machine
-    from moe4.serve.binding import Binding
     from moe4.serve.chat import Conversation
     from moe4.serve.command import ServeCommand
+    from moe4.serve.doctor import Diagnosis
     from moe4.serve.run import RunningServer
 
 KEY_VARIABLE = "VLLM_API_KEY"
-NO_COMPILER = (
-    "none for C++: `moe4 serve` needs none, but --no-enforce-eager and --pipeline-parallel-size, which "
-    "compile, do not work; install g++"
-)
 
 
 @operation
@@ -207,62 +202,13 @@ def smoke(
     return SmokeResult(url=url, model=test.model, checks=tuple(outcomes))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Diagnosis:
-    """What a machine offers the CPU kernels and vLLM. read_bytes_per_second: None where not measured."""
-
-    machine: "Machine"
-    binding: "Binding"
-    compiler: str | None
-    read_bytes_per_second: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        rate, serving = self.read_bytes_per_second, asdict(self.binding)
-        found = {**asdict(self.machine), "read_bytes_per_second": rate, "serve": serving}
-        return {**found, "cpp_compiler": self.compiler}
-
-    def __str__(self) -> str:
-        machine, rate = self.machine, self.read_bytes_per_second
-        lines = [
-            f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
-            f"NUMA nodes: {machine.numa_nodes}",
-            f"memory     {machine.memory_bytes / 2**30:.1f} GiB",
-            f"threads    {machine.threads}, of {machine.thread_runtime}",
-            f"serving    {_describe_binding(self.binding)}",
-            f"compiler   {self.compiler or NO_COMPILER}",
-        ]
-        if rate is not None:
-            lines.append(f"reading    {rate / 1e9:.1f} GB/s")
-        for path in machine.paths:
-            state = "no: " + path.obstacle if path.obstacle else "yes"
-            if path.on_request and not path.obstacle:
-                state += f", on request only: {path.on_request}"
-            taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
-            lines.append(f"path       {path.name:12} {state}{taken}")
-        return "\n".join(lines)
-
-
-def _describe_binding(binding: "Binding") -> str:
-    threads = "vLLM's own choice" if binding.num_threads is None else f"{binding.num_threads} threads"
-    variables = "".join(f" {name}={value}" for name, value in binding.variables.items())
-    return f"{threads}: {binding.reason};{variables}" if variables else f"{threads}: {binding.reason}"
-
-
 @operation
-def doctor(*, measure: bool = False) -> Diagnosis:
-    """Say what this machine offers the CPU kernels, and which path they take and why.
+def doctor(*, measure: bool = False) -> "Diagnosis":
+    """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
 
     measure: also measure how fast memory is read. Raises KernelError if MOE4_KERNEL names a path that this
     machine cannot run.
     """
-    from moe4.kernels.inspection import inspect_machine, measure_read_rate
-    from moe4.machine.processors import read_processors
-    from moe4.serve.binding import choose_binding
-    from moe4.serve.host import find_compiler
+    from moe4.serve.doctor import diagnose
 
-    binding = choose_binding(read_processors(), 1, os.environ)
-    compiler = find_compiler(os.environ)
-    machine = inspect_machine()
-    rate = measure_read_rate() if measure else None
-    return Diagnosis(machine=machine, binding=binding, compiler=compiler, read_bytes_per_second=rate)
+    return diagnose(os.environ, measure=measure)

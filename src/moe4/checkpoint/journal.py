@@ -1,6 +1,6 @@
 """What has been committed, one JSON line each, and the fingerprint that a resumed run must match.
 
-    {"begin": {"moe4": version, "source": sha256, "recipe": sha256, "calibration": sha256, ...}}
+    {"begin": {"moe4": version, "source": sha256, "recipe": sha256, "documents": sha256, ...}}
     {"shard": "model-00001-of-00007.safetensors", "sha256": ..., "bytes": ..., "kept": {file: sha256, ...}}
     ...
 
@@ -28,7 +28,8 @@ FINGERPRINT_TEXTS = {
     "moe4": "version of moe4",
     "source": "source checkpoint",
     "recipe": "recipe",
-    "calibration": "calibration data",
+    "documents": "calibration data",
+    "calibration": "set of calibration tokens",
     "probe": "tokenizer or chat template",
     "side_files": "side file",
     "environment": "environment",
@@ -51,6 +52,7 @@ class Begin(Foreign):
     moe4: str
     source: Hash
     recipe: Hash
+    documents: Hash | None
     calibration: Hash | None
     probe: Hash | None
     side_files: dict[FileName, Hash]
@@ -179,6 +181,8 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for key, text in FINGERPRINT_TEXTS.items():
         if before.get(key) == now.get(key):
             continue
+        if key == "calibration" and before.get("documents") != now.get("documents"):
+            continue  # other documents have other tokens
         detail = ""
         if key == "moe4":
             detail = f" ({before.get(key)}, now {now.get(key)})"

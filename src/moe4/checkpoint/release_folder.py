@@ -35,7 +35,7 @@ LOCK_NAME = "lock"
 REPORT_NAME = "moe4-report.json"
 # Whatever a run leaves in its work folder; .nfs* is what a network file system makes of a removed, open file.
 WORK_FILES = re.compile(
-    r"lock|journal\.jsonl|rest\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
+    r"lock|journal\.jsonl|rest\.json|tokens\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
     r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
     r"|\.moe4-\w+\.partial|\.nfs\w+"
 )

@@ -277,6 +277,10 @@ def describe(report: Report) -> str:
         f"weighted by the Hessian (round to nearest {summary.mean_rtn_error:.5f})",
         f"fallbacks {len(summary.fallbacks)}",
     ]
+    if (used := report.calibration) is not None:
+        lines.append(
+            f"text      {used.num_tokens:,} tokens of {used.num_sequences:,} documents from {used.data}"
+        )
     if (tokens := summary.expert_tokens) is not None:
         lines.append(
             f"tokens    {tokens.least} to {tokens.most} an expert, median {tokens.median}, "

@@ -87,12 +87,36 @@ Targets: TypeAlias = Annotated[
 Calibration: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="JSONL with one {messages, tools} or {text} a line; reference: k2-tiny's own.",
+        help="JSON lines, a JSON array or Parquet of messages, conversations, prompt and response, or text; "
+        "OWNER/NAME of a data set on the hub; reference: k2-tiny's own.",
         rich_help_panel=RECIPE,
     ),
 ]
+CalibrationSplit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Split of a data set on the hub, or of a folder of one, such as train.", rich_help_panel=RECIPE
+    ),
+]
 NumSequences: TypeAlias = Annotated[
-    int | None, typer.Option(help="Calibration documents to use.", rich_help_panel=RECIPE)
+    int | None,
+    typer.Option(
+        help="Calibration documents to use; overrides num_sequences of the recipe.", rich_help_panel=RECIPE
+    ),
+]
+SequenceLength: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Longer documents are cut to so many tokens; overrides max_sequence_tokens.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Seed: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Draws the documents; overrides seed of the recipe.", rich_help_panel=RECIPE),
+]
+ShowSample: TypeAlias = Annotated[
+    bool, typer.Option("--show-sample", help="Show the first document as the chat template renders it.")
 ]
 PlannedBudget: TypeAlias = Annotated[
     str | None, typer.Option(help="The most memory it may need, such as 4GiB.", rich_help_panel=RUN)
@@ -155,7 +179,9 @@ JsonOutput: TypeAlias = Annotated[
 ]
 HeldOutText: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="JSONL of held-out {messages} or {text}; reference: k2-tiny's chats."),
+    typer.Option(
+        help="JSONL of held-out {messages} or {text}, moe4's own if not given; reference: k2-tiny's."
+    ),
 ]
 Requests: TypeAlias = Annotated[
     list[Path] | None,

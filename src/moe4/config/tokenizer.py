@@ -31,13 +31,21 @@ def _to_object(auto_map: Any) -> Any:
 class TokenizerConfig(Foreign):
     """chat_template: the text of all templates. auto_map: the classes that come as Python code."""
 
+    tokenizer_class: str | None = None
     auto_map: Annotated[dict[str, Any] | None, BeforeValidator(_to_object)] = None
     chat_template: Annotated[str | None, BeforeValidator(_to_text)] = None
 
     @property
+    def code_class(self) -> str | None:
+        """`module.Class` of a tokenizer that comes as Python code; of two the one that transformers takes."""
+        named = (self.auto_map or {}).get("AutoTokenizer")
+        names = [name for name in reversed(named if isinstance(named, list) else [named]) if name]
+        return str(names[0]) if names else None
+
+    @property
     def is_code(self) -> bool:
         """Whether a tokenizer comes as Python code."""
-        return bool((self.auto_map or {}).get("AutoTokenizer"))
+        return self.code_class is not None
 
     def needs_own_code(self, folder: Path) -> bool:
         """Say whether the tokenizer in the folder comes as Python code and in no other form.

@@ -16,6 +16,8 @@ from moe4.schema import NotNull, Own, parse
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 TOOLCHECK = "toolcheck.json"
+PROBE = "probe.json"
+ANSWERS = "answers.json"
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +25,34 @@ Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 """The two ends of an interval."""
 Measured = Annotated[float, AllowInfNan(True)]
 """A figure that may be infinite where it was measured; no file can hold that, for JSON has no such number."""
+
+
+class Run(Own):
+    """When, with what and by which command something was measured."""
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    """UTC."""
+    command: list[str]
+    """Its words; SOURCE and OUT stand for the folders."""
+    versions: dict[str, str]
+    machine: str
+
+
+class JudgedAnswer(Own):
+    """What a model wrote to a question, and what it is worth: 1 right, 0 wrong, or a score between."""
+
+    response: str
+    value: float
+
+
+class AnswerPair(Own):
+    """Both models' answers to one question; no baseline where none was asked."""
+
+    number: Count
+    question: str
+    target: str
+    baseline: Annotated[JudgedAnswer | None, NotNull] = None
+    release: JudgedAnswer
 
 
 class TaskChange(Own):
@@ -77,13 +107,18 @@ class TaskResult(Own):
 
 
 class EvaluationFile(Own):
-    """`evaluation.json`, and what `moe4 eval --output` writes, there with every answer in `samples`."""
+    """`evaluation.json`, and what `moe4 eval --output` writes, there with every answer in `samples`.
+
+    flips: the first of the questions that one model answered better than the other, by task.
+    """
 
     version: Literal[1] = 1
     release: str
     baseline: str | None
     tasks: dict[str, TaskResult]
-    samples: Annotated[dict[str, list[dict[str, Any]]] | None, NotNull] = None
+    samples: Annotated[dict[str, list[AnswerPair]] | None, NotNull] = None
+    flips: dict[str, list[AnswerPair]] = Field(default_factory=dict)
+    run: Annotated[Run | None, NotNull] = None
     stamp: str = ""
 
 
@@ -151,6 +186,7 @@ class ComparisonFile(Own):
     perplexity: Perplexity
     worst_tokens: list[WorstToken]
     layers: Annotated[list[LayerDifference], Field(min_length=1)]
+    run: Annotated[Run | None, NotNull] = None
     stamp: str = ""
 
 
@@ -225,6 +261,7 @@ class ToolcheckFile(Own):
     release: EndpointResult
     baseline: Annotated[EndpointResult | None, NotNull] = None
     agreement: Annotated[Agreement | None, NotNull] = None
+    run: Annotated[Run | None, NotNull] = None
     stamp: str = ""
 
     def faults(self) -> Iterator[str]:
@@ -234,7 +271,17 @@ class ToolcheckFile(Own):
                 yield f"baseline.measures has no {name}, release.measures has"
 
 
-Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile)
+class ProbeFile(Own):
+    """`probe.json`: whether a server of the release gave the answers that moe4-probe.json expects."""
+
+    version: Literal[1] = 1
+    passed: bool
+    summary: str
+    run: Annotated[Run | None, NotNull] = None
+    stamp: str = ""
+
+
+Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile, ProbeFile)
 
 
 def read_result(path: Path, kind: type[Result]) -> Result:
@@ -246,5 +293,5 @@ def read_result(path: Path, kind: type[Result]) -> Result:
 
 
 def to_json(result: Own) -> dict[str, Any]:
-    """Return a result as plain JSON types: what was measured, without version and stamp."""
-    return result.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "stamp"})
+    """Return a result as plain JSON types: what was measured, without version, run and stamp."""
+    return result.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "run", "stamp"})

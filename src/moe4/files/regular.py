@@ -71,17 +71,21 @@ def read_lines(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[bytes]:
     """Yield the lines of a regular file, each with its end. Raises CheckpointError, also for one too long."""
     try:
         with io.BufferedReader(open_regular(path)) as file:  # type: ignore[type-var]
-            number = 1
-            while line := file.readline(max_bytes + 1):
-                if len(line) > max_bytes:
-                    raise CheckpointError(
-                        f"{path}: line {number} does not end within {max_bytes} bytes; "
-                        "write one document a line"
-                    )
-                yield line
-                number += 1
+            yield from lines_of(file, path, max_bytes)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def lines_of(file: BinaryIO, path: Path, max_bytes: int = MAX_JSON_BYTES) -> Iterator[bytes]:
+    """Yield the lines of an open file, each with its end. Raises CheckpointError for one too long."""
+    number = 1
+    while line := file.readline(max_bytes + 1):
+        if len(line) > max_bytes:
+            raise CheckpointError(
+                f"{path}: line {number} does not end within {max_bytes} bytes; write one document a line"
+            )
+        yield line
+        number += 1
 
 
 def read_exactly(file: BinaryIO, num_bytes: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moe4.calibration.corpus import load_tokenizer
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.release_folder import REPORT_NAME, dump_json
 from moe4.checkpoint.report_file import list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
@@ -32,6 +32,7 @@ from moe4.probe.form import (
 from moe4.probe.passes import ProbePasses, count_pairs
 from moe4.probe.sequences import Chosen, choose_sequences
 from moe4.progress import OnProgress, Pace, ignore
+from moe4.units import layer_done
 
 Say = Callable[[str], None]
 
@@ -130,7 +131,7 @@ def _run_layers(passes: ProbePasses, say: Say, on_progress: OnProgress) -> int:
                 passes.add(name, expert, passes.run(name, expert, stream.load_expert(shape, expert)))
         passes.finish_layer()
         seconds = (time.monotonic() - started) / (layer + 1) * (network.num_layers - layer - 1)
-        say(f"layer {layer + 1}/{network.num_layers}, {seconds:.0f} s left")
+        say(f"{layer_done(layer, network.num_layers)}, {seconds:.0f} s left")
     return num_unreached
 
 

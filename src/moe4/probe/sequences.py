@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe4.calibration.corpus import tokenize, within_bounds
+from moe4.calibration.chat import tokenize
+from moe4.calibration.corpus import within_bounds
 from moe4.errors import CalibrationError, ProbeError
 from moe4.probe.form import Kind
 

@@ -1,4 +1,4 @@
-"""Verify, evaluate, compare, check tool calls, write report and card; each result lies in RELEASE/proof.
+"""Verify, evaluate, compare, check tool calls and answers; write report, card and results (RELEASE/proof).
 
 What is there already and was measured of the same files with the same options is not measured again.
 """
@@ -8,30 +8,29 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moe4.checkpoint.index import PROBE_NAME
 from moe4.checkpoint.report_file import PROOF_FOLDER
 from moe4.checkpoint.source import read_json_object
 from moe4.errors import EvaluationError
 from moe4.escape import visible
-from moe4.evaluate.comparison.compare import CompareOptions, compare, find_text
-from moe4.evaluate.harness.cache import default_cache_folder, folder_identity
-from moe4.evaluate.harness.evaluation import (
-    EvaluationOptions,
-    plan_requests,
-    run_evaluation,
-    write_json,
-    write_scores,
-)
-from moe4.evaluate.harness.results import ScoreComparison
+from moe4.evaluate.comparison.compare import compare, find_text
+from moe4.evaluate.harness.cache import folder_identity
+from moe4.evaluate.harness.evaluation import run_evaluation, write_json, write_scores
+from moe4.evaluate.record import record_run
 from moe4.evaluate.result_files import (
+    ANSWERS,
     COMPARISON,
     EVALUATION,
+    PROBE,
     TOOLCHECK,
     ComparisonFile,
     EvaluationFile,
+    ProbeFile,
     Result,
     ToolcheckFile,
     read_result,
@@ -39,56 +38,33 @@ from moe4.evaluate.result_files import (
 )
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.requests import request_files
-from moe4.evaluate.toolcheck.run import Replies, ToolcheckOptions, ask_endpoints, judge, load_requests
+from moe4.evaluate.toolcheck.run import Replies, ask_endpoints, judge, load_requests
 from moe4.files.durable import make_folder, write_output
+from moe4.probe.ask import ask_server, describe_shortly
 from moe4.progress import OnProgress, Pace, ignore
-from moe4.publish.card import card_path, check_names, render_card
+from moe4.prove.options import ProveOptions, check_options
+from moe4.publish.card_file import card_path, write_card
+from moe4.publish.every_eval_ever import evaluation_logs
 from moe4.publish.proof import read_proof
 from moe4.publish.report_page import render_report
+from moe4.publish.words import sentences
 from moe4.serve.command import ServeOptions
-from moe4.serve.run import prepare, serving
+from moe4.serve.run import RunningServer, prepare, serving
 from moe4.units import percent
 from moe4.verify.checks import verify
 from moe4.vllm_facts import flags
 
-PARTS = ("evaluation", "comparison", "tools")
-# The short form: enough to see that everything works, and differences of a few points.
-QUICK_QUESTIONS, QUICK_SEQUENCES, QUICK_REQUESTS = 100, 20, 20
+MOST_FLIPS = 8  # of a task, on the page; answers.json has all
 
 Say = Callable[[str], None]
-Step = Callable[["ProveOptions", "_Stamp", Say, OnProgress], dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProveOptions:
-    """The options of `moe4 prove`."""
-
-    source: Path
-    release: Path
-    quick: bool = False
-    tasks: tuple[str, ...] = ()
-    limit: int | None = None
-    data: Path | None = None
-    requests: tuple[Path, ...] = ()
-    skip: tuple[str, ...] = ()
-    min_recovery: float = 0.99
-    min_agreement: float = 0.97
-    cache_folder: Path | None = None
-    repo: str | None = None
-    base_model: str | None = None
-    license_name: str | None = None
-    tensor_parallel_size: int = 1
-    trust_remote_code: bool = False
-    again: bool = False
-
-    @property
-    def cache(self) -> Path:
-        return self.cache_folder or default_cache_folder()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proved:
-    """What was found; None for a part that was left out. `report` and `card`: the files that were written."""
+    """What was found; None for a part that was left out. `report` and `card`: the files that were written.
+
+    left_out: the parts that could not be measured, with what each would need.
+    """
 
     source: Path
     release: Path
@@ -96,8 +72,10 @@ class Proved:
     evaluation: EvaluationFile | None
     comparison: ComparisonFile | None
     tools: ToolcheckFile | None
+    probe: ProbeFile | None
     report: Path
     card: Path
+    left_out: dict[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     """What is shown to be below the bars that were set."""
 
@@ -111,13 +89,19 @@ class Proved:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types; no part that was left out."""
-        parts = {"evaluation": self.evaluation, "comparison": self.comparison, "tools": self.tools}
+        parts = {
+            "evaluation": self.evaluation,
+            "comparison": self.comparison,
+            "tools": self.tools,
+            "probe": self.probe,
+        }
         return {
             "source": str(self.source),
             "release": str(self.release),
             "verified": True,
             "quick": self.quick,
             **{name: to_json(part) for name, part in parts.items() if part is not None},
+            "left_out": self.left_out,
             "report": str(self.report),
             "card": str(self.card),
             "failures": list(self.failures),
@@ -126,7 +110,7 @@ class Proved:
 
 def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> Proved:
     """Return what was found, by part. Raises a Moe4Error for what cannot be measured, before it begins."""
-    _check_options(options)
+    left_out = check_options(options)
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
     verifying = Pace(on_progress, "verifying")
@@ -135,16 +119,21 @@ def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> 
         raise EvaluationError(
             f"{options.release} is not sound, so nothing is measured: {verified['problems'][0]}"
         )
+    for part, why in left_out.items():
+        say(f"{part}: not measured: {why}")
     make_folder(folder)
-    measuring = _Measuring(options=options, stamp=_Stamp(options), say=say, on_progress=on_progress)
-    evaluation = measuring.part("evaluation", EVALUATION, EvaluationFile, _evaluate)
-    comparison = measuring.part("comparison", COMPARISON, ComparisonFile, _compare)
-    tools = measuring.part("tools", TOOLCHECK, ToolcheckFile, _check_tools)
-    proof = read_proof(options.release)
-    page = folder / "report.html"
-    write_output(page, render_report(proof))
-    card = render_card(proof, options.repo, options.base_model, options.license_name)
-    write_output(card_path(options.release), card)
+    measuring = _Measuring(
+        options=options,
+        identity=_Identity(options),
+        say=say,
+        on_progress=on_progress,
+        without=tuple(left_out),
+    )
+    evaluation = measuring.part("evaluation", EVALUATION, EvaluationFile, measuring.evaluate)
+    comparison = measuring.part("comparison", COMPARISON, ComparisonFile, measuring.compare)
+    tools = measuring.part("tools", TOOLCHECK, ToolcheckFile, measuring.check_tools)
+    probe = measuring.part("probe", PROBE, ProbeFile, measuring.ask_probe)
+    page = _publish(options, say)
     found = Proved(
         source=options.source,
         release=options.release,
@@ -152,62 +141,143 @@ def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> 
         evaluation=evaluation,
         comparison=comparison,
         tools=tools,
+        probe=probe,
         report=page,
         card=card_path(options.release),
+        left_out=left_out,
     )
     return replace(found, failures=tuple(failures(found, options)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _publish(options: ProveOptions, say: Say) -> Path:
+    """Write the page, the results for other tools and the card; return the page's place."""
+    proof = read_proof(options.release)
+    folder = options.release / PROOF_FOLDER
+    page = folder / "report.html"
+    write_output(page, render_report(proof))
+    for name, log in evaluation_logs(proof, options.names).items():
+        write_json(folder / name, log)
+    for remark in write_card(proof, options.names).remarks:
+        say(remark)
+    return page
+
+
 class _Measuring:
     """The parts of one run: each is measured and written, or read where it was measured already."""
 
-    options: ProveOptions
-    stamp: "_Stamp"
-    say: Say
-    on_progress: OnProgress
+    def __init__(
+        self,
+        *,
+        options: ProveOptions,
+        identity: "_Identity",
+        say: Say,
+        on_progress: OnProgress,
+        without: tuple[str, ...],
+    ) -> None:
+        self._options, self._identity, self._say = options, identity, say
+        self._on_progress = on_progress
+        self._without = (*options.skip, *without)
+        self._probe_result: dict[str, Any] | None = None
 
-    def part(self, part: str, name: str, kind: type[Result], step: Step) -> Result | None:
-        """Return the result of a part; None for one that is skipped."""
-        if part in self.options.skip:
+    def part(
+        self, part: str, name: str, kind: type[Result], measure: Callable[[], dict[str, Any]]
+    ) -> Result | None:
+        """Return the result of a part; None for one that is left out."""
+        if part in self._without:
             return None
-        path = self.options.release / PROOF_FOLDER / name
+        path = self._options.release / PROOF_FOLDER / name
+        stamp = self._identity.stamp(part)
         began = time.monotonic()
-        if not self.options.again and self.stamp.is_of(path):
+        if not self._options.again and path.is_file() and read_json_object(path).get("stamp") == stamp:
             found = read_result(path, kind)
-            self.say(f"{part}: measured already, {path}")
+            self._say(f"{part}: measured already, {path}")
             return found
-        measured = step(self.options, self.stamp, self.say, self.on_progress)
-        write_json(path, {"version": 1, **measured, "stamp": self.stamp.value})
-        self.say(f"{part}: {time.monotonic() - began:.0f} s")
+        measured = measure()
+        run = record_run(self._options.command()).model_dump()
+        write_json(path, {"version": 1, **measured, "run": run, "stamp": stamp})
+        self._say(f"{part}: {time.monotonic() - began:.0f} s")
         return read_result(path, kind)
 
+    def evaluate(self) -> dict[str, Any]:
+        """Ask both models the tasks' questions."""
+        found = run_evaluation(self._options.evaluation, self._say, self._on_progress)
+        write_scores(self._options.release / PROOF_FOLDER / ANSWERS, found)
+        return {**found.as_dict(), "flips": found.flips_as_dict(MOST_FLIPS)}
 
-class _Stamp:
-    """What a result depends on: both models' files, and the options."""
+    def compare(self) -> dict[str, Any]:
+        """Compare both models' predictions of a text."""
+        self._say("comparing predictions, token by token")
+        return to_json(compare(self._options.comparison, self._say, self._on_progress))
+
+    def check_tools(self) -> dict[str, Any]:
+        """Ask one server after the other, so that the two models need not fit beside each other."""
+        options = self._options
+        asked = replace(options.toolcheck, output=options.release / PROOF_FOLDER / "tool-answers.jsonl")
+        requests = load_requests(asked)
+        endpoints: dict[str, Endpoint] = {}
+        replies: Replies = {}
+        models = {
+            "baseline": (options.source, self._identity.source),
+            "release": (options.release, self._identity.release),
+        }
+        for name, (folder, identity) in models.items():
+            self._say(f"serving {folder} and asking it {len(requests)} tool requests, whole and streamed")
+            with self._serving(folder) as server:
+                endpoint = Endpoint(
+                    base_url=server.url, model=server.model, api_key=server.key, identity=identity
+                )
+                endpoints[name] = endpoint
+                pace = Pace(self._on_progress, f"asking the {name} tool requests")
+                replies |= ask_endpoints(asked, requests, {name: endpoint}, pace.count)
+                if name == "release" and "probe" not in self._without:
+                    self._probe_result = self._ask_probe(server)
+        return to_json(judge(asked, requests, endpoints, replies))
+
+    def ask_probe(self) -> dict[str, Any]:
+        """Ask a server of the release for its expected answers, unless it was asked beside its tool calls."""
+        release = self._options.release
+        found = self._probe_result
+        if found is None:
+            self._say(f"serving {release} and asking it for its expected answers")
+            with self._serving(release) as server:
+                found = self._ask_probe(server)
+        return {"passed": bool(found["ok"]), "summary": describe_shortly(found)}
+
+    def _ask_probe(self, server: RunningServer) -> dict[str, Any]:
+        pace = Pace(self._on_progress, "asking for the expected answers")
+        return ask_server(
+            self._options.release, server.url, model=server.model, key=server.key, on_progress=pace.count
+        )
+
+    def _serving(self, folder: Path) -> AbstractContextManager[RunningServer]:
+        options = ServeOptions(
+            port=0,
+            tensor_parallel_size=self._options.tensor_parallel_size,
+            extra=(flags.TRUST_REMOTE_CODE,) if self._options.trust_remote_code else (),
+        )
+        return serving(prepare(folder, options, os.environ), folder, on_progress=self._on_progress)
+
+
+class _Identity:
+    """What results depend on: both models' files, and for each part the options that it reads."""
 
     def __init__(self, options: ProveOptions) -> None:
         self.source = folder_identity(options.source, options.cache)
         self.release = folder_identity(options.release, options.cache)
-        asked = [
-            options.quick,
-            options.tasks,
-            options.limit,
-            [_content(path) for path in _files(options)],
-        ]
-        self.value = hashlib.sha256(
-            json.dumps([self.source, self.release, asked], default=str).encode()
+        self._options = options
+
+    def stamp(self, part: str) -> str:
+        """Return the digest of everything a part's result depends on."""
+        options = self._options
+        asked: dict[str, Callable[[], list[Any]]] = {
+            "evaluation": lambda: [options.quick, options.tasks, options.limit],
+            "comparison": lambda: [options.quick, _content(find_text(options.data))],
+            "tools": lambda: [options.quick, [_content(path) for path in request_files(options.requests)]],
+            "probe": lambda: [_content(options.release / PROBE_NAME)],
+        }
+        return hashlib.sha256(
+            json.dumps([self.source, self.release, part, asked[part]()], default=str).encode()
         ).hexdigest()
-
-    def is_of(self, path: Path) -> bool:
-        """Say whether an earlier result is there and was measured of the same."""
-        return path.is_file() and read_json_object(path).get("stamp") == self.value
-
-
-def _files(options: ProveOptions) -> list[Path]:
-    """Return the files of text and requests that are read."""
-    text = [] if "comparison" in options.skip else [find_text(options.source, options.data)]
-    return [*text, *([] if "tools" in options.skip else request_files(options.requests))]
 
 
 def _content(path: Path) -> str:
@@ -215,82 +285,6 @@ def _content(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _check_options(options: ProveOptions) -> None:
-    """Make sure that the options make sense and there is something to ask, before anything is measured."""
-    unknown = set(options.skip) - set(PARTS)
-    if unknown:
-        raise EvaluationError(f"--skip {sorted(unknown)[0]}: expected one of {', '.join(PARTS)}")
-    for name, bar in (("--min-recovery", options.min_recovery), ("--min-agreement", options.min_agreement)):
-        if not 0 <= bar <= 1:
-            raise EvaluationError(f"{name} {bar:g} is no share: give 0 to 1, such as 0.99")
-    check_names(options.repo, options.base_model, options.license_name)
-    if "evaluation" not in options.skip and not options.tasks:
-        raise EvaluationError("give --task, such as gsm8k, or --skip evaluation")
-    for path in _files(options):
-        _content(path)
-    if "evaluation" not in options.skip:
-        plan_requests(_evaluation_options(options))
-
-
-def _evaluate(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
-    found: ScoreComparison = run_evaluation(_evaluation_options(options), say, on_progress)
-    write_scores(options.release / PROOF_FOLDER / "answers.json", found)
-    return found.as_dict()
-
-
-def _evaluation_options(options: ProveOptions) -> EvaluationOptions:
-    return EvaluationOptions(
-        model=str(options.release),
-        against=str(options.source),
-        tasks=options.tasks,
-        limit=options.limit or (QUICK_QUESTIONS if options.quick else None),
-        cache_folder=options.cache,
-        tensor_parallel_size=options.tensor_parallel_size,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _compare(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
-    say("comparing predictions, token by token")
-    compare_options = CompareOptions(
-        source=options.source,
-        release=options.release,
-        data=options.data,
-        num_sequences=QUICK_SEQUENCES if options.quick else 100,
-        trust_remote_code=options.trust_remote_code,
-    )
-    return to_json(compare(compare_options, say, on_progress))
-
-
-def _check_tools(options: ProveOptions, stamp: _Stamp, say: Say, on_progress: OnProgress) -> dict[str, Any]:
-    """Ask one server after the other, so that the two models need not fit beside each other."""
-    tool_options = ToolcheckOptions(
-        base_url="",
-        requests=options.requests,
-        limit=QUICK_REQUESTS if options.quick else None,
-        output=options.release / PROOF_FOLDER / "tool-answers.jsonl",
-    )
-    requests = load_requests(tool_options)
-    endpoints: dict[str, Endpoint] = {}
-    replies: Replies = {}
-    serve_options = ServeOptions(
-        port=0,
-        tensor_parallel_size=options.tensor_parallel_size,
-        extra=(flags.TRUST_REMOTE_CODE,) if options.trust_remote_code else (),
-    )
-    models = {"baseline": (options.source, stamp.source), "release": (options.release, stamp.release)}
-    for name, (folder, identity) in models.items():
-        say(f"serving {folder} and asking it {len(requests)} tool requests, whole and streamed")
-        with serving(prepare(folder, serve_options, os.environ), folder, on_progress=on_progress) as server:
-            endpoint = Endpoint(
-                base_url=server.url, model=server.model, api_key=server.key, identity=identity
-            )
-            endpoints[name] = endpoint
-            pace = Pace(on_progress, f"asking the {name} tool requests")
-            replies |= ask_endpoints(tool_options, requests, {name: endpoint}, pace.count)
-    return to_json(judge(tool_options, requests, endpoints, replies))
 
 
 def failures(result: Proved, options: ProveOptions) -> list[str]:
@@ -304,6 +298,8 @@ def failures(result: Proved, options: ProveOptions) -> list[str]:
     decisions = agreement.decision_agreement if agreement else None
     if decisions and decisions.interval[1] < options.min_agreement:
         found.append(f"decisions to call a tool agree on less than {percent(options.min_agreement, 1)}")
+    if result.probe is not None and not result.probe.passed:
+        found.append("a server of the release does not give the answers that were stored with it")
     return found
 
 
@@ -316,7 +312,7 @@ def describe(result: Proved) -> str:
         if change and change.recovery is not None and change.recovery_interval:
             low, high = change.recovery_interval
             line += f", recovery {percent(change.recovery)} [{100 * low:.2f}, {100 * high:.2f}]"
-        lines += [line, *([f"  {change.verdict}"] if change else [])]
+        lines += [line, *(f"  {sentence}" for sentence in sentences(entry))]
     if result.comparison is not None:
         found = result.comparison
         lines.append(
@@ -325,6 +321,9 @@ def describe(result: Proved) -> str:
         )
     if result.tools is not None:
         lines += _describe_tools(result.tools)
+    if result.probe is not None:
+        lines.append(f"probe: {'PASS' if result.probe.passed else 'FAIL'}: {result.probe.summary}")
+    lines += [f"{part}: not measured: {why}" for part, why in result.left_out.items()]
     lines += [f"report: {result.report}", f"card: {result.card}"]
     return "\n".join(map(visible, lines))
 

@@ -1,4 +1,4 @@
-"""`moe4 card`: the model card a hub expects; every figure in it was measured, every flag is the release's.
+"""What a model card says, section by section; every figure was measured, every flag is the release's.
 
 Names in it come from the release's files, which anybody may have written: `text` and `code` make Markdown of
 them.
@@ -6,7 +6,7 @@ them.
 
 import json
 import re
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from moe4.deploy.manifests.grammar import is_license
@@ -14,17 +14,23 @@ from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
 from moe4.deploy.manifests.options import default_name as deployment_name
 from moe4.deploy.manifests.write import write_deployment
 from moe4.deploy.sizing.choose import Wanted, pick
-from moe4.deploy.sizing.fit import Layout, check_groups
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
-from moe4.errors import DeployError, Moe4Error, OutputError
+from moe4.errors import Moe4Error, OutputError
 from moe4.escape import markdown_block
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
 from moe4.evaluate.result_files import TaskResult, ToolcheckFile
+from moe4.publish.commands import (
+    choose_layout,
+    prove_command,
+    quantize_command,
+    recipe_toml,
+    vllm_command,
+)
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
+from moe4.publish.words import sentences, smallest_loss
 from moe4.units import duration, format_bytes, percent
-from moe4.vllm_facts import flags
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
 ARCHITECTURE = {
@@ -43,38 +49,47 @@ ARCHITECTURE = {
 }
 
 
-def render_card(proof: Proof, repo: str | None, base_model: str | None, license_name: str | None) -> str:
-    """Return README.md for the hub repository `repo`; None: a placeholder's owner and the release's name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardNames:
+    """The hub's names in a card; None for one that is not given.
 
-    `base_model` and `license_name` are the hub's names; a licence that is not given is taken from the config
-    or the release's licence file, and left out where neither tells. Raises OutputError for bad names.
+    repo: of the release; `your-name/` and the folder's name stand in for it. license_name: what the config or
+    the release's licence file tells stands in for it, or nothing.
     """
-    check_names(repo, base_model, license_name)
-    repo = repo or _placeholder_repo(proof.name)
+
+    repo: str | None = None
+    base_model: str | None = None
+    license_name: str | None = None
+
+    def check(self) -> None:
+        """Raise OutputError for a name that the hub would not take."""
+        for option, name in (("--repo", self.repo), ("--base-model", self.base_model)):
+            if name is not None:
+                check_repo(name, option)
+        if self.license_name is not None and not is_license(self.license_name):
+            raise OutputError(
+                f"--license {self.license_name}: expected the hub's name of a licence, such as apache-2.0"
+            )
+
+    def repo_for(self, proof: Proof) -> str:
+        """Return the repository, or what stands in for it."""
+        return self.repo or _placeholder_repo(proof.name)
+
+
+def card_sections(proof: Proof, names: CardNames) -> dict[str, str]:
+    """Return the card's sections by name, in their order; each begins with its heading."""
+    repo = names.repo_for(proof)
     release = read_release(str(proof.folder))
-    sections = [
-        _front_matter(proof, repo, base_model, license_name),
-        f"# {text(repo.rsplit('/', 1)[-1])}",
-        _overview(proof, base_model),
-        _architecture(proof),
-        _evaluation(proof),
-        _deployment(proof, release, repo),
-        _usage(release),
-        _creation(proof),
-        _license(proof, license_name),
-    ]
-    return "\n\n".join(section.strip() for section in sections if section) + "\n"
-
-
-def check_names(repo: str | None, base_model: str | None, license_name: str | None) -> None:
-    """Raise OutputError for a name that the hub would not take."""
-    for option, name in (("--repo", repo), ("--base-model", base_model)):
-        if name is not None:
-            check_repo(name, option)
-    if license_name is not None and not is_license(license_name):
-        raise OutputError(
-            f"--license {license_name}: expected the hub's name of a licence, such as apache-2.0"
-        )
+    sections = {
+        "title": f"# {text(repo.rsplit('/', 1)[-1])}",
+        "overview": _overview(proof, repo, names),
+        "deployment": f"{_deployment(release, repo)}\n\n{_usage(release)}",
+        "creation": _creation(proof),
+        "evaluation": _evaluation(proof),
+        "reproducibility": _reproducibility(proof),
+        "licence": _license(proof, names.license_name),
+    }
+    return {name: section.strip() for name, section in sections.items() if section}
 
 
 def _placeholder_repo(name: str) -> str:
@@ -83,13 +98,12 @@ def _placeholder_repo(name: str) -> str:
     return f"your-name/{cleaned or 'release'}"
 
 
-def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name: str | None) -> str:
-    import yaml
-
+def front_matter(proof: Proof, names: CardNames) -> dict[str, Any]:
+    """Return what the hub reads of the card."""
     head: dict[str, Any] = {}
-    if base_model is not None:
-        head |= {"base_model": [base_model], "base_model_relation": "quantized"}
-    found = license_name or _license_name(proof)
+    if names.base_model is not None:
+        head |= {"base_model": [names.base_model], "base_model_relation": "quantized"}
+    found = names.license_name or _license_name(proof)
     if found is not None:
         head["license"] = found
     head |= {
@@ -102,8 +116,8 @@ def _front_matter(proof: Proof, repo: str, base_model: str | None, license_name:
     results = _metrics(proof)
     if results:
         head["metrics"] = sorted({entry["metrics"][0]["type"] for entry in results})
-        head["model-index"] = [{"name": repo.rsplit("/", 1)[-1], "results": results}]
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+        head["model-index"] = [{"name": names.repo_for(proof).rsplit("/", 1)[-1], "results": results}]
+    return head
 
 
 def _metrics(proof: Proof) -> list[dict[str, Any]]:
@@ -117,20 +131,37 @@ def _metrics(proof: Proof) -> list[dict[str, Any]]:
     ]
 
 
-def _overview(proof: Proof, base_model: str | None) -> str:
+def _overview(proof: Proof, repo: str, names: CardNames) -> str:
     report, recipe = proof.report, proof.report.recipe
     before, after = report.source.num_bytes, report.release.num_bytes
     source = "its source checkpoint"
-    if base_model:
-        source = f"[{text(base_model)}](https://huggingface.co/{base_model})"
+    if names.base_model:
+        source = f"[{text(names.base_model)}](https://huggingface.co/{names.base_model})"
     targets = ", ".join(text(target.replace("_", " ")) for target in recipe.targets)
     group = text(str(recipe.group_size))
-    num_fallbacks = len(report.summary.fallbacks)
     methods = {"gptq": "by GPTQ", "rtn": "by rounding to nearest", "copy": "the source's own, unchanged"}
+    lines = [
+        f"- **Model Architecture:** {_architecture_name(proof)}",
+        "  - **Input:** Text",
+        "  - **Output:** Text",
+        "- **Model Optimizations:**",
+        "  - **Weight quantization:** INT4",
+        "  - **Activation quantization:** None",
+    ]
+    if proof.runs:
+        lines.append(f"- **Release Date:** {proof.runs[-1].date[:10]}")
+    if names.repo:
+        lines.append(f"- **Model Developers:** {text(repo.partition('/')[0])}")
+    overview = "\n".join(lines)
     return f"""\
-## Overview
+## Model Overview
 
-INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became {format_bytes(after)}
+{overview}
+
+### Model Optimizations
+
+This model is {source} with its weights quantized to INT4 (W4A16):
+{format_bytes(before)} of weights became {format_bytes(after)}
 ({after / before:.1%}).
 
 | | |
@@ -139,14 +170,24 @@ INT4 (W4A16) quantization of {source}: {format_bytes(before)} of weights became 
 | activations | BF16 |
 | what is quantized | {targets}; everything else is the source's own |
 | format | compressed-tensors `pack-quantized`, which vLLM loads as it is |
-| matrices | {report.summary.num_matrices:,}, of which {num_fallbacks} fell back to rounding |"""
+| matrices | {report.summary.num_matrices:,}, of which {len(report.summary.fallbacks)} fell back to rounding |
+
+{_architecture(proof)}"""
+
+
+def _architecture_name(proof: Proof) -> str:
+    """Return the class that the config names, or the model's type."""
+    found = proof.config.document.get("architectures")
+    if isinstance(found, list) and found and isinstance(found[0], str):
+        return text(found[0])
+    return text(str(proof.config.model_type))
 
 
 def _architecture(proof: Proof) -> str:
     rows = [f"| model type | {code(str(proof.config.model_type))} |"]
     given = proof.config.text.model_dump(include=set(ARCHITECTURE), exclude_unset=True, exclude_none=True)
     rows += [f"| {what} | {given[key]:,} |" for key, what in ARCHITECTURE.items() if key in given]
-    return "## Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
+    return "### Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
 
 
 def _evaluation(proof: Proof) -> str:
@@ -154,18 +195,21 @@ def _evaluation(proof: Proof) -> str:
     tasks = proof.evaluation.tasks if proof.evaluation else {}
     if tasks:
         parts.append(
-            "| task | shots | questions | before | after | recovery | 95 % interval |\n"
-            "| --- | --- | --- | --- | --- | --- | --- |\n"
+            "### Accuracy\n\n"
+            "| task | shots | questions | before | after | recovery | 95 % interval | smallest loss shown |\n"
+            "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
             + "\n".join(_task_row(name, result) for name, result in tasks.items())
         )
         parts += [
-            f"{text(name)}: {text(result.change.verdict)}." for name, result in tasks.items() if result.change
+            f"{text(name)}: {text(' '.join(said))}"
+            for name, result in tasks.items()
+            if (said := sentences(result))
         ]
     if proof.comparison is not None:
         found = proof.comparison
         parts.append(
-            f"On {found.num_tokens:,} held-out tokens ({text(found.data)}): KL divergence from the "
-            f"source {found.kl.mean:.5f} nats a token, likeliest token the same for "
+            f"### Predictions\n\nOn {found.num_tokens:,} held-out tokens ({text(found.data)}): KL divergence "
+            f"from the source {found.kl.mean:.5f} nats a token, likeliest token the same for "
             f"{percent(found.top1_agreement)}, perplexity {found.perplexity.source:.4f} before and "
             f"{found.perplexity.release:.4f} after."
         )
@@ -183,6 +227,7 @@ def _task_row(name: str, result: TaskResult) -> str:
     interval = change.recovery_interval if change else None
     cells.append(percent(change.recovery) if change and change.recovery is not None else "-")
     cells.append(f"{percent(interval[0])} to {percent(interval[1])}" if interval else "-")
+    cells.append(smallest_loss(change) or "-")
     return f"| {' | '.join(cells)} |"
 
 
@@ -193,7 +238,7 @@ def _tool_table(found: ToolcheckFile) -> str:
         for check, measure in found.release.measures.items()
         if measure
     ]
-    table = f"Tool calls, {found.num_requests} requests:\n\n| check | share | interval |\n"
+    table = f"### Tool calls\n\n{found.num_requests} requests:\n\n| check | share | interval |\n"
     table += "| --- | --- | --- |\n" + "\n".join(rows)
     if found.agreement and found.agreement.decision_agreement:
         share = percent(found.agreement.decision_agreement.value, 1)
@@ -201,10 +246,10 @@ def _tool_table(found: ToolcheckFile) -> str:
     return table
 
 
-def _deployment(proof: Proof, release: ReleaseSize, repo: str) -> str:
-    layout, obstacle = _layout(release)
-    line = _vllm_line(release, layout, repo)
-    parts = ["## Deployment", f"### vLLM\n\n{markdown_block(line, 'bash')}"]
+def _deployment(release: ReleaseSize, repo: str) -> str:
+    layout, obstacle = choose_layout(release)
+    line = vllm_command(release, layout, repo)
+    parts = ["## Deployment", f"### Use with vLLM\n\n{markdown_block(line, 'bash')}"]
     if obstacle:
         parts.append(f"Install moe4 beside vLLM, whose plugin this release needs on GPUs: {text(obstacle)}.")
     for form, title, language in (("podman", "podman", "bash"), ("kserve", "KServe", "yaml")):
@@ -215,27 +260,6 @@ def _deployment(proof: Proof, release: ReleaseSize, repo: str) -> str:
         else:
             parts.append(f"### {title}\n\n{markdown_block(manifest, language)}")
     return "\n\n".join(parts)
-
-
-def _layout(release: ReleaseSize) -> tuple[Layout, str | None]:
-    """Return how the fewest GPUs hold the model, and what is wrong there without moe4's plugin."""
-    try:
-        return pick(release, Wanted()).layout, None
-    except DeployError:
-        layout = pick(release, Wanted(plugin=True)).layout
-        return layout, (check_groups(release, layout) or "").partition("; ")[0]
-
-
-def _vllm_line(release: ReleaseSize, layout: Layout, repo: str) -> str:
-    """Return the command for one machine."""
-    words = ["vllm serve", repo]
-    if layout.num_gpus > 1:
-        words.append(f"{flags.TENSOR_PARALLEL} {layout.num_gpus}")
-    if release.uses_kimi_calls:
-        words.append(f"{flags.AUTO_TOOLS} {flags.TOOL_PARSER} {flags.KIMI_PARSER}")
-    if release.needs_own_code:
-        words.append(flags.TRUST_REMOTE_CODE)
-    return " ".join(words)
 
 
 def _manifest(release: ReleaseSize, form: Form, repo: str) -> str:
@@ -250,7 +274,7 @@ def _manifest(release: ReleaseSize, form: Form, repo: str) -> str:
 
 def _usage(release: ReleaseSize) -> str:
     chat = """\
-## Usage
+### Chat
 
 ```python
 from openai import OpenAI
@@ -307,6 +331,30 @@ def _creation(proof: Proof) -> str:
     return "## Creation\n\n" + "\n".join(lines) + f"\n\nVersions: {versions}."
 
 
+def _reproducibility(proof: Proof) -> str:
+    """Return the commands that make and measure the release again, and what they ran on."""
+    parts = [
+        "## Reproducibility",
+        "SOURCE is the source checkpoint's folder, OUT the release's. The same source, recipe, calibration\n"
+        "and versions give the same bytes.",
+        markdown_block(quantize_command(proof.report), "bash"),
+        "with `recipe.toml`:",
+        markdown_block(recipe_toml(proof.report.recipe), "toml"),
+    ]
+    command = prove_command(proof)
+    if command is not None:
+        parts += ["Measured with", markdown_block(command, "bash")]
+        for machine, versions in dict.fromkeys(
+            (run.machine, tuple(run.versions.items())) for run in proof.runs
+        ):
+            found = ", ".join(f"{text(name)} {text(version)}" for name, version in versions)
+            parts.append(f"on {text(machine)}: {found}.")
+        parts.append(
+            "Every answer of both models, and the figures in the form of every_eval_ever, lie in `proof/`."
+        )
+    return "\n\n".join(parts)
+
+
 def _license_name(proof: Proof) -> str | None:
     found = proof.config.document.get("license")
     if isinstance(found, str) and is_license(found):
@@ -331,8 +379,3 @@ def _license(proof: Proof, license_name: str | None) -> str:
         links = ", ".join(f"[{name}]({name})" for name in files)
         section += f" The source's files come with it, byte for byte: {links}."
     return section
-
-
-def card_path(out: Path) -> Path:
-    """Return where the card lies in a release."""
-    return out / "README.md"

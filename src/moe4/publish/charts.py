@@ -1,10 +1,11 @@
-"""Charts as SVG text, with no script and no font of their own; colours come from the page's style sheet.
+"""Charts as HTML and SVG text, with no script; the page's style sheet gives sizes and colours.
 
-Every chart has a title and a description, and a table beside it says the same in numbers.
+Words stay words, in the page's own size, and what is drawn takes the width there is, so a chart fits a phone
+as it fits a desk. Every chart has a title and a description, and a table says the same in numbers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from moe4.escape import html_text
 
@@ -14,95 +15,92 @@ NUM_SHADES = 9  # classes h0 .. h8 of the style sheet, from little to much
 def heat_map(rows: Sequence[Sequence[float]], labels: Sequence[str], title: str, description: str) -> str:
     """Return a map of rows of cells, one shade a cell; shades are equal steps from the least to the most.
 
-    Cells of a shade are one path, so that the 23,000 experts of a large model stay a small file.
+    A cell is 10 x 10 in a drawing that is stretched to fit. Cells of a shade are one path, so that the 23,000
+    experts of a large model stay a small file.
     """
     values = [value for row in rows for value in row]
     low, high = min(values), max(values)
     widest = max(map(len, rows))
-    cell = 16 if widest <= 48 else max(2.0, 800 / widest)
-    height = 16 if len(rows) <= 30 else 10
-    left, top = 64, 4
+    gap = min(1.0, widest / 24) if widest <= 96 else 0.0
     paths: list[list[str]] = [[] for _ in range(NUM_SHADES)]
     for y, row in enumerate(rows):
         for x, value in enumerate(row):
             shade = 0 if high == low else min(NUM_SHADES - 1, int((value - low) / (high - low) * NUM_SHADES))
-            gap = 1 if cell >= 8 else 0
-            paths[shade].append(
-                f"M{left + x * cell:g} {top + y * height:g}h{cell - gap:g}v{height - gap:g}h{gap - cell:g}z"
-            )
-    parts = [f'<path class="h{shade}" d="{"".join(path)}"/>' for shade, path in enumerate(paths) if path]
-    for y, label in enumerate(labels):
-        if height >= 12 or y % 5 == 0:
-            baseline = top + y * height + height - 4
-            parts.append(f'<text x="{left - 6}" y="{baseline:g}" text-anchor="end">{html_text(label)}</text>')
-    bottom = top + len(rows) * height + 14
-    parts.append(f'<text x="{left}" y="{bottom}">expert 0 to {widest - 1}</text>')
-    legend = bottom + 8
-    for shade in range(NUM_SHADES):
-        parts.append(f'<path class="h{shade}" d="M{left + shade * 20} {legend}h20v10h-20z"/>')
-    parts.append(f'<text x="{left - 6}" y="{legend + 9}" text-anchor="end">{_short(low)}</text>')
-    parts.append(f'<text x="{left + NUM_SHADES * 20 + 6}" y="{legend + 9}">{_short(high)}</text>')
-    return _svg(left + widest * cell + 4, legend + 16, title, description, parts)
+            paths[shade].append(f"M{x * 10} {y * 10}h{10 - gap:.3g}v9h{gap - 10:.3g}z")
+    cells = "".join(
+        f'<path class="h{shade}" d="{"".join(path)}"/>' for shade, path in enumerate(paths) if path
+    )
+    dense = " dense" if len(rows) > 30 else ""
+    names = "".join(f"<span>{html_text(label)}</span>" for label in labels)
+    legend = "".join(f'<i class="h{shade}"></i>' for shade in range(NUM_SHADES))
+    return _figure(
+        f"map{dense}",
+        title,
+        description,
+        (
+            f'<div class="rows" aria-hidden="true">{names}</div>',
+            f'<svg preserveAspectRatio="none" viewBox="0 0 {widest * 10} {len(rows) * 10}" '
+            f'style="--rows:{len(rows)}" aria-hidden="true">{cells}</svg>',
+            f'<p class="axis" aria-hidden="true"><span>expert 0</span><span>expert {widest - 1}</span></p>',
+            f'<p class="legend" aria-hidden="true"><span>{_short(low)}</span>{legend}'
+            f"<span>{_short(high)}</span></p>",
+        ),
+    )
 
 
 def bars(
     groups: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], title: str, description: str
 ) -> str:
     """Return horizontal bars: a group a label, one bar for each of `names`."""
-    left, width, bar, gap, top = 64, 520, 13, 8, 22
     most = max((value for _, values in groups for value in values), default=0.0) or 1.0
-    parts, y = [], float(top)
-    for place, name in enumerate(names):
-        x = left + place * 190
-        parts.append(
-            f'<path class="b{place}" d="M{x} 4h10v10h-10z"/>'
-            f'<text x="{x + 15}" y="13">{html_text(name)}</text>'
-        )
+    legend = "".join(
+        f'<span><i class="b{place}"></i>{html_text(name)}</span>' for place, name in enumerate(names)
+    )
+    parts = [f'<p class="key" aria-hidden="true">{legend}</p>']
     for label, values in groups:
-        middle = y + bar * len(values) / 2 + 4
-        parts.append(f'<text x="{left - 6}" y="{middle:g}" text-anchor="end">{html_text(label)}</text>')
-        for place, value in enumerate(values):
-            length = max(1.0, value / most * width)
-            parts.append(f'<path class="b{place}" d="M{left} {y:g}h{length:.1f}v{bar - 1}h-{length:.1f}z"/>')
-            parts.append(f'<text x="{left + length + 5:.1f}" y="{y + 10:g}">{_short(value)}</text>')
-            y += bar
-        y += gap
-    return _svg(left + width + 70, y + 2, title, description, parts)
+        tracks = "".join(
+            f'<div class="track"><i class="b{place}" style="width:{max(0.4, 100 * value / most):.2f}%"></i>'
+            f"<span>{_short(value)}</span></div>"
+            for place, value in enumerate(values)
+        )
+        parts.append(
+            f'<div class="group" aria-hidden="true"><span>{html_text(label)}</span><div>{tracks}</div></div>'
+        )
+    return _figure("bars", title, description, parts)
 
 
 def intervals(
     rows: Sequence[tuple[str, float, float, float]], reference: float, title: str, description: str
 ) -> str:
     """Return a point with its interval for each (label, value, low, high), and a line at `reference`."""
-    left, width, height, top = 190, 430, 26, 6
     low = min([reference, *(row[2] for row in rows)])
     high = max([reference, *(row[3] for row in rows)])
     margin = max((high - low) * 0.08, 1e-4)
     low, high = low - margin, high + margin
 
     def place(value: float) -> float:
-        return left + (value - low) / (high - low) * width
+        return (value - low) / (high - low) * 100
 
-    bottom = top + height * len(rows)
-    parts = [f'<path class="reference" d="M{place(reference):.1f} {top}V{bottom}"/>']
-    for number, (label, value, begin, end) in enumerate(rows):
-        y = top + height * number + height / 2
-        parts.append(f'<text x="{left - 8}" y="{y + 4:g}" text-anchor="end">{html_text(label)}</text>')
-        parts.append(f'<path class="whisker" d="M{place(begin):.1f} {y:g}H{place(end):.1f}"/>')
-        parts.append(f'<circle class="point" cx="{place(value):.1f}" cy="{y:g}" r="4"/>')
-    for value in (low + margin, reference, high - margin):
+    parts = []
+    for label, value, begin, end in rows:
         parts.append(
-            f'<text x="{place(value):.1f}" y="{bottom + 14}" text-anchor="middle">{100 * value:.2f} %</text>'
+            f'<div class="interval" aria-hidden="true"><span>{html_text(label)}</span><div class="line">'
+            f'<b style="left:{place(reference):.2f}%"></b>'
+            f'<i class="whisker" style="left:{place(begin):.2f}%;width:{place(end) - place(begin):.2f}%"></i>'
+            f'<i class="point" style="left:{place(value):.2f}%"></i></div></div>'
         )
-    return _svg(left + width + 40, bottom + 20, title, description, parts)
+    marks = [f'<span style="left:{place(reference):.2f}%">{100 * reference:g} %</span>']
+    if place(reference) > 25:
+        marks.append(f'<span class="first" style="left:0">{100 * low:.2f} %</span>')
+    if place(reference) < 75:
+        marks.append(f'<span class="last" style="left:100%">{100 * high:.2f} %</span>')
+    parts.append(f'<div class="scale" aria-hidden="true">{"".join(marks)}</div>')
+    return _figure("intervals", title, description, parts)
 
 
-def _svg(width: float, height: float, title: str, description: str, parts: Sequence[str]) -> str:
+def _figure(kind: str, title: str, description: str, parts: Iterable[str]) -> str:
     label = html_text(f"{title}. {description}")
-    return (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" '
-        f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
-    )
+    return f'<div class="chart {kind}" role="img" aria-label="{label}">{"".join(parts)}</div>'
 
 
 def _short(value: float) -> str:

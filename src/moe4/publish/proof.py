@@ -11,10 +11,13 @@ from moe4.errors import MissingFileError
 from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
+    PROBE,
     TOOLCHECK,
     ComparisonFile,
     EvaluationFile,
+    ProbeFile,
     Result,
+    Run,
     ToolcheckFile,
     read_result,
 )
@@ -30,10 +33,23 @@ class Proof:
     evaluation: EvaluationFile | None
     comparison: ComparisonFile | None
     toolcheck: ToolcheckFile | None
+    probe: ProbeFile | None
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def source_name(self) -> str | None:
+        """The name of the source's folder, if a result tells it; a whole path is nobody else's business."""
+        path = (self.evaluation and self.evaluation.baseline) or (self.comparison and self.comparison.source)
+        return Path(path).name or None if path else None
+
+    @property
+    def runs(self) -> list[Run]:
+        """When and how the results were measured, the latest last."""
+        parts = (self.evaluation, self.comparison, self.toolcheck, self.probe)
+        return sorted((part.run for part in parts if part and part.run), key=lambda run: run.date)
 
 
 def read_proof(out: Path, proof: Path | None = None) -> Proof:
@@ -54,6 +70,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
         evaluation=_read(folder / EVALUATION, EvaluationFile),
         comparison=_read(folder / COMPARISON, ComparisonFile),
         toolcheck=_read(folder / TOOLCHECK, ToolcheckFile),
+        probe=_read(folder / PROBE, ProbeFile),
     )
 
 

@@ -3,15 +3,25 @@
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from moe4.checkpoint.report_file import Expert, FileEntry, Layer, ReportedRelease
-from moe4.escape import visible
+from moe4.deploy.sizing.release_size import read_release
+from moe4.escape import visible, visible_lines
 from moe4.evaluate.result_files import ComparisonFile, TaskResult
 from moe4.publish.charts import bars, heat_map, intervals
+from moe4.publish.commands import (
+    choose_layout,
+    prove_command,
+    quantize_command,
+    recipe_toml,
+    vllm_command,
+)
 from moe4.publish.proof import Proof
+from moe4.publish.words import CHANCES, CONFIDENCE, sentences, smallest_loss
 from moe4.units import duration, format_bytes, percent
 
 WORST_EXPERTS = 10
@@ -27,9 +37,11 @@ def render_report(proof: Proof) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, size=format_bytes, duration=duration)
+    environment.filters.update(
+        percent=percent, size=format_bytes, duration=duration, lines=_lines, worth=_worth
+    )
     page: str = environment.get_template("report.html").render(**_context(proof))
-    return page
+    return page.lstrip()
 
 
 def _visible(value: object) -> object:
@@ -37,16 +49,39 @@ def _visible(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _lines(text: str) -> Markup:
+    """Return a text of several lines, which stay lines."""
+    return Markup(escape(visible_lines(text)))
+
+
+def _worth(value: float) -> str:
+    """Return what an answer is worth: right, wrong, or its score."""
+    return {0.0: "wrong", 1.0: "right"}.get(value, f"{value:.3g}")
+
+
 def _context(proof: Proof) -> dict[str, object]:
     report = proof.report
     moe = [layer for layer in report.layers if layer.experts]
     tasks = list(proof.evaluation.tasks.items()) if proof.evaluation else []
+    flips = [
+        (task, pairs, result.change.gained + result.change.lost - len(pairs))
+        for task, result in tasks
+        if result.change and proof.evaluation and (pairs := proof.evaluation.flips.get(task))
+    ]
     return {
         "name": proof.name,
+        "source": proof.source_name,
+        "date": _date(proof),
         "report": report,
+        "contents": _contents(proof, flips=bool(flips)),
+        "missing": _missing(proof),
         "tasks": tasks,
+        "words": [(task, sentences(result)) for task, result in tasks],
+        "losses": [(task, loss) for task, result in tasks if (loss := smallest_loss(result.change))],
+        "flips": flips,
         "comparison": proof.comparison,
         "toolcheck": proof.toolcheck,
+        "probe": proof.probe,
         "worst_experts": worst_experts(moe),
         "layers": [_layer_row(layer) for layer in report.layers],
         "error_map": _error_map(moe),
@@ -54,8 +89,82 @@ def _context(proof: Proof) -> dict[str, object]:
         "recovery_chart": _recovery_chart(tasks),
         "growth_chart": _growth_chart(proof.comparison),
         "kl_chart": _kl_chart(proof.comparison),
+        "made": _made(proof),
         "recipe": _flatten(report.recipe.model_dump()),
+        "runs": proof.runs,
         "files": list_released(report.release),
+        "chances": CHANCES,
+        "confidence": CONFIDENCE,
+        **_commands(proof),
+    }
+
+
+def _date(proof: Proof) -> str:
+    """Return the day of the latest measurement; without one, today's."""
+    runs = proof.runs
+    day = datetime.fromisoformat(runs[-1].date) if runs else datetime.now(UTC)
+    return f"{day.day} {day:%B %Y}"
+
+
+def _contents(proof: Proof, *, flips: bool) -> list[tuple[str, str]]:
+    """Return the page's sections: anchor and title."""
+    sections = (
+        ("accuracy", "Accuracy", proof.evaluation),
+        ("changed", "Answers that changed", flips),
+        ("predictions", "Predictions", proof.comparison),
+        ("tools", "Tool calls", proof.toolcheck),
+        ("experts", "Experts", True),
+        ("made", "How it was made", True),
+        ("repeat", "Repeat it, serve it", True),
+        ("files", "Files", True),
+        ("terms", "Terms", True),
+    )
+    return [(anchor, title) for anchor, title, there in sections if there]
+
+
+def _missing(proof: Proof) -> list[str]:
+    """Return in words what could have been measured and was not."""
+    parts = (
+        ("accuracy", proof.evaluation),
+        ("predictions beside the source's", proof.comparison),
+        ("tool calls", proof.toolcheck),
+        ("the answers of a server", proof.probe),
+    )
+    return [what for what, result in parts if result is None]
+
+
+def _made(proof: Proof) -> list[tuple[str, str]]:
+    """Return what the release was made of, how and in what time."""
+    report = proof.report
+    rows = [("source", f"{proof.source_name or 'not recorded'}, {format_bytes(report.source.num_bytes)}")]
+    if report.source.model_type:
+        rows.append(("model type", report.source.model_type))
+    rows.append(
+        (
+            "method",
+            {"gptq": "GPTQ", "rtn": "rounding to nearest"}.get(report.recipe.method, "the source's codes"),
+        )
+    )
+    if report.calibration:
+        found = report.calibration
+        rows.append(
+            ("calibration", f"{found.data}: {found.num_sequences:,} sequences, {found.num_tokens:,} tokens")
+        )
+    if report.timing:
+        memory = format_bytes(report.timing.peak_memory_bytes)
+        rows.append(("time and memory", f"{duration(report.timing.seconds)}, at most {memory} of memory"))
+    return rows
+
+
+def _commands(proof: Proof) -> dict[str, object]:
+    release = read_release(str(proof.folder))
+    layout, obstacle = choose_layout(release)
+    return {
+        "quantize_command": quantize_command(proof.report),
+        "recipe_toml": recipe_toml(proof.report.recipe),
+        "prove_command": prove_command(proof) or "moe4 prove SOURCE OUT",
+        "vllm_command": vllm_command(release, layout, "OUT"),
+        "obstacle": obstacle,
     }
 
 

@@ -124,7 +124,9 @@ def test_the_forecast_is_what_quantize_then_does(
     for tensor in tensors.values():
         elements[names[str(tensor.dtype)]] += tensor.numel()
     assert release["elements"] == elements
-    assert result["calibration"] == {"num_tokens": report["calibration"]["num_tokens"], "exact": True}
+    counted = result["calibration"]
+    assert (counted["num_tokens"], counted["exact"]) == (report["calibration"]["num_tokens"], True)
+    assert f"from {report['calibration']['data']} (JSON lines): " in counted["recognized"]
     assert report["timing"]["peak_memory_bytes"] <= result["memory"]["peak_bytes"]
     written = sum(path.stat().st_size for path in out.iterdir())
     hidden = json.loads((fp8_source / "config.json").read_text())["hidden_size"]

@@ -75,6 +75,20 @@ def test_a_dense_layer_does_not_stand_for_those_with_experts() -> None:
     assert left.seconds() == pytest.approx(whole(K2[1:]))
 
 
+def test_what_only_the_first_layer_takes_is_not_expected_of_the_others() -> None:
+    """A small model: code is loaded for 20 s, a layer takes 2 s. After two layers the estimate is right."""
+    layers = [
+        LayerTime(rest_seconds=0.4),
+        *[LayerTime(rest_seconds=0.4, expert_seconds=0.1, num_experts=16)] * 8,
+    ]
+    clock = Clock()
+    left = TimeLeft(layers, clock=clock)
+    run_layer(left, clock, 20.4, 0.0, 0)
+    assert left.seconds() < 3 * whole(layers[1:])  # 51 times the rest's 0.4 s would be 176 s
+    run_layer(left, clock, 0.4, 0.1, 16)
+    assert left.seconds() == pytest.approx(whole(layers[2:]))
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_experts_that_take_twice_as_long_are_noticed_in_their_own_layer(batch: int) -> None:
     clock = Clock()
@@ -166,9 +180,9 @@ def test_the_line_of_a_layer_says_what_is_left() -> None:
     reporter.layer_done(0)
     reporter.layer_committed(LayerRecord(layer=0, shard="x"), 2, 3.0)
     (text,) = lines
-    assert text.startswith("layer 1/2: nothing to quantize, 3.0 s, ")
+    assert text.startswith("layer 0 (1 of 2 done): nothing to quantize, 3.0 s, ")
     assert text.endswith(" left")
-    assert [(step.stage, step.layer, step.of) for step in steps] == [("reading", 1, 2), ("layer 1", 1, 2)]
+    assert [(step.stage, step.layer, step.of) for step in steps] == [("reading", 0, 2), ("layer 0", 0, 2)]
     assert steps[0].done == 0.0
     assert steps[1].seconds_left is not None
 

@@ -1,5 +1,6 @@
 """A killed run resumes, and its bytes are those of a run that was never killed; so does one out of room."""
 
+import json
 import os
 import random
 import re
@@ -295,8 +296,8 @@ def test_resume_continues_and_does_not_repeat(
     run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     err = capfd.readouterr().err
     assert "continuing after 2 of 4 shards" in err
-    assert "layer 2/3" not in err
-    assert "layer 3/3" in err
+    assert "layer 1 (2 of 3 done)" not in err
+    assert "layer 2 (3 of 3 done)" in err
     assert contents(unfinished) == whole
 
 
@@ -475,3 +476,57 @@ def test_resume_with_another_chat_template(
     (other / "LICENSE").write_text("another")
     with pytest.raises(ResumeError, match=r"another side file \(LICENSE, generation_config\.json\); resume"):
         run_quantize(other, unfinished, RECIPE, calibration, resume=True)
+
+
+@pytest.fixture
+def drawing_source(small_source: Path, tmp_path: Path) -> Path:
+    """A source whose chat template writes another number each time, as others write the time."""
+    source = shutil.copytree(small_source, tmp_path / "drawing")
+    template = source / "chat_template.jinja"
+    template.write_text("{{ range(99999) | random }}" + template.read_text())
+    return source
+
+
+def test_a_template_that_writes_something_else_each_time_can_be_resumed(
+    drawing_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    interrupt_after(2, drawing_source, calibration, out, RECIPE, monkeypatch)
+    begun = json.loads((out / ".moe4" / "tokens.json").read_text())
+    report = run_quantize(drawing_source, out, RECIPE, calibration, resume=True)
+    assert report["calibration"]["num_tokens"] == sum(map(len, begun["corpus"]["sequences"]))
+    assert not (out / ".moe4").exists()
+    assert run_quantize(drawing_source, out, RECIPE, calibration, resume=True) == report
+
+
+def test_such_a_run_without_its_tokens_is_refused(
+    drawing_source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    interrupt_after(1, drawing_source, calibration, out, RECIPE, monkeypatch)
+    tokens = out / ".moe4" / "tokens.json"
+    for damage in (lambda: tokens.write_text("{"), lambda: tokens.unlink()):
+        damage()
+        with pytest.raises(ResumeError, match="begun with another set of calibration tokens"):
+            run_quantize(drawing_source, out, RECIPE, calibration, resume=True)
+
+
+@pytest.mark.parametrize("data", [None, "{", "[]", '{"inputs": 3}', '{"inputs": "x", "corpus": null}'])
+def test_tokens_that_are_gone_are_made_again(
+    small_source: Path, calibration: Path, unfinished: Path, whole: dict[str, bytes], data: str | None
+) -> None:
+    tokens = unfinished / ".moe4" / "tokens.json"
+    tokens.unlink() if data is None else tokens.write_text(data)
+    run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
+    assert contents(unfinished) == whole
+
+
+def test_kept_tokens_that_were_changed_are_refused(
+    small_source: Path, calibration: Path, unfinished: Path
+) -> None:
+    tokens = unfinished / ".moe4" / "tokens.json"
+    kept = json.loads(tokens.read_text())
+    kept["corpus"]["sequences"][0][0] += 1
+    tokens.write_text(json.dumps(kept))
+    with pytest.raises(ResumeError, match="another set of calibration tokens"):
+        run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)

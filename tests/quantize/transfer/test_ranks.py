@@ -44,7 +44,7 @@ def test_ranks_write_the_bytes_of_one(
     out = tmp_path / "out"
     first, *others = forks.run(small_source, out, RECIPE, calibration, size=size)["ranks"]
     assert first["code"] == 0, first["log"]
-    assert len(re.findall(r"^layer \d/3: ", first["log"], re.MULTILINE)) == 3
+    assert len(re.findall(r"^layer \d \(\d of 3 done\): ", first["log"], re.MULTILINE)) == 3
     assert [(other["code"], other["log"]) for other in others] == [(0, "")] * (size - 1)
     assert_same(contents(out), whole)
     report = json.loads((out / "moe4-report.json").read_text())

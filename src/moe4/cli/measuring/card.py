@@ -7,7 +7,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, say
+from moe4.cli.messages import echo, say, warn
 from moe4.cli.progress import progress
 from moe4.units import format_bytes
 
@@ -46,7 +46,8 @@ def command(
 ) -> None:
     """Write OUT/README.md, the model card, from measured results; upload both if asked to.
 
-    Nothing that was not measured is in it. The hub's token is huggingface_hub's own (HF_TOKEN).
+    Nothing that was not measured is in it. What you wrote or changed in a card stays when it is written
+    again. The hub's token is huggingface_hub's own (HF_TOKEN).
     """
     with progress("reading"):
         if push is not None:
@@ -61,6 +62,8 @@ def command(
         )
     if dry_run and not as_json:
         echo(card)
+    for remark in card.remarks:
+        warn(f"moe4: {remark}")
     result: dict[str, object] = {"card": str(card.path), "written": not dry_run, "uploaded": None}
     if push is not None:
         result["files"] = _show_uploads(out, push)

@@ -107,6 +107,8 @@ def command(
 
     Scores with standard errors; recovery with its interval, and whether the change is within noise. Answers
     are kept: a killed evaluation goes on where it was, a repeated one asks nothing.
+
+    Without --task it measures what any model allows: predictions beside --against, or a server's tool calls.
     """
     with progress("loading") as shown:
         scores = moe4.eval(

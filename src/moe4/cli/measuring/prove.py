@@ -24,7 +24,7 @@ Task: TypeAlias = Annotated[
     list[str] | None, typer.Option("--task", help="As in `moe4 eval`; may be repeated.")
 ]
 Skip: TypeAlias = Annotated[
-    list[str] | None, typer.Option(help="evaluation, comparison or tools; may be repeated.")
+    list[str] | None, typer.Option(help="evaluation, comparison, tools or probe; may be repeated.")
 ]
 MinRecovery: TypeAlias = Annotated[
     float,
@@ -60,9 +60,10 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure what the quantization cost: verify, eval, compare, toolcheck; write report and card.
+    """Measure what the quantization cost: verify, eval, compare, toolcheck, probe; write report and card.
 
-    Results lie in RELEASE/proof. A run that was cut off goes on where it was.
+    Results lie in RELEASE/proof. A run that was cut off goes on where it was. What cannot be measured here is
+    left out, and said.
     """
     with progress("loading") as shown:
         result = moe4.prove(

@@ -16,7 +16,7 @@ Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Measure how
 
 
 def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
-    """Say what this machine offers the CPU kernels, and which path they take and why.
+    """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
 
     MOE4_KERNEL forces a path; a name that this machine cannot run is an error.
     """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from moe4.deploy.sizing.choose import Survey, default_layout, layouts, smallest_of, survey
 from moe4.deploy.sizing.fit import Fit, Layout, fit
-from moe4.deploy.sizing.machines import Device, asked_gpu
+from moe4.deploy.sizing.machines import Device, asked_gpu, devices_here
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
 
@@ -40,7 +40,11 @@ def size_release(release: ReleaseSize, asked: Asked) -> Survey | Fit:
         if asked.gpus is not None or asked.names_a_split:
             raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
         return survey(
-            release, max_model_len=asked.max_model_len, concurrency=asked.concurrency, plugin=asked.plugin
+            release,
+            max_model_len=asked.max_model_len,
+            concurrency=asked.concurrency,
+            plugin=asked.plugin,
+            here=devices_here(),
         )
     device = asked_gpu(asked.gpu, asked.gpu_memory)
     best = smallest_of(

@@ -1,6 +1,6 @@
 """Over the common machines: what works, the smallest that does, the one to recommend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit
@@ -130,6 +130,8 @@ def layouts(release: ReleaseSize, device: Device, *, plugin: bool = False) -> It
         if tensor <= device.per_node and check_layout(release, layout, device, plugin=plugin) is None:
             yield layout
             largest = tensor
+    if device.is_here:  # there is one such machine
+        return
     for nodes in range(2, MAX_NODES + 1):
         layout = Layout(tensor=largest, pipeline=nodes * device.per_node // largest)
         if check_layout(release, layout, device, plugin=plugin) is None:
@@ -137,11 +139,19 @@ def layouts(release: ReleaseSize, device: Device, *, plugin: bool = False) -> It
 
 
 def survey(
-    release: ReleaseSize, *, max_model_len: int | None, concurrency: int, plugin: bool = False
+    release: ReleaseSize,
+    *,
+    max_model_len: int | None,
+    concurrency: int,
+    plugin: bool = False,
+    here: Sequence[Device] = (),
 ) -> Survey:
-    """Try the release on every machine of the table, in seconds."""
+    """Try the release on every machine of the table, in seconds, and on the devices of this one, `here`.
+
+    Those of this machine are shown; the smallest and the recommended are the table's.
+    """
     shown = []
-    for device in (*DEVICES.values(), *CPU_SERVERS):
+    for device in (*here, *DEVICES.values(), *CPU_SERVERS):
         candidates = [
             fit(
                 release,
@@ -159,7 +169,9 @@ def survey(
         if best is not None and best.layout != one_node[-1].layout:
             shown.append(best)
     # vLLM's INT4 expert kernels are Marlin's, for NVIDIA; other kinds are shown, not recommended.
-    works = [item for item in shown if item.works and item.device.kind == "nvidia"]
+    works = [
+        item for item in shown if item.works and item.device.kind == "nvidia" and not item.device.is_here
+    ]
     comfortable = [item for item in works if item.verdict == "comfortable"]
     return Survey(
         fits=shown,

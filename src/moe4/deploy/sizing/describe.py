@@ -40,6 +40,7 @@ def fit_facts(item: Fit) -> dict[str, Any]:
     """Return one fit as plain JSON types."""
     return {
         "device": item.device.name,
+        "this_machine": item.device.is_here,
         "device_memory_bytes": item.device.memory_bytes,
         "gpus": 0 if item.device.kind == "cpu" else item.layout.num_gpus,
         "nodes": item.num_nodes,

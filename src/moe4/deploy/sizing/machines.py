@@ -1,9 +1,12 @@
 """GPUs and servers a release may be put on, by what decides: memory and its bandwidth."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from moe4.errors import DeployError
+from moe4.machine.gpus import Gpu, list_gpus
+from moe4.machine.memory import total_memory_bytes
 from moe4.units import GIB
 
 MIB = 1 << 20
@@ -17,6 +20,7 @@ class Device:
     bandwidth: bytes a second of its memory, from the maker's data sheet.
     per_node: how many stand in one machine, usually.
     product: the label `nvidia.com/gpu.product` of its nodes, where we know it.
+    is_here: whether it is this machine's.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Device:
     per_node: int = 8
     kind: Literal["nvidia", "amd", "cpu", "other"] = "nvidia"
     product: str | None = None
+    is_here: bool = False
 
     @property
     def resource(self) -> str:
@@ -54,6 +59,32 @@ CPU_SERVERS = tuple(
     Device(name=f"CPU, {size} GiB", memory_bytes=size * GIB, bandwidth=0.83e12, per_node=1, kind="cpu")
     for size in (384, 768, 1024, 1536)
 )
+
+
+def devices_here() -> list[Device]:
+    """Return this machine's GPUs, one of each kind; where it has none, the machine as a CPU server."""
+    found = Counter(list_gpus())
+    if not found:
+        memory = total_memory_bytes()
+        name = f"this machine, {memory / GIB:.0f} GiB"
+        return [Device(name=name, memory_bytes=memory, bandwidth=0.0, per_node=1, kind="cpu", is_here=True)]
+    return [
+        Device(
+            name=f"{gpu.name}, this machine's",
+            memory_bytes=gpu.memory_bytes,
+            bandwidth=_bandwidth(gpu),
+            per_node=number,
+            kind="amd" if gpu.vendor == "amd" else "nvidia",
+            is_here=True,
+        )
+        for gpu, number in found.items()
+    ]
+
+
+def _bandwidth(gpu: Gpu) -> float:
+    """Return the bandwidth of a GPU that is in the table by this name; 0 for another."""
+    label = gpu.name.replace(" ", "-")
+    return next((device.bandwidth for device in DEVICES.values() if device.product == label), 0.0)
 
 
 def asked_gpu(name: str | None, memory_gib: float | None) -> Device:

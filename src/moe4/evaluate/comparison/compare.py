@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe4 import reference
-from moe4.calibration.corpus import load_corpus, load_tokenizer
+from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import EvaluationError
 from moe4.escape import visible
+from moe4.evaluate.built_in import HARD_CASES
 from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predicting_rows
 from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.forward.device import usable_device
@@ -25,8 +28,10 @@ from moe4.forward.weights import open_model
 from moe4.model.architecture import ExpertShape, Network
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.recipe import Calibration, ComputeDtype
+from moe4.units import layer_done
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NUM_SEQUENCES = 100
 
 Say = Callable[[str], None]
 
@@ -38,7 +43,7 @@ class CompareOptions:
     source: Path
     release: Path
     data: Path | None = None
-    num_sequences: int = 100
+    num_sequences: int = NUM_SEQUENCES
     max_sequence_tokens: int = 1024
     compute_dtype: ComputeDtype = "bfloat16"
     device: str = "cpu"
@@ -55,13 +60,8 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
     )
     networks = [network, other]
     _check_alike(options, *networks)
-    corpus = load_corpus(
-        options.source,
-        networks[0].config,
-        Calibration(num_sequences=options.num_sequences, max_sequence_tokens=options.max_sequence_tokens),
-        find_text(options.source, options.data),
-        trust_remote_code=options.trust_remote_code,
-    )
+    corpus = load_text(options, networks[0].config)
+    say(corpus.recognized)
     tokenizer = load_tokenizer(
         options.source, networks[0].config, trust_remote_code=options.trust_remote_code
     )
@@ -81,7 +81,7 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
         for layer in range(before.network.num_layers):
             pace.layer(layer, before.network.num_layers)
             layers.append(_run_layer(before, after, layer, predicts))
-            say(f"layer {layer + 1}/{before.network.num_layers}: {describe_layer(layers[-1])}")
+            say(f"{layer_done(layer, before.network.num_layers)}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)
     return ComparisonFile(
         source=visible(str(options.source)),
@@ -99,14 +99,34 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
     )
 
 
-def find_text(model: Path, data: Path | None) -> Path:
-    """Return the file of the text to read; the reference model's held-out chats where they are asked for."""
+def check_comparison(options: CompareOptions) -> None:
+    """Raise what `compare` would raise for bad options, models or text, from headers and the text alone."""
+    networks = [
+        open_model(folder, DTYPES[options.compute_dtype])[1] for folder in (options.source, options.release)
+    ]
+    _check_alike(options, *networks)
+    predicting_rows(load_text(options, networks[0].config))
+
+
+def find_text(data: Path | None) -> Path:
+    """Return the file of the text to read: moe4's own conversations where none is given.
+
+    `reference` stands for the reference model's held-out chats.
+    """
     if data is None:
-        raise EvaluationError(
-            f"comparing needs a text that {model} has not been calibrated on: give --data FILE.jsonl, with "
-            'lines like {"messages": [...]} or {"text": "..."}'
-        )
+        return HARD_CASES
     return reference.data_folder() / reference.TEXT if reference.is_asked_for(data) else data
+
+
+def load_text(options: CompareOptions, config: Any) -> Corpus:
+    """Return the text to read, as tokens of the source. Raises CalibrationError."""
+    return load_corpus(
+        options.source,
+        config,
+        Calibration(num_sequences=options.num_sequences, max_sequence_tokens=options.max_sequence_tokens),
+        find_text(options.data),
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def _check_alike(options: CompareOptions, source: Network, release: Network) -> None:
@@ -191,9 +211,9 @@ def describe(result: ComparisonFile) -> str:
         "of the five likeliest",
         f"perplexity {perplexity.source:.4f} -> {perplexity.release:.4f}",
     ]
-    lines += [f"layer {record.layer + 1:<4} {describe_layer(record)}" for record in result.layers]
+    lines += [f"layer {record.layer:<4} {describe_layer(record)}" for record in result.layers]
     lines += [
-        f"expert     layer {layer + 1} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
+        f"expert     layer {layer} expert {expert}: its output's error {error:.4f} on {tokens} tokens"
         for error, layer, expert, tokens in worst_experts(result.layers)[:5]
     ]
     for token in result.worst_tokens[:5]:

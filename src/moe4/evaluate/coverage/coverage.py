@@ -16,13 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 from moe4 import reference
-from moe4.calibration.corpus import load_tokenizer, read_jsonl, read_reference, tokenize_all
-from moe4.calibration.formats import Document, join_parts
+from moe4.calibration.chat import join_parts
+from moe4.calibration.corpus import draw_reference, tokenize_all
+from moe4.calibration.documents import Drawn, draw_from
+from moe4.calibration.formats import Document
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import CalibrationError
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.progress import OnProgress, Pace, ignore
+from moe4.units import layer_done
 
 REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
 
@@ -61,7 +65,9 @@ def measure(
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
     pace = Pace(on_progress, "counting")
     weights, network = open_model(options.model, torch.bfloat16)
-    documents = read_documents(options.model, options.calibration, options.num_documents)
+    drawn = draw(options.model, options.calibration, options.num_documents)
+    say(drawn.describe())
+    documents = drawn.documents
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
     sequences = tokenize_all(tokenizer, documents, options.max_sequence_tokens)
     lengths = [len(sequence) for sequence in sequences]
@@ -91,7 +97,7 @@ def measure(
                     )
                     passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
             stream.finish_layer(passed)
-            say(f"layer {layer + 1}/{network.num_layers}")
+            say(layer_done(layer, network.num_layers))
     return Coverage(
         documents=documents,
         counts=counts,
@@ -101,15 +107,15 @@ def measure(
     )
 
 
-def read_documents(model: Path, path: Path | None, num_documents: int | None) -> list[tuple[str, Document]]:
-    """Return (place, document) of the file, or the reference documents. Raises CalibrationError."""
+def draw(model: Path, path: Path | None, num_documents: int | None) -> Drawn:
+    """Return the first documents of the file, or the reference documents. Raises CalibrationError."""
     if path is None:
         raise CalibrationError(
             f"coverage of {model} needs a file of documents: give --calibration FILE.jsonl"
         )
     if reference.is_asked_for(path):
-        return read_reference(num_documents or REFERENCE_DOCUMENTS, 0)
-    return list(read_jsonl(path))[:num_documents]
+        return draw_reference(num_documents or REFERENCE_DOCUMENTS, 0)
+    return draw_from(path, None, lambda items: list(items)[:num_documents])
 
 
 def summarize(coverage: Coverage, cold_tokens: int) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def document_text(document: Document) -> str:
     """Return a document's words: its text, or the contents of its messages."""
     if "text" in document:
         return str(document["text"])
-    return " ".join(message.get("content") or "" for message in join_parts(document["messages"]))
+    return " ".join(join_parts(message.get("content")) for message in document["messages"])
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -46,6 +46,11 @@ class EvaluationOptions:
     use_cache: bool = True
     revision: str | None = None
 
+    @property
+    def names_a_task(self) -> bool:
+        """Whether a task is named, or GSM8K by its folder."""
+        return bool(self.tasks) or self.gsm8k_folder is not None
+
 
 def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     """Return what to evaluate, the baseline first. Raises a Moe4Error for whatever cannot be."""
@@ -54,9 +59,15 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
         raise EvaluationError(f"--limit {options.limit} leaves no question; give at least 1")
     tasks = choose_tasks(options.tasks, options.gsm8k_folder)
     gsm8k_folder = check_gsm8k(options.gsm8k_folder)
-    data_folder = str(find_data(options.data_folder)) if set(tasks) & (set(TASKS) - {GSM8K}) else None
+    needs_data = options.data_folder is not None or bool(set(tasks) & (set(TASKS) - {GSM8K}))
+    data_folder = str(find_data(options.data_folder)) if needs_data else None
     if options.include_path is not None and not options.include_path.is_dir():
         raise EvaluationError(f"--include-path {options.include_path} is not a folder")
+    if options.tokenizer is not None and not options.tokenizer.is_dir():
+        raise EvaluationError(f"--tokenizer {options.tokenizer} is not a folder")
+    for name, value in (("--tokenizer", options.tokenizer), ("--revision", options.revision)):
+        if value is not None and options.base_url is None:
+            raise EvaluationError(f"{name} goes with --base-url: a folder has its own")
     cache_folder = (options.cache_folder or default_cache_folder()).absolute() if options.use_cache else None
     if options.output is not None:
         check_output(options.output)

@@ -114,6 +114,19 @@ class ScoreComparison:
         }
         return {key: _without_nan(value) for key, value in result.items()}
 
+    def flips_as_dict(self, most: int) -> dict[str, Any]:
+        """Return by task the first questions that one model answered better than the other."""
+        found: dict[str, Any] = {}
+        for task, pairs in self.samples_as_dict().items():
+            flipped = [
+                pair
+                for pair in pairs
+                if "baseline" in pair and pair["baseline"]["value"] != pair["release"]["value"]
+            ]
+            if flipped:
+                found[task] = flipped[:most]
+        return found
+
     def samples_as_dict(self) -> dict[str, Any]:
         """Return every answer, by task."""
         samples: dict[str, Any] = {}

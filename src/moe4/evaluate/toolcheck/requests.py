@@ -18,10 +18,10 @@ from pydantic import Field
 
 from moe4 import reference
 from moe4.errors import CheckpointError, EvaluationError
+from moe4.evaluate.built_in import HARD_CASES
 from moe4.files.regular import read_lines, read_text
 from moe4.schema import Foreign, decode, parse
 
-HARD_CASES = Path(__file__).parent / "data" / "hard-cases.jsonl"
 NOT_SENT = ("expected", "name", "stream", "stream_options", "model")
 
 Call = dict[str, Any]

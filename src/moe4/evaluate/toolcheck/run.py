@@ -60,6 +60,8 @@ Replies = dict[tuple[str, int, bool], Reply]
 def run_toolcheck(options: ToolcheckOptions, progress: Progress) -> ToolcheckFile:
     """Return the result. Raises EvaluationError for bad requests, ServeError where nothing answers."""
     parse_thresholds(options.thresholds)
+    if options.reference is not None:
+        reference_decisions(options.reference)  # a bad file is found before hours of questions
     if options.output is not None:
         check_output(options.output)
     requests = load_requests(options)

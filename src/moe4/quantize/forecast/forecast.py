@@ -15,7 +15,7 @@ from moe4.checkpoint.release_folder import ReleaseFolder, free_bytes, require_sp
 from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import Moe4Error, TemplateError
-from moe4.escape import visible
+from moe4.escape import visible, visible_lines
 from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import LINEAR, Kind
 from moe4.model.architecture import Network
@@ -65,6 +65,8 @@ PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to c
 class _Calibration:
     num_tokens: int
     exact: bool
+    recognized: str | None = None
+    sample: str | None = None
 
 
 def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any]:
@@ -103,7 +105,12 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
         },
         "release": {"group_size": recipe.group_size, "method": recipe.method, **_release(plan, checkpoint)},
-        "calibration": {"num_tokens": calibration.num_tokens, "exact": calibration.exact},
+        "calibration": {
+            "num_tokens": calibration.num_tokens,
+            "exact": calibration.exact,
+            **({"recognized": calibration.recognized} if calibration.recognized else {}),
+            **({"sample": calibration.sample} if request.show_sample and calibration.sample else {}),
+        },
         "memory": {
             "peak_bytes": need.peak_bytes,
             "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
@@ -146,9 +153,12 @@ def _count_tokens(
                 network.config,
                 settings,
                 request.calibration,
+                split=request.split,
                 trust_remote_code=request.trust_remote_code,
             )
-            return _Calibration(num_tokens=corpus.num_tokens, exact=True)
+            return _Calibration(
+                num_tokens=corpus.num_tokens, exact=True, recognized=corpus.recognized, sample=corpus.sample
+            )
         except TemplateError:
             raise  # the expected answers would meet it again
         except Moe4Error as error:
@@ -208,6 +218,8 @@ def describe(result: dict[str, Any]) -> str:
     tokens = result["calibration"]
     if tokens["num_tokens"]:
         lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
+    if "recognized" in tokens:
+        lines.append(f"text      {tokens['recognized'].partition(': ')[2]}")
     lines.append(
         f"memory    {format_bytes(memory['peak_bytes'])} at most; "
         f"the machine has {format_bytes(memory['available_bytes'])}"
@@ -225,4 +237,7 @@ def describe(result: dict[str, Any]) -> str:
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        no problems found" if result["ok"] else "failed    it would not work")
-    return "\n".join(map(visible, lines))
+    text = "\n".join(map(visible, lines))
+    if "sample" in tokens:
+        text += f"\n\nthe first document as it would be calibrated on:\n{visible_lines(tokens['sample'])}"
+    return text

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe4.calibration.corpus import load_tokenizer
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.shard import tensor_bytes
 from moe4.checkpoint.source import Checkpoint

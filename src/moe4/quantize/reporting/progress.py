@@ -5,7 +5,7 @@ from collections.abc import Callable
 from moe4.progress import OnProgress, Progress, ignore
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
-from moe4.units import clock
+from moe4.units import clock, layer_done
 
 
 class ProgressReporter:
@@ -26,12 +26,12 @@ class ProgressReporter:
     def expert_done(self, layer: int, expert: int) -> None:
         """Count an expert; both numbers from 0."""
         self._time_left.expert_done()
-        self._tell(f"layer {layer + 1} expert {expert + 1}", layer)
+        self._tell(f"layer {layer} expert {expert}", layer)
 
     def layer_done(self, layer: int) -> None:
         """Count a layer, whose experts have been counted."""
         self._time_left.layer_done()
-        self._tell(f"layer {layer + 1}", layer)
+        self._tell(f"layer {layer}", layer)
 
     def rest_done(self) -> None:
         """Count what lies beside the layers."""
@@ -42,7 +42,7 @@ class ProgressReporter:
         """Say what a layer came to that is committed."""
         self._time_left.layer_committed(record.layer)
         took = f"{seconds:.1f} s, {clock(self._time_left.seconds())} left"
-        self.say(f"layer {record.layer + 1}/{num_layers}: {record.describe()}, {took}")
+        self.say(f"{layer_done(record.layer, num_layers)}: {record.describe()}, {took}")
 
     def _tell(self, stage: str, layer: int) -> None:
         if self._num_layers:  # a rank other than 0 begins nothing, and tells nothing
@@ -50,7 +50,7 @@ class ProgressReporter:
                 Progress(
                     stage=stage,
                     done=self._time_left.fraction(),
-                    layer=min(layer + 1, self._num_layers),
+                    layer=min(layer, self._num_layers - 1),
                     of=self._num_layers,
                     seconds_left=self._time_left.seconds(),
                 )

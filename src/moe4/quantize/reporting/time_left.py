@@ -1,10 +1,12 @@
 """How long the rest of a run will take, from what each layer was expected to take and those that are done.
 
 A layer is two kinds of work: its experts, each solved on its share of the tokens, and the rest, which is one
-forward pass of all tokens. What either takes beside what was expected is measured as the run goes. On a GPU a
-layer is committed while the next ones run; what that leaves at the end counts, too.
+forward pass of all tokens. What either takes beside what was expected is measured as the run goes. The
+first layer of a run also loads code and starts threads, once: it is half believed until a second is done.
+On a GPU a layer is committed while the next ones run; what that leaves at the end counts, too.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +37,7 @@ class TimeLeft:
         self._lock = threading.Lock()  # the thread that commits asks what is left
         self._num_experts = self._num_in_first_burst = 0
         self._measured = {"rest": [0.0, 0.0], "experts": [0.0, 0.0], "commit": [0.0, 0.0]}  # taken, expected
+        self._first_pace: float | None = None  # of the first layer's rest, beside what was expected
         self._layer_start = self._first_expert = self._last_expert = clock()
         self._uncommitted: dict[int, float] = {}  # when each layer ended that is not committed
 
@@ -58,7 +61,11 @@ class TimeLeft:
             taken = self._experts_taken()
             if taken:
                 self._note("experts", taken, layer.expert_seconds * self._num_experts)
-            self._note("rest", now - self._layer_start - taken, layer.rest_seconds)
+            rest_taken = now - self._layer_start - taken
+            if self._first_pace is None:
+                self._first_pace = rest_taken / layer.rest_seconds if layer.rest_seconds > 0 else 1.0
+            else:
+                self._note("rest", rest_taken, layer.rest_seconds)
             if layer.commit_seconds:
                 self._uncommitted[self._layer] = now
             self._layer, self._num_experts, self._layer_start = self._layer + 1, 0, now
@@ -136,4 +143,6 @@ class TimeLeft:
         if kind == "experts" and self._num_experts and self._last_expert - self._first_expert >= enough:
             taken += self._experts_taken()
             expected += self._expert_seconds() * self._num_experts
-        return taken / expected if expected else 1.0
+        if expected:
+            return taken / expected
+        return math.sqrt(max(0.0, self._first_pace or 1.0)) if kind == "rest" else 1.0

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from moe4.calibration.corpus import Corpus, load_corpus
+from moe4.calibration.corpus import Corpus, documents_digest, draw_documents, tokenize_drawn
+from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged
 from moe4.checkpoint.reads import identify, require_same_source
@@ -35,6 +36,7 @@ from moe4.quantize.reporting.run_report import build_report
 from moe4.quantize.run.commit import Committer, follow
 from moe4.quantize.run.commit_queue import commits_behind
 from moe4.quantize.run.environment import RunEnvironment, find_environment
+from moe4.quantize.run.kept_tokens import find_kept, inputs_digest, keep_tokens, parse_kept
 from moe4.quantize.transfer.boundary import Boundary, repair
 from moe4.quantize.transfer.device_memory import require_device
 from moe4.quantize.transfer.ranks import Parcel, Ranks, keeping_threads, threads_per_rank
@@ -52,6 +54,9 @@ class Request:
     out: Path
     recipe: Recipe
     calibration: Path | None = None
+    split: str | None = None
+    """Of the calibration data, where they are a data set."""
+    show_sample: bool = False
     resume: bool = False
     device: str = "cpu"
     trust_remote_code: bool = False
@@ -70,6 +75,8 @@ class _Prepared:
     fingerprint: dict[str, Any]
     prompts: ProbePrompts
     side_files: SideFiles
+    inputs: str
+    """SHA-256 of what the tokens come from."""
 
     @property
     def num_tokens(self) -> int:
@@ -105,7 +112,10 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     check_folders(request.source, request.out)
     ranks.device = device = require_device(request.device, ranks.local_rank)
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
-    prepared = _prepare(request, find_environment(device))
+    kept = find_kept(folder.work) if folder is not None and request.resume else None
+    if request.resume:
+        kept = ranks.share(Parcel(facts={"kept": kept})).facts["kept"]
+    prepared = _prepare(request, find_environment(device), kept)
     _check_agreement(ranks, prepared.fingerprint)
     bench = Workbench(
         checkpoint=prepared.checkpoint,
@@ -125,13 +135,18 @@ def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> dic
     if folder is None:
         return _follow(request, bench, prepared)
     try:
-        return _lead(folder, bench, prepared, progress)
+        return _lead(folder, bench, prepared, progress, show_sample=request.show_sample)
     finally:
         folder.close()
 
 
 def _lead(
-    folder: ReleaseFolder, bench: Workbench, prepared: _Prepared, progress: ProgressReporter
+    folder: ReleaseFolder,
+    bench: Workbench,
+    prepared: _Prepared,
+    progress: ProgressReporter,
+    *,
+    show_sample: bool,
 ) -> dict[str, Any]:
     """Do rank 0's part."""
     ranks, fingerprint = bench.ranks, dict(prepared.fingerprint)
@@ -143,6 +158,10 @@ def _lead(
             f"the source's weights are INT4 in groups of {bench.recipe.group_size} already, as a release has "
             "them: their codes pass through unchanged (method copy)"
         )
+    if prepared.corpus is not None:
+        progress.say(prepared.corpus.recognized)
+        if show_sample:
+            progress.say(f"the first document as it is calibrated on:\n{prepared.corpus.sample}")
     _require_room(folder, prepared, bench, progress)
     journal = _open_journal(folder, bench, prepared, progress, fingerprint)
     boundary = _boundary(folder.work, prepared, bench.device)
@@ -202,6 +221,8 @@ def _open_journal(
     folder.require_own_files({*shards, *side_files, INDEX_NAME, CONFIG_NAME, REPORT_NAME, PROBE_NAME})
     threads = journal.threads or threads_per_rank(bench.ranks)
     fingerprint["environment"] = {**fingerprint["environment"], "threads": threads}
+    if journal.begin is None:
+        keep_tokens(folder.work, prepared.inputs, prepared.corpus, prepared.prompts)
     _begin_or_match(journal, folder, fingerprint, bench.recipe, bench.checkpoint, progress)
     return journal
 
@@ -246,29 +267,32 @@ def _follow(request: Request, bench: Workbench, prepared: _Prepared) -> dict[str
     return ranks.share(None).facts
 
 
-def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Texts:
+    """The token ids of a run, and what they come from."""
+
+    corpus: Corpus | None
+    prompts: ProbePrompts
+    documents: str | None
+    inputs: str
+
+
+def _prepare(request: Request, environment: RunEnvironment, kept: dict[str, Any] | None) -> _Prepared:
+    """Look at everything; `kept`: what an unfinished run keeps of its tokens."""
     checkpoint = Checkpoint(request.source)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)
-    corpus = None
-    if recipe.method == "gptq":
-        corpus = load_corpus(
-            request.source,
-            network.config,
-            recipe.calibration,
-            request.calibration,
-            trust_remote_code=request.trust_remote_code,
-        )
-    prompts = find_prompts(request.source, network, trust_remote_code=request.trust_remote_code)
+    texts = _prepare_texts(request, network, recipe, side_files, kept)
     fingerprint = {
         "moe4": software_versions()["moe4"],
         "source": checkpoint.digest(),
         "recipe": recipe.digest(),
-        "calibration": corpus.digest() if corpus else None,
-        "probe": prompts.digest(),
+        "documents": texts.documents,
+        "calibration": texts.corpus.digest() if texts.corpus else None,
+        "probe": texts.prompts.digest(),
         "side_files": side_files.digests(),
         "environment": environment.to_dict(),
     }
@@ -277,10 +301,11 @@ def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
         network=network,
         recipe=recipe,
         plan=plan,
-        corpus=corpus,
+        corpus=texts.corpus,
         fingerprint=fingerprint,
-        prompts=prompts,
+        prompts=texts.prompts,
         side_files=side_files,
+        inputs=texts.inputs,
     )
     need = memory_need(
         plan,
@@ -288,11 +313,31 @@ def _prepare(request: Request, environment: RunEnvironment) -> _Prepared:
         checkpoint,
         recipe,
         prepared.num_tokens,
-        probe_tokens=prompts.num_tokens,
+        probe_tokens=texts.prompts.num_tokens,
         device=torch.device(request.device),
     )
     require_memory(need, recipe.memory_budget_bytes)
     return prepared
+
+
+def _prepare_texts(
+    request: Request, network: Network, recipe: Recipe, side_files: SideFiles, kept: dict[str, Any] | None
+) -> _Texts:
+    """Return the token ids of the run: those that it keeps, if they come from the same, or new ones."""
+    drawn, documents = None, None
+    if recipe.method == "gptq":
+        drawn = draw_documents(request.source, recipe.calibration, request.calibration, request.split)
+        documents = documents_digest(drawn)
+    inputs = inputs_digest(documents, recipe.digest(), side_files.digests())
+    old = parse_kept(kept, inputs)
+    if old is not None:
+        return _Texts(corpus=old.to_corpus(), prompts=old.to_prompts(), documents=documents, inputs=inputs)
+    trusted, corpus = request.trust_remote_code, None
+    if drawn is not None:
+        tokenizer = load_tokenizer(request.source, network.config, trust_remote_code=trusted)
+        corpus = tokenize_drawn(tokenizer, int(network.config.vocab_size), recipe.calibration, drawn)
+    prompts = find_prompts(request.source, network, trust_remote_code=trusted)
+    return _Texts(corpus=corpus, prompts=prompts, documents=documents, inputs=inputs)
 
 
 def _check_agreement(ranks: Ranks, fingerprint: dict[str, Any]) -> None:
@@ -377,6 +422,9 @@ def _already_finished(folder: ReleaseFolder, fingerprint: dict[str, Any], recipe
     environment = dict(fingerprint["environment"])
     environment["threads"] = (before.get("environment") or {}).get("threads")  # those it was begun with
     fingerprint = {**fingerprint, "environment": environment}
+    if all(before.get(key) == fingerprint[key] for key in ("documents", "recipe", "side_files")):
+        # A template may write the time: the tokens of the same documents are then others by now.
+        fingerprint |= {key: before.get(key) for key in ("calibration", "probe")}
     changed = describe_changes(before, {**fingerprint, "recipe_values": recipe.to_dict()})
     if changed:
         raise ResumeError(f"{folder.folder} holds a finished release of {changed}; choose an empty folder")

@@ -1,0 +1,134 @@
+"""A model's own tokenizer, loaded from its folder without running code, or not at all.
+
+transformers loads a vocabulary whose tokenizer it does not know with a tokenizer of its own, and says
+nothing: other tokens. Where the folder names a tokenizer that only its Python code can give, it is refused.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moe4.calibration.kimi_code import CLASS, VOCABULARY_NAME, read_kimi_code
+from moe4.checkpoint.index import CONFIG_NAME, TOKENIZER_CONFIG_NAME
+from moe4.config import TokenizerConfig, parse_tokenizer_config
+from moe4.config.tokenizer import TOKENIZER_NAME
+from moe4.errors import CalibrationError, CheckpointError
+from moe4.files.regular import read_json_object, read_text
+
+TEMPLATE_NAME = "chat_template.jinja"
+FLAG = "--trust-remote-code runs it"
+
+
+def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
+    """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError.
+
+    Kimi's code is not run even if it may be: its imports fail in transformers 5, and the ids are the same.
+    """
+    kimi = _load_without_code(folder, may_run=trust_remote_code)
+    if kimi is not None:
+        return kimi
+    from transformers import AutoTokenizer
+
+    try:
+        with output_to_stderr():  # tokenizers tells of odd settings on stdout, where a command's JSON goes
+            return AutoTokenizer.from_pretrained(
+                str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # transformers raises many kinds here
+        hint = "" if trust_remote_code else f"; if it is the model's own code, {FLAG}"
+        raise _cannot_load(folder, error, hint) from error
+
+
+def _load_without_code(folder: Path, *, may_run: bool) -> Any:
+    """Return Kimi's tokenizer; None where transformers has the one that the folder names.
+
+    Raises CalibrationError for a tokenizer that neither has, unless its code may run.
+    """
+    path = folder / TOKENIZER_CONFIG_NAME
+    config = TokenizerConfig()
+    if path.is_file():
+        config = parse_tokenizer_config(read_json_object(path), path)
+    if (folder / TOKENIZER_NAME).is_file():
+        return None
+    named = config.code_class or _class_in_model_config(folder)
+    if _is_kimi(folder, named, config):
+        return _load_kimi(folder, config, may_run=may_run)
+    if may_run and named is not None:
+        return None
+    if named is not None:
+        raise CalibrationError(
+            f"the tokenizer in {folder} is Python code ({named} in auto_map), and there is no "
+            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; {FLAG}"
+        )
+    if (folder / VOCABULARY_NAME).is_file():
+        raise CalibrationError(
+            f"the tokenizer in {folder} is a {VOCABULARY_NAME} alone, which does not say how text is split; "
+            f"add the model's {TOKENIZER_CONFIG_NAME} and the code it names, or a {TOKENIZER_NAME}"
+        )
+    return None
+
+
+def _class_in_model_config(folder: Path) -> str | None:
+    """Return the tokenizer class that config.json names, where transformers would look next."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None
+    document = read_json_object(path)
+    auto_map = document.get("auto_map")
+    return parse_tokenizer_config({"auto_map": auto_map}, path).code_class if auto_map else None
+
+
+def _is_kimi(folder: Path, named: str | None, config: TokenizerConfig) -> bool:
+    by_name = named is None and config.tokenizer_class == CLASS.rpartition(".")[2]
+    return (named == CLASS or by_name) and (folder / VOCABULARY_NAME).is_file()
+
+
+def _load_kimi(folder: Path, config: TokenizerConfig, *, may_run: bool) -> Any:
+    """Return a tokenizer with the ids of Kimi's code; None where the code does more and may run.
+
+    Raises CalibrationError where it does more and may not.
+    """
+    path = folder / TEMPLATE_NAME
+    try:
+        template = read_text(path) if path.is_file() else config.chat_template or ""
+        code = read_kimi_code(folder, template)
+    except CheckpointError as error:
+        if may_run:
+            return None
+        raise CalibrationError(
+            f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; {FLAG}"
+        ) from None
+    from moe4.calibration.kimi_tokenizer import KimiTokenizer
+
+    try:
+        return KimiTokenizer.from_pretrained(str(folder), code=code, local_files_only=True)
+    except CheckpointError as error:
+        raise CalibrationError(str(error)) from None
+    except Exception as error:  # as above, and what tiktoken raises
+        raise _cannot_load(folder, error) from error
+
+
+def _cannot_load(folder: Path, error: Exception, hint: str = "") -> CalibrationError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}")
+
+
+@contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Send to stderr what anything in this process writes to the system's stdout, libraries in C included."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

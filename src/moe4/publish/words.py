@@ -1,0 +1,50 @@
+"""What the statistics of a comparison say, in plain words."""
+
+from moe4.evaluate.result_files import TaskChange, TaskResult
+from moe4.evaluate.statistics import LEVEL, POWER
+
+CHANCES = f"{POWER:.0%}".replace("%", " %")
+CONFIDENCE = f"{LEVEL:.0%}".replace("%", " %")
+
+
+def points(share: float) -> str:
+    """Return a difference of shares: "0.39 points"."""
+    return f"{100 * share:.2f} points"
+
+
+def smallest_loss(change: TaskChange | None) -> str | None:
+    """Return the smallest loss that the comparison would have noticed, if it is known: "0.39 points"."""
+    if change is None or change.detectable_difference is None:
+        return None
+    return points(change.detectable_difference)
+
+
+def sentences(result: TaskResult) -> list[str]:
+    """Return what a task's comparison says: what changed, whether it is chance, what would have been seen."""
+    change = result.change
+    if change is None:
+        return []
+    found = []
+    flips = change.gained + change.lost
+    if flips:
+        found.append(
+            f"Of {result.num_questions:,} answers, {change.lost:,} became worse and {change.gained:,} better."
+        )
+    else:
+        found.append(f"Each of {result.num_questions:,} answers is worth the same before and after.")
+    p_value = "" if change.mcnemar_p is None else f" (McNemar's exact test: p = {change.mcnemar_p:.2g})"
+    if change.within_noise and flips:
+        found.append(f"Two equally good models would often differ this much by chance{p_value}.")
+    elif not change.within_noise:
+        direction = "better" if change.difference > 0 else "worse"
+        found.append(
+            f"The release is {direction} by {points(abs(change.difference))}, more than chance "
+            f"explains{p_value}."
+        )
+    loss = smallest_loss(change)
+    if loss is not None:
+        found.append(
+            f"Had the release lost {loss} or more, this comparison would have shown it with a probability of "
+            f"{CHANCES} or more, at {CONFIDENCE} confidence."
+        )
+    return found
