@@ -96,18 +96,22 @@ def arm(fault: Fault) -> None:
 def quantize(request: dict[str, Any]) -> None:
     """Do one rank's part."""
     rank_set = ranks.Ranks.from_environment()
-    with ProgressReporter(quiet=not rank_set.is_first) as progress:
-        run.quantize(
-            run.Request(
-                source=Path(request["source"]),
-                out=Path(request["out"]),
-                recipe=Recipe.from_dict(request["recipe"]),
-                calibration=Path(request["calibration"]),
-                resume=request.get("resume", False),
-            ),
-            progress,
-            rank_set,
-        )
+    ranks.own_process(rank_set)
+    run.quantize(
+        run.Request(
+            source=Path(request["source"]),
+            out=Path(request["out"]),
+            recipe=Recipe.from_dict(request["recipe"]),
+            calibration=Path(request["calibration"]),
+            resume=request.get("resume", False),
+        ),
+        ProgressReporter(say=_say),
+        rank_set,
+    )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def child(request: dict[str, Any], rank: int, size: int, port: int, log: Path) -> None:

@@ -29,8 +29,11 @@ def run_quantize(
 ) -> dict[str, object]:
     """Quantize in this process, with its progress on stderr."""
     request = Request(source=source, out=out, recipe=recipe, calibration=calibration, **options)
-    with ProgressReporter() as progress:
-        return quantize(request, progress)
+    return quantize(request, ProgressReporter(say=_say))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 class Interrupted(BaseException):

@@ -9,6 +9,8 @@
     │   ├── TensorError             a tensor has the wrong shape or dtype, or is not finite
     │   └── UnsupportedModelError   an architecture moe4 cannot stream
     ├── HubError                  a repository on the hub that cannot be found, read or reached
+    ├── ArgumentError             an argument of a function of `moe4` that cannot be what it is
+    ├── AccessError               a file or folder that the system does not let be read or written
     ├── RecipeError               a recipe, option or group size that cannot be followed
     ├── CalibrationError          a calibration file or its content cannot be used
     ├── OutputError               the output folder cannot be written
@@ -80,6 +82,14 @@ class UnsupportedModelError(CheckpointError):
 
 class HubError(Moe4Error):
     """A repository on the hub that cannot be found, read or reached."""
+
+
+class ArgumentError(Moe4Error, ValueError):
+    """An argument of one of moe4's functions has a value that it cannot have."""
+
+
+class AccessError(Moe4Error):
+    """The system does not let a file or folder be read or written."""
 
 
 class RecipeError(Moe4Error):

@@ -13,17 +13,28 @@ Unknown keys are errors. A resolved recipe has a hash that is saved with what it
 
 import hashlib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Self,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+)
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from moe4.errors import RecipeError
-from moe4.schema import Own, parse, show
+from moe4.schema import Own, fault_line, parse, show
 
 Method = Literal["gptq", "rtn", "copy"]
 Target = Literal["experts", "attention", "shared_experts", "dense_mlps"]
@@ -43,8 +54,33 @@ MAX_FILE_BYTES = 1 << 20
 ALL_TARGETS: tuple[Target, ...] = get_args(Target)
 
 
-class Settings(Own):
+if TYPE_CHECKING:  # pydantic exports no name of it
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(Own)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+class _Checked(ModelMetaclass):
+    """Makes a wrong value a RecipeError with one line, from Python as from a file."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # of a metaclass
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as caught:
+            raise RecipeError(fault_line(cls.__name__, caught)) from None
+
+
+class Settings(Own, metaclass=_Checked):
     """A table of a recipe; of a key that it does not have, the message names those that it has."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse: what has been checked stays as it is. Raises RecipeError."""
+        raise RecipeError(f"{type(self).__name__}.{name} cannot be set: make another, with replace()")
+
+    def replace(self, **changes: Any) -> Self:
+        """Return another one with these values. Raises RecipeError."""
+        return parse(type(self), {**dict(self), **changes}, type(self).__name__, RecipeError)
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +186,10 @@ class Recipe(Settings):
         return parse(Recipe, data, where, RecipeError)
 
 
+RecipeLike: TypeAlias = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+"""A recipe; a dict of what differs from the default; a TOML file."""
+
+
 def parse_size(text: str, where: str) -> int:
     """Return the bytes that a size such as `4GiB`, `500 MB` or `1e9` means. Raises RecipeError."""
     size = _size(text)
@@ -193,3 +233,42 @@ def override(recipe: Part, **changes: Any) -> Part:
     if not given:
         return recipe
     return parse(type(recipe), {**dict(recipe), **given}, "options", RecipeError)
+
+
+def resolve_recipe(
+    given: RecipeLike | None = None,
+    *,
+    method: str | None = None,
+    group_size: int | str | None = None,
+    targets: str | Sequence[str] | None = None,
+    num_sequences: int | None = None,
+    sequence_tokens: int | None = None,
+    seed: int | None = None,
+    memory_budget: str | None = None,
+) -> Recipe:
+    """Return a recipe with what is not None put over it; the default recipe if none is given.
+
+    given: a recipe, a dict of what differs from the default, or a TOML file. targets: names, or "all".
+    Raises RecipeError.
+    """
+    if given is None:
+        recipe = Recipe()
+    elif isinstance(given, Recipe):
+        recipe = given
+    elif isinstance(given, Mapping):
+        recipe = Recipe.from_dict(dict(given))
+    else:
+        recipe = load_recipe(Path(given))
+    if isinstance(targets, str):
+        targets = ALL_TARGETS if targets == "all" else (targets,)
+    calibration = override(
+        recipe.calibration, num_sequences=num_sequences, max_sequence_tokens=sequence_tokens, seed=seed
+    )
+    return override(
+        recipe,
+        method=method,
+        group_size=group_size,
+        targets=targets,
+        calibration=calibration,
+        memory_budget=memory_budget,
+    )

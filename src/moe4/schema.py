@@ -135,9 +135,15 @@ def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) 
     try:
         return model.model_validate(data)
     except ValidationError as caught:
-        faults = [_describe(fault) for fault in caught.errors(include_url=False)]
+        line = fault_line(where, caught)
+    raise error(line)
+
+
+def fault_line(where: object, caught: ValidationError) -> str:
+    """Return pydantic's faults as one line: where, which fields, expected, found."""
+    faults = [_describe(fault) for fault in caught.errors(include_url=False)]
     rest = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
-    raise error(visible(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}"))
+    return visible(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}")
 
 
 def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:

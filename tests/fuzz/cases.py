@@ -396,7 +396,7 @@ def odd_option(command: str, rng: Random) -> list[str]:
     name = rng.choice(chosen.opts)
     if chosen.is_flag:
         return [name]
-    kind = str(get_type_hints(function)[chosen.name])
+    kind = str(get_type_hints(function).get(chosen.name, "str"))  # those of every command are not its own
     values = next((values for word, values in VALUES.items() if word in kind), TEXTS)
     return [name, rng.choice(values)]
 

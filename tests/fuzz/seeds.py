@@ -116,20 +116,20 @@ def _write_unfinished(folder: Path, calibrated: list[str]) -> None:
     """Write what a run leaves that was interrupted after two shards."""
     from moe4.quantize.reporting.progress import ProgressReporter
 
-    real, count = ProgressReporter.shard_done, 0
+    real, count = ProgressReporter.layer_done, 0
 
-    def shard_done(reporter: ProgressReporter, description: str) -> None:
+    def layer_done(reporter: ProgressReporter, layer: int) -> None:
         nonlocal count
-        real(reporter, description)
+        real(reporter, layer)
         count += 1
         if count == 2:
             raise KeyboardInterrupt
 
-    ProgressReporter.shard_done = shard_done  # type: ignore[method-assign]
+    ProgressReporter.layer_done = layer_done  # type: ignore[method-assign]
     try:
         code = call_main(["quantize", str(folder / "k2"), str(folder / "unfinished"), *calibrated])
     finally:
-        ProgressReporter.shard_done = real  # type: ignore[method-assign]
+        ProgressReporter.layer_done = real  # type: ignore[method-assign]
     assert code == 130, code
     assert (folder / "unfinished" / ".moe4" / "journal.jsonl").exists()
 

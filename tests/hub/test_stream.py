@@ -24,8 +24,9 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import HubError, ResumeError
 from moe4.hub.locate import locate_source
 from moe4.hub.window import MOST_HELD, ReadingOrder
+from moe4.quantize.planning.request import Request
 from moe4.quantize.reporting.progress import ProgressReporter
-from moe4.quantize.run.pipeline import Request, quantize
+from moe4.quantize.run.pipeline import quantize
 from moe4.quantize.transfer.ranks import Ranks
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -39,8 +40,7 @@ SHARD = "model-0000{}-of-00006.safetensors"
 
 def run(source: Path | str, out: Path, calibration: Path, **options: object) -> dict[str, object]:
     request = Request(source=source, out=out, recipe=RECIPE, calibration=calibration, **options)  # type: ignore[arg-type]
-    with ProgressReporter() as progress:
-        return quantize(request, progress)
+    return quantize(request, ProgressReporter())
 
 
 def without_hub(found: dict[str, bytes], pin: dict[str, str]) -> dict[str, bytes]:
@@ -231,7 +231,7 @@ def test_streaming_is_for_the_hub_and_for_one_process(
     monkeypatch.setattr(ranks, "connect", lambda **_: None)
     request = Request(source=REPOSITORY, out=tmp_path / "out", recipe=RECIPE, stream=True)
     with pytest.raises(HubError, match="--stream is for one process, and this run has 2"):
-        quantize(request, ProgressReporter(quiet=True), ranks)
+        quantize(request, ProgressReporter(), ranks)
     assert not (tmp_path / "out").exists()
 
 

@@ -141,7 +141,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from moe4.quantize.planning.request import Request
-    from moe4.quantize.reporting.progress import ProgressReporter
     from moe4.quantize.run.pipeline import quantize
     from moe4.recipe import ALL_TARGETS
 
@@ -165,8 +164,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(reference / name, folder / "source")
     recipe = Recipe(method="rtn", group_size=32, targets=ALL_TARGETS)
-    with ProgressReporter(quiet=True) as progress:
-        quantize(Request(source=folder / "source", out=folder / "release", recipe=recipe), progress)
+    quantize(Request(source=folder / "source", out=folder / "release", recipe=recipe))
     return folder
 
 

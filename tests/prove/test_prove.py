@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.errors import EvaluationError, Moe4Error, OutputError
 from moe4.evaluate.result_files import EvaluationFile, ProbeFile, ToolcheckFile
-from moe4.prove import Proved, ProveOptions, describe, failures, prove
-from moe4.prove.options import _check_probe
-from moe4.prove.run import _Identity
+from moe4.prove.options import ProveOptions, _check_probe
+from moe4.prove.run import Proved, _Identity, describe, failures, prove
 
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
 

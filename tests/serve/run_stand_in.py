@@ -16,6 +16,7 @@ def main(behaviour: str, port: str, pid_file: str, grace_seconds: str) -> None:
         environment={},
         model_name="stand-in",
         url=f"http://127.0.0.1:{port}/v1",
+        port=int(port),
     )
     server = process.ServerProcess(command, Path(pid_file).with_suffix(".log"))
     with server.passing_signals():

@@ -4,14 +4,14 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-import typer
 from model_fixtures import random_state, reference_config, write_checkpoint, write_rounded_release
 from typer.testing import CliRunner
 
-from moe4.cli.serving.serve import CONTEXT_SETTINGS, command
+from moe4.cli.app import app
 from moe4.errors import ServeError
 from moe4.serve.host import is_loopback
 
@@ -108,16 +108,10 @@ def test_a_network_without_a_key_is_warned_of(
     def stop(*_: object) -> None:
         raise ServeError("stopped here")
 
-    monkeypatch.setattr("moe4.serve.run.ServerProcess", stop)
-    monkeypatch.setattr("moe4.serve.host.free_port", lambda host, port: 8125)
+    monkeypatch.setattr(import_module("moe4.serve.run"), "ServerProcess", stop)
+    monkeypatch.setattr(import_module("moe4.serve.run"), "free_port", lambda host, port: 8125)
     monkeypatch.setenv("VLLM_API_KEY", key)
-    result = CliRunner().invoke(command_line(), [str(release), "--host", host])
+    result = CliRunner().invoke(app, ["serve", str(release), "--host", host])
     assert str(result.exception) == "stopped here"
     line = "moe4: no API key: whoever reaches port 8125 may use the model; set VLLM_API_KEY\n"
     assert (line in result.stderr) == warns
-
-
-def command_line() -> typer.Typer:
-    app = typer.Typer()
-    app.command(context_settings=CONTEXT_SETTINGS)(command)
-    return app

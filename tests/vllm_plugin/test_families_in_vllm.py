@@ -25,7 +25,6 @@ from vllm_plugin.engine import run_engines
 from vllm_plugin.families import write_source
 
 from moe4.quantize.planning.request import Request
-from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Calibration, Recipe
 
@@ -56,9 +55,7 @@ def write_release(folder: Path, name: str) -> Path:
     documents = folder / "documents.jsonl"
     documents.write_text('{"text": "Tom has seven apples and buys twelve more. How many has he?"}\n' * 4)
     recipe = Recipe(group_size=GROUP_SIZES[name], calibration=Calibration(num_sequences=4))
-    with ProgressReporter() as progress:
-        request = Request(source=source, out=folder / "release", recipe=recipe, calibration=documents)
-        quantize(request, progress)
+    quantize(Request(source=source, out=folder / "release", recipe=recipe, calibration=documents))
     return folder / "release"
 
 

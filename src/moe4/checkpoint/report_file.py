@@ -11,18 +11,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
+from moe4.checkpoint.index import PROBE_NAME
 from moe4.checkpoint.release_folder import REPORT_NAME
 from moe4.checkpoint.side_files import CARD_NAME, shown
 from moe4.errors import CheckpointError, UnsafePathError
+from moe4.escape import visible
 from moe4.files.durable import file_sha256
 from moe4.files.regular import read_json_object, require_inside
 from moe4.recipe import Method
 from moe4.schema import Foreign, parse
+from moe4.units import format_bytes
 
 MOST_HASHED = 16  # files at a time
 PROOF_FOLDER = "proof"
+TRAFFIC_KINDS = {
+    "source_read": "of the source read",
+    "release_written": "of the release written",
+    "release_read_back": "of it read back for its checksum",
+    "activations_read": "of activations read",
+    "activations_written": "of activations written",
+}
+"""Bytes that a run reads and writes, by kind."""
 NOT_COVERED = (REPORT_NAME, CARD_NAME, f"{PROOF_FOLDER}/")
 
 Count = Annotated[int, Field(ge=0)]
@@ -107,6 +118,15 @@ class WorstMatrix(Matrix):
     matrix: str
 
 
+class ExpertTokens(Foreign):
+    """How calibration's tokens spread over the experts."""
+
+    least: Count
+    median: Count
+    most: Count
+    num_unreached: Count
+
+
 class Summary(Foreign):
     """Figures of the whole release."""
 
@@ -115,6 +135,7 @@ class Summary(Foreign):
     mean_rtn_error: float
     fallbacks: list[Fallback]
     worst: list[WorstMatrix]
+    expert_tokens: ExpertTokens | None = None
 
 
 class Timing(Foreign):
@@ -122,6 +143,7 @@ class Timing(Foreign):
 
     seconds: float
     peak_memory_bytes: Count
+    traffic_bytes: dict[str, Count] = Field(default_factory=dict)
 
 
 class Report(Foreign):
@@ -137,6 +159,14 @@ class Report(Foreign):
     summary: Summary
     layers: list[Layer]
     timing: Timing | None = None
+    _document: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all that the file holds."""
+        return self._document
+
+    def __str__(self) -> str:
+        return describe(self)
 
     def faults(self) -> Iterator[str]:
         """Yield what a page and a card could not say."""
@@ -147,15 +177,20 @@ class Report(Foreign):
 def parse_report(folder: Path) -> Report:
     """Return a release's report. Raises CheckpointError with one line for one that is damaged."""
     path = folder / REPORT_NAME
-    return parse(Report, read_json_object(path), f"{path} is damaged", CheckpointError)
+    return report_of(read_json_object(path), f"{path} is damaged")
+
+
+def report_of(document: dict[str, Any], where: str) -> Report:
+    """Return a report from what its file holds. Raises CheckpointError, with `where` in the message."""
+    report = parse(Report, document, where, CheckpointError)
+    report._document = document
+    return report
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """Return a release's report as the file has it, checked, to be changed and written again."""
     path = folder / REPORT_NAME
-    report = read_json_object(path)
-    parse(Report, report, f"{path} is damaged", CheckpointError)
-    return report
+    return report_of(read_json_object(path), f"{path} is damaged").as_dict()
 
 
 Listing = dict[str, FileEntry]
@@ -229,3 +264,46 @@ def _leads_out(path: Path, folder: Path) -> str | None:
     except UnsafePathError as error:
         return str(error).removeprefix(f"{path} ")
     return None
+
+
+def describe(report: Report) -> str:
+    """Return a release's summary in a few lines."""
+    summary, before, after = report.summary, report.source.num_bytes, report.release.num_bytes
+    lines = [f"left out  {count} {name}" for name, count in report.source.tensors_left_out.items()]
+    if report.recipe.method == "copy":
+        lines.append("codes     the source's own, unchanged")
+    lines += [
+        f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
+        f"error     {summary.mean_error:.5f} mean over {summary.num_matrices} matrices, "
+        f"weighted by the Hessian (round to nearest {summary.mean_rtn_error:.5f})",
+        f"fallbacks {len(summary.fallbacks)}",
+    ]
+    if (used := report.calibration) is not None:
+        lines.append(
+            f"text      {used.num_tokens:,} tokens of {used.num_sequences:,} documents from {used.data}"
+        )
+    if (tokens := summary.expert_tokens) is not None:
+        lines.append(
+            f"tokens    {tokens.least} to {tokens.most} an expert, median {tokens.median}, "
+            f"{tokens.num_unreached} experts unreached"
+        )
+    probe = report.probe or {}
+    if "num_sequences" in probe:
+        lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
+    elif "missing" in probe:
+        lines.append(f"warning   {explain_missing(probe['missing'])}")
+    if (timing := report.timing) is not None:
+        memory = format_bytes(timing.peak_memory_bytes)
+        lines.append(f"time      {timing.seconds:.1f} s, at most {memory} of memory")
+        moved = [
+            f"{format_bytes(timing.traffic_bytes[kind])} {text}"
+            for kind, text in TRAFFIC_KINDS.items()
+            if kind in timing.traffic_bytes
+        ]
+        lines += [f"traffic   {', '.join(moved)}"] if moved else []
+    return "\n".join(map(visible, lines))
+
+
+def explain_missing(reason: str | None) -> str:
+    """Return why a release gets no expected answers, and how to make them."""
+    return f"the release gets no {PROBE_NAME}: {reason}; moe4 probe RELEASE can make it later"

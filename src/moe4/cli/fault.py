@@ -1,6 +1,5 @@
 """What to say of an exception that no command expected, and where its traceback is kept."""
 
-import errno
 import os
 import platform
 import re
@@ -10,21 +9,9 @@ import traceback
 from pathlib import Path
 
 import moe4
+from moe4.api.refusals import describe_refusal, is_refusal
 from moe4.errors import FAULT_EXIT_CODE, INPUT_EXIT_CODE
 
-# An OSError with one of these is a call of ours that makes no sense; any other is the state of the machine.
-OWN_MISTAKES = (errno.EBADF, errno.EFAULT, errno.EINVAL)
-REMEDIES = {
-    errno.EACCES: "check the permissions, or run it as another user",
-    errno.EPERM: "check the permissions, or run it as another user",
-    errno.ENOSPC: "free some space, or write to another volume",
-    errno.EDQUOT: "free some space, or write to another volume",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.EROFS: "choose a folder that can be written",
-    errno.ENOENT: "check the path",
-    errno.EIO: "check the disk",
-}
 SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 
@@ -33,8 +20,8 @@ def explain(error: Exception) -> tuple[int, str]:
 
     A fault of ours leaves its traceback in a file of the folder for temporary files.
     """
-    if isinstance(error, OSError) and error.errno is not None and error.errno not in OWN_MISTAKES:
-        return INPUT_EXIT_CODE, f"error: {_describe_system_error(error)}"
+    if isinstance(error, OSError) and is_refusal(error):
+        return INPUT_EXIT_CODE, f"error: {describe_refusal(error)}"
     kind = type(error).__name__
     what = " ".join(str(error).split())
     if isinstance(error, MemoryError):
@@ -48,22 +35,6 @@ def explain(error: Exception) -> tuple[int, str]:
         f"fault: {kind}{': ' * bool(what)}{what}{where}. This is a bug in moe4, not a mistake of yours. "
         f"{_save(error)} MOE4_TRACEBACK=1 prints the traceback."
     )
-
-
-def _describe_system_error(error: OSError) -> str:
-    try:
-        os.getcwd()  # noqa: PTH109
-    except OSError:
-        return "the working directory no longer exists; change to one that does"
-    names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if _is_path(name))
-    reason = error.strerror or str(error)
-    text = f"{names}: {reason}" if names else reason
-    remedy = REMEDIES.get(error.errno or 0)
-    return f"{text}; {remedy}" if remedy else text
-
-
-def _is_path(name: object) -> bool:
-    return isinstance(name, str | bytes | os.PathLike)
 
 
 def _innermost(error: Exception) -> str:

@@ -14,6 +14,7 @@ from moe4.errors import INPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, PIPE_EXIT_CODE, 
 from moe4.escape import visible
 
 IMPORT_SECONDS = 0.5
+COMPLETION_VARIABLE = "_MOE4_COMPLETE"
 LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
 
 
@@ -68,6 +69,8 @@ def _run_command() -> int:
 
     from moe4.cli.app import USAGE_ERROR, app
 
+    if COMPLETION_VARIABLE in os.environ:  # the shell asks what could come next
+        app(prog_name="moe4")
     try:
         with get_command(app).make_context("moe4", sys.argv[1:]) as context:
             context.command.invoke(context)

@@ -1,10 +1,17 @@
-"""Options that several commands share."""
+"""The commands' arguments and options, each with its help, in one place; those in several commands once."""
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
+
+RECIPE = "Recipe"
+RUN = "Run"
+CARD = "Model card"
+MACHINE = "Machine"
+SERVER = "Server"
+OBJECTS = "Kubernetes objects"
 
 
 class MethodOption(enum.StrEnum):
@@ -22,72 +29,272 @@ class TargetsOption(enum.StrEnum):
     ALL = "all"
 
 
-Recipe = Annotated[Path | None, typer.Option(help="Recipe in TOML; options below override it.")]
-Method = Annotated[
-    MethodOption | None, typer.Option(help="gptq; rtn: round to nearest; copy: keep the source's INT4 codes.")
-]
-GroupSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Codes that share a scale: 32, 64, 128; the largest that leaves experts two groups if not given."
+class DtypeOption(enum.StrEnum):
+    """What the layers compute in."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# Checkpoints and releases. They are handed on as they are given: the API knows what they may be.
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4), or its id on the hub.",
     ),
 ]
-Targets = Annotated[
-    TargetsOption | None,
-    typer.Option(help="experts, or all: attention, shared experts and dense MLPs too."),
+PlannedSource: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder of the source checkpoint, or of its config.json alone, or an id on the hub.",
+    ),
 ]
-Calibration = Annotated[
+Release: TypeAlias = Annotated[str, typer.Argument(metavar="RELEASE", help="Folder of its release.")]
+FoundRelease: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RELEASE", help="Folder of its release, or ID[@REVISION] on the hub.")
+]
+CheckedRelease: TypeAlias = Annotated[
+    str, typer.Argument(metavar="OUT", help="Folder of the release, or its id on the hub.")
+]
+MadeRelease: TypeAlias = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the release.")]
+SizedRelease: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="RELEASE", help="Folder of a release, a config.json, or a repository on the hub (org/name)."
+    ),
+]
+Out: TypeAlias = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")]
+PlannedOut: TypeAlias = Annotated[
+    Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
+]
+OtherSource: TypeAlias = Annotated[
+    str | None, typer.Option(help="Source checkpoint to compare with: a folder, or ID[@REVISION].")
+]
+
+# The recipe.
+Recipe: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Recipe in TOML; options below override it.", rich_help_panel=RECIPE)
+]
+Method: TypeAlias = Annotated[
+    MethodOption | None,
+    typer.Option(
+        help="gptq; rtn: round to nearest; copy: keep the source's INT4 codes.", rich_help_panel=RECIPE
+    ),
+]
+GroupSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Codes that share a scale: 32, 64, 128; the largest that leaves experts two groups if not "
+        "given.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Targets: TypeAlias = Annotated[
+    TargetsOption | None,
+    typer.Option(
+        help="experts, or all: attention, shared experts and dense MLPs too.", rich_help_panel=RECIPE
+    ),
+]
+Calibration: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         help="JSON lines, a JSON array or Parquet of messages, conversations, prompt and response, or text; "
-        "OWNER/NAME of a data set on the hub; reference: k2-tiny's own."
+        "OWNER/NAME of a data set on the hub; reference: k2-tiny's own.",
+        rich_help_panel=RECIPE,
     ),
 ]
-CalibrationSplit = Annotated[
-    str | None, typer.Option(help="Split of a data set on the hub, or of a folder of one, such as train.")
+CalibrationSplit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Split of a data set on the hub, or of a folder of one, such as train.", rich_help_panel=RECIPE
+    ),
 ]
-NumSequences = Annotated[
-    int | None, typer.Option(help="Calibration documents to use; overrides num_sequences of the recipe.")
-]
-SequenceLength = Annotated[
+NumSequences: TypeAlias = Annotated[
     int | None,
-    typer.Option(help="Longer documents are cut to so many tokens; overrides max_sequence_tokens."),
+    typer.Option(
+        help="Calibration documents to use; overrides num_sequences of the recipe.", rich_help_panel=RECIPE
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Draws the documents; overrides seed of the recipe.")]
-ShowSample = Annotated[
+SequenceLength: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Longer documents are cut to so many tokens; overrides max_sequence_tokens.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Seed: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Draws the documents; overrides seed of the recipe.", rich_help_panel=RECIPE),
+]
+ShowSample: TypeAlias = Annotated[
     bool, typer.Option("--show-sample", help="Show the first document as the chat template renders it.")
 ]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.")
+PlannedBudget: TypeAlias = Annotated[
+    str | None, typer.Option(help="The most memory it may need, such as 4GiB.", rich_help_panel=RUN)
 ]
-Stream = Annotated[
-    bool,
-    typer.Option("--stream", help="Fetch the shards from the hub as layers need them, and drop them after."),
+Revision: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a repository on the hub; main if not given."),
 ]
-AllowExtra = Annotated[
+Stream: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--allow-extra", help="Go on if SOURCE has tensors the model has no place for; they are left out."
+        "--stream",
+        help="Fetch the shards from the hub as layers need them, and drop them after.",
+        rich_help_panel=RUN,
+    ),
+]
+MemoryBudget: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Refuse to begin what may need more memory than this, such as 4GiB.", rich_help_panel=RUN
     ),
 ]
 
-NumGpus = Annotated[int | None, typer.Option("--gpus", help="How many; the fewest that work if not given.")]
-DataParallel = Annotated[
-    int | None, typer.Option(help="Copies of all but the routed experts; needs --expert-parallel.")
+# The run.
+Device: TypeAlias = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.", rich_help_panel=RUN)
 ]
-ExpertParallel = Annotated[
-    bool, typer.Option("--expert-parallel", help="Split the routed experts by number, not by width.")
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Continue an unfinished run in OUT.", rich_help_panel=RUN)
 ]
-MaxModelLen = Annotated[
+AllowExtra: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-extra",
+        help="Go on if SOURCE has tensors the model has no place for; they are left out.",
+        rich_help_panel=RUN,
+    ),
+]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let the tokenizer run the checkpoint's own code.", rich_help_panel=RUN
+    ),
+]
+TimeIt: TypeAlias = Annotated[
+    bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
+]
+Work: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for hidden states; the one for temporary files if not given.", rich_help_panel=RUN
+    ),
+]
+TensorParallelSize: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size",
+        "-tp",
+        min=1,
+        help="GPUs to split the models over.",
+        rich_help_panel=RUN,
+    ),
+]
+Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")]
+MaxTokens: TypeAlias = Annotated[int, typer.Option(min=2, help="Longer documents are cut.")]
+Cache: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the answers already given; ~/.cache/moe4/evaluations.", rich_help_panel=RUN),
+]
+JsonOutput: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Also write the result to this JSON file.", rich_help_panel=RUN)
+]
+HeldOutText: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL of held-out {messages} or {text}, moe4's own if not given; reference: k2-tiny's."
+    ),
+]
+Requests: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="JSONL of request bodies, also the K2 Vendor Verifier's; may be repeated. "
+        "moe4's hard cases if not given; reference: with k2-tiny's turns."
+    ),
+]
+
+# A server that is asked.
+Url: TypeAlias = Annotated[
+    str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")
+]
+ServedModel: TypeAlias = Annotated[
+    str | None, typer.Option(help="Name of the model; the first served if not given.")
+]
+Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds one answer may take.")]
+Insecure: TypeAlias = Annotated[
+    bool, typer.Option("--insecure", help="Do not check the server's certificate.")
+]
+
+# The model card.
+Repo: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="OWNER/NAME on the hub, for the commands in the card.", rich_help_panel=CARD),
+]
+BaseModel: TypeAlias = Annotated[
+    str | None, typer.Option(help="OWNER/NAME of the source on the hub.", rich_help_panel=CARD)
+]
+LicenseName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--license", help="The hub's name of the licence, if not found.", rich_help_panel=CARD),
+]
+ProofFolder: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder of the measured results; OUT/proof if not given.")
+]
+
+# The machine that is to serve.
+Gpu: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="The GPU: l40s, a100, h100, h200, b200, mi300x.", rich_help_panel=MACHINE),
+]
+GpuMemory: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Memory in GiB of a GPU that is not in the table.", rich_help_panel=MACHINE),
+]
+NumGpus: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--gpus", help="How many; the fewest that work if not given.", rich_help_panel=MACHINE),
+]
+CpuMemory: TypeAlias = Annotated[
+    float | None, typer.Option(help="GiB of the CPU server, with --engine cpu.", rich_help_panel=MACHINE)
+]
+TensorParallel: TypeAlias = Annotated[
+    int | None, typer.Option(help="Split each matrix over so many GPUs.", rich_help_panel=MACHINE)
+]
+PipelineParallel: TypeAlias = Annotated[
+    int | None, typer.Option(help="Split the layers over so many.", rich_help_panel=MACHINE)
+]
+DataParallel: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Copies of all but the routed experts; needs --expert-parallel.", rich_help_panel=MACHINE
+    ),
+]
+ExpertParallel: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--expert-parallel",
+        help="Split the routed experts by number, not by width.",
+        rich_help_panel=MACHINE,
+    ),
+]
+MaxModelLen: TypeAlias = Annotated[
     int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
 ]
-Concurrency = Annotated[int, typer.Option(help="Conversations of that length at once.")]
-ConfigGroupSize = Annotated[
+Concurrency: TypeAlias = Annotated[int, typer.Option(help="Conversations of that length at once.")]
+ConfigGroupSize: TypeAlias = Annotated[
     int | None,
     typer.Option(
         help="Of the release that a config alone would become; what `quantize` would choose if not given."
     ),
 ]
-Plugin = Annotated[
+Plugin: TypeAlias = Annotated[
     bool, typer.Option("--plugin", help="vLLM has moe4's plugin, which corrects experts of one group a GPU.")
+]
+Disk: TypeAlias = Annotated[
+    float, typer.Option(help="GB/s that weights are loaded at.", rich_help_panel=MACHINE)
 ]

@@ -15,6 +15,7 @@ import httpx
 
 from moe4.deploy.smoke_answers import Chunk, Completion, ModelList
 from moe4.errors import DeployError, ProbeError
+from moe4.escape import visible
 from moe4.probe.ask import ask_server, describe_shortly, find_probe
 from moe4.probe.check import is_address
 from moe4.schema import Foreign, decode, parse
@@ -47,6 +48,10 @@ class SmokeOutcome:
     ok: bool
     seconds: float
     detail: str
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "WRONG"
+        return visible(f"{self.name}: {verdict}, {self.seconds:.1f} s: {self.detail}")
 
 
 class SmokeTest:

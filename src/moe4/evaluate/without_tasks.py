@@ -17,6 +17,7 @@ from moe4.evaluate.result_files import ComparisonFile, ToolcheckFile, to_json
 from moe4.evaluate.toolcheck.run import ToolcheckOptions, run_toolcheck
 from moe4.evaluate.toolcheck.summary import describe as describe_tools
 from moe4.files.durable import check_output
+from moe4.progress import OnProgress, Pace, ignore
 
 NO_TASK = f"give --task: {', '.join(TASKS)} or any other of lm-evaluation-harness"
 NO_BASELINE = "give --against SOURCE, the checkpoint before quantization"
@@ -37,7 +38,7 @@ class Measured:
         found: dict[str, Any] = {name: to_json(part) for name, part in parts.items() if part is not None}
         return {**found, "left_out": self.left_out}
 
-    def describe(self) -> str:
+    def __str__(self) -> str:
         """Return what was found, and what else could be had, as text."""
         parts = [
             describe_comparison(self.comparison) if self.comparison else "",
@@ -47,7 +48,9 @@ class Measured:
         return "\n".join(filter(None, parts))
 
 
-def measure_without_tasks(options: EvaluationOptions, say: Callable[[str], None]) -> Measured:
+def measure_without_tasks(
+    options: EvaluationOptions, say: Callable[[str], None], on_progress: OnProgress = ignore
+) -> Measured:
     """Return what can be measured. Raises EvaluationError where that is nothing, before anything is done."""
     if options.output is not None:
         check_output(options.output)
@@ -62,7 +65,7 @@ def measure_without_tasks(options: EvaluationOptions, say: Callable[[str], None]
         )
         say(f"checking tool calls of {options.model}; no task is named")
         left_out["predictions"] = "moe4 compare SOURCE OUT compares two folders"
-        found = Measured(tools=run_toolcheck(asked, lambda *_: None), left_out=left_out)
+        found = Measured(tools=run_toolcheck(asked, Pace(on_progress, "asking").count), left_out=left_out)
     elif options.against is not None:
         compared = CompareOptions(
             source=Path(options.against),
@@ -73,7 +76,7 @@ def measure_without_tasks(options: EvaluationOptions, say: Callable[[str], None]
         check_comparison(compared)
         say("comparing predictions, token by token; no task is named")
         left_out["tools"] = NO_SERVER
-        found = Measured(comparison=compare(compared, say), left_out=left_out)
+        found = Measured(comparison=compare(compared, say, on_progress), left_out=left_out)
     else:
         raise EvaluationError(f"nothing to measure {options.model} by: {NO_TASK}; or {NO_BASELINE}")
     if options.output is not None:

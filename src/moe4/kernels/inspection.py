@@ -45,7 +45,7 @@ class PathState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What `moe4 doctor` prints. Sizes in bytes; cpus are those this process may use."""
+    """What a machine offers the kernels. Sizes in bytes; cpus are those this process may use."""
 
     architecture: str
     processor: str

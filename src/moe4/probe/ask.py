@@ -1,9 +1,7 @@
 """Ask a server for a release's expected answers: the check of check.py, as moe4's commands use it."""
 
-import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from moe4.errors import ProbeError
@@ -18,7 +16,6 @@ __all__ = [
     "describe_shortly",
     "find_probe",
     "script_text",
-    "showing_progress",
 ]
 
 READY_SECONDS = 30.0  # a server on a CPU may compute a few hundred tokens a second
@@ -79,17 +76,3 @@ def check_when_ready(
 def script_text() -> str:
     """Return the check as a program of its own."""
     return Path(check.__file__).read_text(encoding="utf-8")
-
-
-@contextlib.contextmanager
-def showing_progress() -> Iterator[OnProgress]:
-    """Yield a function that shows how many answers have come, on stderr where that is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with console.status("asking the server") as status:
-        yield lambda done, total: status.update(f"asking the server: {done} of {total} answers")
-    sys.stderr.flush()

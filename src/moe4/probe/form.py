@@ -25,7 +25,6 @@ __all__ = [
     "ProbeSequence",
     "Reach",
     "encode_probe",
-    "explain_missing",
     "read_probe",
 ]
 
@@ -131,11 +130,6 @@ class ExpectedAnswers(Own):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as the file has them."""
         return self.model_dump(exclude_none=True)
-
-
-def explain_missing(reason: str | None) -> str:
-    """Return why a release gets no expected answers, and how to make them."""
-    return f"the release gets no {PROBE_NAME}: {reason}; moe4 probe RELEASE can make it later"
 
 
 def encode_probe(answers: ExpectedAnswers) -> bytes:

@@ -31,6 +31,7 @@ from moe4.probe.form import (
 )
 from moe4.probe.passes import ProbePasses, count_pairs
 from moe4.probe.sequences import Chosen, choose_sequences
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.units import layer_done
 
 Say = Callable[[str], None]
@@ -53,7 +54,7 @@ class ProbeOptions:
         return self.output or self.release / PROBE_NAME
 
 
-def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
+def make_probe(options: ProbeOptions, say: Say, on_progress: OnProgress = ignore) -> ExpectedAnswers:
     """Make and write the file; return what it holds.
 
     Raises CheckpointError, OutputError where the file is there already, or ProbeError.
@@ -76,7 +77,7 @@ def make_probe(options: ProbeOptions, say: Say) -> ExpectedAnswers:
     with tempfile.TemporaryDirectory(prefix="moe4-probe-") as work:
         tokens = [sequence.tokens for sequence in chosen]
         passes = ProbePasses(models, network, tokens, Path(work), usable_device(options.device))
-        num_unreached = _run_layers(passes, say)
+        num_unreached = _run_layers(passes, say, on_progress)
         expected = {name: passes.expectations(name) for name in passes.streams}
     answers = assemble(
         str(models["released"].config.model_type),
@@ -114,11 +115,13 @@ def assemble(
     )
 
 
-def _run_layers(passes: ProbePasses, say: Say) -> int:
+def _run_layers(passes: ProbePasses, say: Say, on_progress: OnProgress) -> int:
     """Run every layer; return how many (layer, expert) pairs no token of the release goes to."""
     network, started, num_unreached = passes.network, time.monotonic(), 0
+    pace = Pace(on_progress, "computing")
     passes.embed()
     for layer in range(network.num_layers):
+        pace.layer(layer, network.num_layers)
         passes.attend(layer)
         num_unreached += passes.num_unreached()
         shape = network.experts[layer]
@@ -173,7 +176,7 @@ class ProbeSummary:
     remarks: list[str]
     num_same_as_source: int | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without a comparison that was not made."""
         found = {**asdict(self), "experts": self.experts.model_dump()}
         return {name: value for name, value in found.items() if value is not None}

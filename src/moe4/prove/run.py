@@ -5,9 +5,10 @@ What is there already and was measured of the same files with the same options i
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,22 +36,24 @@ from moe4.evaluate.result_files import (
     read_result,
     to_json,
 )
-from moe4.evaluate.server import api_key
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.requests import request_files
 from moe4.evaluate.toolcheck.run import Replies, ask_endpoints, judge, load_requests
 from moe4.files.durable import make_folder, write_output
 from moe4.probe.ask import ask_server, describe_shortly
 from moe4.probe.check import ServerVerdict
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.prove.options import ProveOptions, check_options
-from moe4.prove.servers import serving
 from moe4.publish.card_file import card_path, write_card
 from moe4.publish.every_eval_ever import evaluation_logs
 from moe4.publish.proof import read_proof
 from moe4.publish.report_page import render_report
 from moe4.publish.words import sentences
+from moe4.serve.command import ServeOptions
+from moe4.serve.run import RunningServer, prepare, serving
 from moe4.units import percent
 from moe4.verify.checks import verify
+from moe4.vllm_facts import flags
 
 MOST_FLIPS = 8  # of a task, on the page; answers.json has all
 
@@ -74,6 +77,16 @@ class Proved:
     report: Path
     card: Path
     left_out: dict[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    """What is shown to be below the bars that were set."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is shown to be below its bar."""
+        return not self.failures
+
+    def __str__(self) -> str:
+        return describe(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types; no part that was left out."""
@@ -92,15 +105,17 @@ class Proved:
             "left_out": self.left_out,
             "report": str(self.report),
             "card": str(self.card),
+            "failures": list(self.failures),
         }
 
 
-def prove(options: ProveOptions, say: Say) -> Proved:
+def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> Proved:
     """Return what was found, by part. Raises a Moe4Error for what cannot be measured, before it begins."""
     left_out = check_options(options)
     folder = options.release / PROOF_FOLDER
     say(f"verifying {options.release}")
-    verified = verify(options.release, options.source)
+    verifying = Pace(on_progress, "verifying")
+    verified = verify(options.release, options.source, on_progress=verifying.count)
     if not verified.ok:
         raise EvaluationError(
             f"{options.release} is not sound, so nothing is measured: {verified.problems[0]}"
@@ -108,13 +123,19 @@ def prove(options: ProveOptions, say: Say) -> Proved:
     for part, why in left_out.items():
         say(f"{part}: not measured: {why}")
     make_folder(folder)
-    measuring = _Measuring(options=options, identity=_Identity(options), say=say, without=tuple(left_out))
+    measuring = _Measuring(
+        options=options,
+        identity=_Identity(options),
+        say=say,
+        on_progress=on_progress,
+        without=tuple(left_out),
+    )
     evaluation = measuring.part("evaluation", EVALUATION, EvaluationFile, measuring.evaluate)
     comparison = measuring.part("comparison", COMPARISON, ComparisonFile, measuring.compare)
     tools = measuring.part("tools", TOOLCHECK, ToolcheckFile, measuring.check_tools)
     probe = measuring.part("probe", PROBE, ProbeFile, measuring.ask_probe)
     page = _publish(options, say)
-    return Proved(
+    found = Proved(
         source=options.source,
         release=options.release,
         quick=options.quick,
@@ -126,6 +147,7 @@ def prove(options: ProveOptions, say: Say) -> Proved:
         card=card_path(options.release),
         left_out=left_out,
     )
+    return replace(found, failures=tuple(failures(found, options)))
 
 
 def _publish(options: ProveOptions, say: Say) -> Path:
@@ -145,9 +167,16 @@ class _Measuring:
     """The parts of one run: each is measured and written, or read where it was measured already."""
 
     def __init__(
-        self, *, options: ProveOptions, identity: "_Identity", say: Say, without: tuple[str, ...]
+        self,
+        *,
+        options: ProveOptions,
+        identity: "_Identity",
+        say: Say,
+        on_progress: OnProgress,
+        without: tuple[str, ...],
     ) -> None:
         self._options, self._identity, self._say = options, identity, say
+        self._on_progress = on_progress
         self._without = (*options.skip, *without)
         self._probe_result: ServerVerdict | None = None
 
@@ -172,14 +201,14 @@ class _Measuring:
 
     def evaluate(self) -> dict[str, Any]:
         """Ask both models the tasks' questions."""
-        found = run_evaluation(self._options.evaluation, self._say)
+        found = run_evaluation(self._options.evaluation, self._say, self._on_progress)
         write_scores(self._options.release / PROOF_FOLDER / ANSWERS, found)
         return {**found.as_dict(), "flips": found.flips_as_dict(MOST_FLIPS)}
 
     def compare(self) -> dict[str, Any]:
         """Compare both models' predictions of a text."""
         self._say("comparing predictions, token by token")
-        return to_json(compare(self._options.comparison, self._say))
+        return to_json(compare(self._options.comparison, self._say, self._on_progress))
 
     def check_tools(self) -> dict[str, Any]:
         """Ask one server after the other, so that the two models need not fit beside each other."""
@@ -194,12 +223,15 @@ class _Measuring:
         }
         for name, (folder, identity) in models.items():
             self._say(f"serving {folder} and asking it {len(requests)} tool requests, whole and streamed")
-            with self._serving(folder) as (url, model):
-                endpoint = Endpoint(base_url=url, model=model, api_key=api_key(), identity=identity)
+            with self._serving(folder) as server:
+                endpoint = Endpoint(
+                    base_url=server.url, model=server.model, api_key=server.key, identity=identity
+                )
                 endpoints[name] = endpoint
-                replies |= ask_endpoints(asked, requests, {name: endpoint}, lambda *_: None)
+                pace = Pace(self._on_progress, f"asking the {name} tool requests")
+                replies |= ask_endpoints(asked, requests, {name: endpoint}, pace.count)
                 if name == "release" and "probe" not in self._without:
-                    self._probe_result = ask_server(options.release, url, model=model, key=api_key())
+                    self._probe_result = self._ask_probe(server)
         return to_json(judge(asked, requests, endpoints, replies))
 
     def ask_probe(self) -> dict[str, Any]:
@@ -208,18 +240,23 @@ class _Measuring:
         found = self._probe_result
         if found is None:
             self._say(f"serving {release} and asking it for its expected answers")
-            with self._serving(release) as (url, model):
-                found = ask_server(release, url, model=model, key=api_key())
+            with self._serving(release) as server:
+                found = self._ask_probe(server)
         return {"passed": bool(found["ok"]), "summary": describe_shortly(found)}
 
-    @contextmanager
-    def _serving(self, folder: Path) -> Iterator[tuple[str, str]]:
-        with serving(
-            folder,
+    def _ask_probe(self, server: RunningServer) -> ServerVerdict:
+        pace = Pace(self._on_progress, "asking for the expected answers")
+        return ask_server(
+            self._options.release, server.url, model=server.model, key=server.key, on_progress=pace.count
+        )
+
+    def _serving(self, folder: Path) -> AbstractContextManager[RunningServer]:
+        options = ServeOptions(
+            port=0,
             tensor_parallel_size=self._options.tensor_parallel_size,
-            trust_remote_code=self._options.trust_remote_code,
-        ) as served:
-            yield served
+            extra=(flags.TRUST_REMOTE_CODE,) if self._options.trust_remote_code else (),
+        )
+        return serving(prepare(folder, options, os.environ), folder, on_progress=self._on_progress)
 
 
 class _Identity:

@@ -32,10 +32,17 @@ REPO = re.compile(r"^<!-- moe4 card of ([A-Za-z0-9._-]+/[A-Za-z0-9._-]+) -->$", 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """A card's text; `kept`: moe4's sections that stay as their user has changed them."""
+    """A model card and where it belongs; `str(card)` is its text.
 
+    kept: moe4's sections that stay as their user has changed them.
+    """
+
+    path: Path
     text: str
     kept: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def remarks(self) -> list[str]:
@@ -84,7 +91,7 @@ def update_card(proof: Proof, names: CardNames, before: str | None) -> Card:
     if names.repo is not None:
         line = f"<!-- moe4 card of {names.repo} -->"
         body = REPO.sub(line, body, count=1) if REPO.search(body) else f"{line}\n\n{body.lstrip()}"
-    return Card(text=f"---\n{head}---\n\n{body.strip()}\n", kept=kept)
+    return Card(path=path, text=f"---\n{head}---\n\n{body.strip()}\n", kept=kept)
 
 
 def write_card(proof: Proof, names: CardNames) -> Card:

@@ -76,19 +76,7 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
 
     The API key is taken from VLLM_API_KEY. Raises ServeError if no server answers or it lacks the model.
     """
-    extras.require("openai")
-    import openai
-
-    address = base_url.rstrip("/")
-    try:
-        client = openai.OpenAI(
-            base_url=address if address.endswith("/v1") else f"{address}/v1",
-            api_key=os.environ.get("VLLM_API_KEY") or "none",
-            max_retries=0,
-            timeout=600,
-        )
-    except Exception as error:  # the errors of its HTTP library, which is not always the same
-        raise ServeError(f"{base_url} is not an address: {error}") from None
+    client = open_client(base_url, os.environ.get("VLLM_API_KEY"))
     try:
         served = [str(each.id) for each in client.models.list()]
     except Exception as error:  # as above
@@ -98,6 +86,23 @@ def connect(base_url: str, model: str | None) -> tuple[Any, str]:
     if model is not None and model not in served:
         raise ServeError(f"{base_url} does not serve {model}; it has {', '.join(served)}")
     return client, model or served[0]
+
+
+def open_client(base_url: str, key: str | None) -> Any:
+    """Return an `openai.OpenAI` for a server. Raises ServeError for an address that is none."""
+    extras.require("openai")
+    import openai
+
+    address = base_url.rstrip("/")
+    try:
+        return openai.OpenAI(
+            base_url=address if address.endswith("/v1") else f"{address}/v1",
+            api_key=key or "none",
+            max_retries=0,
+            timeout=600,
+        )
+    except Exception as error:  # the errors of its HTTP library, which is not always the same
+        raise ServeError(f"{base_url} is not an address: {error}") from None
 
 
 def _as_serve_error(error: Exception, client: Any) -> ServeError:

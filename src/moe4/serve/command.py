@@ -58,6 +58,7 @@ class ServeCommand:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     model_name: str
     url: str
+    port: int
 
     @property
     def key(self) -> str | None:
@@ -138,6 +139,7 @@ def build_command(
         secrets=secrets,
         model_name=name,
         url=_url(options),
+        port=options.port,
     )
 
 

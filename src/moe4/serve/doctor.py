@@ -91,6 +91,9 @@ class Diagnosis:
         found["cpp_compiler"] = found.pop("compiler")
         return {**found.pop("machine"), **found}
 
+    def __str__(self) -> str:
+        return describe(self)
+
 
 def diagnose(environment: Mapping[str, str], *, measure: bool = False) -> Diagnosis:
     """Look at everything. Raises KernelError if MOE4_KERNEL names a path this machine cannot run."""

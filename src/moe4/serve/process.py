@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from moe4.errors import ServeError
+from moe4.errors import OutputError, ServeError
+from moe4.files.durable import check_output
 from moe4.serve.command import ServeCommand
 from moe4.serve.log import last_error
 
@@ -50,6 +51,19 @@ class ServerProcess:
         """Say whether the user has stopped it."""
         return self._stop_signal is not None
 
+    @property
+    def runs(self) -> bool:
+        """Say whether vLLM has not ended."""
+        return self._child.poll() is None
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Leave nothing of vLLM running afterwards, however the inside is left."""
+        try:
+            yield
+        finally:
+            self._end()
+
     @contextlib.contextmanager
     def passing_signals(self) -> Iterator[None]:
         """Pass SIGINT, SIGTERM and SIGHUP on to vLLM while inside; leave nothing of it running."""
@@ -57,9 +71,9 @@ class ServerProcess:
         heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._pass_on) for number in heard}
         try:
-            yield
+            with self.ending():
+                yield
         finally:
-            self._end()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -71,14 +85,14 @@ class ServerProcess:
                 return True
         if self._stop_signal is not None:
             return False
-        raise ServeError(f"vLLM did not start: {self._reason()}; its log: {self.log_path}")
+        raise ServeError(f"vLLM did not start: {self.reason()}; its log: {self.log_path}")
 
     def wait_until_stopped(self, on_poll: Callable[[], None]) -> None:
         """Return when vLLM has ended because the user stopped it. Raises ServeError if it ended by itself."""
         while self._runs(on_poll):
             pass
         if self._stop_signal is None:
-            raise ServeError(f"vLLM stopped: {self._reason()}; its log: {self.log_path}")
+            raise ServeError(f"vLLM stopped: {self.reason()}; its log: {self.log_path}")
 
     def _runs(self, on_poll: Callable[[], None]) -> bool:
         """Wait a moment and say whether vLLM still runs; kill it if it does long after its stop signal."""
@@ -110,7 +124,8 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, number)
 
-    def _reason(self) -> str:
+    def reason(self) -> str:
+        """Return why vLLM has ended, from its log."""
         code = self._child.returncode
         ended = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         error = last_error(self.log_path.read_text(encoding="utf-8", errors="replace"))
@@ -130,6 +145,16 @@ class LogFollower:
             self._log = self._path.open(encoding="utf-8", errors="replace")
         self._stream.write(self._log.read())
         self._stream.flush()
+
+
+def check_log(path: Path) -> None:
+    """Raise ServeError unless a log that the user named can be written."""
+    if not path.parent.is_dir():
+        raise ServeError(f"--log {path}: there is no folder {path.parent}; create it, or give another file")
+    try:
+        check_output(path)
+    except OutputError as error:
+        raise ServeError(f"--log {error}") from None
 
 
 def new_log_path(port: int) -> Path:

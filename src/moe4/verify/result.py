@@ -42,12 +42,15 @@ class Verification:
         """Whether nothing is wrong."""
         return not self.problems
 
-    def to_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without a comparison that was not made."""
         found = {"ok": self.ok, **asdict(self), "worst": [entry.model_dump() for entry in self.worst]}
         if not self.worst_weight_errors:
             del found["worst_weight_errors"]
         return found
+
+    def __str__(self) -> str:
+        return describe(self)
 
 
 def describe(result: Verification) -> str:

@@ -6,6 +6,7 @@ the choice of the class is what a GPU runs.
 
 import json
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from moe4.quantize.gpu import batches as gpu_batches
 from moe4.quantize.gpu.solver import DeviceSolver
 from moe4.quantize.layer.running_probe import RunningProbe
 from moe4.quantize.planning.request import Request
-from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Calibration, Gptq, Recipe
 
@@ -57,8 +57,7 @@ def run(source: Path, out: Path) -> dict[str, Any]:
         calibration=Calibration(num_sequences=8, max_sequence_tokens=64, compute_dtype="float32"),
     )
     request = Request(source=source, out=out, recipe=recipe, calibration=source / "lines.jsonl")
-    with ProgressReporter(quiet=True) as progress:
-        return quantize(request, progress)
+    return quantize(request)
 
 
 def records(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,11 +79,13 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
             used.append("gpu")
             super().__init__(*arguments)
 
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: Counted)
-    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: Counted)
+    monkeypatch.setattr(import_module("moe4.quantize.gpu.batch_size"), "MOST_EXPERTS", 2)
     found = {}
     for name, free in (("streamed", 0), ("resident", 1 << 40)):
-        monkeypatch.setattr("moe4.quantize.transfer.device_memory.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(
+            import_module("moe4.quantize.transfer.device_memory"), "free_bytes", lambda _, free=free: free
+        )
         found[name] = run(source, tmp_path / name)
     assert used == ["gpu"] * 4
     for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):
@@ -126,7 +127,7 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     note(gpu_batches, "use_device", told)
     for name in ("_read_batch", "_solve_batch"):
         note(gpu_batches.Batches, name, worked)
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     run(source, tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told
@@ -152,9 +153,9 @@ def test_solvers_that_wait_for_the_probe_hear_of_its_failure(
         solving.set()
         return real(*arguments)
 
-    monkeypatch.setattr("moe4.quantize.gpu.batch_size.MOST_EXPERTS", 2)
+    monkeypatch.setattr(import_module("moe4.quantize.gpu.batch_size"), "MOST_EXPERTS", 2)
     monkeypatch.setattr(RunningProbe, "attend", fail)
     monkeypatch.setattr(gpu_batches.Batches, "_solve_batch", noted)
-    monkeypatch.setattr("moe4.quantize.run.layer.solver_class", lambda _: DeviceSolver)
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     with pytest.raises(EvaluationError, match="the probe fails here"):
         run(source, tmp_path / "out")

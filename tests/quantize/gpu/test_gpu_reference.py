@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from moe4.checkpoint.packed import unpack
 from moe4.evaluate.comparison.compare import CompareOptions, compare
 from moe4.quantize.planning.request import Request
-from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.pipeline import quantize
 from moe4.recipe import Recipe
 
@@ -21,11 +20,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 
 def release(out: Path, device: str) -> dict[str, Any]:
-    with ProgressReporter(quiet=True) as progress:
-        request = Request(
-            source=SOURCE, out=out, recipe=Recipe(), calibration=Path("reference"), device=device
-        )
-        return quantize(request, progress)
+    request = Request(source=SOURCE, out=out, recipe=Recipe(), calibration=Path("reference"), device=device)
+    return quantize(request)
 
 
 def codes_and_scales(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ def test_the_stream_passes_in_tritons_interpreter() -> None:
 
 
 def test_a_gpu_without_triton_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe4.quantize.transfer.device_memory.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(RecipeError, match="device cuda needs Triton, which is not installed: pip install"):
         require_device("cuda")
 

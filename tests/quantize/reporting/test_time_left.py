@@ -1,6 +1,6 @@
 """What is said of the time left, on a clock that the test moves."""
 
-import io
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import random_state, reference_config, write_checkpoint
-from rich.console import Console
 
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import Network
 from moe4.model.outline import ExpertShape
+from moe4.progress import Progress
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.release_plan import make_plan
 from moe4.quantize.reporting.layer_record import LayerRecord
@@ -174,14 +174,18 @@ def test_commits_that_take_longer_than_expected_are_noticed() -> None:
 
 
 def test_the_line_of_a_layer_says_what_is_left() -> None:
-    out = io.StringIO()
-    reporter = ProgressReporter(Console(file=out, width=200))
-    reporter.begin([DENSE, LayerTime(rest_seconds=3725.0)])
-    reporter.shard_done("layer 0")
-    reporter.layer_done(LayerRecord(layer=0, shard="x"), 2, 3.0)
-    text = out.getvalue()
+    steps: list[Progress] = []
+    lines: list[str] = []
+    reporter = ProgressReporter(steps.append, lines.append)
+    reporter.begin([DENSE, LayerTime(rest_seconds=3725.0)], 2)
+    reporter.layer_done(0)
+    reporter.layer_committed(LayerRecord(layer=0, shard="x"), 2, 3.0)
+    (text,) = lines
     assert text.startswith("layer 0 (1 of 2 done): nothing to quantize, 3.0 s, ")
-    assert text.endswith(" left\n")
+    assert text.endswith(" left")
+    assert [(step.stage, step.layer, step.of) for step in steps] == [("reading", 0, 2), ("layer 0", 0, 2)]
+    assert steps[0].done == 0.0
+    assert steps[1].seconds_left is not None
 
 
 def test_an_experts_operations_grow_with_what_it_does() -> None:
@@ -206,12 +210,14 @@ def test_a_plan_counts_what_each_layer_is_made_of(monkeypatch: pytest.MonkeyPatc
         recipe=recipe,
         device=torch.device("cpu"),
         ranks=Ranks(),
-        progress=ProgressReporter(quiet=True),
+        progress=ProgressReporter(),
     )
     plan = make_plan(checkpoint, network, recipe)
     found = []
     for rate in (1e9, 2e9):
-        monkeypatch.setattr("moe4.quantize.run.expected_time.measure_rate", lambda *_, rate=rate: rate)
+        monkeypatch.setattr(
+            import_module("moe4.quantize.run.expected_time"), "measure_rate", lambda *_, rate=rate: rate
+        )
         found.append(expected_times(plan, bench, 1000))
     slow, fast = found
     assert [time.num_experts for time in slow] == [

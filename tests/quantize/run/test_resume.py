@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +344,7 @@ def test_resume_with_another_version_of_moe4_and_more(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("moe4.quantize.reporting.layer_record.__version__", "9.9")
+    monkeypatch.setattr(import_module("moe4.quantize.reporting.layer_record"), "__version__", "9.9")
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "short"}')
     words = (
@@ -438,7 +439,7 @@ def test_resume_in_another_environment(
 def test_resume_with_another_torch(
     small_source: Path, calibration: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe4.quantize.run.environment.version", lambda name: "9.9")
+    monkeypatch.setattr(import_module("moe4.quantize.run.environment"), "version", lambda name: "9.9")
     with pytest.raises(ResumeError, match=r'torch "[\d.+a-z]+", now "9\.9"; transformers "[\d.]+", now'):
         run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
 

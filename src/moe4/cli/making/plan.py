@@ -1,26 +1,21 @@
 """`moe4 plan`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
+import moe4
 from moe4.cli import options
-from moe4.cli.output import echo, echo_json
-from moe4.cli.source import Revision
+from moe4.cli.messages import echo, echo_json
+from moe4.cli.progress import progress
+
+EXAMPLES = (
+    "moe4 plan Kimi-K2-Instruct OUT --calibration chats.jsonl",
+    "moe4 plan Kimi-K2-Instruct --method rtn --no-time --json",
+)
 
 
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder of the source checkpoint, or of its config.json alone, or an id on the hub.",
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
-    ] = None,
+    source: options.PlannedSource,
+    out: options.PlannedOut = None,
     recipe: options.Recipe = None,
     method: options.Method = None,
     group_size: options.GroupSize = None,
@@ -31,51 +26,42 @@ def command(
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
     show_sample: options.ShowSample = False,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="The most memory it may need, such as 4GiB.")
-    ] = None,
-    revision: Revision = None,
+    memory_budget: options.PlannedBudget = None,
+    revision: options.Revision = None,
     stream: options.Stream = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    time_it: Annotated[
-        bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    time_it: options.TimeIt = True,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what `quantize` would write, need and take, and every reason it would fail; exit 1 if so."""
-    from moe4.quantize.forecast.forecast import describe, forecast
-    from moe4.quantize.planning.options import resolve_recipe
-    from moe4.quantize.planning.request import Request
-
-    resolved = resolve_recipe(
+    resolved = moe4.resolve_recipe(
         recipe,
-        method=method.value if method else None,
+        method=method,
         group_size=group_size,
-        targets=targets.value if targets else None,
+        targets=targets,
         num_sequences=num_sequences,
         sequence_tokens=sequence_length,
         seed=seed,
         memory_budget=memory_budget,
     )
-    request = Request(
-        source=source,
-        out=out or Path.cwd(),
-        recipe=resolved,
-        calibration=calibration,
-        split=calibration_split,
-        show_sample=show_sample,
-        trust_remote_code=trust_remote_code,
-        allow_extra=allow_extra,
-        revision=revision,
-        stream=stream,
-    )
-    result = forecast(request, has_out=out is not None, time_it=time_it)
+    with progress("planning"):
+        result = moe4.plan(
+            source,
+            out,
+            recipe=resolved,
+            calibration=calibration,
+            calibration_split=calibration_split,
+            show_sample=show_sample,
+            revision=revision,
+            stream=stream,
+            allow_extra=allow_extra,
+            trust_remote_code=trust_remote_code,
+            time_it=time_it,
+        )
     if as_json:
-        echo_json(result)
+        echo_json(result.as_dict())
     else:
-        echo(describe(result))
-        if "sample" in result["calibration"]:
-            echo(f"\nthe first document as it would be calibrated on:\n{result['calibration']['sample']}")
-    if not result["ok"]:
+        echo(result)
+    if not result.ok:
         raise typer.Exit(1)

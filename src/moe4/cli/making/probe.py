@@ -1,55 +1,81 @@
 """`moe4 probe`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo, echo_json
-from moe4.cli.source import Revision, find
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo, echo_json
+from moe4.cli.progress import progress
+from moe4.errors import ProbeError
+
+ASK = "Ask a server"
+MAKE = "Make the file"
+EXAMPLES = (
+    "moe4 probe OUT --url http://127.0.0.1:8000",
+    "moe4 probe OUT --source Kimi-K2-Instruct",
+    "moe4 probe --print-script > check.py",
+)
+
+Release: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RELEASE", help="Folder of the release, or its id on the hub; with --url also a file."
+    ),
+]
+Url: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Ask the server at this address for the expected answers.", rich_help_panel=ASK
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None, typer.Option(help="Name of the model; the first served if not given.", rich_help_panel=ASK)
+]
+Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds one answer may take.", rich_help_panel=ASK)]
+Insecure: TypeAlias = Annotated[
+    bool, typer.Option("--insecure", help="Do not check the server's certificate.", rich_help_panel=ASK)
+]
+PrintScript: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--print-script",
+        help="Print the check of a server as one file of Python that needs no moe4.",
+        rich_help_panel=ASK,
+    ),
+]
+RecordedSource: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Source checkpoint, to record its answers beside the release's: a folder, or ID[@REVISION].",
+        rich_help_panel=MAKE,
+    ),
+]
+Output: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="File to write; RELEASE/moe4-probe.json if not given.", rich_help_panel=MAKE
+    ),
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the file.", rich_help_panel=MAKE)]
 
 
 def command(
-    release: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RELEASE", help="Folder of the release, or its id on the hub; with --url also a file."
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Ask the server at this address for the expected answers."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --url, name of the model; the first served if not given.")
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="With --url, seconds one answer may take.")] = 120.0,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="With --url, do not check the server's certificate.")
-    ] = False,
-    print_script: Annotated[
-        bool,
-        typer.Option(
-            "--print-script",
-            help="Print the check of a server as one file of Python that needs no moe4.",
-        ),
-    ] = False,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            help="Source checkpoint, to record its answers beside the release's: a folder, or ID[@REVISION]."
-        ),
-    ] = None,
-    revision: Revision = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write; RELEASE/moe4-probe.json if not given."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    release: Release = None,
+    url: Url = None,
+    model: Model = None,
+    timeout: Timeout = 120.0,
+    insecure: Insecure = False,
+    print_script: PrintScript = False,
+    source: RecordedSource = None,
+    revision: options.Revision = None,
+    output: Output = None,
+    force: Force = False,
+    device: options.Device = "cpu",
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compute a release's expected answers in float32, and write them into moe4-probe.json.
 
@@ -57,49 +83,37 @@ def command(
     or written: a running server is asked for these answers, and the exit code is 1 if it fails. An API key is
     taken from the variable VLLM_API_KEY.
     """
-    from moe4.errors import ProbeError
-
     if print_script:
-        from moe4.probe.ask import script_text
-
-        echo(script_text(), nl=False)
+        echo(moe4.probe_script(), nl=False)
         return
     if release is None:
         raise ProbeError("name the release: moe4 probe RELEASE")
-    folder = find(release, revision)
-    if url is not None:
-        _ask(folder, url, model, timeout, insecure, as_json)
-        return
-    from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
-
-    if output is None and folder != Path(release):
-        raise ProbeError(f"{release} lies on the hub; say where the answers are to go: --output FILE")
-    options = ProbeOptions(
-        release=folder,
-        source=None if source is None else find(source),
-        output=output,
-        force=force,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    result = summarize(make_probe(options, say=lambda text: echo(text, err=True)))
-    data = {**result.to_dict(), "output": str(options.path)}
-    if as_json:
-        echo_json(data, ensure_ascii=False)
-    else:
-        echo(f"{describe(result)}\nwritten   {options.path}")
-
-
-def _ask(release: Path, url: str, model: str | None, timeout: float, insecure: bool, as_json: bool) -> None:
-    from moe4.probe.ask import ask_server, describe, showing_progress
-
-    with showing_progress() as on_progress:
-        result = ask_server(
-            release, url, model=model, timeout=timeout, verify=not insecure, on_progress=on_progress
+    with progress("loading") as shown:
+        result = (
+            moe4.probe(
+                release,
+                source=source,
+                revision=revision,
+                output=output,
+                force=force,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                on_progress=shown,
+            )
+            if url is None
+            else moe4.check_answers(
+                release,
+                url,
+                model=model,
+                revision=revision,
+                timeout=timeout,
+                insecure=insecure,
+                on_progress=shown,
+            )
         )
     if as_json:
-        echo_json(result)
+        echo_json(result.as_dict(), ensure_ascii=False)
     else:
-        echo(describe(result))
-    if not result["ok"]:
+        echo(result)
+    if not result.ok:
         raise typer.Exit(1)

@@ -2,30 +2,31 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+import moe4
 from moe4.cli import options
-from moe4.cli.output import echo, echo_json
-from moe4.cli.source import Revision
-from moe4.errors import Moe4Error
+from moe4.cli.messages import echo, echo_json, say
+from moe4.cli.progress import progress
+from moe4.errors import INTERRUPTED_EXIT_CODE, Moe4Error
 from moe4.escape import shell_line
 
 if TYPE_CHECKING:
     from moe4.quantize.transfer.ranks import Ranks
 
+EXAMPLES = (
+    "moe4 quantize Kimi-K2-Instruct OUT --calibration chats.jsonl",
+    "moe4 quantize Kimi-K2-Instruct OUT --method rtn --group-size 32",
+    "moe4 quantize Kimi-K2-Instruct OUT --calibration chats.jsonl --device cuda --resume",
+    "torchrun --nproc-per-node 8 -m moe4 quantize Kimi-K2-Instruct OUT --calibration chats.jsonl",
+)
+
 
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4), or its id on the hub.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")],
+    source: options.Source,
+    out: options.Out,
     recipe: options.Recipe = None,
     method: options.Method = None,
     group_size: options.GroupSize = None,
@@ -36,74 +37,71 @@ def command(
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
     show_sample: options.ShowSample = False,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
-    memory_budget: Annotated[
-        str | None, typer.Option(help="Refuse to begin what may need more memory than this, such as 4GiB.")
-    ] = None,
-    revision: Revision = None,
+    device: options.Device = "cpu",
+    memory_budget: options.MemoryBudget = None,
+    revision: options.Revision = None,
     stream: options.Stream = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in OUT.")] = False,
+    resume: options.Resume = False,
     allow_extra: options.AllowExtra = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Quantize the checkpoint in SOURCE to an INT4 (W4A16) release in OUT, layer by layer."""
-    from moe4.quantize.planning.options import resolve_recipe
-    from moe4.quantize.planning.request import Request
-    from moe4.quantize.reporting.progress import ProgressReporter
-    from moe4.quantize.reporting.run_report import describe
-    from moe4.quantize.run.pipeline import quantize
-    from moe4.quantize.transfer.ranks import Ranks
-
-    resolved = resolve_recipe(
+    resolved = moe4.resolve_recipe(
         recipe,
-        method=method.value if method else None,
+        method=method,
         group_size=group_size,
-        targets=targets.value if targets else None,
+        targets=targets,
         num_sequences=num_sequences,
         sequence_tokens=sequence_length,
         seed=seed,
         memory_budget=memory_budget,
     )
-    request = Request(
-        source=source,
-        out=out,
-        recipe=resolved,
-        calibration=calibration,
-        split=calibration_split,
-        show_sample=show_sample,
-        resume=resume,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        allow_extra=allow_extra,
-        revision=revision,
-        stream=stream,
-    )
-    ranks = Ranks.from_environment()
-    try:
-        with ProgressReporter(quiet=not ranks.is_first) as progress:
-            report = quantize(request, progress, ranks)
-    except KeyboardInterrupt:
-        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
-        command = "moe4" if ranks.size == 1 else "torchrun ... -m moe4"
-        if ranks.may_report():
-            echo(f"moe4: interrupted; continue with: {command} {shell_line(again)} --resume", err=True)
-        _leave(130, ranks)
-    except Moe4Error as error:
-        if ranks.size == 1:
-            raise
-        if ranks.may_report():
-            echo(f"moe4: error: {error}", err=True)
-        _leave(error.exit_code, ranks)
+    with progress("loading") as shown:
+        ranks = moe4.find_ranks()
+        if not ranks.is_first:
+            shown.stop()
+        moe4.own_process(ranks)
+        try:
+            report = moe4.quantize(
+                source,
+                out,
+                recipe=resolved,
+                calibration=calibration,
+                calibration_split=calibration_split,
+                show_sample=show_sample,
+                device=device,
+                revision=revision,
+                stream=stream,
+                resume=resume,
+                allow_extra=allow_extra,
+                trust_remote_code=trust_remote_code,
+                on_progress=shown,
+                ranks=ranks,
+            )
+        except (KeyboardInterrupt, Moe4Error) as error:
+            shown.stop()
+            _end(error, ranks)
     if ranks.is_first:
         if as_json:
-            echo_json(report)
+            echo_json(report.as_dict())
         else:
-            echo(describe(report))
+            echo(report)
 
 
-def _leave(exit_code: int, ranks: "Ranks") -> NoReturn:
+def _end(error: KeyboardInterrupt | Moe4Error, ranks: "Ranks") -> NoReturn:
     """End the process; one of several at once, for taking its connections down could wait for the others."""
+    if isinstance(error, Moe4Error):
+        if ranks.size == 1:
+            raise error
+        line, exit_code = f"moe4: error: {error}", error.exit_code
+    else:
+        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        program = "moe4" if ranks.size == 1 else "torchrun ... -m moe4"
+        line = f"moe4: interrupted; continue with: {program} {shell_line(again)} --resume"
+        exit_code = INTERRUPTED_EXIT_CODE
+    if ranks.may_report():
+        say(line)
     if ranks.size == 1:
         raise typer.Exit(exit_code) from None
     sys.stdout.flush()

@@ -1,65 +1,106 @@
 """`moe4 eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from moe4.cli.options import TrustRemoteCode
-from moe4.cli.output import echo, echo_json
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo, echo_json
+from moe4.cli.progress import progress
+
+SERVED = "Ask a server"
+DATA = "Tasks and data"
+EXAMPLES = (
+    "moe4 eval OUT --against Kimi-K2-Instruct --task gsm8k",
+    "moe4 eval OUT --task gsm8k --limit 100 -tp 8 --output scores.json",
+    "moe4 eval k2 --base-url http://127.0.0.1:8000/v1 --task gsm8k",
+)
+
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Folder of a release or checkpoint; with --base-url, its name."),
+]
+Against: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="The baseline: the checkpoint before quantization, on the same questions."),
+]
+Task: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="Task or group of lm-evaluation-harness, or k2_tiny_problems(_0shot); may be repeated.",
+        rich_help_panel=DATA,
+    ),
+]
+DataDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of k2-tiny's problems; the reference data's if not given.", rich_help_panel=DATA
+    ),
+]
+Gsm8kDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with GSM8K's train.jsonl and test.jsonl; asked without --task.", rich_help_panel=DATA
+    ),
+]
+IncludePath: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Folder with more tasks in the harness' YAML form.", rich_help_panel=DATA),
+]
+BaseUrl: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Ask this OpenAI-compatible server instead of starting vLLM.", rich_help_panel=SERVED),
+]
+Tokenizer: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --base-url: folder of the tokenizer, for tasks that rank given answers.",
+        rich_help_panel=SERVED,
+    ),
+]
+Revision: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="With --base-url: names the weights behind a remote server, for the cache.",
+        rich_help_panel=SERVED,
+    ),
+]
+UseCache: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--cached/--no-cache",
+        help="Take answers already given, and keep new ones.",
+        rich_help_panel=options.RUN,
+    ),
+]
+Output: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write the scores and every answer to this JSON file.", rich_help_panel=options.RUN
+    ),
+]
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="Folder of a release or checkpoint; with --base-url, its name."),
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(help="The baseline: the checkpoint before quantization, on the same questions."),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Task or group of lm-evaluation-harness, or k2_tiny_problems(_0shot); may be repeated."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of k2-tiny's problems; the reference data's if not given.")
-    ] = None,
-    gsm8k_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with GSM8K's train.jsonl and test.jsonl; asked without --task."),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Ask this OpenAI-compatible server instead of starting vLLM.")
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs to split the model over.")
-    ] = 1,
-    trust_remote_code: TrustRemoteCode = False,
-    include_path: Annotated[
-        Path | None, typer.Option(help="Folder with more tasks in the harness' YAML form.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="With --base-url: folder of the tokenizer, for tasks that rank given answers."),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of the answers already given; ~/.cache/moe4/evaluations.")
-    ] = None,
-    use_cache: Annotated[
-        bool, typer.Option("--cached/--no-cache", help="Take answers already given, and keep new ones.")
-    ] = True,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="With --base-url: names the weights behind a remote server, for the cache."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Also write the scores and every answer to this JSON file.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+    model: Model,
+    against: Against = None,
+    tasks: Task = None,
+    limit: options.Limit = None,
+    data_dir: DataDir = None,
+    gsm8k_dir: Gsm8kDir = None,
+    base_url: BaseUrl = None,
+    tensor_parallel_size: options.TensorParallelSize = 1,
+    trust_remote_code: options.TrustRemoteCode = False,
+    include_path: IncludePath = None,
+    tokenizer: Tokenizer = None,
+    cache: options.Cache = None,
+    use_cache: UseCache = True,
+    revision: Revision = None,
+    output: Output = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Evaluate MODEL with lm-evaluation-harness, beside a baseline if one is given.
 
@@ -68,42 +109,26 @@ def command(
 
     Without --task it measures what any model allows: predictions beside --against, or a server's tool calls.
     """
-    from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
-
-    options = EvaluationOptions(
-        model=model,
-        against=against,
-        tasks=tuple(task or ()),
-        limit=limit,
-        data_folder=data_dir,
-        gsm8k_folder=gsm8k_dir,
-        base_url=base_url,
-        tensor_parallel_size=tensor_parallel_size,
-        trust_remote_code=trust_remote_code,
-        output=output,
-        include_path=include_path,
-        tokenizer=tokenizer,
-        cache_folder=cache,
-        use_cache=use_cache,
-        revision=revision,
-    )
-
-    def say(text: str) -> None:
-        echo(text, err=True)
-
-    if not options.names_a_task:
-        from moe4.evaluate.without_tasks import measure_without_tasks
-
-        found = measure_without_tasks(options, say)
-        if as_json:
-            echo_json(found.as_dict(), ensure_ascii=False)
-        else:
-            echo(found.describe())
-        return
-    comparison = run_evaluation(options, say)
-    if output is not None:
-        write_scores(output, comparison)
+    with progress("loading") as shown:
+        scores = moe4.eval(
+            model,
+            against=against,
+            tasks=tasks or (),
+            limit=limit,
+            data_dir=data_dir,
+            gsm8k_dir=gsm8k_dir,
+            base_url=base_url,
+            tensor_parallel_size=tensor_parallel_size,
+            trust_remote_code=trust_remote_code,
+            include_path=include_path,
+            tokenizer=tokenizer,
+            cache=cache,
+            use_cache=use_cache,
+            revision=revision,
+            output=output,
+            on_progress=shown,
+        )
     if as_json:
-        echo_json(comparison.as_dict(), ensure_ascii=False)
+        echo_json(scores.as_dict(), ensure_ascii=False)
     else:
-        echo(comparison.table())
+        echo(scores)

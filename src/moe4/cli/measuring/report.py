@@ -1,34 +1,27 @@
 """`moe4 report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from moe4.cli.output import echo
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo
+from moe4.cli.progress import progress
+
+EXAMPLES = ("moe4 report OUT", "moe4 report OUT --output report.html")
+
+Output: TypeAlias = Annotated[
+    Path | None, typer.Option("--output", "-o", help="HTML file to write; OUT/proof/report.html.")
+]
 
 
-def command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release.")],
-    proof: Annotated[
-        Path | None,
-        typer.Option(help="Folder of evaluation.json and the other results; OUT/proof if not given."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="HTML file to write; OUT/proof/report.html.")
-    ] = None,
-) -> None:
+def command(out: options.MadeRelease, proof: options.ProofFolder = None, output: Output = None) -> None:
     """Write one page with all that was measured of a release: scores, errors, experts, the run.
 
     It needs no network and no script, and reads well on a phone, in the dark and on paper.
     """
-    from moe4.checkpoint.report_file import PROOF_FOLDER
-    from moe4.files.durable import make_folder, write_output
-    from moe4.publish.proof import read_proof
-    from moe4.publish.report_page import render_report
-
-    found = read_proof(out, proof)
-    path = output or out / PROOF_FOLDER / "report.html"
-    make_folder(path.parent)
-    write_output(path, render_report(found))
-    echo(str(path))
+    with progress("reading"):
+        path = moe4.report(out, proof=proof, output=output)
+    echo(path)

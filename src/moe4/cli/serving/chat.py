@@ -4,11 +4,13 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from moe4.cli.output import echo, echo_json
+import moe4
+from moe4.cli.messages import echo, echo_json
+from moe4.cli.progress import progress
 from moe4.errors import ServeError
 from moe4.escape import visible, visible_lines
 
@@ -18,42 +20,49 @@ if TYPE_CHECKING:
 HINT = "Ctrl-C stops an answer, /reset forgets the conversation, /exit or Ctrl-D leaves"
 
 
+EXAMPLES = (
+    "moe4 chat",
+    "moe4 chat --base-url http://127.0.0.1:8080 --system 'Answer in one word.'",
+    "moe4 chat --message 'What is 2 + 2?' --temperature 0 --json",
+)
+
+BaseUrl: TypeAlias = Annotated[str, typer.Option(help="The server's address, with or without /v1.")]
+Model: TypeAlias = Annotated[
+    str | None, typer.Option(help="Model to talk to; the server's first if not given.")
+]
+System: TypeAlias = Annotated[
+    str | None, typer.Option(help="System message; the chat template's if not given.")
+]
+MaxTokens: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature: TypeAlias = Annotated[
+    float | None,
+    typer.Option(min=0, help="0 always takes the likeliest token; the model's own if not given."),
+]
+Message: TypeAlias = Annotated[
+    str | None, typer.Option(help="Send this one message, print the answer, leave.")
+]
+AsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print each answer as a JSON object on a line.")
+]
+
+
 def command(
-    base_url: Annotated[
-        str, typer.Option(help="The server's address, with or without /v1.")
-    ] = "http://127.0.0.1:8000/v1",
-    model: Annotated[
-        str | None, typer.Option(help="Model to talk to; the server's first if not given.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message; the chat template's if not given.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0, help="0 always takes the likeliest token; the model's own if not given."),
-    ] = None,
-    message: Annotated[
-        str | None, typer.Option(help="Send this one message, print the answer, leave.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each answer as a JSON object on a line.")
-    ] = False,
+    base_url: BaseUrl = "http://127.0.0.1:8000/v1",
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    message: Message = None,
+    as_json: AsJson = False,
 ) -> None:
     """Chat with a served model in the terminal; without a terminal, read one message a line."""
-    from moe4.serve.chat import Conversation, connect
-
     for option, given in (("--message", message), ("--system", system)):
         if given is not None:
             _check_text(given, option)
-    client, name = connect(base_url, model)
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    conversation = Conversation(
-        client=client,
-        model=name,
-        system=system,
-        options={key: value for key, value in options.items() if value is not None},
-    )
+    with progress("connecting"):
+        conversation = moe4.chat(
+            base_url, model=model, system=system, max_tokens=max_tokens, temperature=temperature
+        )
     if message is not None:
         _answer(conversation, message, as_json)
     elif sys.stdin.isatty() and sys.stdout.isatty():

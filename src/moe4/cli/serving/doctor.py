@@ -1,25 +1,27 @@
 """`moe4 doctor`."""
 
-import os
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from moe4.cli.output import echo, echo_json
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo, echo_json
+from moe4.cli.progress import progress
+
+EXAMPLES = ("moe4 doctor", "moe4 doctor --measure --json")
+
+Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Measure how fast memory is read, too.")]
 
 
-def command(
-    measure: Annotated[bool, typer.Option("--measure", help="Measure how fast memory is read, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
     """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
 
     MOE4_KERNEL forces a path; a name that this machine cannot run is an error.
     """
-    from moe4.serve.doctor import describe, diagnose
-
-    found = diagnose(os.environ, measure=measure)
+    with progress("looking at this machine"):
+        found = moe4.doctor(measure=measure)
     if as_json:
         echo_json(found.as_dict(), indent=1)
     else:
-        echo(describe(found))
+        echo(found)

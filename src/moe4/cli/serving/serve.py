@@ -1,76 +1,125 @@
 """`moe4 serve`."""
 
-import contextlib
-import os
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from moe4.cli.output import echo, echo_json
-from moe4.cli.source import Revision, find
+import moe4
+from moe4.api.command_server import check_log, find_release, hide_keys, is_open, make_log, run_server
+from moe4.cli import messages, options
+from moe4.cli.messages import echo, echo_json, say
+from moe4.cli.progress import progress
 from moe4.errors import ServeError
 
+if TYPE_CHECKING:
+    from moe4.serve.command import ServeCommand
+    from moe4.serve.run import Ready
+
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+CPU = "On a CPU"
+START = "Start"
+EXAMPLES = (
+    "moe4 serve OUT",
+    "moe4 serve OUT --host 0.0.0.0 --port 8080 -tp 8 --max-model-len 32k",
+    "moe4 serve OUT --expert-cache 400 --rest int8",
+    "moe4 serve OUT --print-command --max-num-seqs 16",
+)
+
+Served: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUT",
+        help="Folder of the release, or of any checkpoint vLLM can load; or its id on the hub.",
+    ),
+]
+Host: TypeAlias = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=options.SERVER)]
+Port: TypeAlias = Annotated[
+    int,
+    typer.Option(help="Port to listen on; 0 chooses a free one.", rich_help_panel=options.SERVER),
+]
+MaxModelLen: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Tokens a conversation may have, also as 32k or 32K; the model's own limit if not given.",
+        rich_help_panel=options.SERVER,
+    ),
+]
+TensorParallelSize: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size",
+        "-tp",
+        help="GPUs (or CPU ranks) to split the model over.",
+        rich_help_panel=options.SERVER,
+    ),
+]
+OpenMetrics: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--open-metrics",
+        help="Let /metrics answer without the API key.",
+        rich_help_panel=options.SERVER,
+    ),
+]
+Rest: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="The type of all that is not routed experts: bfloat16, or int8 at a small loss.",
+        metavar="TYPE",
+        rich_help_panel=CPU,
+    ),
+]
+ExpertCache: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        help="GB of memory for experts read past the system's cache; 0 leaves them to the system.",
+        metavar="GB",
+        show_default="most of what is free, if they do not fit into it",
+        rich_help_panel=CPU,
+    ),
+]
+NoProbe: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--no-probe",
+        help="Serve without checking the release's expected answers first.",
+        rich_help_panel=START,
+    ),
+]
+Log: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="File for vLLM's log; a temporary one if not given.", rich_help_panel=START),
+]
+PrintCommand: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--print-command",
+        help="Only print the command, with the variables it sets.",
+        rich_help_panel=START,
+    ),
+]
+AsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print the command or the ready line as JSON.")
+]
 
 
 def command(
     context: typer.Context,
-    out: Annotated[
-        str,
-        typer.Argument(
-            metavar="OUT",
-            help="Folder of the release, or of any checkpoint vLLM can load; or its id on the hub.",
-        ),
-    ],
-    revision: Revision = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
-    max_model_len: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Tokens a conversation may have, also as 32k or 32K; the model's own limit if not given.",
-        ),
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int,
-        typer.Option("--tensor-parallel-size", "-tp", help="GPUs (or CPU ranks) to split the model over."),
-    ] = 1,
-    rest: Annotated[
-        str,
-        typer.Option(
-            help="On a CPU, the type of all that is not routed experts: bfloat16, or int8 at a small loss.",
-            metavar="TYPE",
-        ),
-    ] = "bfloat16",
-    expert_cache: Annotated[
-        float | None,
-        typer.Option(
-            help="On a CPU, GB of memory for experts read past the system's cache; 0 leaves them to the "
-            "system.",
-            metavar="GB",
-            show_default="most of what is free, if they do not fit into it",
-        ),
-    ] = None,
-    open_metrics: Annotated[
-        bool, typer.Option("--open-metrics", help="Let /metrics answer without the API key.")
-    ] = False,
-    no_probe: Annotated[
-        bool,
-        typer.Option("--no-probe", help="Serve without checking the release's expected answers first."),
-    ] = False,
-    log: Annotated[
-        Path | None, typer.Option(help="File for vLLM's log; a temporary one if not given.")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log on stderr as well.")] = False,
-    print_command: Annotated[
-        bool, typer.Option("--print-command", help="Only print the command, with the variables it sets.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the command or the ready line as JSON.")
-    ] = False,
+    out: Served,
+    revision: options.Revision = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallelSize = 1,
+    rest: Rest = "bfloat16",
+    expert_cache: ExpertCache = None,
+    open_metrics: OpenMetrics = False,
+    no_probe: NoProbe = False,
+    log: Log = None,
+    print_command: PrintCommand = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve the release in OUT with vLLM behind an OpenAI-compatible API.
 
@@ -79,61 +128,59 @@ def command(
     Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY; requests for
     anything but /health and /ping must then carry it.
     """
-    from moe4.serve.command import ServeOptions, build_command, read_tokens
-    from moe4.serve.extra import hide_arguments, take_keys
-    from moe4.serve.host import free_port, inspect_host, is_loopback
-    from moe4.serve.model import read_served_model
-
     if out.startswith("-"):
-        raise ServeError(
-            f"give the release's folder first, then vLLM's options: found {out.partition('=')[0]}"
-        )
-    if log is not None and not log.parent.is_dir():
-        raise ServeError(f"--log {log}: there is no folder {log.parent}; create it, or give another file")
-    folder = find(out, revision)
-    model = read_served_model(folder)
-    machine = inspect_host()
-    options = ServeOptions(
+        found = out.partition("=")[0]
+        raise ServeError(f"give the release's folder first, then vLLM's options: found {found}")
+    check_log(log)
+    hide_keys(context.args)
+    with progress("loading") as shown:
+        folder = find_release(out, revision, shown)
+    built = moe4.serve_command(
+        folder,
         host=host,
-        port=port if print_command else free_port(host, port),
-        max_model_len=None if max_model_len is None else read_tokens(max_model_len),
+        port=port,
+        max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
-        expert_cache_gb=expert_cache,
         rest=rest,
+        expert_cache=expert_cache,
         open_metrics=open_metrics,
-        extra=tuple(context.args),
+        vllm_options=context.args,
+        find_port=not print_command,
     )
-    built = build_command(model, machine, options, dict(os.environ))
-    hide_arguments(take_keys(options.extra)[1])
     if print_command:
         if as_json:
             echo_json(built.as_dict())
         else:
             echo(built.shell_line())
         return
+    _run(built, folder, log or make_log(built.port), host, no_probe, as_json)
 
-    from rich.console import Console
 
-    from moe4.serve.process import LogFollower, new_log_path
-    from moe4.serve.run import run_server
+def _run(built: "ServeCommand", folder: Path, log: Path, host: str, no_probe: bool, as_json: bool) -> None:
+    """Start vLLM and wait until it ends."""
+    say(built.shell_line())
+    say(f"moe4: vLLM's log: {log}")
+    if built.key is None and is_open(host):
+        say(f"moe4: no API key: whoever reaches port {built.port} may use the model; set VLLM_API_KEY")
+    with progress("starting vLLM") as shown:
 
-    log_path = log or new_log_path(options.port)
-    echo(built.shell_line(), err=True)
-    echo(f"moe4: vLLM's log: {log_path}", err=True)
-    if built.key is None and not is_loopback(host):
-        echo(
-            f"moe4: no API key: whoever reaches port {options.port} may use the model; set VLLM_API_KEY",
-            err=True,
+        def show_ready(ready: "Ready") -> None:
+            shown.stop()
+            if as_json:
+                echo_json(ready.as_dict())
+            else:
+                echo(ready.describe())
+
+        show_log = messages.current.verbosity > 0
+        if show_log:
+            shown.stop()
+        run_server(
+            built,
+            folder,
+            log,
+            check=not no_probe,
+            show_log=show_log,
+            on_ready=show_ready,
+            on_progress=shown,
         )
-    wait = "starting vLLM: half a minute, longer for a large model"
-    run_server(
-        built,
-        folder,
-        log_path,
-        check=not no_probe,
-        follow=LogFollower(log_path, sys.stderr) if verbose else lambda: None,
-        while_waiting=contextlib.nullcontext() if verbose else Console(stderr=True).status(wait),
-        say=lambda text: echo(text, err=True),
-        on_ready=lambda ready: echo_json(ready.as_dict()) if as_json else echo(ready.describe()),
-    )
-    echo("moe4: the server has stopped", err=True)
+    say("moe4: the server has stopped")

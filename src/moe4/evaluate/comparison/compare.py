@@ -27,6 +27,7 @@ from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.model.architecture import Network
 from moe4.model.outline import ExpertShape
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.recipe import Calibration, ComputeDtype
 from moe4.units import layer_done
 
@@ -51,8 +52,9 @@ class CompareOptions:
     trust_remote_code: bool = False
 
 
-def compare(options: CompareOptions, say: Say) -> ComparisonFile:
+def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore) -> ComparisonFile:
     """Return the comparison. Raises CheckpointError, CalibrationError or EvaluationError."""
+    pace = Pace(on_progress, "comparing")
     dtype = DTYPES[options.compute_dtype]
     (source, network), (release, other) = (
         open_model(folder, dtype) for folder in (options.source, options.release)
@@ -78,6 +80,7 @@ def compare(options: CompareOptions, say: Say) -> ComparisonFile:
         predicts = predicting_rows(corpus)
         layers: list[LayerDifference] = []
         for layer in range(before.network.num_layers):
+            pace.layer(layer, before.network.num_layers)
             layers.append(_run_layer(before, after, layer, predicts))
             say(f"{layer_done(layer, before.network.num_layers)}: {describe_layer(layers[-1])}")
         tokens = compare_tokens(before, after, corpus)

@@ -26,6 +26,7 @@ from moe4.evaluate.coverage.overlap import Overlap, describe_overlap
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
+from moe4.progress import OnProgress, Pace, ignore
 from moe4.units import layer_done
 
 REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
@@ -59,8 +60,11 @@ class Coverage:
     top_k: int
 
 
-def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
+def measure(
+    options: CoverageOptions, say: Callable[[str], None], on_progress: OnProgress = ignore
+) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
+    pace = Pace(on_progress, "counting")
     weights, network = open_model(options.model, torch.bfloat16)
     drawn = draw(options.model, options.calibration, options.num_documents)
     say(drawn.describe())
@@ -76,6 +80,7 @@ def measure(options: CoverageOptions, say: Callable[[str], None]) -> Coverage:
         stream = Stream(weights, network, sequences, Path(work), usable_device(options.device))
         stream.embed()
         for layer in range(network.num_layers):
+            pace.layer(layer, network.num_layers)
             passed = stream.attend(layer)
             shape = network.experts[layer]
             if shape is not None:
@@ -176,9 +181,17 @@ class CoverageSummary:
     chosen: ChosenDocuments | None = None
     overlap: Overlap | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def ok(self) -> bool:
+        """Whether calibration and evaluation share no text; true where that was not asked."""
+        return self.overlap is None or not self.overlap.num_overlapping
+
+    def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without what was not asked for."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        return describe(self)
 
 
 def summarize(

@@ -23,6 +23,7 @@ from moe4.evaluate.harness.results import Score, ScoreComparison
 from moe4.evaluate.harness.run import evaluate_model
 from moe4.evaluate.server import check_server, normalise_url
 from moe4.files.durable import check_output, write_output
+from moe4.progress import OnProgress, ignore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +95,9 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     return requests
 
 
-def run_evaluation(options: EvaluationOptions, say: Callable[[str], None]) -> ScoreComparison:
+def run_evaluation(
+    options: EvaluationOptions, say: Callable[[str], None], on_progress: OnProgress = ignore
+) -> ScoreComparison:
     """Evaluate the baseline, if there is one, and the release. `say` gets a line before and after each."""
     requests = plan_requests(options)
     names = [name for name in (options.against, options.model) if name]
@@ -102,7 +105,7 @@ def run_evaluation(options: EvaluationOptions, say: Callable[[str], None]) -> Sc
     for request, name in zip(requests, names, strict=True):
         say(f"evaluating {name} on {', '.join(request.tasks)}")
         start = time.monotonic()
-        found.append(evaluate_model(request))
+        found.append(evaluate_model(request, on_progress))
         questions = sum(len(score.samples) for score in found[-1].values())
         say(f"evaluated  {name}: {questions} questions in {time.monotonic() - start:.0f} s")
     return ScoreComparison(

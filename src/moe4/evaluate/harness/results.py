@@ -146,6 +146,9 @@ class ScoreComparison:
             ]
         return samples
 
+    def __str__(self) -> str:
+        return self.table()
+
     def table(self) -> str:
         """Return the table of before and after, in percent with standard errors, and what it means."""
         paired = self.baseline_scores is not None

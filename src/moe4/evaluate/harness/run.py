@@ -16,14 +16,15 @@ from moe4.evaluate.harness.request import EvaluationRequest
 from moe4.evaluate.harness.results import Score, score
 from moe4.evaluate.harness.samples import Sample, TaskSamples
 from moe4.evaluate.server import api_key
+from moe4.progress import OnProgress, Progress, ignore
 
 STOP_SECONDS = 20
-# A progress bar of tqdm, which ends in a carriage return: percent, bar, counts, time gone and left.
-PROGRESS = re.compile(rb"\d+%\|[^\r\n]*\|[^\r\n]*")
+# A progress bar of tqdm, which ends in a carriage return: name, percent, bar, counts, time gone and left.
+PROGRESS = re.compile(rb"(?:([^\r\n:|]*): *)?(\d+)%\|[^\r\n]*\|")
 
 
-def evaluate_model(request: EvaluationRequest) -> dict[str, Score]:
-    """Return a model's scores by task. Progress goes to stderr, all else the model prints to a log.
+def evaluate_model(request: EvaluationRequest, on_progress: OnProgress = ignore) -> dict[str, Score]:
+    """Return a model's scores by task. Its bars become progress, all that it prints goes to a log.
 
     Raises EvaluationError, with the place of the log, if the harness or vLLM fails.
     """
@@ -40,7 +41,7 @@ def evaluate_model(request: EvaluationRequest) -> dict[str, Score]:
             )
             try:
                 assert process.stdout is not None
-                _pass_on(process.stdout, log_file)
+                _pass_on(process.stdout, log_file, request.model, on_progress)
                 code = process.wait()
             except BaseException:
                 _stop(process)
@@ -76,19 +77,16 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _pass_on(stream: IO[bytes], log: IO[bytes]) -> None:
-    """Copy everything to the log, and bars of progress to stderr, each over the one before."""
-    shown = False
+def _pass_on(stream: IO[bytes], log: IO[bytes], model: str, on_progress: OnProgress) -> None:
+    """Copy everything to the log, and tell what the bars in it say."""
+    on_progress(Progress(stage=f"evaluating {model}"))
     while chunk := os.read(stream.fileno(), 65536):
         log.write(chunk)
         bars = PROGRESS.findall(chunk)
-        if bars and sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K" + bars[-1].decode("utf-8", "replace"))
-            sys.stderr.flush()
-            shown = True
-    if shown:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+        if bars:
+            name, share = bars[-1]
+            stage = name.decode("utf-8", "replace").strip() or "evaluating"
+            on_progress(Progress(stage=f"{stage}, {model}", done=min(100, int(share)) / 100))
 
 
 def _last_words(log: str) -> str:

@@ -13,17 +13,17 @@ from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.release_folder import ReleaseFolder, free_bytes, require_space
+from moe4.checkpoint.report_file import explain_missing
 from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import Moe4Error, TemplateError
-from moe4.escape import visible
+from moe4.escape import visible, visible_lines
 from moe4.hub.locate import Located, locate_source
 from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import LINEAR, Kind
 from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
 from moe4.model.outline import Outline, SketchedNetwork
-from moe4.probe.form import explain_missing
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
 from moe4.quantize.planning.release_plan import (
     ReleasePlan,
@@ -298,4 +298,7 @@ def describe(result: dict[str, Any]) -> str:
     lines += [f"warning   {warning}" for warning in result["warnings"]]
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines.append("ok        no problems found" if result["ok"] else "failed    the run would fail")
-    return "\n".join(map(visible, lines))
+    text = "\n".join(map(visible, lines))
+    if "sample" in tokens:
+        text += f"\n\nthe first document as it would be calibrated on:\n{visible_lines(tokens['sample'])}"
+    return text

@@ -49,13 +49,18 @@ class _MadeUp(Checkpoint):
         shape = self._shapes[name]
         if len(shape) == 1:
             return (torch.ones(shape),)
-        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).div_(shape[-1] ** 0.5),)
+        return (_random(*shape).div_(shape[-1] ** 0.5),)
 
     def decode(self, name: str, pieces: Stored) -> Tensor:
         return pieces[0]
 
     def load(self, name: str) -> Tensor:
         return self.read(name)[0]
+
+
+def _random(*shape: int) -> Tensor:
+    """Return normal numbers, without touching the process's own generator."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
@@ -72,7 +77,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
         recipe=recipe if recipe.method == "gptq" else override(recipe, method="rtn"),
         device=torch.device("cpu"),
         ranks=Ranks(),
-        progress=ProgressReporter(quiet=True),
+        progress=ProgressReporter(),
     )
     stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
     if recipe.method != "gptq":
@@ -109,7 +114,7 @@ def _time_expert(
     size, dtype = (tokens, shape.hidden_size), bench.network.compute_dtype
     inputs = ActivationStore(folder / "inputs", size, dtype, create=True)
     for rows in inputs.pieces():
-        inputs.write(rows, torch.randn(rows.stop - rows.start, shape.hidden_size))
+        inputs.write(rows, _random(rows.stop - rows.start, shape.hidden_size))
     total = ActivationStore(folder / "total", size, torch.float32, create=True)
     routes = Routes(rows=torch.arange(tokens), gates=torch.ones(tokens), starts=[0, tokens])
     routing = Routing(inputs=inputs, routes=routes)
@@ -125,7 +130,7 @@ def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> 
     hidden_size = int(bench.network.config.hidden_size)
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)
-    hidden.write(slice(0, tokens), torch.randn(tokens, hidden_size))
+    hidden.write(slice(0, tokens), _random(tokens, hidden_size))
     module = bench.network.build_layer(layer, bench.checkpoint.load, bench.device)
     set_capture(bench.network.experts_module(module, layer), lambda *_: None)
     runner = LayerRunner(bench, layer, module, [length] * (tokens // length), hidden)

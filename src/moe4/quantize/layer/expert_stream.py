@@ -62,4 +62,4 @@ class ExpertStream:
                     bench.probe.add_expert(expert, parcel.tensors)
                 write_all(writer, solver.to_host(parcel.tensors))
                 record.experts.append(parcel.facts)
-                bench.progress.expert_done(f"layer {record.layer} expert {expert}")
+                bench.progress.expert_done(record.layer, expert)

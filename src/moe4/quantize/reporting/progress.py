@@ -1,100 +1,84 @@
-"""Progress on stderr: a live bar on a terminal, one line per layer elsewhere."""
+"""What a run says as it goes: steps with the time left, and lines for people."""
 
-import time
-from types import TracebackType
-from typing import Self
+import threading
+from collections.abc import Callable
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-from moe4.escape import visible_lines
 from moe4.hub.meter import DownloadMeter
+from moe4.progress import OnProgress, Pace, Progress, ignore
 from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
-from moe4.units import clock, format_bytes, layer_done
+from moe4.units import clock, layer_done
 
 LINE_SECONDS = 10.0  # between two lines of a download
 
 
 class ProgressReporter:
-    """Report experts and layers, with what is left of the time."""
+    """Tell of experts and layers, with what is left of the time; by default to nobody."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self._console = console or Console(stderr=True, quiet=quiet)
-        self._live: Progress | None = None
-        self._task: TaskID | None = None
-        self._time_left = TimeLeft([])
-        self._downloads: DownloadMeter | None = None
-        self._said = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self, on_progress: OnProgress = ignore, say: Callable[[str], None] = lambda text: None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._on_progress, self.say = on_progress, say
+        self._time_left = TimeLeft([])
+        self._num_layers = 0
+        self._told = "reading", 0
+        self._download: Pace | None = None
+        self._downloads: DownloadMeter | None = None
+        self._lock = threading.Lock()  # downloads are told of from their own threads
 
-    def begin(self, shards: list[LayerTime], num_done: int = 0) -> None:
+    def begin(self, shards: list[LayerTime], num_layers: int, num_done: int = 0) -> None:
         """Begin after the first `num_done` shards, which an earlier run has committed."""
-        self._time_left = TimeLeft(shards, num_done)
-        if self._console.is_terminal and not self._console.quiet:
-            self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]} left"),
-                TextColumn("{task.fields[fetch]}"),
-                console=self._console,
-                transient=True,
-            )
-            self._live.start()
-            self._task = self._live.add_task("", total=1.0, left=self._left(), fetch="")
+        self._time_left, self._num_layers = TimeLeft(shards, num_done), num_layers
+        self._tell("reading", num_done)
 
     def follow(self, downloads: DownloadMeter) -> None:
-        """Show a run's downloads, and do not promise to be done before them."""
+        """Tell of a run's downloads, and do not promise to be done before them."""
         self._downloads = downloads
-        downloads.on_change = self._show_downloads
+        downloads.on_change = lambda: self._tell(*self._told)
 
     def downloading(self, done: int, total: int) -> None:
-        """Say now and then how much of a download before the run is done."""
-        now = time.monotonic()
-        if now - self._said >= LINE_SECONDS:
-            self._said = now
-            self.say(f"downloading: {100 * done // total} % of {format_bytes(total)}")
+        """Tell how much of a download before the run is done."""
+        if self._download is None:
+            self._download = Pace(self._on_progress, "downloading")
+        self._download.count(done, total)
 
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self._console.print(visible_lines(text), markup=False, highlight=False, soft_wrap=True)
-
-    def expert_done(self, description: str) -> None:
-        """Count an expert."""
+    def expert_done(self, layer: int, expert: int) -> None:
+        """Count an expert; both numbers from 0."""
         self._time_left.expert_done()
-        self._show(description)
+        self._tell(f"layer {layer} expert {expert}", layer)
 
-    def shard_done(self, description: str) -> None:
-        """Count a layer, or what is beside the layers; its experts have been counted."""
+    def layer_done(self, layer: int) -> None:
+        """Count a layer, whose experts have been counted."""
         self._time_left.layer_done()
-        self._show(description)
+        self._tell(f"layer {layer}", layer)
 
-    def layer_done(self, record: LayerRecord, num_layers: int, seconds: float) -> None:
-        """Print what a layer came to that is committed."""
+    def rest_done(self) -> None:
+        """Count what lies beside the layers."""
+        self._time_left.layer_done()
+        self._tell("embedding, head", self._num_layers)
+
+    def layer_committed(self, record: LayerRecord, num_layers: int, seconds: float) -> None:
+        """Say what a layer came to that is committed."""
         self._time_left.layer_committed(record.layer)
-        took = f"{seconds:.1f} s, {self._left()} left"
+        took = f"{seconds:.1f} s, {clock(self._seconds_left())} left"
         self.say(f"{layer_done(record.layer, num_layers)}: {record.describe()}, {took}")
 
-    def _show(self, description: str) -> None:
-        if self._live is not None and self._task is not None:
-            done = self._time_left.fraction()
-            self._live.update(self._task, completed=done, description=description, left=self._left())
-
-    def _show_downloads(self) -> None:
-        if self._live is not None and self._task is not None and self._downloads is not None:
-            fetch = visible_lines(self._downloads.describe())
-            self._live.update(self._task, fetch=fetch, left=self._left())
-
-    def _left(self) -> str:
+    def _seconds_left(self) -> float:
         downloads = 0.0 if self._downloads is None else self._downloads.seconds_left()
-        return clock(max(self._time_left.seconds(), downloads))
+        return max(self._time_left.seconds(), downloads)
+
+    def _tell(self, stage: str, layer: int) -> None:
+        if not self._num_layers:  # a rank other than 0 begins nothing, and tells nothing
+            return
+        with self._lock:
+            self._told = stage, layer
+            fetch = "" if self._downloads is None else self._downloads.describe()
+            self._on_progress(
+                Progress(
+                    stage=f"{stage}; {fetch}" if fetch else stage,
+                    done=self._time_left.fraction(),
+                    layer=min(layer, self._num_layers - 1),
+                    of=self._num_layers,
+                    seconds_left=self._seconds_left(),
+                )
+            )

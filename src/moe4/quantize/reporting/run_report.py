@@ -1,4 +1,4 @@
-"""What a run came to: `moe4-report.json`, and the same in a few lines."""
+"""What a run came to: `moe4-report.json`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,11 @@ from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
 from moe4.checkpoint.report_file import NOT_COVERED, Listing
 from moe4.checkpoint.source import Checkpoint
-from moe4.escape import visible
 from moe4.hub.repository import Pin
 from moe4.model.accounting import count_patterns
-from moe4.probe.form import explain_missing
 from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
-from moe4.quantize.transfer.traffic import KINDS
 from moe4.recipe import Recipe
-from moe4.units import format_bytes
 
 
 def build_report(
@@ -82,45 +78,3 @@ def build_report(
             "traffic_bytes": traffic,
         },
     }
-
-
-def describe(report: dict[str, Any]) -> str:
-    """Return a release's summary in a few lines."""
-    summary, release = report["summary"], report["release"]
-    before, after = report["source"]["num_bytes"], release["num_bytes"]
-    left_out = report["source"].get("tensors_left_out", {})
-    lines = [f"left out  {count} {name}" for name, count in left_out.items()]
-    if report["recipe"]["method"] == "copy":
-        lines.append("codes     the source's own, unchanged")
-    lines += [
-        f"size      {format_bytes(before)} -> {format_bytes(after)} ({after / before:.1%})",
-        f"error     {summary['mean_error']:.5f} mean over {summary['num_matrices']} matrices, "
-        f"weighted by the Hessian (round to nearest {summary['mean_rtn_error']:.5f})",
-        f"fallbacks {len(summary['fallbacks'])}",
-    ]
-    used = report.get("calibration")
-    if used:
-        lines.append(
-            f"text      {used['num_tokens']:,} tokens of {used['num_sequences']:,} documents "
-            f"from {visible(used['data'])}"
-        )
-    if "expert_tokens" in summary:
-        tokens = summary["expert_tokens"]
-        lines.append(
-            f"tokens    {tokens['least']} to {tokens['most']} an expert, median {tokens['median']}, "
-            f"{tokens['num_unreached']} experts unreached"
-        )
-    probe = report.get("probe") or {}
-    if "num_sequences" in probe:
-        lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
-    elif probe:
-        lines.append(f"warning   {explain_missing(probe['missing'])}")
-    timing = report["timing"]
-    lines.append(
-        f"time      {timing['seconds']:.1f} s, at most {format_bytes(timing['peak_memory_bytes'])} of memory"
-    )
-    traffic = ", ".join(
-        f"{format_bytes(timing['traffic_bytes'][kind])} {text}" for kind, text in KINDS.items()
-    )
-    lines.append(f"traffic   {traffic}")
-    return "\n".join(lines)

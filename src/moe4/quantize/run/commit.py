@@ -63,7 +63,7 @@ class Committer:
         if num_done:
             self.progress.say(f"continuing after {num_done} of {len(self.plan.shards)} shards")
         num_tokens = sum(self.boundary.lengths) if self.boundary is not None else 0
-        self.progress.begin(expected_times(self.plan, self.bench, num_tokens), num_done)
+        self.progress.begin(expected_times(self.plan, self.bench, num_tokens), self.num_layers, num_done)
         with CommitQueue(self.bench.device) as queue:
             for shard in self.plan.shards[num_done:]:
                 if shard.layer is None:
@@ -202,7 +202,7 @@ class Committer:
                 discard(item.path(layer - 1))
         for leftover in (total_path(work, layer), inputs_path(work, layer)):
             discard(leftover)
-        self.progress.layer_done(record, self.num_layers, saved["timing"]["seconds"])
+        self.progress.layer_committed(record, self.num_layers, saved["timing"]["seconds"])
 
     def _write_rest(self, shard: ShardPlan) -> None:
         path = self.folder.work / f"{shard.file_name}.partial"
@@ -218,7 +218,7 @@ class Committer:
         saved = {"timing": {"traffic": traffic}, "source": self.bench.reads.take()}
         write_file(path, dump_json(saved), self.folder.work)
         self._commit(shard, writer, {path.name: file_sha256(path)})
-        self.progress.shard_done("embedding, head")
+        self.progress.rest_done()
 
     def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
         self.journal.commit(

@@ -66,8 +66,8 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
                     probe.add_expert(expert, parcel.tensors)
                 write_all(writer, parcel.tensors)
                 record.experts.append(parcel.facts)
-                bench.progress.expert_done(f"layer {record.layer} expert {expert}")
-    bench.progress.shard_done(f"layer {record.layer}")
+                bench.progress.expert_done(record.layer, expert)
+    bench.progress.layer_done(record.layer)
     return record
 
 
@@ -110,7 +110,7 @@ def quantize_layer_gptq(
         ExpertStream(bench, plan.experts, solver).run(total, writer, record)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
-    bench.progress.shard_done(f"layer {layer}")
+    bench.progress.layer_done(layer)
     return record, total
 
 

@@ -13,17 +13,16 @@ from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import Journal, describe_changes, is_unchanged, read_begin
 from moe4.checkpoint.reads import require_same_source
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
-from moe4.checkpoint.report_file import list_files, read_report
+from moe4.checkpoint.report_file import explain_missing, list_files, read_report
 from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import DiskSpaceError, HubError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.files.durable import NO_ROOM
 from moe4.hub.locate import Located, locate_source
 from moe4.hub.repository import Pin
-from moe4.machine.allocator import return_large_blocks
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
-from moe4.probe.form import PROBE_NAME, explain_missing
+from moe4.probe.form import PROBE_NAME
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
@@ -44,7 +43,7 @@ from moe4.quantize.run.environment import RunEnvironment, find_environment
 from moe4.quantize.run.kept_tokens import find_kept, inputs_digest, keep_tokens, parse_kept
 from moe4.quantize.transfer.boundary import Boundary, repair
 from moe4.quantize.transfer.device_memory import require_device
-from moe4.quantize.transfer.ranks import Parcel, Ranks, threads_per_rank
+from moe4.quantize.transfer.ranks import Parcel, Ranks, keeping_threads, threads_per_rank
 from moe4.quantize.transfer.reader import Prefetcher
 from moe4.recipe import Recipe
 
@@ -80,16 +79,21 @@ class _Prepared:
         return source_steps(self.checkpoint, self.network, self.plan, embeds=embeds, has_probe=has_probe)
 
 
-def quantize(request: Request, progress: ProgressReporter, ranks: Ranks | None = None) -> dict[str, Any]:
+def quantize(
+    request: Request, progress: ProgressReporter | None = None, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Quantize a checkpoint; return the report. Raises Moe4Error's children; nothing is left half written.
 
-    With several `ranks` each of them calls this; all but rank 0 need a progress reporter that is quiet.
+    With several `ranks` each of them calls this; rank 0 alone tells its progress. The process is left as it
+    was found; what a command may do to its own is in `ranks.own_process`.
     """
     ranks = ranks or Ranks()
-    return_large_blocks()
+    if progress is None or not ranks.is_first:
+        progress = ProgressReporter()
     try:
         ranks.connect(gpus=request.device.startswith("cuda"))
-        report = _quantize(request, progress, ranks)
+        with keeping_threads():
+            report = _quantize(request, progress, ranks)
     except (Moe4Error, OSError) as error:
         named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
         if isinstance(error, HubError) and read_begin(ReleaseFolder.work_folder(request.out)) is not None:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moe4.errors import RankError
+from moe4.machine.allocator import return_large_blocks
 from moe4.machine.processors import num_usable
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
@@ -58,17 +60,13 @@ class Ranks:
         return self.rank == 0
 
     def connect(self, *, gpus: bool) -> None:
-        """Find the other ranks; tensors on a GPU will travel by NCCL if `gpus`, all others by gloo.
-
-        From here on SIGTERM, by which a launcher ends the other ranks when one has died, is a RankError.
-        """
+        """Find the other ranks; tensors on a GPU will travel by NCCL if `gpus`, all others by gloo."""
         if self.size == 1:
             return
         from torch import distributed
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        signal.signal(signal.SIGTERM, _raise_terminated)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
@@ -200,6 +198,27 @@ class Ranks:
             device = self.device if on_device else torch.device("cpu")
             tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
         return Parcel(facts=data["facts"], tensors=tensors)
+
+
+def own_process(ranks: Ranks) -> None:
+    """Set up a process that does nothing but a run: the command's, or a script's that says so.
+
+    Large blocks of memory go back to the system as soon as they are free, which the bound on memory counts
+    with. Among several ranks SIGTERM, by which a launcher ends the others when one has died, is a RankError.
+    """
+    return_large_blocks()
+    if ranks.size > 1:
+        signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Give torch back, in the end, the number of threads that it has now."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_per_rank(ranks: Ranks) -> int:

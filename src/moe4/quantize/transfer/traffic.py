@@ -1,20 +1,13 @@
 """Bytes a process reads and writes for a release: source, release, activations."""
 
 from moe4.calibration.activations import TRAFFIC
+from moe4.checkpoint.report_file import TRAFFIC_KINDS
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 
-KINDS = {
-    "source_read": "of the source read",
-    "release_written": "of the release written",
-    "release_read_back": "of it read back for its checksum",
-    "activations_read": "of activations read",
-    "activations_written": "of activations written",
-}
-
 
 class TrafficMeter:
-    """Counts by kind (`KINDS`) since it was last asked."""
+    """Counts by kind (`TRAFFIC_KINDS`) since it was last asked."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -42,4 +35,4 @@ def written_traffic(writer: ShardWriter) -> dict[str, int]:
 
 def total_traffic(counts: list[dict[str, int]]) -> dict[str, int]:
     """Return the sum by kind."""
-    return {kind: sum(count.get(kind, 0) for count in counts) for kind in KINDS}
+    return {kind: sum(count.get(kind, 0) for count in counts) for kind in TRAFFIC_KINDS}

@@ -1,0 +1,96 @@
+"""Lint the files of deployments. Nothing here needs torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moe4.api.operation import PathLike, Text, operation, optional_path, paths
+
+if TYPE_CHECKING:
+    from moe4.deploy.lint.finding import Finding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LintResult:
+    """What was found in files of deployments. unchecked: what was not looked at for want of an option."""
+
+    findings: "tuple[Finding, ...]"
+    mended: "tuple[Finding, ...]"
+    num_files: int
+    unchecked: tuple[str, ...]
+
+    def count(self, level: str) -> int:
+        """Return how many findings are an `error`, a `warning`, a `note`, or `unread`."""
+        return sum(finding.level == level for finding in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error. What was not read may hold some: `count("unread")`."""
+        return not self.count("error")
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """Return the findings as plain JSON types."""
+        return [finding.as_dict() for finding in self.findings]
+
+    def as_sarif(self) -> dict[str, Any]:
+        """Return the findings as SARIF 2.1.0."""
+        from moe4.deploy.lint.sarif import sarif
+
+        return sarif(list(self.findings))
+
+    def totals(self) -> str:
+        """Return one line: how many of what, and what was not checked."""
+        not_read = self.count("unread")
+        skipped = f", {not_read} not read" if not_read else ""
+        unseen = f"; not checked: {', '.join(self.unchecked)}" if self.unchecked else ""
+        return (
+            f"{self.count('error')} errors, {self.count('warning')} warnings{skipped} in "
+            f"{self.num_files} files{unseen}"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([*(finding.describe() for finding in self.findings), self.totals()])
+
+
+@operation
+def lint(
+    files: Sequence[PathLike],
+    *,
+    release: Text | None = None,
+    gpu: Text | None = None,
+    gpu_memory: float | None = None,
+    group_size: int | None = None,
+    plugin: bool = False,
+    disk: float = 1.0,
+    crds: PathLike | None = None,
+    cluster: bool = False,
+    fix: bool = False,
+) -> LintResult:
+    """Find what keeps a deployment from working. Files are looked at together.
+
+    release: what is to be served, as in `fit`; without it sizes are not judged. gpu, gpu_memory: the GPU that
+    is there. crds: a folder of CustomResourceDefinition files; cluster: take them from the cluster that
+    kubectl speaks to. fix: mend what is safe to mend first. Raises DeployError or MissingFileError.
+    """
+    from moe4.deploy.lint.rules import Context
+    from moe4.deploy.lint.run import fix_files, lint_files
+    from moe4.deploy.lint.schema import read_schemas
+    from moe4.deploy.sizing.fit import read_speed
+    from moe4.deploy.sizing.machines import asked_gpu
+    from moe4.deploy.sizing.release_size import read_release
+
+    speed = read_speed(disk)
+    device = None if gpu is None and gpu_memory is None else asked_gpu(gpu, gpu_memory)
+    size = read_release(release, group_size) if release else None
+    context = Context(release=size, device=device, disk=speed, plugin=plugin)
+    schemas = read_schemas(optional_path(crds), cluster)
+    places = paths(files)
+    mended = fix_files(places, context, schemas) if fix else []
+    missing = [] if schemas else ["schemas (--crds, --cluster)"]
+    missing += [] if context.release else ["sizes (--release)"]
+    return LintResult(
+        findings=tuple(lint_files(places, context, schemas)),
+        mended=tuple(mended),
+        num_files=len(places),
+        unchecked=tuple(missing),
+    )

@@ -1,0 +1,238 @@
+"""Measure what the quantization cost: predictions, scores, tool calls; and what calibration reaches."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from moe4.api.operation import (
+    PathLike,
+    Positive,
+    Source,
+    Text,
+    open_source,
+    operation,
+    optional_path,
+    paths,
+    say,
+)
+from moe4.api.results import ComparisonResult, ToolcheckResult
+from moe4.errors import CalibrationError
+from moe4.evaluate.result_files import to_json
+from moe4.progress import OnProgress, Pace, ignore
+from moe4.recipe import ComputeDtype
+
+if TYPE_CHECKING:
+    from moe4.evaluate.coverage.coverage import CoverageSummary
+    from moe4.evaluate.harness.results import ScoreComparison
+    from moe4.evaluate.without_tasks import Measured
+
+
+@operation
+def compare(
+    source: Source,
+    release: Source,
+    *,
+    revision: Text | None = None,
+    data: PathLike | None = None,
+    num_sequences: Positive = 100,
+    max_tokens: Annotated[int, Field(ge=2)] = 1024,
+    dtype: ComputeDtype = "bfloat16",
+    device: str = "cpu",
+    work: PathLike | None = None,
+    trust_remote_code: bool = False,
+    output: PathLike | None = None,
+    on_progress: OnProgress = ignore,
+) -> ComparisonResult:
+    """Compare a release's predictions with its source's on a text, layer by layer, token by token.
+
+    revision: of a source on the hub; ID@REVISION says it of the release, too.
+    data: JSONL of held-out {messages} or {text}; moe4's own if None; "reference" is k2-tiny's chats.
+    max_tokens: longer documents are cut. work: a folder for hidden states. output: also write the result to
+    this JSON file. Raises CheckpointError, HubError, CalibrationError, EvaluationError or OutputError.
+
+        >>> moe4.compare("k2-tiny", "release", data="reference", num_sequences=4).top1_agreement > 0.8
+        True
+    """
+    from moe4.evaluate.comparison.compare import CompareOptions
+    from moe4.evaluate.comparison.compare import compare as run
+    from moe4.evaluate.harness.evaluation import write_json
+    from moe4.files.durable import check_output
+
+    path = optional_path(output)
+    if path is not None:
+        check_output(path)
+    options = CompareOptions(
+        source=open_source(source, revision, on_progress),
+        release=open_source(release, None, on_progress),
+        data=optional_path(data),
+        num_sequences=num_sequences,
+        max_sequence_tokens=max_tokens,
+        compute_dtype=dtype,
+        device=device,
+        work=optional_path(work),
+        trust_remote_code=trust_remote_code,
+    )
+    found = run(options, say, on_progress)
+    if path is not None:
+        write_json(path, to_json(found))
+    return ComparisonResult.model_construct(found.model_fields_set, **dict(found))
+
+
+@operation
+def coverage(
+    source: Source,
+    calibration: PathLike | None = None,
+    *,
+    revision: Text | None = None,
+    num_documents: Positive | None = None,
+    max_tokens: Positive = 1024,
+    cold_tokens: Positive = 512,
+    choose: Positive | None = None,
+    output: PathLike | None = None,
+    evaluation: Sequence[PathLike] = (),
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    on_progress: OnProgress = ignore,
+) -> "CoverageSummary":
+    """Count the tokens that a calibration file sends to every expert; name the cold ones and what to add.
+
+    cold_tokens: an expert with fewer is cold. choose, output: choose so many documents that reach the experts
+    evenly, and write them to this JSONL file. evaluation: JSONL files of questions that must not be in the
+    calibration; see `ok`. revision: of a source on the hub. Raises CheckpointError, HubError,
+    CalibrationError or OutputError.
+    """
+    from moe4.evaluate.coverage import coverage as module
+    from moe4.evaluate.coverage.overlap import find_overlap, read_questions
+    from moe4.files.durable import check_output, write_output
+
+    if (choose is None) != (output is None):
+        raise CalibrationError("--choose N and --output FILE go together")
+    if output is not None:
+        check_output(Path(output))
+    options = module.CoverageOptions(
+        model=open_source(source, revision, on_progress),
+        calibration=optional_path(calibration),
+        num_documents=num_documents,
+        max_sequence_tokens=max_tokens,
+        cold_tokens=cold_tokens,
+        choose=choose,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    questions = [question for path in paths(evaluation) for question in read_questions(path)]
+    found = module.measure(options, say, on_progress)
+    chosen = None if choose is None else module.choose(found.counts, choose)
+    taken = range(len(found.documents)) if chosen is None else chosen
+    if output is not None:
+        lines = [json.dumps(found.documents[place][1], ensure_ascii=False) for place in taken]
+        write_output(Path(output), "\n".join(lines) + "\n")
+    texts = [(found.documents[n][0], module.document_text(found.documents[n][1])) for n in taken]
+    overlap = find_overlap(texts, questions) if questions else None
+    return module.summarize(found, cold_tokens, chosen, overlap)
+
+
+@operation
+def eval(
+    model: Text,
+    *,
+    against: Text | None = None,
+    tasks: Sequence[Text] = (),
+    limit: Positive | None = None,
+    data_dir: PathLike | None = None,
+    gsm8k_dir: PathLike | None = None,
+    base_url: Text | None = None,
+    tensor_parallel_size: Positive = 1,
+    trust_remote_code: bool = False,
+    include_path: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    cache: PathLike | None = None,
+    use_cache: bool = True,
+    revision: Text | None = None,
+    output: PathLike | None = None,
+    on_progress: OnProgress = ignore,
+) -> "ScoreComparison | Measured":
+    """Evaluate a model with lm-evaluation-harness, beside a baseline if one is given.
+
+    model, against: folders or ids on the hub; with `base_url` names of models on that server. tasks: the
+    harness', or k2_tiny_problems. Without one, nor `gsm8k_dir`, it measures what any model allows:
+    predictions beside `against`, or a server's tool calls. Answers are kept in `cache`: what was asked once
+    is not asked again. output: also write scores and answers to this JSON file. Raises EvaluationError,
+    CheckpointError, HubError, ServeError, OutputError or MissingDependencyError.
+    """
+    from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
+    from moe4.evaluate.without_tasks import measure_without_tasks
+
+    options = EvaluationOptions(
+        model=model,
+        against=against,
+        tasks=tuple(tasks),
+        limit=limit,
+        data_folder=optional_path(data_dir),
+        gsm8k_folder=optional_path(gsm8k_dir),
+        base_url=base_url,
+        tensor_parallel_size=tensor_parallel_size,
+        trust_remote_code=trust_remote_code,
+        output=optional_path(output),
+        include_path=optional_path(include_path),
+        tokenizer=optional_path(tokenizer),
+        cache_folder=optional_path(cache),
+        use_cache=use_cache,
+        revision=revision,
+    )
+    if not options.names_a_task:
+        return measure_without_tasks(options, say, on_progress)
+    comparison = run_evaluation(options, say, on_progress)
+    if options.output is not None:
+        write_scores(options.output, comparison)
+    return comparison
+
+
+@operation
+def toolcheck(
+    url: Text,
+    *,
+    model: Text | None = None,
+    against: Text | None = None,
+    against_model: Text | None = None,
+    requests: Sequence[PathLike] = (),
+    reference: PathLike | None = None,
+    output: PathLike | None = None,
+    limit: Positive | None = None,
+    concurrency: Positive = 8,
+    retries: Annotated[int, Field(ge=0)] = 3,
+    timeout: Annotated[float, Field(ge=1)] = 600.0,
+    keep_sampling: bool = False,
+    stream: bool = True,
+    thresholds: Sequence[Text] = (),
+    on_progress: OnProgress = ignore,
+) -> ToolcheckResult:
+    """Check how a server calls tools: decisions, schemas, ids, streaming; see `failures`.
+
+    against: the server of the baseline. requests: JSONL files of request bodies; moe4's hard cases if there
+    are none, "reference" adds k2-tiny's turns. reference: another run's results, whose decisions to call are
+    the reference. output: JSONL of all answers, from which a run that was cut off goes on. thresholds:
+    "NAME=SHARE". Raises EvaluationError for bad requests, ServeError where nothing answers.
+    """
+    from moe4.evaluate.toolcheck import ToolcheckOptions, run_toolcheck
+
+    options = ToolcheckOptions(
+        base_url=url,
+        model=model,
+        against=against,
+        against_model=against_model,
+        requests=paths(requests),
+        reference=optional_path(reference),
+        output=optional_path(output),
+        limit=limit,
+        concurrency=concurrency,
+        max_retries=retries,
+        timeout_seconds=timeout,
+        keep_sampling=keep_sampling,
+        stream=stream,
+        thresholds=tuple(thresholds),
+    )
+    found = run_toolcheck(options, Pace(on_progress, "asking").count)
+    return ToolcheckResult.model_construct(found.model_fields_set, **dict(found))

@@ -1,0 +1,218 @@
+"""Serve a release, talk to a server, and look at the machine that is to serve."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from moe4.api.operation import (
+    PathLike,
+    Positive,
+    Source,
+    Text,
+    open_source,
+    operation,
+    optional_path,
+    say,
+)
+from moe4.progress import OnProgress, ignore
+
+if TYPE_CHECKING:
+    from moe4.deploy.smoke import SmokeOutcome
+    from moe4.serve.chat import Conversation
+    from moe4.serve.command import ServeCommand
+    from moe4.serve.doctor import Diagnosis
+    from moe4.serve.run import RunningServer
+
+KEY_VARIABLE = "VLLM_API_KEY"
+
+
+@operation
+def serve_command(
+    release: Source,
+    *,
+    revision: Text | None = None,
+    host: Text = "127.0.0.1",
+    port: int = 0,
+    max_model_len: int | Text | None = None,
+    tensor_parallel_size: int = 1,
+    rest: str = "bfloat16",
+    expert_cache: float | None = None,
+    open_metrics: bool = False,
+    api_key: str | None = None,
+    vllm_options: Sequence[str] = (),
+    find_port: bool = True,
+) -> "ServeCommand":
+    """Return the command that serves a release, with the variables it sets; nothing is started.
+
+    The arguments are those of `serve`. find_port: make sure that the port is free; 0 becomes a free one.
+    """
+    from moe4.serve.command import ServeOptions, read_tokens
+    from moe4.serve.run import prepare
+
+    options = ServeOptions(
+        host=host,
+        port=port,
+        max_model_len=read_tokens(max_model_len) if isinstance(max_model_len, str) else max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        expert_cache_gb=expert_cache,
+        rest=rest,
+        open_metrics=open_metrics,
+        extra=tuple(vllm_options),
+    )
+    key = {} if api_key is None else {KEY_VARIABLE: api_key}
+    return prepare(open_source(release, revision), options, {**os.environ, **key}, find_port=find_port)
+
+
+@operation
+def serve(
+    release: Source,
+    *,
+    revision: Text | None = None,
+    host: Text = "127.0.0.1",
+    port: int = 0,
+    max_model_len: int | Text | None = None,
+    tensor_parallel_size: int = 1,
+    rest: str = "bfloat16",
+    expert_cache: float | None = None,
+    open_metrics: bool = False,
+    api_key: str | None = None,
+    vllm_options: Sequence[str] = (),
+    check: bool = True,
+    log: PathLike | None = None,
+    on_progress: OnProgress = ignore,
+) -> AbstractContextManager["RunningServer"]:
+    """Serve a release with vLLM for as long as a `with` block lasts; it gets the server once that answers.
+
+    revision: of a release on the hub. port: 0 takes a free one. max_model_len: tokens a conversation may
+    have, also as "32k". rest: on a CPU the type of all that is not routed experts, bfloat16 or int8.
+    expert_cache: on a CPU, GB for the experts.
+    api_key: what requests must carry; VLLM_API_KEY's if None. vllm_options: further options, as vLLM takes
+    them. check: ask for the release's expected answers first; see `probe`. log: a file for vLLM's log.
+
+    The server is stopped however the block is left. Raises ServeError, with vLLM's first-hand reason, if it
+    does not start; CheckpointError or MissingDependencyError for what cannot be served.
+
+        >>> with moe4.serve("release") as server:
+        ...     answer = server.client().chat.completions.create(
+        ...         model=server.model, messages=[{"role": "user", "content": "What is 2 + 2?"}])
+    """
+    from moe4.serve.process import check_log
+    from moe4.serve.run import serving
+
+    if log is not None:
+        check_log(Path(log))
+    folder = open_source(release, revision, on_progress)
+    built = serve_command(
+        folder,
+        host=host,
+        port=port,
+        max_model_len=max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        rest=rest,
+        expert_cache=expert_cache,
+        open_metrics=open_metrics,
+        api_key=api_key,
+        vllm_options=vllm_options,
+    )
+    return serving(
+        built,
+        folder,
+        log=optional_path(log),
+        check=check,
+        say=say,
+        on_progress=on_progress,
+    )
+
+
+@operation
+def chat(
+    base_url: Text = "http://127.0.0.1:8000/v1",
+    *,
+    model: Text | None = None,
+    system: str | None = None,
+    max_tokens: Positive | None = None,
+    temperature: Annotated[float, Field(ge=0)] | None = None,
+) -> "Conversation":
+    """Begin a conversation with a served model; `ask` sends a message and yields the answer as it comes.
+
+    model: the server's first if None. system: the chat template's if None. temperature: 0 always takes the
+    likeliest token. The API key is taken from VLLM_API_KEY. Raises ServeError if no server answers.
+    """
+    from moe4.serve.chat import Conversation, connect
+
+    client, name = connect(base_url, model)
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Conversation(client=client, model=name, system=system, options=given)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmokeResult:
+    """The first questions to a server, and what came of each."""
+
+    url: str
+    model: str | None
+    checks: "tuple[SmokeOutcome, ...]"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every answer was right."""
+        return all(check.ok for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        checks = [asdict(check) for check in self.checks]
+        return {"url": self.url, "model": self.model, "ok": self.ok, "checks": checks}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.checks))
+
+
+@operation
+def smoke(
+    url: Text,
+    *,
+    model: Text | None = None,
+    probe: PathLike | None = None,
+    timeout: float = 120.0,
+    insecure: bool = False,
+    api_key: str | None = None,
+    on_outcome: Callable[..., None] = lambda outcome: None,
+) -> SmokeResult:
+    """Ask a server its models, a chat, a stream with usage and a tool call; `ok` says if all were right.
+
+    probe: also ask for the expected answers of this release. timeout: seconds one answer may take. insecure:
+    do not check the server's certificate. api_key: VLLM_API_KEY's if None. on_outcome: hears each of them.
+    """
+    from moe4.deploy.smoke import SmokeTest
+
+    test = SmokeTest(
+        url,
+        model=model,
+        api_key=os.environ.get(KEY_VARIABLE) if api_key is None else api_key,
+        timeout=timeout,
+        verify=not insecure,
+        probe=optional_path(probe),
+    )
+    outcomes = []
+    for outcome in test.run():
+        outcomes.append(outcome)
+        on_outcome(outcome)
+    return SmokeResult(url=url, model=test.model, checks=tuple(outcomes))
+
+
+@operation
+def doctor(*, measure: bool = False) -> "Diagnosis":
+    """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
+
+    measure: also measure how fast memory is read. Raises KernelError if MOE4_KERNEL names a path that this
+    machine cannot run.
+    """
+    from moe4.serve.doctor import diagnose
+
+    return diagnose(os.environ, measure=measure)

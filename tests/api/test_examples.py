@@ -1,0 +1,89 @@
+"""The examples of docs/python.md, of the notebook and of the docstrings run as they stand."""
+
+import doctest
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_fixtures import REFERENCE_MODEL, REPOSITORY
+
+import moe4
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOTEBOOK = REPOSITORY / "examples" / "quantize_k2_tiny.ipynb"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with the reference model in it, as the examples name it."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "k2-tiny").symlink_to(REFERENCE_MODEL)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def blocks() -> list[str]:
+    return BLOCK.findall((REPOSITORY / "docs" / "python.md").read_text())
+
+
+def cells(*, serving: bool) -> list[str]:
+    """Return the notebook's code: that which starts a server, or the rest."""
+    found = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    return [
+        "".join(cell["source"]) for cell in found if serving == ("vllm" in cell["metadata"].get("tags", []))
+    ]
+
+
+def run(programs: list[str]) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for program in programs:
+        exec(compile(program, "<example>", "exec"), names)
+
+
+def test_the_guide(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run([block for block in blocks() if "moe4.serve(" not in block])
+    shown = capfd.readouterr()
+    assert "recipe: group_size must be one of 32, 64, 128 or auto, found 48\n" in shown.out
+    assert re.search(r"^layer 2 of 5: layer 2 expert 1, \d+ s left$", shown.out, re.MULTILINE)
+    assert shown.err == ""
+
+
+def test_the_docstrings(folder: Path) -> None:
+    """After the guide, whose release they look at."""
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for name in ("plan", "load_report", "verify", "card", "fit", "deploy"):
+        text = inspect.getdoc(getattr(moe4, name))
+        assert text is not None
+        test = doctest.DocTestParser().get_doctest(text, {"moe4": moe4}, name, None, None)
+        assert test.examples, name
+        assert runner.run(test).failed == 0
+
+
+def test_the_notebook(folder: Path) -> None:
+    """But for its server, which the last test starts."""
+    run(cells(serving=False))
+    assert (folder / "k2-tiny-w4a16" / "moe4-report.json").is_file()
+
+
+def test_the_notebook_keeps_no_output() -> None:
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.vllm
+def test_the_servers(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Those of the guide and of the notebook, with vLLM itself; the answers are right."""
+    pytest.importorskip("vllm")
+    (block,) = [block for block in blocks() if "moe4.serve(" in block]
+    run(["import moe4", 'moe4.quantize("k2-tiny", "served", recipe={"method": "rtn"})'])
+    for program in (block, *cells(serving=True)):
+        run(["import moe4", re.sub(r'serve\("[\w-]+"', 'serve("served"', program)])
+        assert "5" in capfd.readouterr().out
