@@ -163,7 +163,6 @@ def eval(
     CheckpointError, HubError, ServeError, OutputError or MissingDependencyError.
     """
     from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
-    from moe4.evaluate.without_tasks import measure_without_tasks
 
     options = EvaluationOptions(
         model=model,
@@ -183,6 +182,8 @@ def eval(
         revision=revision,
     )
     if not options.names_a_task:
+        from moe4.evaluate.without_tasks import measure_without_tasks
+
         return measure_without_tasks(options, say, on_progress)
     comparison = run_evaluation(options, say, on_progress)
     if options.output is not None:

@@ -73,6 +73,14 @@ def echo_json(value: object, *, ensure_ascii: bool = True, indent: int | None = 
     typer.echo(visible_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)))
 
 
+def echo_result(result: Any, as_json: bool, *, ensure_ascii: bool = True, indent: int | None = None) -> None:
+    """Print a result of the API as lines to read, or as JSON."""
+    if as_json:
+        echo_json(result.as_dict(), ensure_ascii=ensure_ascii, indent=indent)
+    else:
+        echo(result)
+
+
 def say(text: str) -> None:
     """Say a line to whoever watches the command."""
     logger.info("%s", text)

@@ -4,7 +4,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 EXAMPLES = (
@@ -59,9 +59,6 @@ def command(
             trust_remote_code=trust_remote_code,
             time_it=time_it,
         )
-    if as_json:
-        echo_json(result.as_dict())
-    else:
-        echo(result)
+    echo_result(result, as_json)
     if not result.ok:
         raise typer.Exit(1)

@@ -1,15 +1,20 @@
 """`moe4 probe`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo, echo_result
 from moe4.cli.progress import progress
 from moe4.errors import ProbeError
+
+if TYPE_CHECKING:
+    from moe4.api.results import AnswerCheck, ProbeResult
 
 ASK = "Ask a server"
 MAKE = "Make the file"
@@ -88,32 +93,21 @@ def command(
         return
     if release is None:
         raise ProbeError("name the release: moe4 probe RELEASE")
-    with progress("loading") as shown:
-        result = (
-            moe4.probe(
-                release,
-                source=source,
-                revision=revision,
-                output=output,
-                force=force,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                on_progress=shown,
-            )
-            if url is None
-            else moe4.check_answers(
-                release,
-                url,
-                model=model,
-                revision=revision,
-                timeout=timeout,
-                insecure=insecure,
-                on_progress=shown,
-            )
+    operation: Callable[..., ProbeResult | AnswerCheck]
+    if url is None:
+        operation = partial(
+            moe4.probe,
+            release,
+            source=source,
+            output=output,
+            force=force,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
-    if as_json:
-        echo_json(result.as_dict(), ensure_ascii=False)
     else:
-        echo(result)
+        operation = partial(moe4.check_answers, release, url, model=model, timeout=timeout, insecure=insecure)
+    with progress("loading") as shown:
+        result = operation(revision=revision, on_progress=shown)
+    echo_result(result, as_json, ensure_ascii=False)
     if not result.ok:
         raise typer.Exit(1)

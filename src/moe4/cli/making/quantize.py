@@ -8,7 +8,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json, say
+from moe4.cli.messages import echo_result, say
 from moe4.cli.progress import progress
 from moe4.errors import INTERRUPTED_EXIT_CODE, Moe4Error
 from moe4.escape import shell_line
@@ -83,10 +83,7 @@ def command(
             shown.stop()
             _end(error, ranks)
     if ranks.is_first:
-        if as_json:
-            echo_json(report.as_dict())
-        else:
-            echo(report)
+        echo_result(report, as_json)
 
 
 def _end(error: KeyboardInterrupt | Moe4Error, ranks: "Ranks") -> NoReturn:

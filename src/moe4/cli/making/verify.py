@@ -4,7 +4,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 EXAMPLES = ("moe4 verify OUT", "moe4 verify OUT --source Kimi-K2-Instruct")
@@ -23,9 +23,6 @@ def command(
     """
     with progress("checking") as shown:
         result = moe4.verify(out, source, revision=revision, device=device, on_progress=shown)
-    if as_json:
-        echo_json(result.as_dict())
-    else:
-        echo(result)
+    echo_result(result, as_json)
     if not result.ok:
         raise typer.Exit(1)

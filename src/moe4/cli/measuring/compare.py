@@ -6,7 +6,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 EXAMPLES = (
@@ -53,7 +53,4 @@ def command(
             output=output,
             on_progress=shown,
         )
-    if as_json:
-        echo_json(result.as_dict(), ensure_ascii=False)
-    else:
-        echo(result)
+    echo_result(result, as_json, ensure_ascii=False)

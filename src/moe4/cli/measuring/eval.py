@@ -7,7 +7,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 SERVED = "Ask a server"
@@ -128,7 +128,4 @@ def command(
             output=output,
             on_progress=shown,
         )
-    if as_json:
-        echo_json(scores.as_dict(), ensure_ascii=False)
-    else:
-        echo(scores)
+    echo_result(scores, as_json, ensure_ascii=False)

@@ -6,7 +6,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json, warn
+from moe4.cli.messages import echo_result, warn
 from moe4.cli.progress import progress
 
 BARS = "Bars"
@@ -87,10 +87,7 @@ def command(
             trust_remote_code=trust_remote_code,
             on_progress=shown,
         )
-    if as_json:
-        echo_json(result.as_dict(), ensure_ascii=False)
-    else:
-        echo(result)
+    echo_result(result, as_json, ensure_ascii=False)
     for line in result.failures:
         warn(f"moe4: {line}")
     if not result.ok:

@@ -7,7 +7,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 BASELINE = "Baseline"
@@ -102,9 +102,6 @@ def command(
             thresholds=thresholds or (),
             on_progress=shown,
         )
-    if as_json:
-        echo_json(result.as_dict(), ensure_ascii=False)
-    else:
-        echo(result)
+    echo_result(result, as_json, ensure_ascii=False)
     if not result.ok:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ import typer
 
 import moe4
 from moe4.cli import options
-from moe4.cli.messages import echo, echo_json
+from moe4.cli.messages import echo_result
 from moe4.cli.progress import progress
 
 EXAMPLES = ("moe4 doctor", "moe4 doctor --measure --json")
@@ -21,7 +21,4 @@ def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
     """
     with progress("looking at this machine"):
         found = moe4.doctor(measure=measure)
-    if as_json:
-        echo_json(found.as_dict(), indent=1)
-    else:
-        echo(found)
+    echo_result(found, as_json, indent=1)
