@@ -50,7 +50,7 @@ MISSING = {
     "prove": (["prove", "{source}", "{release}"], "quantize"),
     "serve": (["serve", "{release}"], "cpu"),
     "chat": (["chat"], "chat"),
-    "eval": (["eval", "{release}"], "eval"),
+    "eval": (["eval", "{release}", "--task", "gsm8k"], "eval"),
 }
 
 
