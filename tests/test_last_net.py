@@ -49,7 +49,7 @@ def test_a_fault_is_one_line_that_says_how_to_report_it(tmp_path: Path) -> None:
     assert result.returncode == 70
     line = only_line(result)
     (saved,) = tmp_path.iterdir()
-    assert line.startswith("moe4: fault: ValueError: odd thing in moe4/cli/serving/doctor.py:")
+    assert line.startswith("moe4: fault: ValueError: odd thing in moe4/serve/doctor.py:")
     assert f"report it with {saved}." in line
     assert "Traceback" in saved.read_text()
     assert "['moe4', 'doctor']" in saved.read_text()
