@@ -119,11 +119,11 @@ def test_what_no_probability_tells_apart_is_written_as_the_least() -> None:
     """A model with damaged weights may give log-probabilities that no file holds."""
     passes = object.__new__(ProbePasses)
     passes._last_rows = torch.tensor([0])
-    rows = torch.tensor([[0.0, -7e27, -3.5, -float("inf")]])
+    rows = torch.tensor([[-0.1, -7e27, -3.5, -float("inf")]])
     passes.streams = {"released": SimpleNamespace(last_logprobs=lambda _: rows)}  # type: ignore[dict-item]
     (found,) = passes.expectations("released")
     assert found.ids == [0, 2, 1, 3]
-    assert found.logprobs == [0.0, -3.5, LEAST_LOGPROB, LEAST_LOGPROB]
+    assert found.logprobs == [-0.1, -3.5, LEAST_LOGPROB, LEAST_LOGPROB]
 
 
 def test_a_sequence_that_begins_another_is_run_with_it() -> None:

@@ -78,7 +78,7 @@ def test_they_never_change(folder: Path) -> None:
             "{% endif %}{{ tools }}{{ m['content'] }}\n{% endfor %}",
             {"text": 48, "chat": 16},
             "text in place of 2 of 10 chats: a built-in prompt: the model's chat template refuses this "
-            "document: no system turns",
+            "document, as a server would: no system turns",
         ),
     ],
     ids=["no template", "no tools", "no system turn"],

@@ -3,6 +3,7 @@
 `SketchedNetwork` finds it from the config alone; `architecture.Network` from transformers' own modules.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ class ExpertShape:
         return (self.hidden_size, self.width) if part == "down" else (self.width, self.hidden_size)
 
 
-class Outline:
+class Outline(ABC):
     """The parts of a model and their names in the checkpoint.
 
     config: the text model's. item_bytes: of a number in the dtype it is computed in. experts: each layer's,
@@ -86,9 +87,9 @@ class Outline:
         tied = self.config.tie_word_embeddings
         return self.embedding_name if tied else self.names.in_checkpoint("lm_head.weight")
 
+    @abstractmethod
     def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """Yield (name in the checkpoint, name in the module, shape) of all but routed experts."""
-        raise NotImplementedError
 
 
 class SketchedNetwork(Outline):

@@ -46,7 +46,7 @@ def result(folder: Path) -> ComparisonFile:
     )
     lines: list[str] = []
     found = compare(options, lines.append)
-    assert len(lines) == 3
+    assert len(lines) == 1 + 3  # what was read, and a line a layer
     return found
 
 

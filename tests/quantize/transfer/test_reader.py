@@ -8,6 +8,7 @@ import pytest
 import torch
 from release_tools import load_folder, run_quantize
 
+from moe4.checkpoint.provider import ShardProvider
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
 from moe4.model.architecture import Network
@@ -97,8 +98,8 @@ def test_the_source_is_read_once(
     opened: list[Checkpoint] = []
 
     class Observed(Checkpoint):
-        def __init__(self, folder: Path) -> None:
-            super().__init__(folder)
+        def __init__(self, folder: Path, provider: ShardProvider | None = None) -> None:
+            super().__init__(folder, provider)
             opened.append(self)
 
     monkeypatch.setattr(run, "Checkpoint", Observed)
