@@ -1,9 +1,11 @@
 """A checkpoint is found in a folder or on the hub; what cannot be had is one line that says what to do."""
 
+import errno
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HTTPError
 from stand_in_hub import REPOSITORY, StandInHub, commit_of, split_in_shards
 
 from moe4.checkpoint.side_files import find_side_files
@@ -11,6 +13,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError, DiskSpaceError, HubError, Moe4Error
 from moe4.hub import download as download_module
 from moe4.hub.locate import locate, locate_source, short_name
+from moe4.hub.repository import patiently
 
 
 def test_a_repository_is_downloaded_whole_and_is_the_folder(hub: StandInHub, six: Path) -> None:
@@ -151,3 +154,24 @@ def test_what_is_no_checkpoint(hub: StandInHub, tmp_path: Path) -> None:
     hub.repositories["someone/data"] = [tmp_path / "data"]
     with pytest.raises(HubError, match="has no safetensors files, and moe4 reads no others"):
         locate("someone/data")
+
+
+def test_a_session_that_another_thread_closed_is_no_fault_of_the_hub() -> None:
+    faults = [OSError(errno.EBADF, "Bad file descriptor"), RuntimeError("the client has been closed.")] * 2
+
+    def ask() -> str:
+        if faults:
+            raise HTTPError("broke off") from faults.pop()
+        return "answer"
+
+    assert patiently(ask, REPOSITORY, "main", num_tries=1) == "answer"
+
+
+def test_a_session_that_is_always_closed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe4.hub.repository.FIRST_WAIT_SECONDS", 0.0)
+
+    def ask() -> str:
+        raise RuntimeError("Cannot send a request, as the client has been closed.")
+
+    with pytest.raises(HubError, match="does not answer"):
+        patiently(ask, REPOSITORY, "main", num_tries=2)

@@ -1,5 +1,6 @@
 """What to say of a request to the hub that failed: one line with what to do, without signed URLs."""
 
+import errno
 from http import HTTPStatus
 from typing import Any
 
@@ -88,10 +89,25 @@ def may_pass(error: Exception) -> bool:
         return False
     status = status_of(error)
     if status is None:  # no answer, or one that broke off
-        return isinstance(error, HTTPError) or (isinstance(error, OSError) and error.errno is None)
+        is_broken_off = isinstance(error, HTTPError | ConnectionError | TimeoutError)
+        return is_broken_off or is_of_session(error) or (isinstance(error, OSError) and error.errno is None)
     if status in NOT_ALLOWED or status == HTTPStatus.NOT_FOUND:
         return was_redirected(error)  # a signed URL has expired: the hub signs another
     return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in MAY_PASS
+
+
+def is_of_session(error: BaseException | None) -> bool:
+    """Say whether another thread closed the session that the library shares among them.
+
+    It closes it whenever a thread cannot connect; a request of another thread then finds its socket gone.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            return True
+        if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def status_of(error: Exception) -> int | None:

@@ -1,6 +1,7 @@
 """A repository on the hub at one commit: which files it has, and which of them make a checkpoint."""
 
 import logging
+import random
 import re
 import time
 from collections.abc import Callable, Collection
@@ -12,11 +13,12 @@ from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, SHARD_SUFFIX, own_sha
 from moe4.checkpoint.side_files import WEIGHT_SUFFIXES
 from moe4.errors import HubError
 from moe4.files.regular import has_control_characters, read_json_object
-from moe4.hub.faults import explain, may_pass
+from moe4.hub.faults import explain, is_of_session, may_pass
 from moe4.strict_json import is_encodable
 
 NUM_TRIES = 6
 NUM_TRIES_TO_LIST = NUM_TRIES_TO_DOWNLOAD = 3  # the library tries again itself
+NUM_SESSIONS = 20  # closed by other threads, before one request gives up
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
 ANSWER_SECONDS = 30.0
 MAX_FILES = 100_000
@@ -108,23 +110,30 @@ def patiently(
     """
     for name in ("file_download", "utils._http"):
         logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
-    for attempt in range(num_tries):
+    attempt, sessions = 0, 0
+    while True:
         try:
             return ask()
         except Exception as error:  # libraries below the hub's raise their own kinds
             known = explain_or_none(error, repository, revision, what)
             if known is None:
                 raise
-            if attempt + 1 == num_tries or not may_pass(error):
+            if is_of_session(error) and sessions < NUM_SESSIONS:
+                sessions += 1
+                time.sleep(random.uniform(0.0, FIRST_WAIT_SECONDS))
+                continue
+            attempt += 1
+            if attempt == num_tries or not may_pass(error):
                 raise known from error
-            time.sleep(wait_seconds(attempt))
-    raise AssertionError("not reached")
+            time.sleep(wait_seconds(attempt - 1))
 
 
 def explain_or_none(error: Exception, repository: str, revision: str, what: str) -> HubError | None:
     """Return the line for an error of a request; None for one of ours, or of the disk."""
     from huggingface_hub.errors import HTTPError
 
+    if is_of_session(error):
+        return explain(error, repository, revision, what)
     is_of_disk = isinstance(error, OSError) and error.errno is not None and not hasattr(error, "response")
     if is_of_disk and not isinstance(error, ConnectionError | TimeoutError):
         return None
@@ -134,8 +143,8 @@ def explain_or_none(error: Exception, repository: str, revision: str, what: str)
 
 
 def wait_seconds(attempt: int) -> float:
-    """Return how long to wait after the n-th attempt, from 0."""
-    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0**attempt)
+    """Return how long to wait after the n-th attempt, from 0, so that threads do not meet again."""
+    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
 def _checked(repository: str, name: Any) -> str:
