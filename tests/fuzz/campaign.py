@@ -109,6 +109,8 @@ def _warm_up(seeds: Path) -> None:
     data = ["--data", str(seeds / "data" / "calibration.jsonl"), "--num-sequences", "1"]
     for arguments in (
         ["plan", k2, "--no-time", "--method", "rtn"],
+        # for Mistral's tokenizers transformers imports hundreds of modules
+        ["plan", str(seeds / "mixtral"), "--no-time", "--method", "rtn"],
         ["verify", release],
         ["fit", release],
         ["lint", *(str(path) for path in (seeds / "manifests").glob("k*.yaml"))],
