@@ -29,7 +29,7 @@ def run_quantize(
 ) -> dict[str, object]:
     """Quantize in this process, with its progress on stderr."""
     request = Request(source=source, out=out, recipe=recipe, calibration=calibration, **options)
-    return quantize(request, ProgressReporter(say=_say))
+    return quantize(request, ProgressReporter(say=_say)).as_dict()
 
 
 def _say(text: str) -> None:

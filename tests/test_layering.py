@@ -18,9 +18,9 @@ MOST_MODULES = 14
 # From the ground up: a package may import packages of lower storeys, and itself.
 STOREYS = (
     {"errors", "escape", "strict_json", "units"},
-    {"extras", "progress"},
-    {"schema", "environment", "files", "machine", "bounded", "reference"},
-    {"recipe", "config"},
+    {"extras", "progress", "schema"},
+    {"environment", "files", "machine", "bounded", "reference"},
+    {"recipe", "config", "fingerprint"},
     {"checkpoint", "vllm_facts"},
     {"kernels", "gptq", "model", "calibration", "hub"},
     {"forward"},
@@ -92,6 +92,8 @@ LIBRARIES = {
     "pydantic": {
         "api",
         "schema",
+        "files.own",
+        "fingerprint",
         "recipe",
         "config",
         "checkpoint",

@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 
 from moe4.calibration.activations import ResidentActivations
 from moe4.checkpoint.encodings import dequantize_blocks
+from moe4.checkpoint.report_file import LayerRecord
 from moe4.forward.layer import Routes
 from moe4.gptq.gpu.products import add_gram_
 from moe4.model.names import PARTS
@@ -22,7 +23,6 @@ from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu import solver as gpu_solver
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import ExpertStream
-from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.transfer import device_memory
 from moe4.quantize.transfer.ranks import Parcel, Ranks
 from moe4.recipe import Recipe
@@ -287,7 +287,7 @@ def run_layer(layer: Layer, experts: int, *, resident: bool, overlapped: bool = 
     total: Any = ResidentActivations(zeros.cuda()) if resident else MemoryRows(zeros)
     routing = Routing(inputs=inputs, routes=routes)
     bench, stages, writer = Bench(checkpoint=layer.checkpoint, recipe=layer.recipe), Stages(), HashingWriter()
-    record = LayerRecord(layer=1, shard="")
+    record = LayerRecord(layer=1, shard="", experts=[], linears={})
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before, free_bytes = torch.cuda.memory_allocated(), device_memory.free_bytes

@@ -1,8 +1,9 @@
 """How moe4 reads a JSON object: through a typed, frozen model whose faults become one line.
 
 `Foreign` is for objects that others write, such as config.json: fields moe4 does not use are passed over.
-`Own` is for moe4's own files, where an unknown field is a fault. Both are strict: no string counts as a
-number, no boolean as an integer.
+`Own` is for moe4's own files, where an unknown field is a fault; `Growing` for those of them that another
+version may read or change, where unknown fields are kept. All are strict: no string counts as a number, no
+boolean as an integer.
 """
 
 import json
@@ -22,7 +23,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from moe4.errors import Moe4Error
 from moe4.escape import visible
-from moe4.strict_json import parse_json
+from moe4.strict_json import JsonObject, parse_json
 
 MAX_FAULTS = 4
 """As many are named; the rest are counted."""
@@ -75,6 +76,16 @@ class Own(Foreign):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def as_dict(self) -> JsonObject:
+        """Return plain JSON types, of the fields that were given."""
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+class Growing(Own):
+    """An object of one of moe4's files that other versions read and change; unknown fields are kept."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Only:
@@ -125,6 +136,11 @@ def show(value: Any) -> str:
         text = f"a {type(value).__name__} that JSON cannot write"
     text = visible(text)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are not None: what is not known is left out of a file."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -6,7 +6,13 @@ surrogate pair, which no file could hold again; what is nested too deeply exhaus
 
 import json
 import math
-from typing import Any
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of JSON in a form that others decide, or of moe4's own on its way into a file or out of one.
+
+What moe4 reads of the former, and all of the latter, has a typed value (schema.py).
+"""
 
 MAX_DEPTH = 64
 MAX_DIGITS = 40  # tokenizers write 10**30 for a length without a limit
@@ -35,7 +41,7 @@ def is_encodable(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

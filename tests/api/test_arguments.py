@@ -110,7 +110,7 @@ def test_what_the_system_refuses_is_one_of_moe4s_errors(tmp_path: Path, monkeypa
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(release))
 
-    monkeypatch.setattr("moe4.api.making.parse_report", refuse)
+    monkeypatch.setattr("moe4.api.making.read_report", refuse)
     with pytest.raises(AccessError, match="Permission denied; check the permissions") as caught:
         moe4.load_report(release)
     assert isinstance(caught.value, Moe4Error)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from moe4 import __version__
 from moe4.checkpoint.report_file import read_report
 from moe4.cli.app import app
 from moe4.errors import CheckpointError
 
 SHA = "0" * 64
 REPORT: dict[str, Any] = {
-    "versions": {"moe4": "1"},
+    "versions": {"moe4": "0.0.1"},
     "recipe": {"method": "gptq", "group_size": 64, "targets": ["experts"]},
     "source": {"model_type": "kimi_k2", "num_bytes": 2},
     "calibration": None,
@@ -55,12 +56,15 @@ DAMAGE = {
 def test_damage_is_named(words: str, tmp_path: Path) -> None:
     report = json.loads(json.dumps(REPORT))
     (tmp_path / "moe4-report.json").write_text(json.dumps(report))
-    assert read_report(tmp_path) == report
+    assert read_report(tmp_path).as_dict() == report
     DAMAGE[words](report)
     (tmp_path / "moe4-report.json").write_text(json.dumps(report))
     with pytest.raises(CheckpointError) as caught:
         read_report(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'moe4-report.json'} is damaged: {words}"
+    assert str(caught.value) == (
+        f"{tmp_path / 'moe4-report.json'} is damaged: {words} (moe4 0.0.1 wrote it, this is {__version__}); "
+        "copy the release again, or quantize again"
+    )
     (tmp_path / "config.json").write_text("{}")
     for command in ("card", "report"):
         result = CliRunner().invoke(app, [command, str(tmp_path)])

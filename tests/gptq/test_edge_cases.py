@@ -109,12 +109,12 @@ def test_a_hessian_that_is_not_positive_definite_takes_more_damping_or_falls_bac
     assert factor.damping == pytest.approx(0.1)
     result = quantize(slightly, damping=0.01)
     assert_sound(result)
-    assert matrix_record(result)["raised_damping"] == pytest.approx(0.1)
+    assert matrix_record(result).raised_damping == pytest.approx(0.1)
     values[0] = -5 * values.mean()
     result = quantize(((vectors * values) @ vectors.T).float())
     assert result.method == "rtn"
     assert result.fallback == "the Hessian is zero or could not be factored"
-    assert matrix_record(result)["fallback"] == result.fallback
+    assert matrix_record(result).fallback == result.fallback
 
 
 @pytest.mark.parametrize("where", ["inputs", "weights"])

@@ -55,8 +55,8 @@ WRONG: list[tuple[Change, str]] = [
         (["format"], "probe"),
         'format must be "moe4-probe", found "probe": this is not a file of expected answers',
     ),
-    ((["version"], 2), "version must be 1, found 2: another version of moe4 reads it"),
-    ((["version"], "1"), 'version must be a whole number, found "1"'),
+    ((["version"], 2), "is of version 2, and this moe4 reads version 1; "),
+    ((["version"], "1"), 'version must be 1, found "1"'),
     ((["model_type"], None), "model_type must be a string, found null"),
     ((["top"], 21), "top must be at most 20, found 21"),
     ((["top"], True), "top must be a whole number, found true"),
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_one_line(change: Change, message: str, tmp_path: Path)
         read_probe(path, vocab_size=20)
     text = str(error.value)
     assert message in text
-    assert text.startswith(f"{path}: ")
+    assert text.startswith(f"{path} is ")
     assert text.endswith("; moe4 probe RELEASE --force makes it again")
     assert "\n" not in text
 

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.errors import OutputError, ProbeError
 from moe4.probe.form import LEAST_LOGPROB, Expectation, ExpectedAnswers, read_probe
-from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
+from moe4.probe.make import ProbeOptions, make_probe
 from moe4.probe.passes import ProbePasses, join_prefixes
+from moe4.probe.summary import describe, summarize
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
 

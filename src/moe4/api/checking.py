@@ -7,6 +7,7 @@ from moe4.api.operation import PathLike, Source, Text, open_source, operation, o
 from moe4.api.results import AnswerCheck, ProbeResult
 from moe4.errors import ProbeError
 from moe4.progress import OnProgress, Pace, ignore
+from moe4.schema import parse
 
 if TYPE_CHECKING:
     from moe4.verify.result import Verification
@@ -57,7 +58,8 @@ def probe(
         >>> moe4.probe("release", output="answers.json").num_sequences
         64
     """
-    from moe4.probe.make import ProbeOptions, describe, make_probe, summarize
+    from moe4.probe.make import ProbeOptions, make_probe
+    from moe4.probe.summary import summarize
 
     folder = open_source(release, revision, on_progress)
     if output is None and folder != Path(release):
@@ -71,8 +73,7 @@ def probe(
         trust_remote_code=trust_remote_code,
     )
     found = summarize(make_probe(options, say, on_progress))
-    text = f"{describe(found)}\nwritten   {options.path}"
-    return ProbeResult.of({**found.as_dict(), "output": str(options.path)}, text)
+    return ProbeResult(**found.as_dict(), output=str(options.path))
 
 
 @operation
@@ -94,7 +95,7 @@ def check_answers(
     api_key: VLLM_API_KEY's if None.
     Raises ProbeError where the file or the server cannot be used.
     """
-    from moe4.probe.ask import ask_server, describe
+    from moe4.probe.ask import ask_server
 
     found = ask_server(
         open_source(release, revision, on_progress),
@@ -105,7 +106,7 @@ def check_answers(
         key=api_key,
         on_progress=Pace(on_progress, "asking the server").count,
     )
-    return AnswerCheck.of(dict(found), describe(found))
+    return parse(AnswerCheck, found, "the verdict", ProbeError)
 
 
 def probe_script() -> str:

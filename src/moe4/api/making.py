@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe4.api.operation import (
     PathLike,
@@ -13,10 +13,12 @@ from moe4.api.operation import (
     optional_path,
     say,
 )
-from moe4.api.results import Plan
-from moe4.checkpoint.report_file import Report, parse_report, report_of
+from moe4.checkpoint.report_file import Report, read_report
 from moe4.progress import OnProgress, ignore
 from moe4.recipe import resolve_recipe
+
+if TYPE_CHECKING:
+    from moe4.quantize.forecast.plan import Plan
 
 
 @operation
@@ -33,7 +35,7 @@ def plan(
     allow_extra: bool = False,
     trust_remote_code: bool = False,
     time_it: bool = True,
-) -> Plan:
+) -> "Plan":
     """Say what `quantize` would write, need and take, and every reason it would fail.
 
     source: a checkpoint's folder, one with its config.json alone, or a repository on the hub, of which only
@@ -47,7 +49,7 @@ def plan(
         >>> plan.ok, plan.release.group_size
         (True, 64)
     """
-    from moe4.quantize.forecast.forecast import describe, forecast
+    from moe4.quantize.forecast.forecast import forecast
     from moe4.quantize.planning.request import Request
 
     request = Request(
@@ -62,8 +64,7 @@ def plan(
         revision=revision,
         stream=stream,
     )
-    found = forecast(request, has_out=out is not None, time_it=time_it)
-    return Plan.of(found, describe(found))
+    return forecast(request, has_out=out is not None, time_it=time_it)
 
 
 @operation
@@ -120,7 +121,7 @@ def quantize(
         revision=revision,
         stream=stream,
     )
-    return report_of(run(request, ProgressReporter(on_progress, say), ranks), "the report")
+    return run(request, ProgressReporter(on_progress, say), ranks)
 
 
 @operation
@@ -130,4 +131,4 @@ def load_report(release: PathLike) -> Report:
     >>> moe4.load_report("release").recipe.method
     'rtn'
     """
-    return parse_report(Path(release))
+    return read_report(Path(release))

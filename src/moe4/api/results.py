@@ -3,150 +3,29 @@
 `str(result)` is what the command prints, `result.as_dict()` what it prints with `--json`.
 """
 
-from typing import Any, Self
+from typing import cast
 
-from pydantic import PrivateAttr
-
-from moe4.errors import Moe4Error
 from moe4.evaluate.result_files import ComparisonFile, ToolcheckFile, to_json
-from moe4.schema import Own, parse
+from moe4.probe.ask import describe as describe_verdict
+from moe4.probe.check import Verdict
+from moe4.probe.summary import ProbeSummary
+from moe4.probe.summary import describe as describe_summary
+from moe4.schema import Own
+from moe4.strict_json import JsonObject
 
 
-class Result(Own):
-    """A typed view of an operation's JSON."""
-
-    _document: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _text: str = PrivateAttr(default="")
-
-    @classmethod
-    def of(cls, document: dict[str, Any], text: str) -> Self:
-        """Return the result that a document of ours holds, and that reads like this."""
-        result = parse(cls, document, cls.__name__, Moe4Error)
-        result._document, result._text = document, text
-        return result
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return self._document
-
-    def __str__(self) -> str:
-        return self._text
-
-
-class HubPin(Own):
-    """A repository on the hub, and the commit that its revision was."""
-
-    repository: str
-    revision: str
-    commit: str
-
-
-class PlannedSource(Own):
-    """The checkpoint that a run would read. hub: where it lies on the hub; None of a folder."""
-
-    hub: HubPin | None = None
-    model_type: str | None
-    has_weights: bool
-    num_tensors: int
-    num_bytes: int
-    num_tensors_by_kind: dict[str, int]
-
-
-class PlannedRelease(Own):
-    """The release that a run would write. elements: by dtype."""
-
-    group_size: int
-    method: str
-    num_shards: int
-    num_tensors: int
-    num_quantized: int
-    num_bytes: int
-    num_elements: int
-    elements: dict[str, int]
-    files_left_out: list[str]
-
-
-class PlannedCalibration(Own):
-    """The tokens of calibration; at most so many where `exact` is false.
-
-    recognized: what the data were taken for. sample: the first document as it would be calibrated on.
-    """
-
-    num_tokens: int
-    exact: bool
-    recognized: str | None = None
-    sample: str | None = None
-
-
-class PlannedMemory(Own):
-    """The bound on memory, in all and by phase, and what the machine has."""
-
-    peak_bytes: int
-    phases: dict[str, int]
-    available_bytes: int
-
-
-class PlannedDisk(Own):
-    """The room that a run needs, and what there is."""
-
-    needed_bytes: int
-    free_bytes: int
-
-
-class PlannedTime(Own):
-    """How long a run would take, from one expert that was solved here."""
-
-    seconds: float
-    expert_seconds: float
-    expert_tokens: int
-    attention_seconds: float
-    num_experts: int
-    num_threads: int
-
-
-class Plan(Result):
-    """What a run would write, need and take. problems: every reason it would fail; `ok` if there is none.
-
-    not_checked: what was not looked into because torch or transformers is not installed.
-    """
-
-    ok: bool
-    problems: list[str]
-    warnings: list[str]
-    source: PlannedSource
-    release: PlannedRelease
-    calibration: PlannedCalibration
-    memory: PlannedMemory
-    disk: PlannedDisk
-    not_checked: list[str]
-    time: PlannedTime | None = None
-
-
-class ExpertReach(Own):
-    """How many (layer, expert) pairs there are, and how many no token of the sequences goes to."""
-
-    num_pairs: int
-    num_unreached: int
-
-
-class ProbeResult(Result):
+class ProbeResult(ProbeSummary):
     """The expected answers that were written, in figures. output: their file."""
 
-    num_sequences: int
-    kinds: dict[str, int]
-    num_tokens: int
-    shortest: int
-    longest: int
-    experts: ExpertReach
-    median_likeliest_logprob: float
-    remarks: list[str]
-    num_same_as_source: int | None = None
     output: str
 
     @property
     def ok(self) -> bool:
         """They were written."""
         return True
+
+    def __str__(self) -> str:
+        return f"{describe_summary(self)}\nwritten   {self.output}"
 
 
 class AnswerDivergence(Own):
@@ -156,16 +35,23 @@ class AnswerDivergence(Own):
     worst: float
 
 
-class AnswerCheck(Result):
-    """The verdict on a server: whether it computes what the release holds.
+class AnswerGroup(Own):
+    """The shift of one kind of question: figures over `num` comparisons, and the bounds they must keep."""
 
-    groups: figures of each kind of question, beside their bounds.
-    """
+    name: str
+    num: int
+    ok: bool
+    shift: dict[str, float]
+    bounds: dict[str, float]
+
+
+class AnswerCheck(Own):
+    """The verdict on a server: whether it computes what the release holds."""
 
     url: str
     model: str
     ok: bool
-    groups: list[dict[str, Any]]
+    groups: list[AnswerGroup]
     wrong_tokens: int
     kl: AnswerDivergence
     worst_sequence: int
@@ -173,11 +59,14 @@ class AnswerCheck(Result):
     num_asked: int
     num_decoded: int
 
+    def __str__(self) -> str:
+        return describe_verdict(cast(Verdict, self.as_dict()))
+
 
 class ComparisonResult(ComparisonFile):
     """How far a release's predictions are from its source's, and where that begins."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         return to_json(self)
 
@@ -202,7 +91,7 @@ class ToolcheckResult(ToolcheckFile):
         """Whether every threshold was reached."""
         return not self.failures
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         return to_json(self)
 

@@ -16,7 +16,6 @@ import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from moe4.checkpoint.header import (
     FLOAT_DTYPES,
@@ -35,7 +34,7 @@ from moe4.files.regular import (
     read_json_object,
     require_inside,
 )
-from moe4.strict_json import is_encodable
+from moe4.strict_json import JsonObject, is_encodable
 
 CONFIG_NAME = "config.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -75,7 +74,7 @@ class CheckpointIndex:
             check_objects(folder, self.config)
         except CheckpointError as error:
             self._note(error)
-        self.index: dict[str, Any] = {}
+        self.index: JsonObject = {}
         self.shards: dict[str, Shard] = {}
         self.tensors: dict[str, StoredTensor] = {}
         self.unlisted: dict[str, str] = {}
@@ -192,7 +191,7 @@ def side_paths(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
+def _weight_map(path: Path, index: JsonObject) -> dict[str, str]:
     """Return which shard holds each tensor, every name checked."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -11,64 +11,52 @@ journal is opened.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from moe4.errors import ResumeError
 from moe4.files.durable import append_line, file_sha256, sync_folder, write_file
-from moe4.schema import Foreign, Own, parse
-from moe4.strict_json import parse_json
+from moe4.files.own import OwnFile
+from moe4.fingerprint import FileName, Fingerprint, Hash, Pin, RunEnvironment, describe_changes
+from moe4.schema import Own
+from moe4.strict_json import JsonObject
 
 JOURNAL_NAME = "journal.jsonl"
-FINGERPRINT_TEXTS = {
-    "moe4": "version of moe4",
-    "source": "source checkpoint",
-    "recipe": "recipe",
-    "documents": "calibration data",
-    "calibration": "set of calibration tokens",
-    "probe": "tokenizer or chat template",
-    "side_files": "side file",
-    "environment": "environment",
-}
+BEGIN_AGAIN = "begin again in an empty folder"
 
 
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+class Begin(Fingerprint):
+    """The fingerprint of a run, whole, and what is kept beside it."""
 
-
-class Environment(Foreign):
-    """What the journal itself uses of the run's environment."""
-
-    threads: Annotated[int, Field(ge=1, le=4096)]
-
-
-class BeginHub(Foreign):
-    """The commit of a repository that a run reads."""
-
-    repository: str
-    revision: str
-    commit: str
-
-
-class Begin(Foreign):
-    """The fingerprint of a run, and what is kept beside it."""
-
-    moe4: str
-    source: Hash
-    recipe: Hash
     documents: Hash | None
     calibration: Hash | None
     probe: Hash | None
     side_files: dict[FileName, Hash]
-    environment: Environment
-    recipe_values: dict[str, Any]
+    environment: RunEnvironment
+    recipe_values: JsonObject
+    """The resolved recipe; by its digest runs are told apart, by this what differs is named."""
     versions: dict[str, str]
     source_files: dict[str, list[int]]
-    hub: BeginHub | None = None
+    hub: Pin | None = None
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of each process."""
+        assert self.environment.threads is not None  # see faults
+        return self.environment.threads
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what decides bytes, without what is kept beside it."""
+        return Fingerprint(**{name: getattr(self, name) for name in Fingerprint.model_fields})
+
+    def faults(self) -> Iterator[str]:
+        """Yield what only a run that has not begun leaves open."""
+        if self.environment.threads is None:
+            yield "environment.threads must be a whole number, found null"
 
 
 class BeginLine(Own):
@@ -84,6 +72,10 @@ class ShardLine(Own):
     sha256: Hash
     bytes: Annotated[int, Field(ge=0)]
     kept: dict[FileName, Hash]
+
+
+BEGIN_LINE = OwnFile(form=BeginLine, error=ResumeError, remedy=BEGIN_AGAIN, writer=("begin", "moe4"))
+SHARD_LINE = OwnFile(form=ShardLine, error=ResumeError, remedy=BEGIN_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +94,7 @@ class Journal:
 
     def __init__(self, work_folder: Path) -> None:
         self.path = work_folder / JOURNAL_NAME
-        self.begin: dict[str, Any] | None = None
+        self.begin: Begin | None = None
         self.shards: list[CommittedShard] = []
         if self.path.is_file():
             self._read()
@@ -110,19 +102,19 @@ class Journal:
     @property
     def threads(self) -> int | None:
         """Threads of each process of the run that was begun; None if none was."""
-        return None if self.begin is None else int(self.begin["environment"]["threads"])
+        return None if self.begin is None else self.begin.num_threads
 
-    def start(self, begin: dict[str, Any]) -> None:
+    def start(self, begin: Begin) -> None:
         """Write the first line of a new run."""
         assert self.begin is None
         self.begin = begin
-        append_line(self.path, json.dumps({"begin": begin}))
+        append_line(self.path, _encode_begin(begin))
         sync_folder(self.path.parent)
 
-    def match(self, begin: dict[str, Any]) -> None:
+    def match(self, begin: Begin) -> None:
         """Raise ResumeError unless this run was begun with all of the same."""
         assert self.begin is not None
-        changed = describe_changes(self.begin, begin)
+        changed = describe_changes(self.begin, begin, self.begin.recipe_values, begin.recipe_values)
         if changed:
             raise ResumeError(
                 f"{self.path.parent.parent} was begun with {changed}; "
@@ -137,7 +129,8 @@ class Journal:
     def forget_last(self) -> None:
         """Take back the last shard, to do it again."""
         self.shards.pop()
-        lines = [json.dumps({"begin": self.begin}), *map(_encode, self.shards)]
+        assert self.begin is not None
+        lines = [_encode_begin(self.begin), *map(_encode, self.shards)]
         write_file(self.path, "".join(f"{line}\n" for line in lines).encode(), self.path.parent)
 
     def check_shards(self, folder: Path) -> None:
@@ -145,9 +138,7 @@ class Journal:
         for shard in self.shards:
             path = folder / shard.name
             if not is_unchanged(path, shard.sha256, shard.num_bytes):
-                raise ResumeError(
-                    f"{path} is not the file that was committed; begin again in an empty folder"
-                )
+                raise ResumeError(f"{path} is not the file that was committed; {BEGIN_AGAIN}")
 
     def _read(self) -> None:
         data = self.path.read_bytes()
@@ -156,23 +147,18 @@ class Journal:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
                 os.fsync(file.fileno())
-        try:
-            lines = [parse_json(line) for line in whole.splitlines()]
-            if lines:
-                parse(BeginLine, lines[0], "line 1", ResumeError)
-                self.begin = dict(lines[0]["begin"])
-            for number, line in enumerate(lines[1:], start=2):
-                found = parse(ShardLine, line, f"line {number}", ResumeError)
-                self.shards.append(
-                    CommittedShard(
-                        name=found.shard, sha256=found.sha256, num_bytes=found.bytes, kept=found.kept
-                    )
-                )
-        except (ValueError, ResumeError) as error:
-            raise ResumeError(f"{self.path} is damaged: {error}; begin again in an empty folder") from None
+        for number, line in enumerate(whole.splitlines(), start=1):
+            where = f"{self.path}, line {number},"
+            if number == 1:
+                self.begin = BEGIN_LINE.decode(line, where).begin
+                continue
+            found = SHARD_LINE.decode(line, where)
+            self.shards.append(
+                CommittedShard(name=found.shard, sha256=found.sha256, num_bytes=found.bytes, kept=found.kept)
+            )
 
 
-def read_begin(work_folder: Path) -> dict[str, Any] | None:
+def read_begin(work_folder: Path) -> Begin | None:
     """Return what a run there was begun with, without touching anything; None if no line tells."""
     path = work_folder / JOURNAL_NAME
     if path.is_symlink() or not path.is_file():
@@ -181,11 +167,9 @@ def read_begin(work_folder: Path) -> dict[str, Any] | None:
     if not newline:
         return None
     try:
-        begin = parse_json(line)
-        parse(BeginLine, begin, "line 1", ResumeError)
-    except (ValueError, ResumeError):
+        return BEGIN_LINE.decode(line, path).begin
+    except ResumeError:
         return None  # who opens the journal says so
-    return dict(begin["begin"])
 
 
 def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
@@ -197,46 +181,10 @@ def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -
     return file_sha256(path) == sha256
 
 
-def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two fingerprints, in words; empty if nothing does.
-
-    `recipe_values`, the resolved recipe, is used to say what in a recipe differs, where both have it.
-    """
-    changes = []
-    for key, text in FINGERPRINT_TEXTS.items():
-        if before.get(key) == now.get(key):
-            continue
-        if key == "calibration" and before.get("documents") != now.get("documents"):
-            continue  # other documents have other tokens
-        detail = ""
-        if key == "moe4":
-            detail = f" ({before.get(key)}, now {now.get(key)})"
-        elif key == "recipe" and "recipe_values" in before and "recipe_values" in now:
-            values = _differing(before["recipe_values"], now["recipe_values"])
-            detail = f" ({'; '.join(values)})" if values else ""
-        elif key == "environment":
-            detail = f" ({'; '.join(_differing(before.get(key) or {}, now[key]))})"
-        elif key == "side_files":
-            one, other = before.get(key) or {}, now.get(key) or {}
-            names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-            detail = f" ({', '.join(names)})"
-        changes.append(f"another {text}{detail}")
-    return " and ".join(changes)
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return `name old, now new` for each value that differs in nested tables."""
-    found = []
-    for name in sorted({*before, *now}):
-        one, other = before.get(name), now.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found.extend(_differing(one, other, f"{prefix}{name}."))
-        elif one != other:
-            found.append(f"{prefix}{name} {json.dumps(one)}, now {json.dumps(other)}")
-    return found
+def _encode_begin(begin: Begin) -> str:
+    return json.dumps(BeginLine(begin=begin).as_dict())
 
 
 def _encode(shard: CommittedShard) -> str:
-    return json.dumps(
-        {"shard": shard.name, "sha256": shard.sha256, "bytes": shard.num_bytes, "kept": shard.kept}
-    )
+    line = ShardLine(shard=shard.name, sha256=shard.sha256, bytes=shard.num_bytes, kept=shard.kept)
+    return json.dumps(line.as_dict())

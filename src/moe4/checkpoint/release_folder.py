@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
@@ -28,6 +28,7 @@ from moe4.files.durable import (
     write_file,
     write_pieces,
 )
+from moe4.strict_json import JsonObject
 from moe4.units import format_bytes
 
 WORK_NAME = ".moe4"
@@ -189,7 +190,7 @@ def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:
         )
 
 
-def make_index(shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> dict[str, Any]:
+def make_index(shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> JsonObject:
     """Return the index of shards: a name each, and what it holds."""
     weight_map = {spec.name: name for name, specs in shards for spec in specs}
     total = sum(spec.num_bytes for _, specs in shards for spec in specs)
@@ -213,7 +214,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def dump_json(data: dict[str, Any]) -> bytes:
+def dump_json(data: JsonObject) -> bytes:
     """Return JSON as a release stores it: indented, a newline at the end."""
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 

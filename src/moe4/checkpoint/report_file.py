@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import Field
 
 from moe4.checkpoint.index import PROBE_NAME
 from moe4.checkpoint.release_folder import REPORT_NAME
@@ -19,9 +19,11 @@ from moe4.checkpoint.side_files import CARD_NAME, shown
 from moe4.errors import CheckpointError, UnsafePathError
 from moe4.escape import visible
 from moe4.files.durable import file_sha256
-from moe4.files.regular import read_json_object, require_inside
+from moe4.files.own import OwnFile
+from moe4.files.regular import require_inside
+from moe4.fingerprint import Fingerprint, Hash, Pin
 from moe4.recipe import Method
-from moe4.schema import Foreign, parse
+from moe4.schema import Growing
 from moe4.units import format_bytes
 
 MOST_HASHED = 16  # files at a time
@@ -39,31 +41,34 @@ NOT_COVERED = (REPORT_NAME, CARD_NAME, f"{PROOF_FOLDER}/")
 Count = Annotated[int, Field(ge=0)]
 
 
-class FileEntry(Foreign):
+class FileEntry(Growing):
     """What the report says of a file."""
 
     num_bytes: Count
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Hash
 
 
-class ReportedRelease(Foreign):
+class ReportedRelease(Growing):
     """The release's files; reports from before there was a list of all of them have no `files`."""
 
     num_bytes: Annotated[int, Field(ge=1)]
     shards: dict[str, FileEntry]
     files: dict[str, FileEntry] | None = None
+    not_covered: list[str] = Field(default_factory=list)
 
 
-class ReportedSource(Foreign):
+class ReportedSource(Growing):
     """What the release was made of."""
 
+    hub: Pin | None = None
     model_type: str | None
     num_bytes: Annotated[int, Field(ge=1)]
+    files_left_out: list[str] = Field(default_factory=list)
     tensors_left_out: dict[str, Count] = Field(default_factory=dict)
     tensors: dict[str, str] = Field(default_factory=dict)
 
 
-class ReportedCalibration(Foreign):
+class ReportedCalibration(Growing):
     """The calibration data."""
 
     data: str
@@ -71,54 +76,67 @@ class ReportedCalibration(Foreign):
     num_tokens: Count
 
 
-class ReportRecipe(Foreign):
+class ReportRecipe(Growing):
     """What readers use of the recipe; the page shows the rest of it too."""
-
-    model_config = ConfigDict(extra="allow")
 
     method: Method
     targets: list[str] = Field(default_factory=lambda: ["experts"])
     group_size: Literal[32, 64, 128]
 
 
-class Matrix(Foreign):
-    """What a matrix lost."""
+class MatrixRecord(Growing):
+    """What a matrix lost: relative errors, weighted by its Hessian."""
 
+    method: str = ""
     error: float
     rtn_error: float
+    fallback: str | None = None
+    """Why it was rounded to nearest after all."""
+    raised_damping: float | None = None
 
 
-class Expert(Foreign):
-    """An expert of a layer."""
+class ExpertRecord(Growing):
+    """An expert of a layer; without calibration it has no number of tokens."""
 
     num_tokens: Count | None
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    gate: MatrixRecord
+    up: MatrixRecord
+    down: MatrixRecord
 
 
-class Layer(Foreign):
-    """A decoder layer."""
+class LayerRecord(Growing):
+    """What happened to a decoder layer."""
 
     layer: Count
-    experts: list[Expert]
-    linears: dict[str, Matrix]
+    shard: str = ""
+    experts: list[ExpertRecord]
+    linears: dict[str, MatrixRecord]
+
+    def matrices(self) -> Iterator[tuple[str, MatrixRecord]]:
+        """Yield (name, record) of every quantized matrix."""
+        for number, expert in enumerate(self.experts):
+            for part in ("gate", "up", "down"):
+                yield f"layer {self.layer} expert {number} {part}_proj", getattr(expert, part)
+        for name, record in self.linears.items():
+            yield f"layer {self.layer} {name}", record
 
 
-class Fallback(Foreign):
+class Fallback(Growing):
     """A matrix that was rounded to nearest after all."""
 
     matrix: str
     why: str
 
 
-class WorstMatrix(Matrix):
+class WorstMatrix(Growing):
     """One of those that lost the most."""
 
     matrix: str
+    error: float
+    rtn_error: float
 
 
-class ExpertTokens(Foreign):
+class ExpertTokens(Growing):
     """How calibration's tokens spread over the experts."""
 
     least: Count
@@ -127,7 +145,7 @@ class ExpertTokens(Foreign):
     num_unreached: Count
 
 
-class Summary(Foreign):
+class Summary(Growing):
     """Figures of the whole release."""
 
     num_matrices: Count
@@ -138,32 +156,42 @@ class Summary(Foreign):
     expert_tokens: ExpertTokens | None = None
 
 
-class Timing(Foreign):
+class Timing(Growing):
     """What it took."""
 
     seconds: float
+    layer_seconds: list[float] = Field(default_factory=list)
+    num_ranks: list[Count] = Field(default_factory=list)
     peak_memory_bytes: Count
     traffic_bytes: dict[str, Count] = Field(default_factory=dict)
 
 
-class Report(Foreign):
-    """`moe4-report.json`, as far as anything reads it (docs/release-format.md)."""
+class ReportedProbe(Growing):
+    """The expected answers: how many there are, or why there are none."""
+
+    missing: str | None = None
+    num_sequences: Count | None = None
+    num_tokens: Count | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the release has them."""
+        return self.num_sequences is not None
+
+
+class Report(Growing):
+    """`moe4-report.json` (docs/release-format.md). Reports of older versions lack some of it."""
 
     versions: dict[str, str]
     recipe: ReportRecipe
-    fingerprint: dict[str, Any] = Field(default_factory=dict)
+    fingerprint: Fingerprint | None = None
     source: ReportedSource
     calibration: ReportedCalibration | None
     release: ReportedRelease
-    probe: dict[str, Any] | None = None
+    probe: ReportedProbe | None = None
     summary: Summary
-    layers: list[Layer]
+    layers: list[LayerRecord]
     timing: Timing | None = None
-    _document: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all that the file holds."""
-        return self._document
 
     def __str__(self) -> str:
         return describe(self)
@@ -174,23 +202,17 @@ class Report(Foreign):
             yield "versions has no moe4"
 
 
-def parse_report(folder: Path) -> Report:
+REPORT = OwnFile(
+    form=Report,
+    error=CheckpointError,
+    remedy="copy the release again, or quantize again",
+    writer=("versions", "moe4"),
+)
+
+
+def read_report(folder: Path) -> Report:
     """Return a release's report. Raises CheckpointError with one line for one that is damaged."""
-    path = folder / REPORT_NAME
-    return report_of(read_json_object(path), f"{path} is damaged")
-
-
-def report_of(document: dict[str, Any], where: str) -> Report:
-    """Return a report from what its file holds. Raises CheckpointError, with `where` in the message."""
-    report = parse(Report, document, where, CheckpointError)
-    report._document = document
-    return report
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """Return a release's report as the file has it, checked, to be changed and written again."""
-    path = folder / REPORT_NAME
-    return report_of(read_json_object(path), f"{path} is damaged").as_dict()
+    return REPORT.read(folder / REPORT_NAME)
 
 
 Listing = dict[str, FileEntry]
@@ -287,11 +309,10 @@ def describe(report: Report) -> str:
             f"tokens    {tokens.least} to {tokens.most} an expert, median {tokens.median}, "
             f"{tokens.num_unreached} experts unreached"
         )
-    probe = report.probe or {}
-    if "num_sequences" in probe:
-        lines.append(f"probe     {probe['num_sequences']} sequences with their expected answers")
-    elif "missing" in probe:
-        lines.append(f"warning   {explain_missing(probe['missing'])}")
+    if report.probe is not None and report.probe.is_there:
+        lines.append(f"probe     {report.probe.num_sequences} sequences with their expected answers")
+    elif report.probe is not None:
+        lines.append(f"warning   {explain_missing(report.probe.missing)}")
     if (timing := report.timing) is not None:
         memory = format_bytes(timing.peak_memory_bytes)
         lines.append(f"time      {timing.seconds:.1f} s, at most {memory} of memory")

@@ -21,6 +21,7 @@ from moe4.checkpoint.header import COPY_BYTES, Shard, StoredTensor, TensorSpec, 
 from moe4.errors import TensorError, TruncatedShardError
 from moe4.files.durable import create_file
 from moe4.machine.at_once import BEHIND_BYTES
+from moe4.strict_json import JsonObject
 
 __all__ = [
     "Shard",
@@ -125,7 +126,7 @@ class ShardWriter:
         self._behind = _Behind() if behind else None
         self._specs: dict[str, TensorSpec] = {}
         self._offsets: dict[str, int] = {}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: JsonObject = {"__metadata__": {"format": "pt"}}
         position = 0
         for spec in specs:
             assert spec.name not in self._specs, f"{spec.name} is laid out twice"

@@ -10,10 +10,10 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from moe4.errors import CheckpointError, MissingFileError, UnsafePathError
-from moe4.strict_json import is_encodable, parse_json
+from moe4.strict_json import JsonObject, is_encodable, parse_json
 
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit for a header; Kimi-K2's index has 15 MB
 BLOBS = "blobs"  # where the cache of the hub keeps what its snapshots link to
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> JsonObject:
     """Read a JSON object that can be written again. Raises CheckpointError."""
     data = read_bytes(path, max_bytes)
     try:

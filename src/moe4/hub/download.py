@@ -9,7 +9,8 @@ from typing import Any, Self
 from moe4.checkpoint.release_folder import free_bytes
 from moe4.errors import DiskSpaceError, HubError
 from moe4.files.durable import write_file
-from moe4.hub.repository import NUM_TRIES_TO_DOWNLOAD, Listing, Pin, patiently
+from moe4.fingerprint import Pin
+from moe4.hub.repository import NUM_TRIES_TO_DOWNLOAD, Listing, patiently
 from moe4.units import format_bytes
 
 NUM_FILES_AT_ONCE = 4

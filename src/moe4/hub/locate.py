@@ -13,9 +13,10 @@ from pathlib import Path
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.errors import HubError
 from moe4.files.regular import read_json_object
+from moe4.fingerprint import Pin
 from moe4.hub.download import Progress, cached_path, download
 from moe4.hub.faults import HubUnreachableError
-from moe4.hub.repository import Listing, Pin, list_files, missing_shards
+from moe4.hub.repository import Listing, list_files, missing_shards
 from moe4.hub.stream import ShardStream
 
 DEFAULT_REVISION = "main"

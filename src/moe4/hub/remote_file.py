@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from moe4.checkpoint.header import Shard, header_length, parse_shard, read_shard
 from moe4.errors import HubError
 from moe4.files.durable import publish, read_pieces
+from moe4.fingerprint import Pin
 from moe4.hub.faults import may_pass
-from moe4.hub.repository import NUM_TRIES, Pin, explain_or_none, patiently, wait_seconds
+from moe4.hub.repository import NUM_TRIES, explain_or_none, patiently, wait_seconds
 
 HEAD_BYTES = 512 << 10  # read at once: the header of most shards
 WHOLE_BYTES = 4 << 20  # a shard of at most this is read in one piece where parts of it are wanted

@@ -13,6 +13,7 @@ from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, SHARD_SUFFIX, own_sha
 from moe4.checkpoint.side_files import WEIGHT_SUFFIXES
 from moe4.errors import HubError
 from moe4.files.regular import has_control_characters, read_json_object
+from moe4.fingerprint import Pin
 from moe4.hub.faults import explain, is_of_session, may_pass
 from moe4.strict_json import is_encodable
 
@@ -25,22 +26,6 @@ MAX_FILES = 100_000
 _COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pin:
-    """A repository, the revision that was asked for, and the commit that it was."""
-
-    repository: str
-    revision: str
-    commit: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return plain JSON types."""
-        return {"repository": self.repository, "revision": self.revision, "commit": self.commit}
-
-    def __str__(self) -> str:
-        return f"{self.repository} at {self.commit[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,17 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from moe4 import __version__
 from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import CheckpointError, ProbeError
+from moe4.files.own import OwnFile
 from moe4.files.regular import read_bytes
-from moe4.schema import Foreign, NotNull, Only, Own, decode, parse
+from moe4.schema import NotNull, Only, Own
+from moe4.strict_json import JsonObject
 
 __all__ = [
     "PROBE_NAME",
@@ -93,17 +95,10 @@ class Computed(Own):
     weights: Literal["released"] = "released"
 
 
-class _Head(Foreign):
-    """What says whether this version of moe4 reads a file."""
-
-    format: Annotated[str, Only((FORMAT,), "this is not a file of expected answers")]
-    version: Annotated[int, Only((VERSION,), "another version of moe4 reads it")]
-
-
 class ExpectedAnswers(Own):
     """What a probe file holds, in the order of its fields."""
 
-    format: Literal["moe4-probe"] = FORMAT
+    format: Annotated[str, Only((FORMAT,), "this is not a file of expected answers")] = FORMAT
     version: Literal[1] = VERSION
     moe4_version: str = __version__
     model_type: str
@@ -127,9 +122,12 @@ class ExpectedAnswers(Own):
                 if len(expectation.ids) != self.top:
                     yield f"sequences[{place}].{name} must have {self.top} ids, found {len(expectation.ids)}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return plain JSON types, as the file has them."""
         return self.model_dump(exclude_none=True)
+
+
+PROBE_FILE = OwnFile(form=ExpectedAnswers, error=ProbeError, remedy=MAKE_AGAIN, writer=("moe4_version",))
 
 
 def encode_probe(answers: ExpectedAnswers) -> bytes:
@@ -147,14 +145,9 @@ def read_probe(path: Path, vocab_size: int | None = None) -> ExpectedAnswers:
         data = read_bytes(path)
     except CheckpointError as error:
         raise ProbeError(f"{error}; {MAKE}") from None
-    try:
-        found = decode(data, path, ProbeError)
-        parse(_Head, found, path, ProbeError)
-        answers = parse(ExpectedAnswers, found, path, ProbeError)
-        if vocab_size is not None:
-            _check_vocabulary(answers, vocab_size, path)
-    except ProbeError as error:
-        raise ProbeError(f"{error}; {MAKE_AGAIN}") from None
+    answers = PROBE_FILE.decode(data, path)
+    if vocab_size is not None:
+        _check_vocabulary(answers, vocab_size, path)
     return answers
 
 
@@ -165,6 +158,6 @@ def _check_vocabulary(answers: ExpectedAnswers, vocab_size: int, path: Path) -> 
         for name, ids in lists.items():
             if max(ids) >= vocab_size:
                 raise ProbeError(
-                    f"{path}: sequences[{place}].{name} must lie below the vocabulary's size {vocab_size}, "
-                    f"found {max(ids)}"
+                    f"{path} is damaged: sequences[{place}].{name} must lie below the vocabulary's size "
+                    f"{vocab_size}, found {max(ids)}; {MAKE_AGAIN}"
                 )

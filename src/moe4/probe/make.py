@@ -1,19 +1,16 @@
 """`moe4 probe RELEASE`: make the expected answers of a release that has none."""
 
-import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.release_folder import REPORT_NAME, dump_json
-from moe4.checkpoint.report_file import list_file, read_report
+from moe4.checkpoint.report_file import ReportedProbe, list_file, read_report
 from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.escape import visible
 from moe4.files.durable import check_output, write_output
@@ -152,68 +149,16 @@ def _write(options: ProbeOptions, answers: ExpectedAnswers) -> None:
     if path.resolve().parent != options.release.resolve() or not report_path.is_file():
         return
     report = read_report(options.release)
-    report["probe"] = report_entry(answers)
-    report["release"].setdefault("files", {})[PROBE_NAME] = list_file(path).model_dump()
-    write_output(report_path, dump_json(report))
-
-
-def report_entry(answers: ExpectedAnswers) -> dict[str, Any]:
-    """Return what `moe4-report.json` says of the file."""
-    return {"num_sequences": len(answers.sequences), "num_tokens": answers.num_tokens}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeSummary:
-    """The figures that describe a file; num_same_as_source: None where it has no answers of the source."""
-
-    num_sequences: int
-    kinds: dict[str, int]
-    num_tokens: int
-    shortest: int
-    longest: int
-    experts: Reach
-    median_likeliest_logprob: float
-    remarks: list[str]
-    num_same_as_source: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, without a comparison that was not made."""
-        found = {**asdict(self), "experts": self.experts.model_dump()}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-def summarize(answers: ExpectedAnswers) -> ProbeSummary:
-    """Return the figures that describe a file."""
-    sequences = answers.sequences
-    lengths = [len(sequence.tokens) for sequence in sequences]
-    pairs = [(sequence.source, sequence.released) for sequence in sequences]
-    same = [source.ids[0] == released.ids[0] for source, released in pairs if source is not None]
-    return ProbeSummary(
-        num_sequences=len(sequences),
-        kinds=dict(Counter(sequence.kind for sequence in sequences)),
-        num_tokens=sum(lengths),
-        shortest=min(lengths),
-        longest=max(lengths),
-        experts=answers.experts,
-        median_likeliest_logprob=statistics.median(sequence.released.logprobs[0] for sequence in sequences),
-        remarks=answers.remarks,
-        num_same_as_source=sum(same) if same else None,
+    files = {**(report.release.files or {}), PROBE_NAME: list_file(path)}
+    changed = report.model_copy(
+        update={
+            "probe": report_entry(answers),
+            "release": report.release.model_copy(update={"files": files}),
+        }
     )
+    write_output(report_path, dump_json(changed.as_dict()))
 
 
-def describe(result: ProbeSummary) -> str:
-    """Return the figures in a few lines."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result.kinds.items())
-    reached = result.experts.num_pairs - result.experts.num_unreached
-    lines = [
-        f"sequences {result.num_sequences} ({kinds}), {result.num_tokens} tokens, "
-        f"{result.shortest} to {result.longest} each",
-        f"experts   {reached} of {result.experts.num_pairs} (layer, expert) pairs are reached by some token",
-    ]
-    if result.num_same_as_source is not None:
-        lines.append(
-            f"source    has the same likeliest token after {result.num_same_as_source} of "
-            f"{result.num_sequences} sequences"
-        )
-    lines += [f"remark    {remark}" for remark in result.remarks]
-    return "\n".join(lines)
+def report_entry(answers: ExpectedAnswers) -> ReportedProbe:
+    """Return what `moe4-report.json` says of the file."""
+    return ReportedProbe(num_sequences=len(answers.sequences), num_tokens=answers.num_tokens)

@@ -14,6 +14,7 @@ from moe4.calibration.chat import tokenize
 from moe4.calibration.corpus import within_bounds
 from moe4.errors import CalibrationError, ProbeError
 from moe4.probe.form import Kind
+from moe4.strict_json import JsonObject
 
 PROMPTS = Path(__file__).parent / "data" / "prompts.json"
 NUM_SEQUENCES = 64
@@ -22,7 +23,7 @@ LONGEST = 512  # tokens; prompts are shorter unless a tokenizer takes many token
 TEXT_LENGTHS = (300, 257, 200, 160, 129, 128, 127, 96, 80, 64, 48, 33, 32, 31, 24, 17, 16, 15, 12, 8)
 INSIDE = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 7 / 8)  # where sequences end inside assistant turns, in turn
 
-Message = dict[str, Any]
+Message = JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +81,7 @@ def _choose(tokenizer: Any, vocab_size: int) -> tuple[list[Chosen], list[str]]:
     return selection.sequences, selection.remarks
 
 
-def _add_chats(selection: _Selection, tokenizer: Any, chats: Sequence[dict[str, Any]]) -> None:
+def _add_chats(selection: _Selection, tokenizer: Any, chats: Sequence[JsonObject]) -> None:
     """Add two sequences of each chat: one at the start of its last turn, one inside."""
     refused = []
     for number, chat in enumerate(chats):
@@ -94,7 +95,7 @@ def _add_chats(selection: _Selection, tokenizer: Any, chats: Sequence[dict[str, 
         selection.remarks.append(f"text in place of {len(refused)} of {len(chats)} chats: {refused[0]}")
 
 
-def _add_tool_chats(selection: _Selection, tokenizer: Any, chats: Sequence[dict[str, Any]]) -> None:
+def _add_tool_chats(selection: _Selection, tokenizer: Any, chats: Sequence[JsonObject]) -> None:
     """Add two sequences of each call and of each turn after a result."""
     try:
         for tool_chat in chats:
@@ -127,7 +128,7 @@ def _tool_turns(messages: Sequence[Message]) -> Iterator[tuple[int, Kind]]:
             yield number, "tool_result"
 
 
-def _check_tools(tokenizer: Any, chat: dict[str, Any]) -> None:
+def _check_tools(tokenizer: Any, chat: JsonObject) -> None:
     """Raise CalibrationError if the template leaves out the tools."""
     question = chat["messages"][:1]
     if _render(tokenizer, question, chat["tools"]) == _render(tokenizer, question, None):
@@ -155,13 +156,13 @@ def _render(
     *,
     add_generation_prompt: bool = False,
 ) -> list[int]:
-    document: dict[str, Any] = {"messages": list(messages)}
+    document: JsonObject = {"messages": list(messages)}
     if tools is not None:
         document["tools"] = tools
     return tokenize(tokenizer, document, "a built-in prompt", add_generation_prompt=add_generation_prompt)
 
 
-def _add_texts(selection: _Selection, tokenizer: Any, texts: Sequence[dict[str, Any]]) -> None:
+def _add_texts(selection: _Selection, tokenizer: Any, texts: Sequence[JsonObject]) -> None:
     """Add texts cut at lengths around blocks of the KV cache, then as many as are missing."""
     tokenized = [tokenize(tokenizer, text, "a built-in text") for text in texts]
     for place, length in enumerate(TEXT_LENGTHS):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release_folder import REPORT_NAME
-from moe4.checkpoint.report_file import PROOF_FOLDER, Report, parse_report
+from moe4.checkpoint.report_file import PROOF_FOLDER, Report, read_report
 from moe4.config import ModelConfig
 from moe4.errors import MissingFileError
 from moe4.evaluate.result_files import (
@@ -66,7 +66,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     return Proof(
         folder=out,
         config=read_config(out),
-        report=parse_report(out),
+        report=read_report(out),
         evaluation=_read(folder / EVALUATION, EvaluationFile),
         comparison=_read(folder / COMPARISON, ComparisonFile),
         toolcheck=_read(folder / TOOLCHECK, ToolcheckFile),

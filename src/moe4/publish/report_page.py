@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from moe4.checkpoint.report_file import Expert, FileEntry, Layer, ReportedRelease
+from moe4.checkpoint.report_file import ExpertRecord, FileEntry, LayerRecord, ReportedRelease
 from moe4.deploy.sizing.release_size import read_release
 from moe4.escape import visible, visible_lines
 from moe4.evaluate.result_files import ComparisonFile, TaskResult
@@ -195,12 +195,12 @@ class LayerRow:
     tokens: tuple[int, int, int] | None
 
 
-def expert_error(expert: Expert) -> float:
+def expert_error(expert: ExpertRecord) -> float:
     """Return the mean error of an expert's three matrices."""
     return statistics.fmean(matrix.error for matrix in (expert.gate, expert.up, expert.down))
 
 
-def worst_experts(layers: list[Layer]) -> list[ExpertRow]:
+def worst_experts(layers: list[LayerRecord]) -> list[ExpertRow]:
     """Return the experts with the largest error."""
     found = [
         ExpertRow(
@@ -216,7 +216,7 @@ def worst_experts(layers: list[Layer]) -> list[ExpertRow]:
     return sorted(found, key=lambda item: -item.error)[:WORST_EXPERTS]
 
 
-def _layer_row(layer: Layer) -> LayerRow:
+def _layer_row(layer: LayerRecord) -> LayerRow:
     errors = [expert_error(expert) for expert in layer.experts]
     tokens = [expert.num_tokens for expert in layer.experts if expert.num_tokens is not None]
     return LayerRow(
@@ -228,7 +228,7 @@ def _layer_row(layer: Layer) -> LayerRow:
     )
 
 
-def _error_map(layers: list[Layer]) -> Markup | None:
+def _error_map(layers: list[LayerRecord]) -> Markup | None:
     if not layers:
         return None
     rows = [[expert_error(expert) for expert in layer.experts] for layer in layers]
@@ -238,7 +238,7 @@ def _error_map(layers: list[Layer]) -> Markup | None:
     return Markup(heat_map(rows, labels, "Error of every expert", text))  # built by us, escaped where needed
 
 
-def _token_map(layers: list[Layer]) -> Markup | None:
+def _token_map(layers: list[LayerRecord]) -> Markup | None:
     rows = [
         [float(expert.num_tokens) for expert in layer.experts if expert.num_tokens is not None]
         for layer in layers

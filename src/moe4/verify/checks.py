@@ -13,7 +13,7 @@ from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
-from moe4.checkpoint.report_file import NOT_COVERED, Report, compare_files, parse_report
+from moe4.checkpoint.report_file import NOT_COVERED, Report, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
@@ -318,7 +318,7 @@ class _Verifier:
             )
             return None
         try:
-            return parse_report(self.out)
+            return read_report(self.out)
         except CheckpointError as error:
             self.problems.append(f"{error}, so none of the release's files could be checked")
             return None
@@ -372,7 +372,8 @@ class _Verifier:
         """Check that the source is what the release was made of, tensor for tensor."""
         if self.report is None:
             return
-        if self.report.fingerprint.get("source") != source.digest():
+        fingerprint = self.report.fingerprint
+        if fingerprint is None or fingerprint.source != source.digest():
             self.problems.append(f"{REPORT_NAME} describes another source, not {source.folder}")
         if self.keeps_codes:
             changed = [name for name, error in self.weight_errors.items() if error]

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import random_state, reference_config, write_checkpoint
 
+from moe4.checkpoint.report_file import LayerRecord
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import Network
 from moe4.model.outline import ExpertShape
 from moe4.progress import Progress
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.release_plan import make_plan
-from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
 from moe4.quantize.run.expected_time import (
@@ -179,7 +179,7 @@ def test_the_line_of_a_layer_says_what_is_left() -> None:
     reporter = ProgressReporter(steps.append, lines.append)
     reporter.begin([DENSE, LayerTime(rest_seconds=3725.0)], 2)
     reporter.layer_done(0)
-    reporter.layer_committed(LayerRecord(layer=0, shard="x"), 2, 3.0)
+    reporter.layer_committed(LayerRecord(layer=0, shard="x", experts=[], linears={}), 2, 3.0)
     (text,) = lines
     assert text.startswith("layer 0 (1 of 2 done): nothing to quantize, 3.0 s, ")
     assert text.endswith(" left")

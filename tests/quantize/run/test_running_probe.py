@@ -12,7 +12,7 @@ import pytest
 from release_tools import Forks, contents, interrupt_after, run_cli, run_quantize
 from test_resume import RECIPE, flip_a_bit
 
-from moe4.checkpoint.report_file import report_of
+from moe4.checkpoint.report_file import read_report
 from moe4.probe.form import PROBE_NAME, Expectation, read_probe
 from moe4.probe.make import ProbeOptions, make_probe
 from moe4.recipe import ALL_TARGETS, Recipe
@@ -49,7 +49,7 @@ def test_what_a_run_writes_is_what_the_release_gives(
     report: Any = run_quantize(folder, out, recipe, calibration if recipe.method == "gptq" else None)
     assert verify(out, folder).problems == []
     assert report["probe"]["num_sequences"] == 64
-    assert "probe     64 sequences with their expected answers" in str(report_of(report, "report"))
+    assert "probe     64 sequences with their expected answers" in str(read_report(out))
     written = read_probe(out / PROBE_NAME, 2560)
     made = make_probe(
         ProbeOptions(release=out, source=folder, output=tmp_path / "probe.json"), lambda _: None

@@ -1,7 +1,6 @@
 """`moe4 plan`: what a run would read, write, need and take, and every reason it would fail."""
 
 from collections import Counter
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -17,13 +16,21 @@ from moe4.checkpoint.report_file import explain_missing
 from moe4.checkpoint.side_files import find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import Moe4Error, TemplateError
-from moe4.escape import visible, visible_lines
 from moe4.hub.locate import Located, locate_source
 from moe4.machine.memory import available_memory_bytes
 from moe4.model.accounting import LINEAR, Kind
 from moe4.model.fused import take_experts_apart
 from moe4.model.inventory import list_tensors
 from moe4.model.outline import Outline, SketchedNetwork
+from moe4.quantize.forecast.plan import (
+    Plan,
+    PlannedCalibration,
+    PlannedDisk,
+    PlannedMemory,
+    PlannedRelease,
+    PlannedSource,
+    PlannedTime,
+)
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
 from moe4.quantize.planning.release_plan import (
     ReleasePlan,
@@ -34,7 +41,7 @@ from moe4.quantize.planning.release_plan import (
 from moe4.quantize.planning.request import Request, check_folders
 from moe4.quantize.planning.source_steps import source_steps
 from moe4.recipe import Recipe
-from moe4.units import count_text, duration, format_bytes
+from moe4.schema import given
 
 
 class SketchedCheckpoint(Checkpoint):
@@ -65,16 +72,8 @@ ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 PROBE_TOKENS = 4096  # of the expected answers, where there is no tokenizer to count with
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Calibration:
-    num_tokens: int
-    exact: bool
-    recognized: str | None = None
-    sample: str | None = None
-
-
-def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any]:
-    """Return the plan of a run as plain JSON types; `problems` holds every reason it would fail.
+def forecast(request: Request, *, has_out: bool, time_it: bool) -> Plan:
+    """Return the plan of a run; `problems` holds every reason it would fail.
 
     `request.out` is looked at and not written; only for its volume's room, unless `has_out`. `time_it` solves
     one expert of made-up weights. Of a source on the hub only headers are read. Raises CheckpointError or
@@ -89,7 +88,7 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> dict[str, Any
             source.stream.close()
 
 
-def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool) -> dict[str, Any]:
+def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool) -> Plan:
     problems: list[str] = []
     is_whole = source.stream is not None or has_weights(source.folder)
     checkpoint = Checkpoint(source.folder, source.stream) if is_whole else SketchedCheckpoint(source.folder)
@@ -116,40 +115,34 @@ def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool
             source_steps(checkpoint, network, plan, embeds=True, has_probe=True)
         )
     free = _check_out(request, has_out, disk_bytes, problems)
-    result: dict[str, Any] = {
-        "ok": not problems,
-        "problems": problems,
-        "warnings": [*plan.warnings, *group_size_warnings(recipe.group_size, network), *no_probe],
-        "source": {
-            **({} if source.pin is None else {"hub": source.pin.to_dict()}),
-            "model_type": checkpoint.config.model_type,
-            "has_weights": is_whole,
-            "num_tensors": len(checkpoint.tensors),
-            "num_bytes": checkpoint.num_bytes,
-            "num_tensors_by_kind": {kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
-        },
-        "release": {
-            "group_size": recipe.group_size,
-            "method": recipe.method,
-            **_release(plan, checkpoint, source),
-        },
-        "calibration": {
-            "num_tokens": calibration.num_tokens,
-            "exact": calibration.exact,
-            **({"recognized": calibration.recognized} if calibration.recognized else {}),
-            **({"sample": calibration.sample} if request.show_sample and calibration.sample else {}),
-        },
-        "memory": {
-            "peak_bytes": need.peak_bytes,
-            "phases": {name: need.base_bytes + extra for name, extra in need.phases.items()},
-            "available_bytes": available_memory_bytes(),
-        },
-        "disk": {"needed_bytes": disk_bytes, "free_bytes": free},
-        "not_checked": _not_checked(is_whole, time_it),
-    }
-    if time_it and extras.is_installed(*BUILDERS):
-        result["time"] = _time(network, recipe, calibration.num_tokens)
-    return result
+    timed = time_it and extras.is_installed(*BUILDERS)
+    return Plan(
+        ok=not problems,
+        problems=problems,
+        warnings=[*plan.warnings, *group_size_warnings(recipe.group_size, network), *no_probe],
+        source=_source(plan, checkpoint, source, is_whole),
+        release=_release(plan, checkpoint, source, recipe),
+        calibration=calibration,
+        memory=PlannedMemory(
+            peak_bytes=need.peak_bytes,
+            phases={name: need.base_bytes + extra for name, extra in need.phases.items()},
+            available_bytes=available_memory_bytes(),
+        ),
+        disk=PlannedDisk(needed_bytes=disk_bytes, free_bytes=free),
+        not_checked=_not_checked(is_whole, time_it),
+        **given(time=_time(network, recipe, calibration.num_tokens) if timed else None),
+    )
+
+
+def _source(plan: ReleasePlan, checkpoint: Checkpoint, source: Located, is_whole: bool) -> PlannedSource:
+    return PlannedSource(
+        **given(hub=source.pin),
+        model_type=checkpoint.config.model_type,
+        has_weights=is_whole,
+        num_tensors=len(checkpoint.tensors),
+        num_bytes=checkpoint.num_bytes,
+        num_tensors_by_kind={kind: plan.num_tensors.get(kind, 0) for kind in get_args(Kind)},
+    )
 
 
 def _outline(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
@@ -158,7 +151,7 @@ def _outline(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
     if not extras.is_installed(*BUILDERS):
         return SketchedNetwork(checkpoint.config, ITEM_BYTES[compute_dtype])
     from moe4.model.architecture import Network
-    from moe4.quantize.run.pipeline import DTYPES
+    from moe4.quantize.run.prepare import DTYPES
 
     return Network(checkpoint.config, DTYPES[compute_dtype])
 
@@ -175,35 +168,38 @@ def _not_checked(is_whole: bool, time_it: bool) -> list[str]:
     return found
 
 
-def _release(plan: ReleasePlan, checkpoint: Checkpoint, source: Located) -> dict[str, Any]:
+def _release(plan: ReleasePlan, checkpoint: Checkpoint, source: Located, recipe: Recipe) -> PlannedRelease:
     specs = [spec for shard in plan.shards for spec in shard.specs]
     elements: Counter[str] = Counter()
     for spec in specs:
         elements[spec.dtype] += prod(spec.shape)
-    return {
-        "num_shards": len(plan.shards),
-        "num_tensors": len(specs),
-        "num_quantized": sum(spec.name.endswith(".weight_packed") for spec in specs),
-        "num_bytes": plan.num_bytes,
-        "num_elements": sum(elements.values()),
-        "elements": dict(elements.most_common()),
-        "files_left_out": list(find_side_files(source.folder, checkpoint.shards, source.elsewhere).left_out),
-    }
+    return PlannedRelease(
+        group_size=recipe.group_size,
+        method=recipe.method,
+        num_shards=len(plan.shards),
+        num_tensors=len(specs),
+        num_quantized=sum(spec.name.endswith(".weight_packed") for spec in specs),
+        num_bytes=plan.num_bytes,
+        num_elements=sum(elements.values()),
+        elements=dict(elements.most_common()),
+        files_left_out=list(find_side_files(source.folder, checkpoint.shards, source.elsewhere).left_out),
+    )
 
 
 def _count_tokens(
     request: Request, folder: Path, recipe: Recipe, network: Outline, problems: list[str], is_whole: bool
-) -> _Calibration:
+) -> PlannedCalibration:
     """Return the tokens of calibration; the most the recipe allows where there is nothing to count."""
     settings = recipe.calibration
     if recipe.method != "gptq":
-        return _Calibration(num_tokens=0, exact=True)
+        return PlannedCalibration(num_tokens=0, exact=True)
     if is_whole or request.calibration is not None:
         try:
             if not extras.is_installed(*BUILDERS):
                 drawn = draw_documents(folder, settings, request.calibration, request.split)
                 most = len(drawn.rows) * settings.max_sequence_tokens
-                return _Calibration(num_tokens=most, exact=False, recognized=drawn.describe())
+                found = drawn.describe() or None
+                return PlannedCalibration(num_tokens=most, exact=False, **given(recognized=found))
             corpus = load_corpus(
                 folder,
                 network.config,
@@ -212,14 +208,17 @@ def _count_tokens(
                 split=request.split,
                 trust_remote_code=request.trust_remote_code,
             )
-            return _Calibration(
-                num_tokens=corpus.num_tokens, exact=True, recognized=corpus.recognized, sample=corpus.sample
+            sample = corpus.sample if request.show_sample else None
+            return PlannedCalibration(
+                num_tokens=corpus.num_tokens,
+                exact=True,
+                **given(recognized=corpus.recognized or None, sample=sample or None),
             )
         except TemplateError:
             raise  # the expected answers would meet it again
         except Moe4Error as error:
             problems.append(str(error))
-    return _Calibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
+    return PlannedCalibration(num_tokens=settings.num_sequences * settings.max_sequence_tokens, exact=False)
 
 
 def _check_out(request: Request, has_out: bool, disk_bytes: int, problems: list[str]) -> int:
@@ -238,67 +237,18 @@ def _note(problems: list[str], check: Any) -> None:
         problems.append(str(error))
 
 
-def _time(network: Any, recipe: Recipe, num_tokens: int) -> dict[str, Any]:
+def _time(network: Any, recipe: Recipe, num_tokens: int) -> PlannedTime:
     from moe4.quantize.forecast.timing import probe
 
     found = probe(network, recipe, num_tokens)
     layers = [shape for shape in network.experts if shape]
     num_experts = sum(shape.num_experts for shape in layers)
     seconds = num_experts * found.expert_seconds + network.num_layers * found.attention_seconds
-    return {
-        "seconds": round(seconds, 1),
-        "expert_seconds": round(found.expert_seconds, 3),
-        "expert_tokens": found.expert_tokens,
-        "attention_seconds": round(found.attention_seconds, 3),
-        "num_experts": num_experts,
-        "num_threads": found.num_threads,
-    }
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Return a forecast in a few lines."""
-    source, release, memory, disk = (result[key] for key in ("source", "release", "memory", "disk"))
-    kinds = " · ".join(f"{dtype} {count_text(count)}" for dtype, count in release["elements"].items())
-    counts = {kind: count for kind, count in source["num_tensors_by_kind"].items() if count}
-    by_kind = (
-        "" if len(counts) < 2 else f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
+    return PlannedTime(
+        seconds=round(seconds, 1),
+        expert_seconds=round(found.expert_seconds, 3),
+        expert_tokens=found.expert_tokens,
+        attention_seconds=round(found.attention_seconds, 3),
+        num_experts=num_experts,
+        num_threads=found.num_threads,
     )
-    lines = [
-        f"source    {source['num_tensors']} tensors{by_kind}, {format_bytes(source['num_bytes'])}"
-        + ("" if source["has_weights"] else ", from the config alone"),
-        f"release   {release['num_tensors']} tensors in {release['num_shards']} shards, "
-        f"{format_bytes(release['num_bytes'])} ({release['num_bytes'] / max(1, source['num_bytes']):.1%})",
-        f"elements  {count_text(release['num_elements'])}: {kinds}",
-    ]
-    kept = ", the source's own, unchanged" if release["method"] == "copy" else ""
-    lines.append(f"groups    of {release['group_size']} codes{kept}")
-    if release["files_left_out"]:
-        lines.append(f"left out  {', '.join(release['files_left_out'])}")
-    tokens = result["calibration"]
-    if tokens["num_tokens"]:
-        lines.append(f"tokens    {tokens['num_tokens']}" + ("" if tokens["exact"] else " at most"))
-    if "recognized" in tokens:
-        lines.append(f"text      {tokens['recognized'].partition(': ')[2]}")
-    lines.append(
-        f"memory    {format_bytes(memory['peak_bytes'])} at most; "
-        f"the machine has {format_bytes(memory['available_bytes'])}"
-    )
-    lines.append(
-        f"disk      {format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
-    )
-    if "time" in result:
-        time = result["time"]
-        lines.append(
-            f"time      {duration(time['seconds'])}: {time['num_experts']} experts of "
-            f"{time['expert_seconds']:.1f} s on {time['num_threads']} threads, "
-            f"{time['attention_seconds']:.0f} s a layer for the rest"
-        )
-    if result["not_checked"]:
-        lines.append(f"unchecked {'; '.join(result['not_checked'])}: {extras.install('torch')}")
-    lines += [f"warning   {warning}" for warning in result["warnings"]]
-    lines += [f"problem   {problem}" for problem in result["problems"]]
-    lines.append("ok        no problems found" if result["ok"] else "failed    the run would fail")
-    text = "\n".join(map(visible, lines))
-    if "sample" in tokens:
-        text += f"\n\nthe first document as it would be calibrated on:\n{visible_lines(tokens['sample'])}"
-    return text

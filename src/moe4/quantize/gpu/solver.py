@@ -20,8 +20,9 @@ from moe4.quantize.gpu.rows import DeviceRows
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import Take
 from moe4.quantize.layer.pool import pool_tokens
-from moe4.quantize.layer.workbench import Workbench, expert_facts, stored_tensors
+from moe4.quantize.layer.workbench import Workbench, stored_tensors
 from moe4.quantize.planning.release_plan import expert_weight
+from moe4.quantize.reporting.layer_record import expert_record
 from moe4.quantize.transfer.device_memory import has_room, to_host, use_device
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import Stored
@@ -127,8 +128,8 @@ class DeviceSolver:
                 for part in PARTS:
                     weight = expert_weight(self._experts, expert, part)
                     tensors.update(stored_tensors(weight, results[part], place))
-            facts = expert_facts(self._rows.num_tokens(expert), results)
-            parcels.append(Parcel(facts=facts, tensors={**tensors, "output": output}))
+            record = expert_record(self._rows.num_tokens(expert), results)
+            parcels.append(Parcel(facts=record.as_dict(), tensors={**tensors, "output": output}))
         return parcels
 
     def _task(self, expert: int, stored: dict[Part, Stored]) -> ExpertTask:

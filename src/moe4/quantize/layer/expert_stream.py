@@ -10,10 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from moe4.calibration.activations import Activations
+from moe4.checkpoint.report_file import ExpertRecord, LayerRecord
 from moe4.checkpoint.shard import ShardWriter
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench, write_all
-from moe4.quantize.reporting.layer_record import LayerRecord
 from moe4.quantize.transfer.ranks import Parcel
 
 Take = Callable[[int], Parcel]
@@ -61,5 +61,5 @@ class ExpertStream:
                 if bench.probe is not None:
                     bench.probe.add_expert(expert, parcel.tensors)
                 write_all(writer, solver.to_host(parcel.tensors))
-                record.experts.append(parcel.facts)
+                record.experts.append(ExpertRecord(**parcel.facts))
                 bench.progress.expert_done(record.layer, expert)

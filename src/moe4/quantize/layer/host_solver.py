@@ -15,9 +15,10 @@ from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import Take
 from moe4.quantize.layer.pool import pool_tokens
-from moe4.quantize.layer.workbench import Results, Workbench, expert_facts, stored_tensors
+from moe4.quantize.layer.workbench import Results, Workbench, stored_tensors
 from moe4.quantize.planning.memory_bound import KEPT_BYTES, ROWS_AT_ONCE
 from moe4.quantize.planning.release_plan import expert_weight
+from moe4.quantize.reporting.layer_record import expert_record
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import ExpertReader, Stored
 
@@ -75,7 +76,7 @@ class HostSolver:
             tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
         if self._bench.probe is not None:
             tensors.update(self._bench.probe.run_expert(self._experts, expert, stored, results))
-        return Parcel(facts=expert_facts(len(rows), results), tensors=tensors)
+        return Parcel(facts=expert_record(len(rows), results).as_dict(), tensors=tensors)
 
     def _add(self, total: Activations, expert: int, start: int, output: Tensor) -> None:
         """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""

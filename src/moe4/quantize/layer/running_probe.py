@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.probe.passes import ROUNDED, ProbePasses, join_prefixes
 from moe4.probe.sequences import Chosen, choose_sequences
+from moe4.quantize.reporting.saved import SavedProbe
 from moe4.quantize.transfer.device_memory import to_device
 from moe4.quantize.transfer.ranks import Parcel, Ranks
 from moe4.quantize.transfer.reader import Stored
@@ -127,16 +127,13 @@ class RunningProbe:
         for name in PASSES:
             self._passes.add(name, expert, tensors.pop(f"probe-{name}"))
 
-    def finish_layer(self, *, is_last: bool) -> dict[str, Any]:
+    def finish_layer(self, *, is_last: bool) -> SavedProbe:
         """End a layer on rank 0; return what its record says: after the last one the answers."""
         self._passes.finish_layer()
-        found: dict[str, Any] = {"num_unreached": self._num_unreached}
-        if is_last:
-            found["expected"] = {
-                name: [expectation.model_dump() for expectation in self._passes.expectations(name)]
-                for name in PASSES
-            }
-        return found
+        if not is_last:
+            return SavedProbe(num_unreached=self._num_unreached)
+        expected = {name: self._passes.expectations(name) for name in PASSES}
+        return SavedProbe(num_unreached=self._num_unreached, expected=expected)
 
     def persist(self, layer: int, *, behind: bool) -> Callable[[], str]:
         """Return what makes a layer's inputs durable and gives their SHA-256.

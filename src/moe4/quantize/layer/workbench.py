@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,9 @@ from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.quantize.layer.running_probe import RunningProbe
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan
-from moe4.quantize.reporting.layer_record import matrix_record
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.transfer.ranks import Ranks
 from moe4.quantize.transfer.reader import LayerReader, Prefetcher, Stored
@@ -65,11 +63,6 @@ def stored_tensors(
         base + "weight_scale": to_host(result.scales.to(torch.bfloat16)),
         base + "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
     }
-
-
-def expert_facts(num_tokens: int, results: Results) -> dict[str, Any]:
-    """Return what the report says of an expert."""
-    return {"num_tokens": num_tokens, **{str(part): matrix_record(results[part]) for part in PARTS}}
 
 
 def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.source import Checkpoint
@@ -13,6 +12,7 @@ from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.tied_head import check_tied_head
 from moe4.recipe import AUTO_GROUP_SIZE, GROUP_SIZES, Recipe, Target, override
+from moe4.strict_json import JsonObject
 from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
@@ -256,7 +256,7 @@ def group_size_warnings(group_size: int, network: Outline) -> list[str]:
     return [f"{found}; {quantizing_advice(width, group_size)}"] if found else []
 
 
-def quantization_config(recipe: Recipe, plan: ReleasePlan) -> dict[str, Any]:
+def quantization_config(recipe: Recipe, plan: ReleasePlan) -> JsonObject:
     """Return the `quantization_config` that compressed-tensors and vLLM read."""
     ordered = recipe.method == "gptq" and recipe.gptq.activation_order
     weights = {

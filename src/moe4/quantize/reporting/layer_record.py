@@ -3,96 +3,85 @@
 import platform
 import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from moe4 import __version__
+from moe4.checkpoint.report_file import (
+    ExpertRecord,
+    ExpertTokens,
+    Fallback,
+    LayerRecord,
+    MatrixRecord,
+    Summary,
+    WorstMatrix,
+)
 from moe4.gptq.solver import QuantizedMatrix
+from moe4.model.names import Part
+from moe4.schema import given
 
 WORST_SHOWN = 5
 
 
-def matrix_record(result: QuantizedMatrix) -> dict[str, Any]:
+def matrix_record(result: QuantizedMatrix) -> MatrixRecord:
     """Return what the report says of one matrix; errors are relative and weighted by its Hessian."""
-    record: dict[str, Any] = {
-        "method": result.method,
-        "error": _round(result.error),
-        "rtn_error": _round(result.rtn_error),
-    }
-    if result.fallback:
-        record["fallback"] = result.fallback
-    if result.raised_damping is not None:
-        record["raised_damping"] = result.raised_damping
-    return record
+    unusual = given(fallback=result.fallback or None, raised_damping=result.raised_damping)
+    return MatrixRecord(
+        method=result.method, error=_round(result.error), rtn_error=_round(result.rtn_error), **unusual
+    )
 
 
-@dataclass(kw_only=True, slots=True)
-class LayerRecord:
-    """What happened to one layer."""
-
-    layer: int
-    shard: str
-    experts: list[dict[str, Any]] = field(default_factory=list)
-    """Per expert: num_tokens (None without calibration), and a matrix record each for gate, up and down."""
-    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def matrices(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (name, record) of every quantized matrix."""
-        for number, expert in enumerate(self.experts):
-            for part in ("gate", "up", "down"):
-                yield f"layer {self.layer} expert {number} {part}_proj", expert[part]
-        for name, record in self.linears.items():
-            yield f"layer {self.layer} {name}", record
-
-    def describe(self) -> str:
-        """Return one line about the layer."""
-        records = [record for _, record in self.matrices()]
-        if not records:
-            return "nothing to quantize"
-        error = statistics.fmean(record["error"] for record in records)
-        rtn_error = statistics.fmean(record["rtn_error"] for record in records)
-        text = f"{len(self.experts)} experts, mean error {error:.5f} (round to nearest {rtn_error:.5f})"
-        num_fallbacks = sum("fallback" in record for record in records)
-        return text + (f", {num_fallbacks} fallbacks" if num_fallbacks else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {"layer": self.layer, "shard": self.shard, "experts": self.experts, "linears": self.linears}
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> "LayerRecord":
-        """Read back what `to_dict` gave."""
-        return LayerRecord(**data)
+def expert_record(num_tokens: int | None, results: Mapping[Part, QuantizedMatrix]) -> ExpertRecord:
+    """Return what the report says of an expert; num_tokens: None without calibration."""
+    return ExpertRecord(
+        num_tokens=num_tokens,
+        gate=matrix_record(results["gate"]),
+        up=matrix_record(results["up"]),
+        down=matrix_record(results["down"]),
+    )
 
 
-def summarize(records: list[LayerRecord]) -> dict[str, Any]:
+def describe_layer(record: LayerRecord) -> str:
+    """Return one line about a layer."""
+    records = [matrix for _, matrix in record.matrices()]
+    if not records:
+        return "nothing to quantize"
+    error = statistics.fmean(matrix.error for matrix in records)
+    rtn_error = statistics.fmean(matrix.rtn_error for matrix in records)
+    text = f"{len(record.experts)} experts, mean error {error:.5f} (round to nearest {rtn_error:.5f})"
+    num_fallbacks = sum(matrix.fallback is not None for matrix in records)
+    return text + (f", {num_fallbacks} fallbacks" if num_fallbacks else "")
+
+
+def summarize(records: list[LayerRecord]) -> Summary:
     """Return the figures that stand for the whole release."""
     matrices = [item for record in records for item in record.matrices()]
-    tokens = [expert["num_tokens"] for record in records for expert in record.experts]
+    tokens = [expert.num_tokens for record in records for expert in record.experts]
     counted = sorted(count for count in tokens if count is not None)
-    summary: dict[str, Any] = {
-        "num_matrices": len(matrices),
-        "mean_error": _round(statistics.fmean(record["error"] for _, record in matrices)),
-        "mean_rtn_error": _round(statistics.fmean(record["rtn_error"] for _, record in matrices)),
-        "fallbacks": [
-            {"matrix": name, "why": record["fallback"]} for name, record in matrices if "fallback" in record
-        ],
-        "worst": [
-            {"matrix": name, "error": record["error"], "rtn_error": record["rtn_error"]}
-            for name, record in sorted(matrices, key=lambda item: -item[1]["error"])[:WORST_SHOWN]
-        ],
-    }
+    reached = None
     if counted:
-        summary["expert_tokens"] = {
-            "least": counted[0],
-            "median": int(statistics.median_low(counted)),
-            "most": counted[-1],
-            "num_unreached": counted.count(0),
-        }
-    return summary
+        reached = ExpertTokens(
+            least=counted[0],
+            median=int(statistics.median_low(counted)),
+            most=counted[-1],
+            num_unreached=counted.count(0),
+        )
+    return Summary(
+        num_matrices=len(matrices),
+        mean_error=_round(statistics.fmean(record.error for _, record in matrices)),
+        mean_rtn_error=_round(statistics.fmean(record.rtn_error for _, record in matrices)),
+        fallbacks=[
+            Fallback(matrix=name, why=record.fallback)
+            for name, record in matrices
+            if record.fallback is not None
+        ],
+        worst=[
+            WorstMatrix(matrix=name, error=record.error, rtn_error=record.rtn_error)
+            for name, record in sorted(matrices, key=lambda item: -item[1].error)[:WORST_SHOWN]
+        ],
+        **given(expert_tokens=reached),
+    )
 
 
 def software_versions() -> dict[str, str]:

@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable
 
+from moe4.checkpoint.report_file import LayerRecord
 from moe4.hub.meter import DownloadMeter
 from moe4.progress import OnProgress, Pace, Progress, ignore
-from moe4.quantize.reporting.layer_record import LayerRecord
+from moe4.quantize.reporting.layer_record import describe_layer
 from moe4.quantize.reporting.time_left import LayerTime, TimeLeft
 from moe4.units import clock, layer_done
 
@@ -61,7 +62,7 @@ class ProgressReporter:
         """Say what a layer came to that is committed."""
         self._time_left.layer_committed(record.layer)
         took = f"{seconds:.1f} s, {clock(self._seconds_left())} left"
-        self.say(f"{layer_done(record.layer, num_layers)}: {record.describe()}, {took}")
+        self.say(f"{layer_done(record.layer, num_layers)}: {describe_layer(record)}, {took}")
 
     def _seconds_left(self) -> float:
         downloads = 0.0 if self._downloads is None else self._downloads.seconds_left()

@@ -1,80 +1,91 @@
 """What a run came to: `moe4-report.json`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from moe4.calibration.corpus import Corpus
 from moe4.checkpoint.journal import CommittedShard
-from moe4.checkpoint.report_file import NOT_COVERED, Listing
+from moe4.checkpoint.report_file import (
+    NOT_COVERED,
+    FileEntry,
+    Listing,
+    Report,
+    ReportedCalibration,
+    ReportedProbe,
+    ReportedRelease,
+    ReportedSource,
+    ReportRecipe,
+    Timing,
+)
 from moe4.checkpoint.source import Checkpoint
-from moe4.hub.repository import Pin
+from moe4.fingerprint import Fingerprint, Pin
 from moe4.model.accounting import count_patterns
 from moe4.quantize.planning.release_plan import ReleasePlan
-from moe4.quantize.reporting.layer_record import LayerRecord, software_versions, summarize
+from moe4.quantize.reporting.layer_record import software_versions, summarize
+from moe4.quantize.reporting.saved import SavedLayer
 from moe4.recipe import Recipe
+from moe4.schema import given
 
 
 def build_report(
     *,
-    fingerprint: dict[str, Any],
+    fingerprint: Fingerprint,
     recipe: Recipe,
     checkpoint: Checkpoint,
     plan: ReleasePlan,
     corpus: Corpus | None,
     shards: list[CommittedShard],
     left_out: Sequence[str],
-    saved: list[dict[str, Any]],
+    saved: list[SavedLayer],
     traffic: dict[str, int],
     reads: dict[str, str],
     files: Listing,
-    probe: dict[str, Any],
+    probe: ReportedProbe,
     pin: Pin | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `left_out` names the files of the source that are not copied; `saved` holds each layer's `record` and
-    `timing`; `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
+    `left_out` names the files of the source that are not copied; `saved` is what each layer left;
+    `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
     `files` lists all but the shards; `probe` is what is to be said of the expected answers;
     `pin` the commit of a source on the hub.
     """
-    records = [LayerRecord.from_dict(item["record"]) for item in saved]
-    seconds = [item["timing"]["seconds"] for item in saved]
-    origin = {} if pin is None else {"hub": pin.to_dict()}
-    return {
-        "versions": software_versions(),
-        "recipe": recipe.to_dict(),
-        "fingerprint": fingerprint,
-        "source": {
-            **origin,
-            "model_type": checkpoint.config.model_type,
-            "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
-            "files_left_out": list(left_out),
-            "tensors_left_out": count_patterns(plan.left_out),
-            "tensors": reads,
-        },
-        "calibration": None
-        if corpus is None
-        else {
-            "data": corpus.description,
-            "num_sequences": len(corpus.sequences),
-            "num_tokens": corpus.num_tokens,
-        },
-        "release": {
-            "num_bytes": sum(shard.num_bytes for shard in shards),
-            "shards": {
-                shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
+    records, timings = [layer.record for layer in saved], [layer.timing for layer in saved]
+    seconds = [timing.seconds for timing in timings]
+    return Report(
+        versions=software_versions(),
+        recipe=ReportRecipe(**recipe.to_dict()),
+        fingerprint=fingerprint,
+        source=ReportedSource(
+            **given(hub=pin),
+            model_type=checkpoint.config.model_type,
+            num_bytes=sum(shard.num_bytes for shard in checkpoint.shards.values()),
+            files_left_out=list(left_out),
+            tensors_left_out=count_patterns(plan.left_out),
+            tensors=reads,
+        ),
+        calibration=None if corpus is None else _calibration(corpus),
+        release=ReportedRelease(
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            shards={
+                shard.name: FileEntry(num_bytes=shard.num_bytes, sha256=shard.sha256) for shard in shards
             },
-            "files": {name: entry.model_dump() for name, entry in files.items()},
-            "not_covered": list(NOT_COVERED),
-        },
-        "probe": probe,
-        "summary": summarize(records),
-        "layers": [record.to_dict() for record in records],
-        "timing": {
-            "seconds": round(sum(seconds), 3),
-            "layer_seconds": seconds,
-            "num_ranks": [item["timing"]["num_ranks"] for item in saved],
-            "peak_memory_bytes": max(item["timing"]["peak_memory_bytes"] for item in saved),
-            "traffic_bytes": traffic,
-        },
-    }
+            files=files,
+            not_covered=list(NOT_COVERED),
+        ),
+        probe=probe,
+        summary=summarize(records),
+        layers=records,
+        timing=Timing(
+            seconds=round(sum(seconds), 3),
+            layer_seconds=seconds,
+            num_ranks=[timing.num_ranks for timing in timings],
+            peak_memory_bytes=max(timing.peak_memory_bytes for timing in timings),
+            traffic_bytes=traffic,
+        ),
+    )
+
+
+def _calibration(corpus: Corpus) -> ReportedCalibration:
+    return ReportedCalibration(
+        data=corpus.description, num_sequences=len(corpus.sequences), num_tokens=corpus.num_tokens
+    )

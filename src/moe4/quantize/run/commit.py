@@ -9,24 +9,36 @@ with the layers.
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from moe4.calibration.activations import Activations
 from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.release_folder import ReleaseFolder, dump_json, make_index
+from moe4.checkpoint.report_file import LayerRecord, ReportedProbe
 from moe4.checkpoint.shard import ShardWriter
-from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME, read_json_object
+from moe4.checkpoint.source import CONFIG_NAME, INDEX_NAME
 from moe4.files.durable import file_sha256, publish, write_file
-from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
+from moe4.probe.form import PROBE_NAME, Reach, encode_probe
 from moe4.probe.make import assemble, report_entry
 from moe4.probe.passes import count_pairs
 from moe4.quantize.layer.attend import inputs_path
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe
 from moe4.quantize.layer.workbench import Workbench, copy_tensors
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan, quantization_config
-from moe4.quantize.reporting.layer_record import LayerRecord, peak_memory_bytes
+from moe4.quantize.reporting.layer_record import peak_memory_bytes
 from moe4.quantize.reporting.progress import ProgressReporter
+from moe4.quantize.reporting.saved import (
+    SAVED_LAYER,
+    SAVED_REST,
+    LayerTiming,
+    RankUsage,
+    RestTiming,
+    SavedLayer,
+    SavedProbe,
+    SavedRest,
+)
 from moe4.quantize.run.commit_queue import Commit, CommitQueue, commits_behind
 from moe4.quantize.run.expected_time import expected_times
 from moe4.quantize.run.layer import quantize_layer_alone, quantize_layer_gptq, total_path
@@ -34,10 +46,41 @@ from moe4.quantize.transfer.boundary import Boundary
 from moe4.quantize.transfer.device_memory import use_device
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.traffic import TrafficMeter, total_traffic, written_traffic
+from moe4.schema import given
+from moe4.strict_json import JsonObject
 
 REST_RECORD = "rest.json"
 
 NextInputs = list[tuple[str, Callable[[], str]]]  # names of files; what makes each durable, gives its SHA-256
+
+
+@dataclass(kw_only=True, slots=True)
+class _DoneLayer:
+    """A layer that has been run, on its way into the release."""
+
+    shard: ShardPlan
+    writer: ShardWriter
+    record: LayerRecord
+    probe: SavedProbe | None
+    inputs: NextInputs
+    source: dict[str, str]
+    """SHA-256 of what was read of the source."""
+    usages: list[RankUsage]
+    started: float
+    seconds: float
+    kept: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that the rest of the run needs."""
+
+    def to_saved(self) -> SavedLayer:
+        """Return what is kept of it; its shard is finished."""
+        traffic = [*(usage.traffic for usage in self.usages), written_traffic(self.writer)]
+        timing = LayerTiming(
+            seconds=round(self.seconds, 3),
+            num_ranks=len(self.usages),
+            peak_memory_bytes=max(usage.peak_memory_bytes for usage in self.usages),
+            traffic=total_traffic(traffic),
+        )
+        return SavedLayer(record=self.record, **given(probe=self.probe), source=self.source, timing=timing)
 
 
 class Committer:
@@ -78,33 +121,33 @@ class Committer:
         """Say whether a layer can be run before the one before it is committed."""
         return self.boundary is None or layer == self.num_layers or self.boundary.is_resident(layer)
 
-    def saved_records(self) -> list[dict[str, Any]]:
-        """Return every layer's `record` and `timing`."""
-        return [read_json_object(self._record_path(layer)) for layer in range(self.num_layers)]
+    def saved_layers(self) -> list[SavedLayer]:
+        """Return what every layer left."""
+        return [SAVED_LAYER.read(self._record_path(layer)) for layer in range(self.num_layers)]
 
     def saved_reads(self) -> dict[str, str]:
         """Return the SHA-256 of every tensor of the source that was read, in however many sittings."""
         paths = [self._record_path(layer) for layer in range(self.num_layers)]
-        paths.append(self.folder.work / REST_RECORD)
-        saved = [read_json_object(path)["source"] for path in paths if path.is_file()]
-        return dict(sorted((name, sha256) for found in saved for name, sha256 in found.items()))
+        found = [SAVED_LAYER.read(path).source for path in paths if path.is_file()]
+        if self._rest_path.is_file():
+            found.append(SAVED_REST.read(self._rest_path).source)
+        return dict(sorted((name, sha256) for reads in found for name, sha256 in reads.items()))
 
     def saved_traffic(self) -> dict[str, int]:
         """Return the bytes of the whole run, in however many sittings."""
-        rest = read_json_object(self.folder.work / REST_RECORD)
-        return total_traffic([item["timing"]["traffic"] for item in (*self.saved_records(), rest)])
+        rest = SAVED_REST.read(self._rest_path)
+        return total_traffic([*(layer.timing.traffic for layer in self.saved_layers()), rest.timing.traffic])
 
-    def write_probe(self, prompts: ProbePrompts) -> dict[str, Any]:
+    def write_probe(self, prompts: ProbePrompts) -> ReportedProbe:
         """Write the expected answers into the release; return what the report says of them."""
         if self.bench.probe is None:
-            return {"missing": prompts.reason}
-        found = [saved["probe"] for saved in self.saved_records()]
-        expected = {
-            name: [Expectation(**item) for item in items] for name, items in found[-1]["expected"].items()
-        }
+            return ReportedProbe(missing=prompts.reason)
+        found = [layer.probe for layer in self.saved_layers() if layer.probe is not None]
+        expected = found[-1].expected
+        assert expected is not None  # of the last layer
         reach = Reach(
             num_pairs=count_pairs(self.bench.network),
-            num_unreached=sum(item["num_unreached"] for item in found),
+            num_unreached=sum(layer.num_unreached for layer in found),
         )
         model_type = str(self.bench.checkpoint.config.model_type)
         answers = assemble(model_type, prompts.chosen, prompts.remarks, expected, reach)
@@ -131,29 +174,29 @@ class Committer:
             inputs: NextInputs = []
             if total is not None and self.boundary is not None and layer + 1 < self.num_layers:
                 inputs.append((self.boundary.path(layer + 1).name, self.boundary.advance(layer + 1, total)))
-            saved: dict[str, Any] = {"record": record.to_dict()}
+            probe = None
             if self.bench.probe is not None:
-                saved["probe"] = self._finish_probe_layer(self.bench.probe, layer, inputs)
+                probe = self._finish_probe_layer(self.bench.probe, layer, inputs)
             ranks = self.bench.ranks
-            usages = [usage.facts for _, usage in ranks.spread(ranks.size, self._usage)]
-            saved["source"] = self._merge_reads([usage["source"] for usage in usages])
+            usages = [RankUsage(**usage.facts) for _, usage in ranks.spread(ranks.size, self._usage)]
+            source = self._merge_reads([usage.source for usage in usages])
         except BaseException:
             writer.close()
             raise
-        timing = {
-            "seconds": round(time.monotonic() - started, 3),
-            "num_ranks": ranks.size,
-            "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
-            "traffic": total_traffic([usage["traffic"] for usage in usages]),
-        }
-        saved["timing"] = timing
-        kept: dict[str, str] = {}
-        return Commit(
-            make_durable=lambda: kept.update(self._make_durable(writer, saved, inputs, started)),
-            seal=lambda: self._seal(shard, writer, record, saved, kept),
+        done = _DoneLayer(
+            shard=shard,
+            writer=writer,
+            record=record,
+            probe=probe,
+            inputs=inputs,
+            source=source,
+            usages=usages,
+            started=started,
+            seconds=time.monotonic() - started,
         )
+        return Commit(make_durable=lambda: self._make_durable(done), seal=lambda: self._seal(done))
 
-    def _finish_probe_layer(self, probe: RunningProbe, layer: int, inputs: NextInputs) -> dict[str, Any]:
+    def _finish_probe_layer(self, probe: RunningProbe, layer: int, inputs: NextInputs) -> SavedProbe:
         """End the probe's passes through a layer; return what the layer's record says of them."""
         is_last = layer + 1 == self.num_layers
         found = probe.finish_layer(is_last=is_last)
@@ -162,47 +205,36 @@ class Committer:
             inputs.append((probe.path(layer + 1).name, persist))
         return found
 
-    def _make_durable(
-        self, writer: ShardWriter, saved: dict[str, Any], inputs: NextInputs, started: float
-    ) -> dict[str, str]:
-        """Make a layer's shard and the next layer's inputs durable; return the SHA-256 of the inputs."""
-        device, timing, kept = self.bench.device, saved["timing"], {}
+    def _make_durable(self, done: "_DoneLayer") -> None:
+        """Make a layer's shard and the next layer's inputs durable, and keep the SHA-256 of the inputs."""
+        device, inputs = self.bench.device, done.inputs
         with ThreadPoolExecutor(
             max_workers=max(1, len(inputs)), initializer=use_device, initargs=(device,)
         ) as threads:
             behind = [threads.submit(persist) for _, persist in inputs if commits_behind(device)]
             try:
-                writer.finish()
+                done.writer.finish()
             finally:
-                writer.close()
+                done.writer.close()
             for place, (name, persist) in enumerate(inputs):
-                kept[name] = behind[place].result() if behind else persist()
+                done.kept[name] = behind[place].result() if behind else persist()
         if not commits_behind(device):
-            timing["seconds"] = round(time.monotonic() - started, 3)
-        timing["traffic"] = total_traffic([timing["traffic"], written_traffic(writer)])
-        return kept
+            done.seconds = time.monotonic() - done.started
 
-    def _seal(
-        self,
-        shard: ShardPlan,
-        writer: ShardWriter,
-        record: LayerRecord,
-        saved: dict[str, Any],
-        kept: dict[str, str],
-    ) -> None:
+    def _seal(self, done: "_DoneLayer") -> None:
         """Give a durable layer's shard its name, write its record, and its line into the journal."""
-        layer, work = shard.layer_number, self.folder.work
-        publish(writer.path, self.folder.folder / shard.file_name)
-        path = self._record_path(layer)
-        write_file(path, dump_json(saved), work)
-        kept[path.name] = file_sha256(path)
-        self._commit(shard, writer, kept)
+        layer, work = done.shard.layer_number, self.folder.work
+        publish(done.writer.path, self.folder.folder / done.shard.file_name)
+        path, saved = self._record_path(layer), done.to_saved()
+        write_file(path, dump_json(saved.as_dict()), work)
+        done.kept[path.name] = file_sha256(path)
+        self._commit(done.shard, done.writer, done.kept)
         for item in (self.boundary, self.bench.probe):
             if item is not None and layer > 0:
                 discard(item.path(layer - 1))
         for leftover in (total_path(work, layer), inputs_path(work, layer)):
             discard(leftover)
-        self.progress.layer_committed(record, self.num_layers, saved["timing"]["seconds"])
+        self.progress.layer_committed(done.record, self.num_layers, saved.timing.seconds)
 
     def _write_rest(self, shard: ShardPlan) -> None:
         path = self.folder.work / f"{shard.file_name}.partial"
@@ -213,11 +245,10 @@ class Committer:
         finally:
             writer.close()
         publish(writer.path, self.folder.folder / shard.file_name)
-        path = self.folder.work / REST_RECORD
         traffic = total_traffic([self.meter.take(), written_traffic(writer)])
-        saved = {"timing": {"traffic": traffic}, "source": self.bench.reads.take()}
-        write_file(path, dump_json(saved), self.folder.work)
-        self._commit(shard, writer, {path.name: file_sha256(path)})
+        saved = SavedRest(timing=RestTiming(traffic=traffic), source=self.bench.reads.take())
+        write_file(self._rest_path, dump_json(saved.as_dict()), self.folder.work)
+        self._commit(shard, writer, {self._rest_path.name: file_sha256(self._rest_path)})
         self.progress.rest_done()
 
     def _commit(self, shard: ShardPlan, writer: ShardWriter, kept: dict[str, str]) -> None:
@@ -234,11 +265,17 @@ class Committer:
             self.bench.reads.expect(reads)
         return {name: sha256 for reads in found for name, sha256 in sorted(reads.items())}
 
+    @property
+    def _rest_path(self) -> Path:
+        return self.folder.work / REST_RECORD
+
     def _record_path(self, layer: int) -> Path:
         return self.folder.work / f"layer-{layer:05d}.json"
 
 
-def follow(bench: Workbench, plan: ReleasePlan, num_done: int, boundary: Boundary | None, work: Path) -> None:
+def follow_layers(
+    bench: Workbench, plan: ReleasePlan, num_done: int, boundary: Boundary | None, work: Path
+) -> None:
     """Do the part of a rank other than 0 in every layer that is not committed yet."""
     meter = TrafficMeter(bench.checkpoint)
     for shard in plan.shards[num_done:]:
@@ -250,7 +287,7 @@ def follow(bench: Workbench, plan: ReleasePlan, num_done: int, boundary: Boundar
 
 def run_layer(
     bench: Workbench, shard: ShardPlan, writer: ShardWriter | None, boundary: Boundary | None, work: Path
-) -> tuple[LayerRecord, Any]:
+) -> tuple[LayerRecord, Activations | None]:
     """Quantize one layer, on every rank; the result is whole on rank 0, which has the writer."""
     if boundary is None:
         return quantize_layer_alone(bench, shard, writer), None
@@ -258,7 +295,7 @@ def run_layer(
     return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
 
 
-def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+def without_quantization(config: JsonObject) -> JsonObject:
     """Return a source's config without what it says of its own quantization, also of its text model's."""
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     if isinstance(kept.get("text_config"), dict):
@@ -272,9 +309,5 @@ def discard(path: Path) -> None:
 
 
 def _usage(meter: TrafficMeter, reads: ReadLog) -> Parcel:
-    facts = {
-        "peak_memory_bytes": peak_memory_bytes(),
-        "traffic": meter.take(),
-        "source": reads.take(),
-    }
-    return Parcel(facts=facts)
+    usage = RankUsage(peak_memory_bytes=peak_memory_bytes(), traffic=meter.take(), source=reads.take())
+    return Parcel(facts=usage.as_dict())

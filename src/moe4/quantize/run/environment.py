@@ -7,12 +7,11 @@ nothing (`transfer/ranks.py`).
 
 import os
 import platform
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
+from moe4.fingerprint import RunEnvironment
 from moe4.gptq.columns import selected_path
 from moe4.gptq.products import product_dtype
 from moe4.machine.processors import read_cpuinfo, read_flags
@@ -36,30 +35,6 @@ LIBRARY_VARIABLES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunEnvironment:
-    """Where and with what a run computes; None for what it does not use."""
-
-    device: str
-    """`cpu`, or the name of the GPU."""
-    processor: str | None
-    """On a CPU: its maker, torch's class of instructions, and those for products."""
-    products: str | None
-    """On a CPU: bfloat16 or float32, the operands of GPTQ's large products."""
-    columns: str | None
-    """On a CPU: the path of GPTQ's loops over columns."""
-    torch: str
-    transformers: str
-    variables: dict[str, str]
-    """Those of LIBRARY_VARIABLES that are set."""
-    threads: int | None = None
-    """Of each process, once that is known: a run that is resumed keeps those it was begun with."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
-
-
 def find_environment(device: torch.device) -> RunEnvironment:
     """Look at this process and its machine. Raises KernelError for a variable with no such choice."""
     on_cpu = device.type == "cpu"
@@ -72,6 +47,7 @@ def find_environment(device: torch.device) -> RunEnvironment:
         torch=version("torch"),
         transformers=version("transformers"),
         variables={name: os.environ[name] for name in LIBRARY_VARIABLES if os.environ.get(name)},
+        threads=None,
     )
 
 

@@ -7,18 +7,19 @@ takes those it was begun with, if its documents, tokenizer and template are stil
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from moe4.calibration.corpus import Corpus
 from moe4.errors import CheckpointError
 from moe4.files.durable import write_file
-from moe4.files.regular import read_json_object
+from moe4.files.own import OwnFile
 from moe4.probe.form import Kind
 from moe4.probe.sequences import Chosen
 from moe4.quantize.layer.running_probe import ProbePrompts
-from moe4.schema import Own, parse
+from moe4.quantize.transfer.ranks import Parcel, Ranks
+from moe4.schema import Own
 
 TOKENS_NAME = "tokens.json"
 MOST_BYTES = 1 << 30
@@ -67,6 +68,11 @@ class KeptTokens(Own):
         return ProbePrompts(chosen=chosen, remarks=self.prompts.remarks, reason=self.prompts.reason)
 
 
+KEPT_TOKENS = OwnFile(
+    form=KeptTokens, error=CheckpointError, remedy="they are made again", max_bytes=MOST_BYTES
+)
+
+
 def inputs_digest(documents: str | None, recipe_digest: str, side_files: dict[str, str]) -> str:
     """Return a SHA-256 over what tokens come from: documents, the recipe, the tokenizer's files."""
     parts = [documents, recipe_digest, sorted(side_files.items())]
@@ -91,22 +97,18 @@ def keep_tokens(work: Path, inputs: str, corpus: Corpus | None, prompts: ProbePr
             reason=prompts.reason,
         ),
     )
-    write_file(work / TOKENS_NAME, json.dumps(kept.model_dump()).encode(), work)
+    write_file(work / TOKENS_NAME, json.dumps(kept.as_dict()).encode(), work)
 
 
-def find_kept(work: Path) -> dict[str, Any] | None:
-    """Return what the work folder keeps, as JSON; None where it keeps nothing that can be read."""
+def share_kept(work: Path | None, ranks: Ranks) -> KeptTokens | None:
+    """Return on every rank what rank 0, which has the work folder, finds kept in it; None if nothing is."""
+    found = None if work is None else _find_kept(work)
+    shared = ranks.share(Parcel(facts={} if found is None else found.as_dict())).facts
+    return KeptTokens(**shared) if shared else None
+
+
+def _find_kept(work: Path) -> KeptTokens | None:
     try:
-        return read_json_object(work / TOKENS_NAME, MOST_BYTES)
+        return KEPT_TOKENS.read(work / TOKENS_NAME)
     except CheckpointError:
         return None  # the tokens are made again, and must be those of the journal
-
-
-def parse_kept(data: dict[str, Any] | None, inputs: str) -> KeptTokens | None:
-    """Return kept tokens of the same inputs."""
-    if data is None or data.get("inputs") != inputs:
-        return None
-    try:
-        return parse(KeptTokens, data, TOKENS_NAME, CheckpointError)
-    except CheckpointError:
-        return None

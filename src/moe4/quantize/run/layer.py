@@ -6,12 +6,13 @@ experts, one expert with its Hessians and tokens, and what the page cache keeps 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from moe4.calibration.activations import Activations
+from moe4.checkpoint.report_file import ExpertRecord, LayerRecord, MatrixRecord
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
@@ -23,7 +24,7 @@ from moe4.quantize.layer.expert_stream import ExpertStream
 from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan, expert_weight
-from moe4.quantize.reporting.layer_record import LayerRecord, matrix_record
+from moe4.quantize.reporting.layer_record import expert_record, matrix_record
 from moe4.quantize.transfer.device_memory import make_activations
 from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import ExpertReader, LayerReader, Stored
@@ -37,20 +38,20 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
 
     Only rank 0 has a writer, and returns a whole record.
     """
-    record, probe = LayerRecord(layer=plan.layer_number, shard=plan.file_name), bench.probe
+    record, probe = begin_record(plan), bench.probe
     linears = [weight for stage in plan.linear_stages for weight in stage]
 
     def round_linear(number: int) -> Parcel:
         weight = linears[number]
         result = quantize_alone(bench, weight, bench.checkpoint.read(weight.name))
-        return Parcel(facts=matrix_record(result), tensors=stored_tensors(weight, result))
+        return Parcel(facts=matrix_record(result).as_dict(), tensors=stored_tensors(weight, result))
 
     for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
         write_all(writer, parcel.tensors)
         if probe is not None:
             probe.released.update(parcel.tensors)
-        record.linears[_local_name(bench, plan, linears[number])] = parcel.facts
+        record.linears[_local_name(bench, plan, linears[number])] = MatrixRecord(**parcel.facts)
     if writer is not None:
         copy_tensors(bench, plan, writer)
     if probe is not None:
@@ -65,7 +66,7 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
                 if probe is not None:
                     probe.add_expert(expert, parcel.tensors)
                 write_all(writer, parcel.tensors)
-                record.experts.append(parcel.facts)
+                record.experts.append(ExpertRecord(**parcel.facts))
                 bench.progress.expert_done(record.layer, expert)
     bench.progress.layer_done(record.layer)
     return record
@@ -84,8 +85,7 @@ def quantize_layer_gptq(
     The output, float32 [tokens, hidden], is that of the quantized layer, on a GPU or mapped in `work`.
     Only rank 0 has a writer, and returns a whole record and an output.
     """
-    layer = plan.layer_number
-    record = LayerRecord(layer=layer, shard=plan.file_name)
+    layer, record = plan.layer_number, begin_record(plan)
     keep = None if bench.probe is None else bench.probe.stored
     _read_ahead(bench, layer)
     reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, bench.ahead)
@@ -172,16 +172,19 @@ def quantize_alone(bench: Workbench, weight: QuantizedWeight, stored: Stored) ->
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
     """Return an expert's three weights rounded to nearest, or as they are."""
-    facts: dict[str, Any] = {"num_tokens": None}
     tensors, results = {}, {}
     for part in PARTS:
         weight = expert_weight(experts, expert, part)
         results[part] = quantize_alone(bench, weight, stored[part])
-        facts[part] = matrix_record(results[part])
         tensors.update(stored_tensors(weight, results[part]))
     if bench.probe is not None:
         tensors.update(bench.probe.run_expert(experts, expert, stored, results))
-    return Parcel(facts=facts, tensors=tensors)
+    return Parcel(facts=expert_record(None, results).as_dict(), tensors=tensors)
+
+
+def begin_record(plan: ShardPlan) -> LayerRecord:
+    """Return the record of a layer of which nothing is done yet."""
+    return LayerRecord(layer=plan.layer_number, shard=plan.file_name, experts=[], linears={})
 
 
 def _local_name(bench: Workbench, plan: ShardPlan, weight: QuantizedWeight) -> str:

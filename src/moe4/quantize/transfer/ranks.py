@@ -20,6 +20,7 @@ from torch import Tensor
 from moe4.errors import RankError
 from moe4.machine.allocator import return_large_blocks
 from moe4.machine.processors import num_usable
+from moe4.strict_json import JsonObject
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -30,8 +31,8 @@ AGAIN = "the committed layers are kept: run again with --resume, on any number o
 class Parcel:
     """One piece of finished work, on its way to rank 0 or from it."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Plain JSON types."""
+    facts: JsonObject = field(default_factory=dict)
+    """A typed value as plain JSON types; who takes it makes one of them again."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
