@@ -13,6 +13,7 @@ with each method's weights in place of the experts'. The last part quantizes gen
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -33,10 +34,18 @@ from fidelity.stream import quantize_experts
 from fidelity.synthetic import by_algorithm, compare, moe4_with, on_all_tokens
 from fidelity.texts import MODEL, calibration_sequences, heldout_sequences
 
+from moe4.evaluate.harness.results import task_change
 from moe4.evaluate.statistics import paired_test
 from moe4.recipe import Calibration, Gptq
 
 OURS = "moe4"
+
+
+def _change(before: list[float], after: list[float]) -> dict[str, Any]:
+    """Return what changed between answers to the same questions, as plain JSON types."""
+    found = task_change(paired_test(before, after), math.nan).as_dict()
+    del found["stderr"]
+    return found
 
 
 def say(text: str) -> None:
@@ -77,7 +86,7 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             "kl": [kl.mean, kl.standard_error],
             "agreement": [agreement.mean, agreement.standard_error],
             "accuracy": statistics.fmean(correct[name]),
-            "accuracy_change": paired_test(correct["bf16"], correct[name]).as_dict(),
+            "accuracy_change": _change(correct["bf16"], correct[name]),
             "matrix_error": {
                 part: statistics.fmean(error for name, error in errors.items() if f".{part}_proj" in name)
                 for part in ("gate", "up", "down")
@@ -109,7 +118,7 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     for name, row in rows.items():
         ratio = divergences[OURS].kl_ratio(divergences[name])
         row["moe4_kl_ratio"] = [ratio.mean, ratio.standard_error]
-        row["moe4_accuracy_change"] = paired_test(correct[name], correct[OURS]).as_dict()
+        row["moe4_accuracy_change"] = _change(correct[name], correct[OURS])
     return {
         "calibration": {"sequences": len(sequences), "tokens": sum(map(len, sequences))},
         "heldout": {"documents": len(divergences[OURS].kl), "tokens": heldout.num_tokens},

@@ -8,6 +8,7 @@ from model_fixtures import random_state, reference_config, write_checkpoint, wri
 
 from moe4.evaluate.harness.results import ScoreComparison, score
 from moe4.evaluate.harness.samples import Sample, TaskSamples
+from moe4.evaluate.result_files import to_json
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 4, "vocab_size": 64, "intermediate_size": 128}
 TASK = "k2_tiny_problems_0shot"
@@ -29,9 +30,7 @@ def write_measured_release(folder: Path, group_size: int = 64) -> Path:
     proof = out / "proof"
     proof.mkdir()
     scores = scored()
-    (proof / "evaluation.json").write_text(
-        json.dumps({**scores.as_dict(), "flips": scores.flips_as_dict(3), "run": RUN})
-    )
+    (proof / "evaluation.json").write_text(json.dumps({**to_json(scores.to_file(3)), "run": RUN}))
     (proof / "comparison.json").write_text(json.dumps({**comparison(), "run": RUN}))
     (proof / "toolcheck.json").write_text(json.dumps({**toolcheck(), "run": RUN}))
     (proof / "probe.json").write_text(json.dumps({"passed": True, "summary": "PASS", "run": RUN}))

@@ -5,19 +5,21 @@ Fields that a reader does without may be absent; none that is there may be null 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AllowInfNan, Field
 
 from moe4.errors import EvaluationError
-from moe4.files.regular import read_json_object
-from moe4.schema import NotNull, Own, parse
+from moe4.files.own import OwnFile
+from moe4.schema import NotNull, Own
+from moe4.strict_json import JsonObject
 
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 TOOLCHECK = "toolcheck.json"
 PROBE = "probe.json"
 ANSWERS = "answers.json"
+REMEDY = "measure it again: moe4 prove SOURCE OUT --again"
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -287,11 +289,12 @@ Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile, ProbeF
 def read_result(path: Path, kind: type[Result]) -> Result:
     """Return a result file, checked: the fields it has, and no others.
 
-    Raises CheckpointError if it is no JSON object, EvaluationError with every field that is wrong.
+    Raises EvaluationError with one line: what cannot be read, every field that is wrong, what to do.
     """
-    return parse(kind, read_json_object(path), path, EvaluationError)
+    writer = ("run", "versions", "moe4")
+    return OwnFile(form=kind, error=EvaluationError, remedy=REMEDY, writer=writer).read(path)
 
 
-def to_json(result: Own) -> dict[str, Any]:
+def to_json(result: Own) -> JsonObject:
     """Return a result as plain JSON types: what was measured, without version, run and stamp."""
     return result.model_dump(exclude_unset=True, by_alias=True, exclude={"version", "run", "stamp"})

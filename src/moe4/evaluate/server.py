@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe4.errors import ServeError
+from moe4.strict_json import JsonObject
 
 TIMEOUT_SECONDS = 10
 
@@ -38,12 +39,12 @@ def check_server(base_url: str, model: str) -> None:
         )
 
 
-def list_models(base_url: str) -> list[dict[str, Any]]:
+def list_models(base_url: str) -> list[JsonObject]:
     """Return what the server says of its models. Raises ServeError."""
     url = f"{base_url}/models"
     try:
         with _open(url) as answer:
-            entries: list[dict[str, Any]] = [
+            entries: list[JsonObject] = [
                 {**entry, "id": str(entry["id"])} for entry in json.load(answer)["data"]
             ]
     except urllib.error.HTTPError as error:

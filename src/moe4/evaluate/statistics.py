@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,24 +70,6 @@ class PairedTest:
             f"within noise{test}: {self.num_questions} questions show differences from "
             f"{100 * self.detectable:.2f} points on"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        recovery = self.recovery_interval
-        return {
-            "num_questions": self.num_questions,
-            "level": LEVEL,
-            "difference": self.difference,
-            "difference_interval": self.difference_interval.as_list(),
-            "recovery": self.recovery,
-            "recovery_interval": recovery.as_list() if recovery else None,
-            "gained": self.gained,
-            "lost": self.lost,
-            "mcnemar_p": self.p_value,
-            "within_noise": self.within_noise,
-            "verdict": self.verdict(),
-            "detectable_difference": self.detectable,
-            "questions_needed": {f"{value:g}": num for value, num in self.questions_needed.items()},
-        }
 
 
 def paired_test(before: Sequence[float], after: Sequence[float]) -> PairedTest:

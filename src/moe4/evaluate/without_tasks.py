@@ -6,7 +6,6 @@ Two folders: their predictions of moe4's own text are compared. A server: its to
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.comparison.compare import NUM_SEQUENCES, CompareOptions, check_comparison, compare
@@ -18,6 +17,7 @@ from moe4.evaluate.toolcheck.run import ToolcheckOptions, run_toolcheck
 from moe4.evaluate.toolcheck.summary import describe as describe_tools
 from moe4.files.durable import check_output
 from moe4.progress import OnProgress, Pace, ignore
+from moe4.strict_json import JsonObject
 
 NO_TASK = f"give --task: {', '.join(TASKS)} or any other of lm-evaluation-harness"
 NO_BASELINE = "give --against SOURCE, the checkpoint before quantization"
@@ -32,10 +32,10 @@ class Measured:
     tools: ToolcheckFile | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types; no part that was left out."""
         parts = {"comparison": self.comparison, "tools": self.tools}
-        found: dict[str, Any] = {name: to_json(part) for name, part in parts.items() if part is not None}
+        found: JsonObject = {name: to_json(part) for name, part in parts.items() if part is not None}
         return {**found, "left_out": self.left_out}
 
     def __str__(self) -> str:

@@ -51,6 +51,7 @@ from moe4.publish.report_page import render_report
 from moe4.publish.words import sentences
 from moe4.serve.command import ServeOptions
 from moe4.serve.run import RunningServer, prepare, serving
+from moe4.strict_json import JsonObject
 from moe4.units import percent
 from moe4.verify.checks import verify
 from moe4.vllm_facts import flags
@@ -88,7 +89,7 @@ class Proved:
     def __str__(self) -> str:
         return describe(self)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types; no part that was left out."""
         parts = {
             "evaluation": self.evaluation,
@@ -180,9 +181,7 @@ class _Measuring:
         self._without = (*options.skip, *without)
         self._probe_result: ServerVerdict | None = None
 
-    def part(
-        self, part: str, name: str, kind: type[Result], measure: Callable[[], dict[str, Any]]
-    ) -> Result | None:
+    def part(self, part: str, name: str, kind: type[Result], measure: Callable[[], Result]) -> Result | None:
         """Return the result of a part; None for one that is left out."""
         if part in self._without:
             return None
@@ -193,24 +192,24 @@ class _Measuring:
             found = read_result(path, kind)
             self._say(f"{part}: measured already, {path}")
             return found
-        measured = measure()
-        run = record_run(self._options.command()).model_dump()
-        write_json(path, {"version": 1, **measured, "run": run, "stamp": stamp})
+        found = measure()
+        added = {"version": found.version, "run": record_run(self._options.command()), "stamp": stamp}
+        write_json(path, found.model_copy(update=added).as_dict())
         self._say(f"{part}: {time.monotonic() - began:.0f} s")
         return read_result(path, kind)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> EvaluationFile:
         """Ask both models the tasks' questions."""
         found = run_evaluation(self._options.evaluation, self._say, self._on_progress)
         write_scores(self._options.release / PROOF_FOLDER / ANSWERS, found)
-        return {**found.as_dict(), "flips": found.flips_as_dict(MOST_FLIPS)}
+        return found.to_file(MOST_FLIPS)
 
-    def compare(self) -> dict[str, Any]:
+    def compare(self) -> ComparisonFile:
         """Compare both models' predictions of a text."""
         self._say("comparing predictions, token by token")
-        return to_json(compare(self._options.comparison, self._say, self._on_progress))
+        return compare(self._options.comparison, self._say, self._on_progress)
 
-    def check_tools(self) -> dict[str, Any]:
+    def check_tools(self) -> ToolcheckFile:
         """Ask one server after the other, so that the two models need not fit beside each other."""
         options = self._options
         asked = replace(options.toolcheck, output=options.release / PROOF_FOLDER / "tool-answers.jsonl")
@@ -232,9 +231,9 @@ class _Measuring:
                 replies |= ask_endpoints(asked, requests, {name: endpoint}, pace.count)
                 if name == "release" and "probe" not in self._without:
                     self._probe_result = self._ask_probe(server)
-        return to_json(judge(asked, requests, endpoints, replies))
+        return judge(asked, requests, endpoints, replies)
 
-    def ask_probe(self) -> dict[str, Any]:
+    def ask_probe(self) -> ProbeFile:
         """Ask a server of the release for its expected answers, unless it was asked beside its tool calls."""
         release = self._options.release
         found = self._probe_result
@@ -242,7 +241,7 @@ class _Measuring:
             self._say(f"serving {release} and asking it for its expected answers")
             with self._serving(release) as server:
                 found = self._ask_probe(server)
-        return {"passed": bool(found["ok"]), "summary": describe_shortly(found)}
+        return ProbeFile(passed=bool(found["ok"]), summary=describe_shortly(found))
 
     def _ask_probe(self, server: RunningServer) -> ServerVerdict:
         pace = Pace(self._on_progress, "asking for the expected answers")

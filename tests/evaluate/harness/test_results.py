@@ -12,6 +12,7 @@ from lm_eval.api.metrics import mean_stderr
 from moe4.evaluate.harness.results import Score, ScoreComparison, compare, percent
 from moe4.evaluate.harness.results import score as score_task
 from moe4.evaluate.harness.samples import Sample, TaskSamples
+from moe4.evaluate.result_files import JudgedAnswer
 
 
 def samples(outcomes: list[bool]) -> list[Sample]:
@@ -99,9 +100,9 @@ def test_the_json() -> None:
     assert low < 89 / 90 < high
     assert task["change"]["within_noise"] is True
     assert set(task["change"]["questions_needed"]) == {"0.001", "0.005", "0.01"}
-    answers = comparison().samples_as_dict()["k2_tiny_problems"]
-    assert answers[99]["baseline"] == {"response": "#### 8", "value": 0.0}
-    assert answers[99]["release"] == {"response": "#### 7", "value": 1.0}
+    answers = comparison().answers()["k2_tiny_problems"]
+    assert answers[99].baseline == JudgedAnswer(response="#### 8", value=0.0)
+    assert answers[99].release == JudgedAnswer(response="#### 7", value=1.0)
 
 
 def test_one_question_has_no_standard_error() -> None:

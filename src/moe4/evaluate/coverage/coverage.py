@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.weights import open_model
 from moe4.progress import OnProgress, Pace, ignore
+from moe4.strict_json import JsonObject
 from moe4.units import layer_done
 
 REFERENCE_DOCUMENTS = 256  # of the reference model's generator, which has no end
@@ -186,7 +186,7 @@ class CoverageSummary:
         """Whether calibration and evaluation share no text; true where that was not asked."""
         return self.overlap is None or not self.overlap.num_overlapping
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types, without what was not asked for."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 

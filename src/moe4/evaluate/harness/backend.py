@@ -17,6 +17,7 @@ from moe4.evaluate.harness.cache import AnswerCache, folder_identity
 from moe4.evaluate.harness.request import TASKS, TASKS_FOLDER, EvaluationRequest
 from moe4.evaluate.harness.samples import TaskSamples, read_task
 from moe4.evaluate.server import local_model_folder, server_version
+from moe4.strict_json import JsonObject
 from moe4.vllm_facts.distribution import find_distribution, is_for_cpus, under_its_own_name
 
 MAX_MODEL_LEN = 4096
@@ -46,10 +47,10 @@ def evaluate(request: EvaluationRequest) -> dict[str, TaskSamples]:
     return {name: read_task(name, list(tasks), results) for name, tasks in leaves.items()}
 
 
-def load_task(manager: Any, name: str) -> dict[str, Any]:
+def load_task(manager: Any, name: str) -> dict[str, object]:
     """Return the harness' tasks behind a name: one, or those of a group. Raises EvaluationError."""
     try:
-        tasks: dict[str, Any] = manager.load([name])["tasks"]
+        tasks: dict[str, object] = manager.load([name])["tasks"]
     except EvaluationError:
         raise
     except (KeyError, ValueError) as error:
@@ -64,7 +65,7 @@ def load_task(manager: Any, name: str) -> dict[str, Any]:
     return tasks
 
 
-def start_model(backend: str, arguments: dict[str, Any]) -> Any:
+def start_model(backend: str, arguments: JsonObject) -> Any:
     """Return the harness' model."""
     from lm_eval.api.registry import get_model
 
@@ -74,7 +75,7 @@ def start_model(backend: str, arguments: dict[str, Any]) -> Any:
     return get_model(backend).create_from_arg_obj(arguments, {"batch_size": batch_size})
 
 
-def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, Any]) -> AnswerCache | None:
+def open_cache(request: EvaluationRequest, backend: str, arguments: JsonObject) -> AnswerCache | None:
     """Return the cache of this model through this engine; None where it is off or the model is unknown.
 
     Answers belong to a model's files. A server's files are seen if it is this machine's and names their
@@ -84,7 +85,7 @@ def open_cache(request: EvaluationRequest, backend: str, arguments: dict[str, An
         return None
     folder = Path(request.cache_folder)
     settings = {key: value for key, value in arguments.items() if key not in ("pretrained", "num_concurrent")}
-    engine: dict[str, Any] = {"backend": backend, "settings": settings}
+    engine: JsonObject = {"backend": backend, "settings": settings}
     engine["lm_eval"] = importlib.metadata.version("lm_eval")
     if request.base_url is None:
         distribution = find_distribution()
@@ -124,7 +125,7 @@ def task_manager(request: EvaluationRequest) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    metadata: dict[str, Any] = {"data": request.data_folder, "gsm8k": request.gsm8k_folder}
+    metadata: JsonObject = {"data": request.data_folder, "gsm8k": request.gsm8k_folder}
     folders = [str(TASKS_FOLDER), *([request.include_path] if request.include_path else [])]
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if set(request.tasks) <= set(manager.all_tasks):
@@ -132,10 +133,10 @@ def task_manager(request: EvaluationRequest) -> Any:
     return TaskManager(include_path=folders, metadata=metadata)
 
 
-def backend_arguments(request: EvaluationRequest) -> tuple[str, dict[str, Any]]:
+def backend_arguments(request: EvaluationRequest) -> tuple[str, JsonObject]:
     """Return the harness' backend and its arguments."""
     if request.base_url is not None:
-        arguments: dict[str, Any] = {
+        arguments: JsonObject = {
             "model": request.model,
             "base_url": f"{request.base_url}/completions",
             "tokenizer_backend": None,

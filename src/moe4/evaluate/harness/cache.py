@@ -14,6 +14,7 @@ from typing import Any
 
 from moe4.errors import EvaluationError
 from moe4.files.durable import file_sha256, make_folder, write_output
+from moe4.strict_json import JsonObject
 
 # What a model's answers depend on: weights, configs, tokenizer, chat template, code.
 MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".jinja", ".model", ".py", ".txt", ".tiktoken"))
@@ -60,10 +61,10 @@ def _read_memo(path: Path) -> dict[str, list[Any]]:
 class AnswerCache:
     """The answers of one model through one engine, in memory and on disk."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: JsonObject) -> None:
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.path = folder / f"{name}.jsonl"
-        self._answers: dict[str, Any] = {}
+        self._answers: JsonObject = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.exists():

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.harness.backend import require_harness
@@ -21,9 +20,11 @@ from moe4.evaluate.harness.request import (
 )
 from moe4.evaluate.harness.results import Score, ScoreComparison
 from moe4.evaluate.harness.run import evaluate_model
+from moe4.evaluate.result_files import to_json
 from moe4.evaluate.server import check_server, normalise_url
 from moe4.files.durable import check_output, write_output
 from moe4.progress import OnProgress, ignore
+from moe4.strict_json import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,9 +119,9 @@ def run_evaluation(
 
 def write_scores(path: Path, comparison: ScoreComparison) -> None:
     """Write the scores and every answer as JSON, whole or not at all."""
-    write_json(path, comparison.as_dict() | {"samples": comparison.samples_as_dict()})
+    write_json(path, to_json(comparison.to_file(with_answers=True)))
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: JsonObject) -> None:
     """Write a JSON file, whole or not at all. Raises OutputError."""
     write_output(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -3,11 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from moe4.escape import visible
 from moe4.evaluate.harness.samples import Sample, TaskSamples
-from moe4.evaluate.statistics import PairedTest, paired_test
+from moe4.evaluate.result_files import (
+    AnswerPair,
+    EvaluationFile,
+    JudgedAnswer,
+    TaskChange,
+    TaskResult,
+    to_json,
+)
+from moe4.evaluate.statistics import LEVEL, PairedTest, paired_test
+from moe4.schema import given
+from moe4.strict_json import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +33,9 @@ class Score:
     def values(self) -> list[float]:
         return [sample.value for sample in self.samples]
 
-    def as_dict(self) -> dict[str, float]:
-        return {self.metric: self.mean, "stderr": self.stderr}
+    def figures(self) -> dict[str, float | None]:
+        """Return the mean under its metric's name; one question has no standard error."""
+        return {self.metric: self.mean, "stderr": None if math.isnan(self.stderr) else self.stderr}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,60 +101,57 @@ class ScoreComparison:
             return None
         return compare(self.baseline_scores[task], self.scores[task])
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything but the answers, ready for JSON (a standard error of one question is null)."""
-        tasks: dict[str, Any] = {}
-        for task, after in self.scores.items():
-            entry: dict[str, Any] = {
-                "num_fewshot": after.num_fewshot,
-                "num_questions": len(after.samples),
-                "metric": after.metric,
-            }
-            change = self.change(task)
-            if change is not None and self.baseline_scores is not None:
-                entry["baseline"] = self.baseline_scores[task].as_dict()
-            entry["release"] = after.as_dict()
-            if change is not None:
-                entry["change"] = {**change.test.as_dict(), "stderr": change.stderr}
-            tasks[task] = entry
-        result = {
-            "release": self.release,
-            "baseline": self.baseline,
-            "tasks": tasks,
-        }
-        return {key: _without_nan(value) for key, value in result.items()}
+    def to_file(self, most_flips: int | None = None, *, with_answers: bool = False) -> EvaluationFile:
+        """Return what is written of it; with as many of each task's flips, with every answer.
 
-    def flips_as_dict(self, most: int) -> dict[str, Any]:
-        """Return by task the first questions that one model answered better than the other."""
-        found: dict[str, Any] = {}
-        for task, pairs in self.samples_as_dict().items():
-            flipped = [
-                pair
-                for pair in pairs
-                if "baseline" in pair and pair["baseline"]["value"] != pair["release"]["value"]
-            ]
-            if flipped:
-                found[task] = flipped[:most]
-        return found
+        A flip is a question that one model answered better than the other.
+        """
+        answers = self.answers() if with_answers or most_flips is not None else {}
+        flips = {task: [pair for pair in pairs if _is_flip(pair)] for task, pairs in answers.items()}
+        return EvaluationFile(
+            release=self.release,
+            baseline=self.baseline,
+            tasks={task: self._task(task) for task in self.scores},
+            **given(
+                samples=answers if with_answers else None,
+                flips=None
+                if most_flips is None
+                else {task: found[:most_flips] for task, found in flips.items() if found},
+            ),
+        )
 
-    def samples_as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
+        """Return plain JSON types: everything but the answers."""
+        return to_json(self.to_file())
+
+    def answers(self) -> dict[str, list[AnswerPair]]:
         """Return every answer, by task."""
-        samples: dict[str, Any] = {}
+        found = {}
         for task, after in self.scores.items():
-            before = (
-                self.baseline_scores[task].samples if self.baseline_scores else [None] * len(after.samples)
-            )
-            samples[task] = [
-                {
-                    "number": new.number,
-                    "question": new.question,
-                    "target": new.target,
-                    **({"baseline": {"response": old.response, "value": old.value}} if old else {}),
-                    "release": {"response": new.response, "value": new.value},
-                }
+            alone = (None,) * len(after.samples)
+            before = self.baseline_scores[task].samples if self.baseline_scores else alone
+            found[task] = [
+                AnswerPair(
+                    number=new.number,
+                    question=new.question,
+                    target=new.target,
+                    **given(baseline=old and JudgedAnswer(response=old.response, value=old.value)),
+                    release=JudgedAnswer(response=new.response, value=new.value),
+                )
                 for old, new in zip(before, after.samples, strict=True)
             ]
-        return samples
+        return found
+
+    def _task(self, task: str) -> TaskResult:
+        after, change = self.scores[task], self.change(task)
+        before = self.baseline_scores[task].figures() if self.baseline_scores is not None else None
+        return TaskResult(
+            num_fewshot=after.num_fewshot,
+            num_questions=len(after.samples),
+            metric=after.metric,
+            release=after.figures(),
+            **given(baseline=before, change=change and task_change(change.test, change.stderr)),
+        )
 
     def __str__(self) -> str:
         return self.table()
@@ -190,7 +197,26 @@ def percent(value: float, stderr: float, *, sign: bool = False) -> str:
     return f"{text} %" if math.isnan(stderr) else f"{text} ± {100 * stderr:.2f} %"
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def task_change(test: PairedTest, stderr: float) -> TaskChange:
+    """Return what a file says of a change; stderr: of the mean difference, NaN of one question."""
+    recovery = test.recovery_interval
+    return TaskChange(
+        num_questions=test.num_questions,
+        level=LEVEL,
+        difference=test.difference,
+        difference_interval=test.difference_interval.as_list(),
+        recovery=test.recovery,
+        recovery_interval=recovery.as_list() if recovery else None,
+        gained=test.gained,
+        lost=test.lost,
+        mcnemar_p=test.p_value,
+        within_noise=test.within_noise,
+        verdict=test.verdict(),
+        detectable_difference=test.detectable,
+        questions_needed={f"{value:g}": num for value, num in test.questions_needed.items()},
+        stderr=None if math.isnan(stderr) else stderr,
+    )
+
+
+def _is_flip(pair: AnswerPair) -> bool:
+    return pair.baseline is not None and pair.baseline.value != pair.release.value

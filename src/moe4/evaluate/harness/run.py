@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.harness.request import EvaluationRequest
@@ -17,6 +17,7 @@ from moe4.evaluate.harness.results import Score, score
 from moe4.evaluate.harness.samples import Sample, TaskSamples
 from moe4.evaluate.server import api_key
 from moe4.progress import OnProgress, Progress, ignore
+from moe4.strict_json import JsonObject
 
 STOP_SECONDS = 20
 # A progress bar of tqdm, which ends in a carriage return: name, percent, bar, counts, time gone and left.
@@ -55,7 +56,7 @@ def evaluate_model(request: EvaluationRequest, on_progress: OnProgress = ignore)
     return {task: score(_read_answer(found)) for task, found in answer["tasks"].items()}
 
 
-def _read_answer(found: dict[str, Any]) -> TaskSamples:
+def _read_answer(found: JsonObject) -> TaskSamples:
     return TaskSamples(**found | {"samples": tuple(Sample(**sample) for sample in found["samples"])})
 
 

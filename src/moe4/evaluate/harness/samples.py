@@ -4,9 +4,9 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from moe4.errors import EvaluationError
+from moe4.strict_json import JsonObject
 
 STRICT = "strict-match"  # where a task has several filters, the one that counts
 
@@ -35,7 +35,7 @@ class TaskSamples:
     samples: tuple[Sample, ...]
 
 
-def read_task(name: str, leaves: list[str], results: dict[str, Any]) -> TaskSamples:
+def read_task(name: str, leaves: list[str], results: JsonObject) -> TaskSamples:
     """Return the answers to a task, or to all tasks of a group one after another.
 
     The metric is the task's first whose result is the mean over questions and of which more is better.
@@ -66,9 +66,7 @@ def read_task(name: str, leaves: list[str], results: dict[str, Any]) -> TaskSamp
     )
 
 
-def _usable_metrics(
-    leaf: str, logged: list[dict[str, Any]], results: dict[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _usable_metrics(leaf: str, logged: list[JsonObject], results: JsonObject) -> Iterator[tuple[str, str]]:
     """Yield (metric, filter), the strict filter first."""
     filters = list(dict.fromkeys(entry["filter"] for entry in logged))
     filters.sort(key=lambda name: name != STRICT)
@@ -90,7 +88,7 @@ def _usable_metrics(
                 yield metric, filter_name
 
 
-def _sample(entry: dict[str, Any], metric: str, number: int) -> Sample:
+def _sample(entry: JsonObject, metric: str, number: int) -> Sample:
     question = entry["doc"].get("question") if isinstance(entry["doc"], dict) else None
     answer = entry["resps"][0][0]
     return Sample(

@@ -11,10 +11,10 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from moe4.errors import Moe4Error
 from moe4.evaluate.harness.request import EvaluationRequest
+from moe4.strict_json import JsonObject
 
 # For vLLM on CPUs, where the user has not chosen: GiB for the cache of keys and values.
 ENVIRONMENT = {
@@ -33,7 +33,7 @@ def main(request_path: Path, answer_path: Path) -> None:
     fields = json.loads(request_path.read_text(encoding="utf-8"))
     request = EvaluationRequest(**fields | {"tasks": tuple(fields["tasks"])})
     try:
-        answer: dict[str, Any] = {"tasks": {task: asdict(found) for task, found in evaluate(request).items()}}
+        answer: JsonObject = {"tasks": {task: asdict(found) for task, found in evaluate(request).items()}}
     except Moe4Error as error:
         answer = {"error": str(error)}
     answer_path.write_text(json.dumps(answer), encoding="utf-8")

@@ -13,6 +13,7 @@ from referencing.exceptions import Unresolvable
 
 from moe4.evaluate.toolcheck.client import Reply
 from moe4.evaluate.toolcheck.requests import Call, ToolRequest
+from moe4.strict_json import JsonObject
 
 # Special tokens of Kimi's chat form; none may reach a client as text.
 MARKER = re.compile(r"<\|(?:tool_calls?_\w+|im_\w+|media_\w+)\|>|\[(?:EOS|BOS|EOT)\]")
@@ -75,7 +76,7 @@ def _finish_fits(reply: Reply) -> bool:
     return (reply.finish_reason == "tool_calls") == bool(reply.calls)
 
 
-def _schema_fault(request: ToolRequest, call: dict[str, Any]) -> str | None:
+def _schema_fault(request: ToolRequest, call: JsonObject) -> str | None:
     """Return what is wrong with a call's name or arguments."""
     function = request.tools.get(call["name"])
     if function is None:
@@ -101,7 +102,7 @@ def parse_arguments(arguments: Any) -> Any:
     return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
-def _calls_exact(expected: Sequence[Call] | None, calls: Sequence[dict[str, Any]]) -> bool | None:
+def _calls_exact(expected: Sequence[Call] | None, calls: Sequence[JsonObject]) -> bool | None:
     """Say whether names and arguments of all calls are the expected ones, in order."""
     if expected is None:
         return None
@@ -141,7 +142,7 @@ def _difference(whole: Reply, streamed: Reply) -> str | None:
     return None if whole.content.strip() == streamed.content.strip() else "the text differs"
 
 
-def _id_form(calls: Sequence[dict[str, Any]]) -> bool:
+def _id_form(calls: Sequence[JsonObject]) -> bool:
     matches = [CALL_ID.fullmatch(str(call["id"])) for call in calls]
     return all(
         match is not None and match["name"] == call["name"]
@@ -149,7 +150,7 @@ def _id_form(calls: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def _id_counts(request: ToolRequest, calls: Sequence[dict[str, Any]]) -> bool:
+def _id_counts(request: ToolRequest, calls: Sequence[JsonObject]) -> bool:
     """Say whether the numbers in the ids go on counting the conversation's calls."""
     first = request.num_earlier_calls
     wanted = [f"functions.{call['name']}:{first + place}" for place, call in enumerate(calls)]

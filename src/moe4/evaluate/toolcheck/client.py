@@ -4,9 +4,10 @@ import asyncio
 import json
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
+
+from moe4.strict_json import JsonObject
 
 RETRIED_STATUS = frozenset((408, 409, 429, 500, 502, 503, 504))
 FIRST_WAIT_SECONDS = 0.5
@@ -34,14 +35,14 @@ class Reply:
 
     finish_reason: str | None = None
     content: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    usage: dict[str, Any] | None = None
+    calls: list[JsonObject] = field(default_factory=list)
+    usage: JsonObject | None = None
     error: str | None = None
     attempts: int = 1
 
 
 async def ask(
-    client: httpx.AsyncClient, endpoint: Endpoint, body: dict[str, Any], *, stream: bool, max_retries: int
+    client: httpx.AsyncClient, endpoint: Endpoint, body: JsonObject, *, stream: bool, max_retries: int
 ) -> Reply:
     """Return the reply; one with `error` where the server refuses or every attempt failed."""
     sent = {**body, "model": endpoint.model, "stream": stream}
@@ -87,14 +88,14 @@ async def _read_whole(response: httpx.Response) -> Reply:
     )
 
 
-def _usage(answer: dict[str, Any]) -> dict[str, Any] | None:
+def _usage(answer: JsonObject) -> JsonObject | None:
     """Return an answer's token counts, if they have their form."""
     usage = answer.get("usage")
     return usage if isinstance(usage, dict) else None
 
 
 async def _read_stream(response: httpx.Response) -> Reply:
-    reply, calls = Reply(), dict[int, dict[str, Any]]()
+    reply, calls = Reply(), dict[int, JsonObject]()
     ended = False
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
@@ -120,7 +121,7 @@ async def _read_stream(response: httpx.Response) -> Reply:
     return reply
 
 
-def _add_piece(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
+def _add_piece(calls: dict[int, JsonObject], piece: JsonObject) -> None:
     call = calls.setdefault(int(piece.get("index") or 0), {"id": None, "name": "", "arguments": ""})
     function = piece.get("function") or {}
     call["id"] = piece.get("id") or call["id"]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -21,10 +21,11 @@ from moe4.errors import CheckpointError, EvaluationError
 from moe4.evaluate.built_in import HARD_CASES
 from moe4.files.regular import read_lines, read_text
 from moe4.schema import Foreign, decode, parse
+from moe4.strict_json import JsonObject
 
 NOT_SENT = ("expected", "name", "stream", "stream_options", "model")
 
-Call = dict[str, Any]
+Call = JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +37,12 @@ class ToolRequest:
 
     where: str
     name: str
-    body: dict[str, Any]
+    body: JsonObject
     expected_call: bool | None
     expected_calls: tuple[Call, ...] | None
 
     @property
-    def tools(self) -> dict[str, dict[str, Any]]:
+    def tools(self) -> dict[str, JsonObject]:
         """The declared functions by name."""
         return {tool["function"]["name"]: tool["function"] for tool in self.body.get("tools") or []}
 
@@ -104,7 +105,7 @@ def reference_decisions(path: Path) -> dict[str, bool]:
 
 class _Function(Foreign):
     name: Annotated[str, Field(min_length=1)]
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
 
 
 class _Tool(Foreign):
@@ -113,12 +114,12 @@ class _Tool(Foreign):
 
 class _Message(Foreign):
     role: Annotated[str, Field(min_length=1)]
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[JsonObject] | None = None
 
 
 class _Call(Foreign):
     name: str
-    arguments: dict[str, Any]
+    arguments: JsonObject
 
 
 class _Expected(Foreign):
@@ -142,11 +143,11 @@ class _Request(Foreign):
 class _Answered(Foreign):
     """A line of a results file."""
 
-    request: dict[str, Any]
+    request: JsonObject
     finish_reason: str | None
 
 
-def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
     try:
         lines = read_text(path).splitlines()
     except CheckpointError as error:
@@ -156,14 +157,14 @@ def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}:{number}", _parse_object(line, f"{path}:{number}")
 
 
-def _parse_object(line: str | bytes, where: str) -> dict[str, Any]:
+def _parse_object(line: str | bytes, where: str) -> JsonObject:
     data = decode(line, where, EvaluationError)
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: expected an object, found {line.strip()[:40]!r}")
     return data
 
 
-def _from_body(data: dict[str, Any], where: str) -> ToolRequest:
+def _from_body(data: JsonObject, where: str) -> ToolRequest:
     read = parse(_Request, data, where, EvaluationError)
     called, calls = None, None
     if read.expected is not None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -25,7 +24,9 @@ from moe4.evaluate.toolcheck.requests import (
 )
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
 from moe4.files.durable import append_line, check_output
-from moe4.schema import Foreign, Own, parse
+from moe4.files.own import OwnFile
+from moe4.schema import Growing, Own, given
+from moe4.strict_json import JsonObject
 
 FIRST_KEY = '{"data_index":'  # of every line of --output
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty")
@@ -109,16 +110,15 @@ def judge(
         name: summarize_endpoint(endpoint.model, outcomes[name], thresholds)
         for name, endpoint in endpoints.items()
     }
-    values: dict[str, Any] = {}  # of a baseline, where there is one
+    agreement = None
     if "baseline" in outcomes:
-        values["baseline"] = results["baseline"]
-        values["agreement"] = compare_endpoints(outcomes["release"], outcomes["baseline"])
+        agreement = compare_endpoints(outcomes["release"], outcomes["baseline"])
     return ToolcheckFile(
         requests=[visible(path.name) for path in request_files(options.requests)],
         num_requests=len(requests),
         greedy=not options.keep_sampling,
         release=results["release"],
-        **values,
+        **given(baseline=results.get("baseline"), agreement=agreement),
     )
 
 
@@ -167,49 +167,55 @@ class _Run:
                     client, endpoint, request.body, stream=stream, max_retries=self._options.max_retries
                 )
             if self._options.output is not None:
-                entry = _entry(name, number, stream, request, endpoint, reply)
-                entry |= {"hash": key, "duration_ms": round(1000 * (time.monotonic() - began))}
-                _keep(self._options.output, entry)
+                answer = KeptAnswer(
+                    data_index=number + 1,
+                    endpoint=name,
+                    streamed=stream,
+                    request={**request.body, "model": endpoint.model},
+                    status="success" if reply.error is None else "failed",
+                    finish_reason=reply.finish_reason,
+                    reply=KeptReply(**asdict(reply)),
+                    hash=key,
+                    duration_ms=round(1000 * (time.monotonic() - began)),
+                )
+                _keep(self._options.output, answer)
         self._replies[name, number, stream] = reply
         self._progress(len(self._replies), self._total)
 
 
-def _entry(
-    name: str, number: int, stream: bool, request: ToolRequest, endpoint: Endpoint, reply: Reply
-) -> dict[str, Any]:
-    """Return a line of --output, which the K2 Vendor Verifier's readers understand."""
-    return {
-        "data_index": number + 1,
-        "endpoint": name,
-        "streamed": stream,
-        "request": {**request.body, "model": endpoint.model},
-        "status": "success" if reply.error is None else "failed",
-        "finish_reason": reply.finish_reason,
-        "reply": asdict(reply),
-    }
+class KeptReply(Own):
+    """An answer that is kept; error: why there is none."""
 
-
-def _keep(path: Path, entry: dict[str, Any]) -> None:
-    try:
-        append_line(path, json.dumps(entry, ensure_ascii=False))
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
-
-
-class _KeptReply(Own):
     finish_reason: str | None
     content: str
-    calls: list[dict[str, Any]]
-    usage: dict[str, Any] | None
-    error: None
+    calls: list[JsonObject]
+    usage: JsonObject | None
+    error: str | None
     attempts: int
 
 
-class _Kept(Foreign):
-    """A line of --output that is used again."""
+class KeptAnswer(Growing):
+    """A line of --output, which the K2 Vendor Verifier's readers understand."""
 
+    data_index: int
+    endpoint: str
+    streamed: bool
+    request: JsonObject
+    status: str
+    finish_reason: str | None
+    reply: KeptReply
     hash: str
-    reply: _KeptReply
+    duration_ms: int
+
+
+KEPT_ANSWER = OwnFile(form=KeptAnswer, error=EvaluationError, remedy="remove the line, or name another file")
+
+
+def _keep(path: Path, answer: KeptAnswer) -> None:
+    try:
+        append_line(path, json.dumps(answer.as_dict(), ensure_ascii=False))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _read_kept(path: Path) -> dict[str, Reply]:
@@ -235,8 +241,8 @@ def _read_kept(path: Path) -> dict[str, Reply]:
         except (ValueError, RecursionError):  # the last line of a run that was killed
             continue
         if isinstance(entry, dict) and entry.get("status") == "success" and "reply" in entry:
-            line = parse(_Kept, entry, f"{path}:{number}", EvaluationError)
-            kept[line.hash] = Reply(**line.reply.model_dump())
+            line = KEPT_ANSWER.parse(entry, f"{path}, line {number},")
+            kept[line.hash] = Reply(**line.reply.as_dict())
     return kept
 
 
