@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from moe4 import errors
 from moe4.errors import Moe4Error
+from moe4.strict_json import JsonObject
 
 Item = TypeVar("Item")
 ANSWER_SHARE = 4  # an answer has at most this part of the bytes that its item may take
@@ -118,7 +119,7 @@ def _work(
         os._exit(0)
 
 
-def _answer(function: Callable[[Item], Any], item: Item, limits: Bounds) -> dict[str, Any]:
+def _answer(function: Callable[[Item], Any], item: Item, limits: Bounds) -> JsonObject:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = _address_space() + limits.num_bytes
     try:
@@ -144,7 +145,7 @@ def _address_space() -> int:
     return int(pages) * resource.getpagesize()
 
 
-def _unpack(answer: dict[str, Any], number: int, limits: Bounds) -> Any:
+def _unpack(answer: JsonObject, number: int, limits: Bounds) -> Any:
     if "value" in answer:
         return answer["value"]
     if "memory" in answer:

@@ -35,6 +35,7 @@ from pydantic_core import PydanticCustomError
 
 from moe4.errors import RecipeError
 from moe4.schema import Own, fault_line, parse, show
+from moe4.strict_json import JsonObject
 
 Method = Literal["gptq", "rtn", "copy"]
 Target = Literal["experts", "attention", "shared_experts", "dense_mlps"]
@@ -173,7 +174,7 @@ class Recipe(Settings):
         """The budget in bytes; None if there is none."""
         return parse_size(self.memory_budget, "memory_budget") if self.memory_budget else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the resolved recipe as plain JSON types, in the order of the fields."""
         resolved = self.model_dump()
         resolved["targets"] = list(self.targets)
@@ -181,7 +182,7 @@ class Recipe(Settings):
         return resolved
 
     @staticmethod
-    def from_dict(data: dict[str, Any], where: str = "recipe") -> "Recipe":
+    def from_dict(data: JsonObject, where: str = "recipe") -> "Recipe":
         """Build a recipe from parsed TOML or JSON. Raises RecipeError, with `where` in the message."""
         return parse(Recipe, data, where, RecipeError)
 

@@ -6,9 +6,9 @@ of it.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from moe4 import extras
+from moe4.strict_json import JsonObject
 
 NAME = "reference"
 TEXT = "heldout-chats.jsonl"
@@ -20,7 +20,7 @@ def is_asked_for(path: Path | None) -> bool:
     return path is not None and str(path) == NAME
 
 
-def generate_documents(num_documents: int, seed: int) -> Iterator[dict[str, Any]]:
+def generate_documents(num_documents: int, seed: int) -> Iterator[JsonObject]:
     """Yield calibration documents, {messages, tools} or {text}. Raises MissingDependencyError."""
     extras.require("k2tiny")
     from k2tiny.corpus import calibration_documents

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe4.api.operation import PathLike, Text, operation, optional_path, paths
+from moe4.strict_json import JsonObject
 
 if TYPE_CHECKING:
     from moe4.deploy.lint.finding import Finding
@@ -28,11 +29,11 @@ class LintResult:
         """Whether there is no error. What was not read may hold some: `count("unread")`."""
         return not self.count("error")
 
-    def as_list(self) -> list[dict[str, Any]]:
+    def as_list(self) -> list[JsonObject]:
         """Return the findings as plain JSON types."""
         return [finding.as_dict() for finding in self.findings]
 
-    def as_sarif(self) -> dict[str, Any]:
+    def as_sarif(self) -> JsonObject:
         """Return the findings as SARIF 2.1.0."""
         from moe4.deploy.lint.sarif import sarif
 

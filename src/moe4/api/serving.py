@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from moe4.api.operation import (
     say,
 )
 from moe4.progress import OnProgress, ignore
+from moe4.strict_json import JsonObject
 
 if TYPE_CHECKING:
     from moe4.deploy.smoke import SmokeOutcome
@@ -146,7 +147,7 @@ def chat(
     from moe4.serve.chat import Conversation, connect
 
     client, name = connect(base_url, model)
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    options: JsonObject = {"max_tokens": max_tokens, "temperature": temperature}
     given = {key: value for key, value in options.items() if value is not None}
     return Conversation(client=client, model=name, system=system, options=given)
 
@@ -164,7 +165,7 @@ class SmokeResult:
         """Whether every answer was right."""
         return all(check.ok for check in self.checks)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         checks = [asdict(check) for check in self.checks]
         return {"url": self.url, "model": self.model, "ok": self.ok, "checks": checks}

@@ -2,9 +2,10 @@
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe4.api.operation import Text, operation
+from moe4.strict_json import JsonObject
 
 if TYPE_CHECKING:
     from moe4.deploy.sizing.fit import Fit
@@ -33,11 +34,11 @@ class Sizing:
         """Whether it works on the machine asked for; true for the table."""
         return self.surveyed or self.fits[0].works
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         from moe4.deploy.sizing.describe import fit_facts, release_facts
 
-        facts: dict[str, Any] = {"release": release_facts(self.release, self.disk)}
+        facts: JsonObject = {"release": release_facts(self.release, self.disk)}
         if not self.surveyed:
             return facts | {"fit": fit_facts(self.fits[0])}
         picked = {"smallest": self.smallest, "recommended": self.recommended}

@@ -12,8 +12,9 @@ from typing import Any
 from moe4.calibration.content_format import loops_over_content
 from moe4.calibration.formats import Document
 from moe4.errors import CalibrationError
+from moe4.strict_json import JsonObject
 
-Message = dict[str, Any]
+Message = JsonObject
 
 A_DAY = datetime.datetime(2025, 1, 1)  # what a chat template that asks for the date is told
 DEVELOPER = "developer"
@@ -60,14 +61,14 @@ def to_conversation(tokenizer: Any, messages: list[Message]) -> list[Message]:
     return conversation
 
 
-def to_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def to_tools(tools: list[JsonObject] | None) -> list[JsonObject] | None:
     """Return tools as vLLM hands them to the chat template: with the keys of OpenAI's API, in its order."""
     if tools is None:
         return None
     return [{"type": "function", "function": _to_function(tool["function"])} for tool in tools]
 
 
-def _to_function(function: dict[str, Any]) -> dict[str, Any]:
+def _to_function(function: JsonObject) -> JsonObject:
     strict = {"strict": function["strict"]} if function.get("strict") is not None else {}
     return {**{key: function.get(key) for key in ("name", "description", "parameters")}, **strict}
 
@@ -91,7 +92,7 @@ def _to_turn(tokenizer: Any, message: Message) -> Message:
     return turn
 
 
-def _to_call(call: dict[str, Any]) -> dict[str, Any]:
+def _to_call(call: JsonObject) -> JsonObject:
     """Return a call whose arguments are an object: OpenAI's API has none for a call without any."""
     return {**call, "function": {**call["function"], "arguments": call["function"].get("arguments") or {}}}
 

@@ -21,8 +21,9 @@ from pydantic_core import PydanticCustomError
 from moe4.errors import CalibrationError
 from moe4.escape import visible
 from moe4.schema import Foreign, Only, decode, parse, show
+from moe4.strict_json import JsonObject
 
-Document = dict[str, Any]
+Document = JsonObject
 
 PROMPTS = ("prompt", "instruction", "question", "query", "problem")
 RESPONSES = ("response", "completion", "output", "answer", "solution")
@@ -106,7 +107,7 @@ class _Function(Foreign):
     model_config = ConfigDict(extra="allow")
 
     name: Annotated[str, Field(min_length=1)]
-    arguments: Annotated[dict[str, Any], BeforeValidator(_to_arguments)] = Field(default_factory=dict)
+    arguments: Annotated[JsonObject, BeforeValidator(_to_arguments)] = Field(default_factory=dict)
 
 
 class _ToolCall(Foreign):
@@ -169,13 +170,13 @@ def parse_row(data: Any, where: str) -> Row:
     raise CalibrationError(visible(f"{where}: expected {EXPECTED}, found {found:.200}"))
 
 
-def _find_pair(given: dict[str, Any]) -> tuple[str, str] | None:
+def _find_pair(given: JsonObject) -> tuple[str, str] | None:
     prompt = next((name for name in PROMPTS if name in given), None)
     response = next((name for name in RESPONSES if name in given), None)
     return (prompt, response) if prompt and response else None
 
 
-def _pair_messages(given: dict[str, Any], pair: tuple[str, str]) -> Any:
+def _pair_messages(given: JsonObject, pair: tuple[str, str]) -> Any:
     """Return a prompt and its response as messages; either may be a list of them already."""
     prompt, response = given[pair[0]], given[pair[1]]
     if isinstance(prompt, str) and pair[0] == "instruction" and given.get("input"):
@@ -185,7 +186,7 @@ def _pair_messages(given: dict[str, Any], pair: tuple[str, str]) -> Any:
     return [*first, *last]
 
 
-def _chat_row(where: str, form: str, given: dict[str, Any], used: list[str], messages: Any) -> Row:
+def _chat_row(where: str, form: str, given: JsonObject, used: list[str], messages: Any) -> Row:
     """Return a chat as a row. `used`: the columns that are part of it, beside `tools`."""
     listed = [_renamed(message, where, place) for place, message in enumerate(_entries(messages))]
     system = given.get("system") if "system" in used else None
@@ -282,7 +283,7 @@ def _unused(message: Any) -> Iterator[str]:
         yield from (key for key in message if key not in KEPT_KEYS)
 
 
-def _to_message(raw: dict[str, Any], read: _Message) -> dict[str, Any]:
+def _to_message(raw: JsonObject, read: _Message) -> JsonObject:
     """Return a message as OpenAI's API has it, with arguments as objects and a single part as a string."""
     message = {key: value for key, value in raw.items() if key in KEPT_KEYS and key != "tool_calls"}
     texts = [part.text for part in read.content]

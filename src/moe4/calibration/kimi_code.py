@@ -13,6 +13,7 @@ from typing import Any
 
 from moe4.errors import CheckpointError
 from moe4.files.regular import read_text
+from moe4.strict_json import JsonObject
 
 CLASS = "tokenization_kimi.TikTokenTokenizer"
 VOCABULARY_NAME = "tiktoken.model"
@@ -62,7 +63,7 @@ class KimiCode:
     """Ids behind the vocabulary that special tokens take, named or reserved."""
     sorts_tools: bool = True
     """Whether tools go to the template with their keys in order."""
-    template_values: dict[str, Any] = field(default_factory=dict)
+    template_values: JsonObject = field(default_factory=dict)
     """What the template is given by name where a caller says nothing."""
 
 

@@ -1,13 +1,13 @@
 """From config.json's object to a typed value."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from moe4.config.families import FAMILIES
 from moe4.config.parts import Dtype, Quantization
 from moe4.config.text import Family, TextModel
 from moe4.errors import UnsupportedModelError
 from moe4.schema import Foreign, parse
+from moe4.strict_json import JsonObject
 
 # Families whose text model is one of several: model_type -> prefix of the text model's tensors.
 TEXT_MODELS = {"kimi_k25": "language_model."}
@@ -68,7 +68,7 @@ class _Document(Foreign):
 
     model_type: str | None = None
     architectures: list[str] | None = None
-    text_config: dict[str, Any] | None = None
+    text_config: JsonObject | None = None
     quantization_config: Quantization | None = None
 
 
@@ -89,11 +89,11 @@ class ModelConfig:
     """
 
     where: str
-    document: dict[str, Any]
+    document: JsonObject
     model_type: str | None
     architectures: list[str] | None
     text: TextModel
-    text_document: dict[str, Any]
+    text_document: JsonObject
     text_prefix: str
     quantization: Quantization | None
 
@@ -114,7 +114,7 @@ class ModelConfig:
             raise UnsupportedModelError(f"{self.where}: {'; '.join(missing)}")
 
 
-def parse_config(document: dict[str, Any], where: object = "config.json") -> ModelConfig:
+def parse_config(document: JsonObject, where: object = "config.json") -> ModelConfig:
     """Return config.json's object as a typed value; `where` names the file in messages.
 
     A config of a family that moe4 quantizes is checked in full, one of another only for what serving reads.

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from moe4.errors import CheckpointError
 from moe4.schema import Foreign, parse, show
+from moe4.strict_json import JsonObject
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -32,7 +33,7 @@ class TokenizerConfig(Foreign):
     """chat_template: the text of all templates. auto_map: the classes that come as Python code."""
 
     tokenizer_class: str | None = None
-    auto_map: Annotated[dict[str, Any] | None, BeforeValidator(_to_object)] = None
+    auto_map: Annotated[JsonObject | None, BeforeValidator(_to_object)] = None
     chat_template: Annotated[str | None, BeforeValidator(_to_text)] = None
 
     @property
@@ -55,6 +56,6 @@ class TokenizerConfig(Foreign):
         return self.is_code and not (folder / TOKENIZER_NAME).is_file()
 
 
-def parse_tokenizer_config(document: dict[str, Any], where: object) -> TokenizerConfig:
+def parse_tokenizer_config(document: JsonObject, where: object) -> TokenizerConfig:
     """Return tokenizer_config.json's object as a typed value. Raises CheckpointError."""
     return parse(TokenizerConfig, document, where, CheckpointError)

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from moe4.errors import CheckpointError
 from moe4.schema import Foreign, parse, show
+from moe4.strict_json import JsonObject
 
 NO_PADDING = -1  # some families' pad_token_id where there is none
 
@@ -46,7 +47,7 @@ class _GenerationConfig(Foreign):
     pad_token_id: PadTokenId | None = None
 
 
-def check_generation_config(document: dict[str, Any], where: object, vocab_size: int | None) -> None:
+def check_generation_config(document: JsonObject, where: object, vocab_size: int | None) -> None:
     """Refuse a generation_config.json that names a token the model does not have. Raises CheckpointError."""
     config = parse(_GenerationConfig, document, where, CheckpointError)
     faults = list(beyond_vocabulary(dict(config), vocab_size)) if vocab_size else []

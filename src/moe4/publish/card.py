@@ -7,7 +7,6 @@ them.
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from moe4.deploy.manifests.grammar import is_license
 from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
@@ -30,6 +29,7 @@ from moe4.publish.commands import (
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
 from moe4.publish.words import sentences, smallest_loss
+from moe4.strict_json import JsonObject
 from moe4.units import duration, format_bytes, percent
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
@@ -98,9 +98,9 @@ def _placeholder_repo(name: str) -> str:
     return f"your-name/{cleaned or 'release'}"
 
 
-def front_matter(proof: Proof, names: CardNames) -> dict[str, Any]:
+def front_matter(proof: Proof, names: CardNames) -> JsonObject:
     """Return what the hub reads of the card."""
-    head: dict[str, Any] = {}
+    head: JsonObject = {}
     if names.base_model is not None:
         head |= {"base_model": [names.base_model], "base_model_relation": "quantized"}
     found = names.license_name or _license_name(proof)
@@ -120,7 +120,7 @@ def front_matter(proof: Proof, names: CardNames) -> dict[str, Any]:
     return head
 
 
-def _metrics(proof: Proof) -> list[dict[str, Any]]:
+def _metrics(proof: Proof) -> list[JsonObject]:
     return [
         {
             "task": {"type": "text-generation"},

@@ -21,6 +21,7 @@ from moe4.files.durable import kind_of, write_output
 from moe4.files.regular import read_text
 from moe4.publish.card import CardNames, card_sections, front_matter
 from moe4.publish.proof import Proof
+from moe4.strict_json import JsonObject
 
 FRONT = re.compile(r"\A---\n(.*?)^---[ \t]*\n", re.MULTILINE | re.DOTALL)
 SECTION = re.compile(
@@ -171,7 +172,7 @@ def _known_base(head: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _merge_front(before: str, path: Path, ours: dict[str, Any], names: CardNames) -> str:
+def _merge_front(before: str, path: Path, ours: JsonObject, names: CardNames) -> str:
     """Return the front matter as YAML: the one that is there, with what is measured or named anew."""
     from ruamel.yaml import YAML
 
@@ -196,7 +197,7 @@ def _merge_front(before: str, path: Path, ours: dict[str, Any], names: CardNames
     return out.getvalue()
 
 
-def _merge_results(index: list[Any], ours: dict[str, Any]) -> None:
+def _merge_results(index: list[Any], ours: JsonObject) -> None:
     """Put measured results into the hub's index of them; results of other tasks and metrics stay."""
     entry = next((item for item in index if item.get("name") == ours["name"]), index[0])
     entry["name"] = ours["name"]

@@ -8,12 +8,12 @@ strings only.
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 from moe4.evaluate.result_files import Measure, Run, TaskResult
 from moe4.evaluate.statistics import LEVEL
 from moe4.publish.card import CardNames
 from moe4.publish.proof import Proof
+from moe4.strict_json import JsonObject
 
 SCHEMA_VERSION = "0.3.0"
 RELEASE_LOG, BASELINE_LOG = "every_eval_ever.json", "every_eval_ever-baseline.json"
@@ -21,7 +21,7 @@ RELEASE_LOG, BASELINE_LOG = "every_eval_ever.json", "every_eval_ever-baseline.js
 DATASETS = {"gsm8k": ("openai/gsm8k", "test")}
 
 
-def evaluation_logs(proof: Proof, names: CardNames) -> dict[str, dict[str, Any]]:
+def evaluation_logs(proof: Proof, names: CardNames) -> dict[str, JsonObject]:
     """Return the logs by file name; none where nothing was measured, or where no result says when."""
     runs = proof.runs
     if not runs:
@@ -36,12 +36,12 @@ def evaluation_logs(proof: Proof, names: CardNames) -> dict[str, dict[str, Any]]
     return logs
 
 
-def _log(model: str, runs: list[Run], results: list[dict[str, Any]], *, relationship: str) -> dict[str, Any]:
+def _log(model: str, runs: list[Run], results: list[JsonObject], *, relationship: str) -> JsonObject:
     run = runs[-1]
     seconds = str(int(datetime.fromisoformat(run.date).timestamp()))
     developer, _, name = model.partition("/")
     versions = {key: version for found in runs for key, version in found.versions.items()}
-    log: dict[str, Any] = {
+    log: JsonObject = {
         "schema_version": SCHEMA_VERSION,
         "evaluation_id": f"moe4/{model}/{seconds}",
         "evaluation_timestamp": seconds,
@@ -71,17 +71,17 @@ def _log(model: str, runs: list[Run], results: list[dict[str, Any]], *, relation
     return log
 
 
-def _scores(proof: Proof, side: str) -> Iterator[dict[str, Any]]:
+def _scores(proof: Proof, side: str) -> Iterator[JsonObject]:
     """Yield a result for each task that this side was asked."""
     for task, found in (proof.evaluation.tasks if proof.evaluation else {}).items():
         score = found.score if side == "release" else found.baseline_score
         if score is None:
             continue
         scores = (found.release if side == "release" else found.baseline) or {}
-        uncertainty: dict[str, Any] = {"num_samples": found.num_questions}
+        uncertainty: JsonObject = {"num_samples": found.num_questions}
         if scores.get("stderr") is not None:
             uncertainty["standard_error"] = {"value": scores["stderr"], "method": "analytic"}
-        result: dict[str, Any] = {
+        result: JsonObject = {
             "evaluation_result_id": f"{task}/{found.metric}",
             "evaluation_name": task,
             "source_data": _dataset(task),
@@ -116,7 +116,7 @@ def _change(found: TaskResult) -> dict[str, str]:
     return {key: f"{value:.6g}" for key, value in values.items() if value is not None}
 
 
-def _predictions(proof: Proof) -> Iterator[dict[str, Any]]:
+def _predictions(proof: Proof) -> Iterator[JsonObject]:
     """Yield KL divergence from the source, and how often the likeliest token is the source's."""
     found = proof.comparison
     if found is None:
@@ -154,7 +154,7 @@ def _predictions(proof: Proof) -> Iterator[dict[str, Any]]:
     }
 
 
-def _tools(proof: Proof, side: str) -> Iterator[dict[str, Any]]:
+def _tools(proof: Proof, side: str) -> Iterator[JsonObject]:
     """Yield a result for each check of tool calls."""
     found = proof.toolcheck
     if found is None:
@@ -167,7 +167,7 @@ def _tools(proof: Proof, side: str) -> Iterator[dict[str, Any]]:
             yield _tool_result(check, measure, ", ".join(found.requests))
 
 
-def _tool_result(check: str, measure: Measure, requests: str) -> dict[str, Any]:
+def _tool_result(check: str, measure: Measure, requests: str) -> JsonObject:
     low, high = measure.interval
     interval = {"lower": low, "upper": high, "confidence_level": LEVEL}
     return {
@@ -182,7 +182,7 @@ def _tool_result(check: str, measure: Measure, requests: str) -> dict[str, Any]:
     }
 
 
-def _dataset(task: str) -> dict[str, Any]:
+def _dataset(task: str) -> JsonObject:
     if task in DATASETS:
         repo, split = DATASETS[task]
         return {"dataset_name": task, "source_type": "hf_dataset", "hf_repo": repo, "hf_split": split}
@@ -190,7 +190,7 @@ def _dataset(task: str) -> dict[str, Any]:
     return {"dataset_name": task, "source_type": "other", "additional_details": details}
 
 
-def _metric(name: str, score: float, description: str) -> dict[str, Any]:
+def _metric(name: str, score: float, description: str) -> JsonObject:
     """Return a metric of which more is better: a share, or unbounded where the score is none."""
     is_share = 0 <= score <= 1
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 from moe4 import extras
 from moe4.errors import ServeError
+from moe4.strict_json import JsonObject
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -22,8 +23,8 @@ class Conversation:
     client: Any
     model: str
     system: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    options: JsonObject = field(default_factory=dict)
+    messages: list[JsonObject] = field(default_factory=list)
     finish_reason: str | None = None
     usage: dict[str, int] | None = None
 

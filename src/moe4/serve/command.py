@@ -128,11 +128,8 @@ def build_command(
         if not is_given(extra, flag):
             arguments += [flag] if value is None else [flag, value]
     if secrets:
-        extra = (
-            *extra,
-            flags.MIDDLEWARE,
-            guard_path(open_metrics=options.open_metrics),
-        )  # the last is outermost
+        guard = guard_path(open_metrics=options.open_metrics)
+        extra = (*extra, flags.MIDDLEWARE, guard)  # the last is outermost
     return ServeCommand(
         arguments=(*arguments, *extra),
         environment={key: value for key, value in variables.items() if key not in environment},

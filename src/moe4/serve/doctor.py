@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from moe4 import __version__
 from moe4.errors import MissingDependencyError
@@ -23,6 +22,7 @@ from moe4.machine.memory import available_memory_bytes
 from moe4.machine.processors import read_processors
 from moe4.serve.binding import Binding, choose_binding
 from moe4.serve.host import find_compiler
+from moe4.strict_json import JsonObject
 from moe4.units import GIB, format_bytes
 from moe4.vllm_facts.distribution import find_distribution, is_for_cpus
 from moe4.vllm_facts.versions import TESTED_VLLM
@@ -85,7 +85,7 @@ class Diagnosis:
     hub: Hub
     read_bytes_per_second: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         found = asdict(self)
         found["cpp_compiler"] = found.pop("compiler")

@@ -15,6 +15,7 @@ from moe4.serve.command import ServeCommand, ServeOptions, build_command
 from moe4.serve.host import free_port, inspect_host
 from moe4.serve.model import read_served_model
 from moe4.serve.process import ServerProcess, new_log_path
+from moe4.strict_json import JsonObject
 
 NOT_THE_RELEASE = (
     "moe4: this server's answers are not the release's, but it keeps serving. "
@@ -34,7 +35,7 @@ class Ready:
     seconds: float
     probe: bool | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
         return {
             "url": self.url,

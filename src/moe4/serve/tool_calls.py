@@ -12,7 +12,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from moe4.strict_json import JsonObject
 
 SECTION_BEGIN = "<|tool_calls_section_begin|>"
 SECTION_END = "<|tool_calls_section_end|>"
@@ -43,7 +45,7 @@ class ToolCall:
     arguments: str
     complete: bool
 
-    def parsed_arguments(self) -> dict[str, Any]:
+    def parsed_arguments(self) -> JsonObject:
         """Return the arguments as a dictionary. Raises ValueError if the call is not complete."""
         arguments = _json_object(self.arguments)
         if arguments is None:
@@ -250,7 +252,7 @@ def _call(header: str, arguments: str) -> ToolCall:
     return ToolCall(id=identity, name=name, index=index, arguments=text, complete=complete)
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
+def _json_object(text: str) -> JsonObject | None:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

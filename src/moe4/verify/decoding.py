@@ -3,6 +3,7 @@
 Nothing here is shared with `checkpoint/encodings.py` but which tensors a weight is stored in.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class SourceDecoder:
 
     def __init__(self, source: Checkpoint) -> None:
         self._source = source
-        self._groups: dict[str, Any] = {}
+        self._groups: Mapping[str, Any] = {}  # the library's own objects
         self.library = "transformers"
         quantization = source.config.quantization
         if quantization is not None and quantization.quant_method == "compressed-tensors":

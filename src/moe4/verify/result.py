@@ -1,11 +1,11 @@
 """What `moe4 verify` found."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from moe4.checkpoint.release_folder import REPORT_NAME
 from moe4.checkpoint.report_file import WorstMatrix
 from moe4.escape import visible
+from moe4.strict_json import JsonObject
 from moe4.units import format_bytes
 
 
@@ -42,7 +42,7 @@ class Verification:
         """Whether nothing is wrong."""
         return not self.problems
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain JSON types, without a comparison that was not made."""
         found = {"ok": self.ok, **asdict(self), "worst": [entry.model_dump() for entry in self.worst]}
         if not self.worst_weight_errors:

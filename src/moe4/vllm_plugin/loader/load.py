@@ -70,7 +70,7 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
     def _map_experts(self, model: nn.Module, model_config: ModelConfig) -> "_Experts":
         """Find the experts of every layer of ours. Raises ServeError if there are none."""
         began = time.perf_counter()
-        layers: dict[str, Any] = {
+        layers: dict[str, Any] = {  # vLLM's modules, whose type does not say what they have
             str(module.layer_name): module
             for module in model.modules()
             if isinstance(getattr(module, "quant_method", None), MappedW4A16ExpertsMethod)

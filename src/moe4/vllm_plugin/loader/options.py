@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from moe4.errors import ServeError
+from moe4.strict_json import JsonObject
 
 LOAD_FORMAT = "moe4"
 # Of the memory that is left: vLLM's activations need some, and so do other programs.
@@ -45,7 +46,7 @@ class LoaderOptions:
         return int(room_bytes * CACHE_SHARE) // num_ranks
 
 
-def take_options(extra: Mapping[str, Any]) -> tuple[LoaderOptions, dict[str, Any]]:
+def take_options(extra: Mapping[str, Any]) -> tuple[LoaderOptions, JsonObject]:
     """Return our options and what is left for vLLM's loader. Raises ServeError."""
     ours = {key: value for key, value in extra.items() if key in LoaderOptions.__dataclass_fields__}
     return LoaderOptions(**ours), {key: value for key, value in extra.items() if key not in ours}
