@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.errors import EvaluationError, Moe4Error, OutputError
 from moe4.evaluate.result_files import EvaluationFile, ProbeFile, ToolcheckFile
+from moe4.prove import options as prove_options
 from moe4.prove.options import ProveOptions, _check_probe
 from moe4.prove.run import Proved, _Identity, describe, failures, prove
 
@@ -82,7 +83,7 @@ def test_a_release_that_is_not_sound_is_not_measured(folder: Path, tmp_path: Pat
 
 def test_without_options_it_does_what_it_can(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No task, no text, no vLLM: predictions of moe4's own text are compared, the rest is named."""
-    monkeypatch.setattr("moe4.prove.options._has_vllm", lambda: False)
+    monkeypatch.setattr(prove_options, "_has_vllm", lambda: False)
     (folder / "release" / "proof" / "evaluation.json").unlink(missing_ok=True)
     said: list[str] = []
     found = prove(options(folder, data=None, skip=()), said.append)

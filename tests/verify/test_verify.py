@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from moe4.cli.app import app
 from moe4.probe.make import ProbeOptions, make_probe
+from moe4.verify import threads as verify_threads
 from moe4.verify.checks import verify
 from moe4.verify.result import describe
 from moe4.verify.threads import num_threads
@@ -390,7 +391,7 @@ def test_threads_find_the_same_in_the_same_order(
     edit(REST, lambda state: state["model.norm.weight"].fill_(float("nan")))(copy)
     found = []
     for number in (1, 8):
-        monkeypatch.setattr("moe4.verify.threads.num_threads", lambda *_, number=number: number)
+        monkeypatch.setattr(verify_threads, "num_threads", lambda *_, number=number: number)
         found.append(verify(copy, source).problems)
     assert len(found[0]) >= 3
     assert found[0] == found[1]
@@ -409,5 +410,5 @@ def test_progress_counts_every_byte_once(source: Path, release: Path) -> None:
 def test_threads_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
     for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1)):
-        monkeypatch.setattr("moe4.verify.threads.available_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(verify_threads, "available_memory_bytes", lambda free=free: free)
         assert num_threads(1 << 30, torch.device("cpu")) == expected

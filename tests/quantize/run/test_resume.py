@@ -362,12 +362,9 @@ def test_resume_with_another_version_of_torch_says_so(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     from moe4.quantize.reporting.layer_record import software_versions
+    from moe4.quantize.run import lead
 
-    monkeypatch.setattr(
-        import_module("moe4.quantize.run.lead"),
-        "software_versions",
-        lambda: {**software_versions(), "torch": "0"},
-    )
+    monkeypatch.setattr(lead, "software_versions", lambda: {**software_versions(), "torch": "0"})
     run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     assert "; other versions may round differently" in capfd.readouterr().err
 
