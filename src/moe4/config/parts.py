@@ -97,6 +97,7 @@ class QuantizedWeights(Foreign):
     strategy: str | None = None
     group_size: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
     block_structure: Any = None
+    actorder: str | bool | None = None
 
 
 class QuantizedGroup(Foreign):
