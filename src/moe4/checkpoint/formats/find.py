@@ -14,7 +14,7 @@ from moe4.checkpoint.formats.parts import PACKED_SUFFIX, SCALE_SUFFIXES
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.config import ModelConfig
 from moe4.config.parts import Quantization, QuantizedGroup, QuantizedWeights
-from moe4.errors import UnsupportedModelError
+from moe4.errors import TensorError, UnsupportedModelError
 
 # What static quantization of activations and of the cache leaves beside the weights: of no use to weights.
 QUANTIZED_INPUTS = ("input", "output", "activation", "q", "k", "v", "kv")
@@ -42,7 +42,13 @@ def find_encodings(stored: Mapping[str, StoredTensor], config: ModelConfig) -> d
             f"the checkpoint is quantized already ({quantization.quant_method}); moe4 reads BF16, FP8, MXFP4 "
             "and compressed-tensors"
         )
-    return {encoding.name: encoding for encoding in found}
+    encodings = {encoding.name: encoding for encoding in found}
+    for name, encoding in encodings.items():
+        if name in stored and encoding.numbers.spec.name != name:
+            raise TensorError(
+                f"{name} is there twice: plain, and as {encoding.numbers.spec.name}; one must go"
+            )
+    return encodings
 
 
 def sketch_encoded(name: str, shape: tuple[int, ...], quantization: Quantization) -> list[TensorSpec]:

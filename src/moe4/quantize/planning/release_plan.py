@@ -126,8 +126,9 @@ class ReleasePlan:
             )
         if self.coarse:
             found.append(
-                "weights that are INT4, INT8 or FP4 codes in the source are quantized again, which adds to what "
-                f"they have lost; errors are given against the source's own: {summarize_names(self.coarse)}"
+                "weights that are INT4, INT8 or FP4 codes in the source are quantized again, which adds to "
+                "what they have lost; errors are given against the source's own: "
+                + summarize_names(self.coarse)
             )
         if self.dropped:
             found.append(
