@@ -114,6 +114,7 @@ class Quantization(Foreign):
     quant_method: str | None = None
     format: str | None = None
     scale_fmt: str | None = None
+    expert_dtype: str | None = None
     weight_block_size: Annotated[list[Width], Field(min_length=2, max_length=2)] | None = None
     config_groups: dict[str, QuantizedGroup] | None = None
     ignore: list[str] | None = None

@@ -68,6 +68,7 @@ class SourceDecoder:
             experts: Tensor = convert_moe_packed_tensors(parts["numbers"][None], parts["scales"][None])
             return experts[0].T
         from compressed_tensors.compressors.base import BaseCompressor
+        from compressed_tensors.quantization.lifecycle.forward import dequantize
 
         state = {LEAVES[role]: tensor for role, tensor in parts.items()}
         shape = encoding.shape
@@ -77,8 +78,13 @@ class SourceDecoder:
             state["weight"] = _whole_blocks(state.pop("weight_packed"), encoding)
         if "weight_shape" in state:
             state["weight_shape"] = state["weight_shape"].cpu()
-        form = BaseCompressor.get_value_from_registry(encoding.layout)
-        weight: Tensor = form.decompress(state, self._groups[str(encoding.group)])["weight"]
+        scheme = self._groups[str(encoding.group)]
+        if encoding.num_blocks[0] > 1 and encoding.num_blocks[1] == 1 and encoding.block[0] > 1:
+            # Without the scheme the library would take one block across for a scale a row.
+            weight: Tensor = dequantize(state["weight"], state["weight_scale"], args=scheme.weights)
+        else:
+            form = BaseCompressor.get_value_from_registry(encoding.layout)
+            weight = form.decompress(state, scheme)["weight"]
         return weight[: shape[0], : shape[1]]
 
 

@@ -2,8 +2,8 @@
 
     weight F8 [out, in]      weight_scale_inv (or weight_scale): one scale, one for each row, or one for each
                              block of weight_block_size
-    weight I8 [out, in / 2]  where the config says "expert_dtype": "fp4" (DeepSeek-V4): two E2M1 codes a byte,
-                             one scale for 32 columns
+    weight I8 [out, in / 2]  where config.json says "expert_dtype": "fp4" (DeepSeek-V4), inside
+                             quantization_config or not: two E2M1 codes a byte, one scale for 32 columns
 
 DeepSeek-V4 calls the scales of NAME.weight NAME.scale.
 """
@@ -31,7 +31,7 @@ def find_fp8(
     stored: Mapping[str, StoredTensor], quantization: Quantization, config: ModelConfig
 ) -> Iterator[Encoding]:
     """Yield the weights in the order of their tensors. Experts that lie fused are not among them yet."""
-    has_fp4 = config.text_document.get("expert_dtype") == "fp4"
+    has_fp4 = "fp4" in (quantization.expert_dtype, config.text_document.get("expert_dtype"))
     for name, tensor in stored.items():
         is_fp4 = has_fp4 and tensor.spec.dtype == "I8" and name.endswith(".weight")
         if len(tensor.spec.shape) == 3 or not (is_fp4 or tensor.spec.dtype in FP8_DTYPES):
