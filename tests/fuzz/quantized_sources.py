@@ -19,7 +19,8 @@ FP4 = {"num_bits": 4, "type": "float", "symmetric": True}
 GROUPS = {"strategy": "group", "group_size": BLOCK}
 CHANNELS = {"strategy": "channel"}
 POWERS = {"scale_dtype": "torch.uint8"}
-EXPERTS, ATTENTION, EVERYTHING = ".mlp.experts.", ".self_attn.", "_proj."
+EXPERTS, ATTENTION, EVERYTHING = ".mlp.experts.", ".self_attn.", "_proj"
+LINEARS = ("_proj.weight", "_proj_with_mqa.weight")
 Scheme = tuple[str, dict[str, Any]]
 """Of compressed-tensors: the format, and how weights are quantized."""
 WORDS: Scheme = ("pack-quantized", {**INT4, **GROUPS})
@@ -137,7 +138,7 @@ def _compressed(state: dict[str, torch.Tensor], parts: dict[str, Scheme]) -> lis
     pieces = []
     for name, tensor in sorted(state.items()):
         chosen = next((scheme for part, scheme in parts.items() if part in name), None)
-        if chosen is None or not name.endswith("_proj.weight"):
+        if chosen is None or not name.endswith(LINEARS):
             pieces.append({name: tensor})
             continue
         pieces.append(_compress(name, tensor, chosen[0], _scheme(*chosen)))

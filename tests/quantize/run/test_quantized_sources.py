@@ -10,6 +10,7 @@ from fuzz import quantized_sources
 from release_tools import run_cli, run_quantize
 
 from moe4.checkpoint.source import Checkpoint
+from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
 
@@ -51,6 +52,21 @@ def test_every_form_makes_a_release_that_verifies(
             assert (found.load(weight) - W).norm() < 0.3 * W.norm(), weight
         if found.is_encoded(weight) and not released.is_encoded(weight):
             assert torch.equal(released.load(weight), found.load(weight).bfloat16())
+
+
+@pytest.mark.parametrize("name", [name for name in quantized_sources.NAMES if name.startswith("ct-")])
+def test_a_config_alone_says_what_is_stored(name: str, small_source: Path, tmp_path: Path) -> None:
+    source, sketch = tmp_path / "source", tmp_path / "sketch"
+    quantized_sources.write_quantized(small_source, source, name)
+    sketch.mkdir()
+    (sketch / "config.json").write_bytes((source / "config.json").read_bytes())
+    real, sketched = Checkpoint(source), SketchedCheckpoint(sketch)
+    assert sketched.tensors.keys() == real.tensors.keys()
+    for weight in real.tensors:
+        ours, theirs = sketched.encoding(weight), real.encoding(weight)
+        assert (ours is None) is (theirs is None), weight
+        if ours is not None and theirs is not None:
+            assert (ours.form, ours.layout, ours.group) == (theirs.form, theirs.layout, theirs.group)
 
 
 def test_a_release_of_another_code_does_not_verify(small_source: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@
 With several groups in the config, a weight is in the one whose targets name it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from moe4.checkpoint.encodings import FP8_DTYPES, Block, Encoding
 from moe4.checkpoint.formats.parts import (
@@ -27,7 +27,7 @@ from moe4.checkpoint.formats.parts import (
 )
 from moe4.checkpoint.header import StoredTensor
 from moe4.checkpoint.matching import PATTERN, find_matching
-from moe4.config.parts import Quantization, QuantizedWeights
+from moe4.config.parts import Quantization, QuantizedGroup, QuantizedWeights
 from moe4.errors import TensorError, UnsupportedModelError
 
 PACKED_BITS = (4, 8)
@@ -52,7 +52,7 @@ class CompressedTensors:
 
     def find(self) -> Iterator[Encoding]:
         """Yield them in the order of their tensors."""
-        groups = self._match_groups()
+        groups = match_groups(self._modules, self._groups)
         for module, name in self._modules.items():
             group = groups.get(module)
             weights = self._groups[group].weights if group is not None else None
@@ -67,25 +67,6 @@ class CompressedTensors:
                 yield checked(self._fp4(f"{module}.weight", group, weights))
             else:
                 yield checked(self._words(f"{module}.weight", group, weights))
-
-    def _match_groups(self) -> dict[str, str]:
-        """Return each module's group: that which names it, else whose pattern does, else that of all Linears.
-
-        The first pattern in the order of letters counts, as in the library.
-        """
-        found: dict[str, str] = {}
-        if len(self._groups) == 1:  # as everywhere; no pattern of a stranger's need be tried
-            (only,) = self._groups
-            return dict.fromkeys(self._modules, only)
-        targets = {target: name for name, group in self._groups.items() for target in group.targets or []}
-        for target in sorted(targets, key=lambda target: (target.startswith(PATTERN), target)):
-            for module in find_matching(self._modules, [target], "targets"):
-                found.setdefault(module, targets[target])
-        for name, group in self._groups.items():
-            if "Linear" in (group.targets or []):
-                for module in self._modules:
-                    found.setdefault(module, name)
-        return found
 
     def _format_of(self, group: str) -> str | None:
         """Return a group's own format, else that of all."""
@@ -210,6 +191,25 @@ class CompressedTensors:
                 f"{list(spec.shape)} and groups of {weights.group_size}"
             )
         return found
+
+
+def match_groups(modules: Collection[str], groups: Mapping[str, QuantizedGroup]) -> dict[str, str]:
+    """Return each module's group: that which names it, else whose pattern does, else that of all Linears.
+
+    The first pattern in the order of letters counts, as in the library.
+    """
+    found: dict[str, str] = {}
+    if len(groups) == 1:  # as everywhere; no pattern of a stranger's need be tried
+        (only,) = groups
+        return dict.fromkeys(modules, only)
+    targets = {target: name for name, group in groups.items() for target in group.targets or []}
+    for target in sorted(targets, key=lambda target: (target.startswith(PATTERN), target)):
+        for module in find_matching(modules, [target], "targets"):
+            found.setdefault(module, targets[target])
+    if "Linear" in targets:
+        for module in modules:
+            found.setdefault(module, targets["Linear"])
+    return found
 
 
 def _require_agreement(name: str, found: StoredTensor | None, is_said: bool, said: str) -> None:

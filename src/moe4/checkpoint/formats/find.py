@@ -7,7 +7,15 @@ is refused.
 from collections.abc import Iterator, Mapping
 
 from moe4.checkpoint.encodings import Encoding
-from moe4.checkpoint.formats.compressed import FP4_GROUP_SIZES, NVFP4, CompressedTensors, find_block
+from moe4.checkpoint.formats.compressed import (
+    FP4_GROUP_SIZES,
+    GROUP_ORDERS,
+    MXFP8,
+    NVFP4,
+    WORDS,
+    CompressedTensors,
+    find_block,
+)
 from moe4.checkpoint.formats.fp8 import DEFAULT_BLOCK, find_fp8
 from moe4.checkpoint.formats.mxfp4 import BLOCK_BYTES, BLOCKS_SUFFIX, SCALES_SUFFIX, find_mxfp4
 from moe4.checkpoint.formats.parts import PACKED_SUFFIX, SCALE_SUFFIXES
@@ -51,8 +59,13 @@ def find_encodings(stored: Mapping[str, StoredTensor], config: ModelConfig) -> d
     return encodings
 
 
-def sketch_encoded(name: str, shape: tuple[int, ...], quantization: Quantization) -> list[TensorSpec]:
-    """Return what a weight [out, in] is stored in where only the config is there to say it."""
+def sketch_encoded(
+    name: str, shape: tuple[int, ...], quantization: Quantization, group: QuantizedGroup | None
+) -> list[TensorSpec]:
+    """Return what a weight [out, in] is stored in where only the config is there to say it.
+
+    group: of compressed-tensors' config, the one that the weight is in, if any.
+    """
     rows, columns = shape
     if quantization.quant_method == "mxfp4":
         blocks = (rows, columns // (2 * BLOCK_BYTES))
@@ -67,8 +80,6 @@ def sketch_encoded(name: str, shape: tuple[int, ...], quantization: Quantization
             TensorSpec(name=name + SCALE_SUFFIXES[0], dtype="F32", shape=scales),
             TensorSpec(name=name, dtype="F8_E4M3", shape=shape),
         ]
-    groups = (group for group in (quantization.config_groups or {}).values() if group.weights)
-    group = next(groups, None)
     if group is None or group.weights is None:
         return [TensorSpec(name=name, dtype="BF16", shape=shape)]
     return _sketch_compressed(name, (rows, columns), quantization, group, group.weights)
@@ -94,8 +105,15 @@ def _sketch_compressed(
         ]
     height, width = find_block(name, shape, weights)
     scales = -(-rows // height), -(-columns // width)
-    found = [TensorSpec(name=name + SCALE_SUFFIXES[1], dtype="BF16", shape=scales)]
-    if not quantization.is_packed or not weights.num_bits:
+    scale_dtype = "U8" if form == MXFP8 else "BF16"
+    found = [TensorSpec(name=name + SCALE_SUFFIXES[1], dtype=scale_dtype, shape=scales)]
+    if weights.actorder in GROUP_ORDERS:
+        found.append(TensorSpec(name=f"{name}_g_idx", dtype="I32", shape=(columns,)))
+    if weights.symmetric is False:
+        points = (-(-rows * (weights.num_bits or 8) // 32), scales[1])
+        dtype, packed = ("I32", points) if form == WORDS else ("I8", scales)
+        found.append(TensorSpec(name=f"{name}_zero_point", dtype=dtype, shape=packed))
+    if form != WORDS or not weights.num_bits:
         dtype = "I8" if weights.type == "int" else "F8_E4M3"
         return [TensorSpec(name=name, dtype=dtype, shape=shape), *found]
     words = (rows, columns * weights.num_bits // 32)
