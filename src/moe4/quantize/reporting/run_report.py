@@ -40,6 +40,7 @@ def build_report(
     records = [LayerRecord.from_dict(item["record"]) for item in saved]
     seconds = [item["timing"]["seconds"] for item in saved]
     origin = {} if pin is None else {"hub": pin.to_dict()}
+    again = {"quantized_again": count_patterns(plan.coarse)} if plan.coarse else {}
     return {
         "versions": software_versions(),
         "recipe": recipe.to_dict(),
@@ -50,6 +51,7 @@ def build_report(
             "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
             "files_left_out": list(left_out),
             "tensors_left_out": count_patterns(plan.left_out),
+            **again,
             "tensors": reads,
         },
         "calibration": None
