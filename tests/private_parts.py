@@ -72,6 +72,7 @@ PARTS = {
     "transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS": MODEL,
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping": MODEL,
     "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
+    "transformers.integrations.mxfp4:convert_moe_packed_tensors": "tests/checkpoint/test_encodings.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,
     "lm_eval.api.model:LM": "tests/evaluate/harness/test_answer_cache.py",
     "lm_eval.api.registry:get_model": HARNESS,

@@ -84,6 +84,18 @@ def test_nothing_that_was_not_measured(release: Path) -> None:
     assert data.base_model is None
 
 
+def test_a_source_of_codes_is_named(release: Path) -> None:
+    def card() -> str:
+        return update_card(read_proof(release), CardNames(repo="me/a-release"), None).text
+
+    assert "quantized again" not in card()
+    path = release / "moe4-report.json"
+    report = json.loads(path.read_text())
+    report["source"]["quantized_again"] = {"model.layers.*.mlp.experts.*.up_proj.weight": 9}
+    path.write_text(json.dumps(report))
+    assert "| quantized again | 9 matrices are codes of at most 8 bits in the source" in card()
+
+
 def test_deployments_are_this_releases(card: str) -> None:
     assert "vllm serve me/a-release --enable-auto-tool-choice --tool-call-parser kimi_k2" in card
     blocks = dict(re.findall(r"### ([\w ]+)\n\n```\w+\n(.*?)\n```", card, re.DOTALL))

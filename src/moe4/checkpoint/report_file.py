@@ -65,6 +65,8 @@ class ReportedSource(Growing):
     num_bytes: Annotated[int, Field(ge=1)]
     files_left_out: list[str] = Field(default_factory=list)
     tensors_left_out: dict[str, Count] = Field(default_factory=dict)
+    quantized_again: dict[str, Count] = Field(default_factory=dict)
+    """Matrices that were codes of few bits in the source already."""
     tensors: dict[str, str] = Field(default_factory=dict)
 
 
@@ -292,6 +294,8 @@ def describe(report: Report) -> str:
     """Return a release's summary in a few lines."""
     summary, before, after = report.summary, report.source.num_bytes, report.release.num_bytes
     lines = [f"left out  {count} {name}" for name, count in report.source.tensors_left_out.items()]
+    if again := sum(report.source.quantized_again.values()):
+        lines.append(f"again     {again} matrices were codes already; errors are against the source's own")
     if report.recipe.method == "copy":
         lines.append("codes     the source's own, unchanged")
     lines += [

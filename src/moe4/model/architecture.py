@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
 from moe4.model.experts import EXPERTS_IMPLEMENTATION
+from moe4.model.layouts import find_layout
 from moe4.model.names import find_names
 from moe4.model.outline import ExpertShape, Outline
 
@@ -45,7 +46,8 @@ class Network(Outline):
         self.config = build_config(config)
         config.require_complete()
         model_type = config.family.model_type
-        names = find_names(model_type, SUPPORTED_MODEL_TYPES[model_type])
+        self._transformers_type = SUPPORTED_MODEL_TYPES[model_type]
+        names = find_names(model_type, self._transformers_type)
         self.names = replace(names, text_prefix=config.text_prefix)
         model = _build_skeleton(self.config, compute_dtype)
         model.eval().requires_grad_(False)
@@ -108,7 +110,9 @@ class Network(Outline):
         for name, module in self._decoder.layers[layer].named_modules():
             gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
             if isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter):
-                num_experts, hidden_size, width = down.shape
+                layout = find_layout(module, self._transformers_type)
+                num_experts, *sizes = down.shape
+                hidden_size, width = reversed(sizes) if layout.is_turned else sizes
                 return ExpertShape(
                     num_experts=num_experts,
                     hidden_size=hidden_size,
@@ -116,6 +120,7 @@ class Network(Outline):
                     prefix=self.names.in_checkpoint(f"model.layers.{layer}.{name}"),
                     module=name,
                     leaves=self.names.expert_leaves,
+                    layout=layout,
                 )
         return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe4.config import ModelConfig
 from moe4.model.inventory import LAYOUTS, list_tensors
+from moe4.model.layouts import FusedLayout
 from moe4.model.names import PARTS, Names, Part
 
 
@@ -26,6 +27,8 @@ class ExpertShape:
     """Where transformers has them in the layer."""
     leaves: dict[Part, str] = field(default_factory=lambda: Names().expert_leaves)
     """What the checkpoint calls an expert's weights."""
+    layout: FusedLayout = field(default_factory=FusedLayout)
+    """How transformers' module holds all of them."""
 
     def weight_name(self, expert: int, part: Part) -> str:
         """Return the checkpoint's name of one expert's weight."""

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from moe4.checkpoint.report_file import ReportedSource
 from moe4.deploy.manifests.grammar import is_license
 from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
 from moe4.deploy.manifests.options import default_name as deployment_name
@@ -171,8 +172,19 @@ This model is {source} with its weights quantized to INT4 (W4A16):
 | what is quantized | {targets}; everything else is the source's own |
 | format | compressed-tensors `pack-quantized`, which vLLM loads as it is |
 | matrices | {report.summary.num_matrices:,}, of which {len(report.summary.fallbacks)} fell back to rounding |
-
+{_quantized_again(report.source)}
 {_architecture(proof)}"""
+
+
+def _quantized_again(source: ReportedSource) -> str:
+    """Return the row that says what the source had lost already, if it had."""
+    count = sum(source.quantized_again.values())
+    if not count:
+        return ""
+    return (
+        f"| quantized again | {count:,} matrices are codes of at most 8 bits in the source; errors are given "
+        "against those, not against what they were made of |\n"
+    )
 
 
 def _architecture_name(proof: Proof) -> str:

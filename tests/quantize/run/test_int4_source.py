@@ -11,6 +11,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from release_tools import run_quantize
 from safetensors.torch import load_file, save_file
 
+from moe4.checkpoint.report_file import describe, parse_report
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RecipeError, TensorError
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
@@ -71,6 +72,7 @@ def test_the_same_codes_pass_through(method: str, int4_source: Path, tmp_path: P
     report = run_quantize(int4_source, tmp_path / "out", Recipe(method=method))  # type: ignore[arg-type]
     assert (report["recipe"]["method"], report["recipe"]["group_size"]) == ("copy", 32)
     assert report["calibration"] is None
+    assert "quantized_again" not in report["source"]
     ours, theirs = read_folder(tmp_path / "out"), read_folder(int4_source)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -126,6 +128,23 @@ def test_other_groups_are_quantized_again(int4_source: Path, tmp_path: Path) -> 
     assert report["summary"]["mean_error"] > 0
     result = verify(tmp_path / "out", int4_source)
     assert result.ok, result.problems
+
+
+def test_gptq_of_codes_costs_less_than_rounding_them(
+    int4_source: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From groups of 32 to groups of 64; what that loses is measured against the source's own weights."""
+    report = run_quantize(int4_source, tmp_path / "out", Recipe(group_size=64), calibration)
+    assert "are quantized again, which adds to what they have lost" in capsys.readouterr().err
+    assert (report["recipe"]["method"], report["recipe"]["group_size"]) == ("gptq", 64)
+    assert sum(report["source"]["quantized_again"].values()) == 24
+    said = "again     24 matrices were codes already"
+    assert said in describe(parse_report(tmp_path / "out"))
+    summary = report["summary"]
+    assert 0 < summary["mean_error"] < summary["mean_rtn_error"]
+    result = verify(tmp_path / "out", int4_source)
+    assert result.ok, result.problems
+    assert 0 < result.worst_weight_errors[0].error < 0.1
 
 
 @pytest.mark.parametrize(

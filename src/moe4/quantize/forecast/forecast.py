@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from moe4 import extras
 from moe4.calibration.corpus import draw_documents, load_corpus
-from moe4.checkpoint.encodings import sketch_encoded
+from moe4.checkpoint.formats.compressed import match_groups
+from moe4.checkpoint.formats.find import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.matching import find_matching
@@ -58,11 +59,15 @@ class SketchedCheckpoint(Checkpoint):
         }
         modules = {name.removesuffix(".weight") for name in plain if LINEAR.search(name)}
         modules -= find_matching(modules, (quantization and quantization.ignore) or [])
+        groups = (quantization and quantization.config_groups) or {}
+        matched = match_groups(modules, groups)
         found: dict[str, StoredTensor] = {}
         for name, entry in plain.items():
             specs = [TensorSpec(name=name, dtype="F32" if entry.float32 else "BF16", shape=entry.shape)]
-            if quantization is not None and name.removesuffix(".weight") in modules:
-                specs = sketch_encoded(name, entry.shape, quantization)
+            module = name.removesuffix(".weight")
+            if quantization is not None and module in modules:
+                group = groups[matched[module]] if module in matched else None
+                specs = sketch_encoded(name, entry.shape, quantization, group)
             found.update({spec.name: StoredTensor(spec=spec, path=folder, offset=0) for spec in specs})
         self.show(found)
 
