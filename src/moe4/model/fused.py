@@ -9,11 +9,9 @@ from math import prod
 
 from moe4.checkpoint.header import ITEM_BITS, StoredTensor, TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
-from moe4.errors import TensorError, UnsupportedModelError
+from moe4.errors import TensorError
 from moe4.model.names import Part
 from moe4.model.outline import ExpertShape, Outline
-
-FUSED_PARTS: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 def take_experts_apart(checkpoint: Checkpoint, network: Outline) -> None:
@@ -24,19 +22,12 @@ def take_experts_apart(checkpoint: Checkpoint, network: Outline) -> None:
     stored = checkpoint.stored
     names = {name: name for name in stored}
     pieces: dict[str, list[StoredTensor]] = {}
-    for layer, experts in enumerate(network.experts):
-        if experts is None:
-            continue
-        for leaf, parts in FUSED_PARTS.items():
-            fused = stored.get(network.module_name(layer, f"{experts.module}.{leaf}"))
-            if fused is not None:
-                pieces[fused.spec.name] = list(_pieces(fused, experts, parts))
+    for experts in filter(None, network.experts):
+        for name, parts in experts.fused.items():
+            if name in stored:
+                pieces[name] = list(_pieces(stored[name], experts, parts))
     if not pieces:
         return
-    if not network.names.stacks_experts:
-        raise UnsupportedModelError(
-            f"{next(iter(pieces))} holds all experts of a layer in an order that moe4 does not read"
-        )
     for layer in range(network.num_layers):
         names.update(network.module_names(layer))
     taken: dict[str, StoredTensor] = {}
