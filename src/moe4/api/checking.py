@@ -24,9 +24,9 @@ def verify(
 ) -> "Verification":
     """Check a release: every file, every tensor, its config, its codes; against its source if one is given.
 
-    revision: the branch, tag or commit of a release on the hub; ID@REVISION says it of a source. family_as_is:
-    the release is of a family that is not listed. What is wrong is in `problems`; it raises CheckpointError
-    only where there is no release at all, or HubError.
+    revision: the branch, tag or commit of a release on the hub; ID@REVISION says it of a source.
+    family_as_is: the release is of a family that is not listed. What is wrong is in `problems`; it raises
+    CheckpointError only where there is no release at all, or HubError.
 
         >>> moe4.verify("release", source="k2-tiny").ok
         True

@@ -95,8 +95,8 @@ def quantize(
     JSON array or Parquet of messages, conversations, prompt and response, or text; OWNER/NAME of a data set
     on the hub, with its split; "reference" is k2-tiny's own. show_sample: log the first document as the
     template renders it. device: cpu, cuda or cuda:N. resume: continue an unfinished run. allow_extra: leave
-    out tensors that the model has no place for. family_as_is: try a family that is not listed. on_progress: hears each step as a `Progress`. ranks:
-    `find_ranks()` in a script that torchrun starts.
+    out tensors that the model has no place for. family_as_is: try a family that is not listed. on_progress:
+    hears each step as a `Progress`. ranks: `find_ranks()` in a script that torchrun starts.
 
     An exception, KeyboardInterrupt too, leaves what was committed; `resume=True` goes on from there. Raises
     CheckpointError, HubError, RecipeError, CalibrationError, OutputError, MemoryBudgetError or RankError.

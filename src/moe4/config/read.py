@@ -105,7 +105,7 @@ class ModelConfig:
 
     @property
     def is_checked(self) -> bool:
-        """Whether the language model is of a family whose config is checked in full here, not by transformers."""
+        """Whether the language model's config is checked in full here, not by transformers."""
         return isinstance(self.text, Family)
 
     @property
@@ -139,8 +139,8 @@ class ModelConfig:
         """
         if not isinstance(self.text, Family):
             raise UnsupportedModelError(
-                f"{self.where}: model_type {self.text.model_type!r:.60} is not one whose config is known here; "
-                f"that of {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))} is"
+                f"{self.where}: model_type {self.text.model_type!r:.60} is not one whose config moe4 reads "
+                f"without transformers; that of {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))} is"
             )
         return self.text
 

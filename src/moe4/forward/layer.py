@@ -107,7 +107,7 @@ class LayerForward:
         self._set_capture(lambda *_: None)
 
     def complete(self, batch: Batch, sums: Tensor) -> Tensor:
-        """Return the layer's output as `run` does, with the experts' sum float32 [tokens, their hidden size]."""
+        """Return the layer's output as `run` does, with the experts' sum, float32 [tokens, hidden]."""
 
         def give(inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
             whole = sums.new_zeros(batch.rows.numel(), sums.shape[1], device=inputs.device)
@@ -124,7 +124,8 @@ class LayerForward:
         batch, length = states.shape[:2]
         arguments, named = self._network.calls(batch, length, self._device)[self._layer]
         output = self._module(states, *arguments, **named)
-        return output[0] if isinstance(output, tuple) else output
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
 
     def _set_capture(self, capture: Capture) -> None:
         set_capture(self._network.experts_module(self._module, self._layer), capture)

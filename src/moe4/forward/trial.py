@@ -70,7 +70,8 @@ def try_family(config: ModelConfig) -> None:
 def _refusal(config: ModelConfig, reason: str) -> UnsupportedModelError:
     line = " ".join(reason.split())
     return UnsupportedModelError(
-        f"{config.where}: --family-as-is: moe4 cannot run a small random {config.model_type} layer by layer: {line}"
+        f"{config.where}: --family-as-is: moe4 cannot run a small random {config.model_type} layer by layer: "
+        f"{line}"
     )
 
 

@@ -123,7 +123,7 @@ class Network(Outline):
         return layer_module.get_submodule(experts.module)
 
     def expert_math(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> ExpertMath:
-        """Return what the experts of a layer compute beside products; their biases are read, if they have any."""
+        """Return what the experts of a layer compute beside products. Their biases are read."""
         plain, found = self.plain_math(layer), {}
         for local, stored in self._layers[layer].items():
             leaf = local.rpartition(".")[2]
@@ -173,7 +173,7 @@ class Network(Outline):
                 yield name, local, shape
 
     def _list_layer(self, layer: int) -> Iterator[tuple[str, StoredAs]]:
-        """Yield (name in the module, names and shapes in the checkpoint) of all but routed experts' weights."""
+        """Yield (name in the module, its names and shapes in the checkpoint) of all but experts' weights."""
         for local, tensor in self._decoder.layers[layer].state_dict().items():
             if not self._is_of_experts(layer, local) or local.rpartition(".")[2] in FUSED_BIASES:
                 yield local, self._stored_as(f"layers.{layer}.{local}", tensor)
@@ -249,10 +249,13 @@ class Network(Outline):
             f"{local}.down_proj": ("down",),
         }
         leaves: dict[Part, str] = {}
-        prefix = local
+        prefix = ""
         for whole, parts in list(fused.items()):
             found = self._stored.of_experts(whole, getattr(module, whole.rpartition(".")[2])[:1])
-            if len(found) == 1 and parts == ("gate", "up"):
+            if not prefix:
+                parent = next(iter(found)).removesuffix(".weight").rpartition(".")[0]
+                prefix = parent if parent.endswith(".experts") else f"{parent}.experts"
+            if len(found) == 1 and len(parts) > 1:
                 fused[next(iter(found))] = parts
                 continue
             for part, (stored, shape) in zip(parts, found.items(), strict=True):

@@ -1,7 +1,7 @@
 """The routed experts of a layer: how they are called, and what they compute.
 
-Our function in transformers' experts registry hands over what the router chose, and returns zero or what it is
-given. So a decoder layer can run without its experts' weights: everything but the experts' sum is in its
+Our function in transformers' experts registry hands over what the router chose, and returns zero or what it
+is given. So a decoder layer can run without its experts' weights: everything but the experts' sum is in its
 output, and the experts' inputs, ids and gate weights are with whoever called `set_capture`.
 """
 

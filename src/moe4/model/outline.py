@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.config import ModelConfig
+from moe4.errors import UnsupportedModelError
 from moe4.model.inventory import LAYOUTS, list_tensors
 from moe4.model.names import MODULE_LAYERS, PARTS, SIDE_BY_SIDE, Names, Part
 
@@ -97,8 +98,13 @@ class SketchedNetwork(Outline):
     """A model as its config alone describes it. Tests hold it to what transformers builds."""
 
     def __init__(self, config: ModelConfig, item_bytes: int) -> None:
-        """Raises UnsupportedModelError for a config that leaves something out."""
+        """Raises UnsupportedModelError for a config that lacks something, or that only transformers reads."""
         config.require_complete()
+        if not config.is_checked:
+            raise UnsupportedModelError(
+                f"{config.where}: a {config.network_type} model is built by transformers: "
+                "pip install 'moe4[quantize]'"
+            )
         family, layout = config.family, LAYOUTS[config.family.model_type]
         leaves = {part: layout.leaves[place] for place, part in enumerate(PARTS)}
         prefix = config.text_prefix

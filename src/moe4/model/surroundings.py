@@ -137,13 +137,13 @@ class Surroundings:
 
 def compute_buffers(decoder: Any, module: nn.Module, device: torch.device) -> None:
     """Give a module's own buffers on the meta device the values that transformers computes, on `device`."""
-    fresh = [name for name, tensor in module.named_buffers(recurse=False) if tensor.is_meta]
+    fresh = {name: tensor for name, tensor in module.named_buffers(recurse=False) if tensor.is_meta}
     if not fresh:
         return
     for tensor in (*module.parameters(), *module.buffers()):
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]  # what transformers leaves as it is
-    for name in fresh:
-        module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+    for name, tensor in fresh.items():
+        module._buffers[name] = torch.empty_like(tensor, device="cpu")
     with torch.no_grad():
         decoder._init_weights(module)
     for name in fresh:
@@ -178,7 +178,7 @@ def tail(model: Any) -> Callable[[Tensor], Tensor] | None:
     return None if torch.equal(finish(sample), sample) else finish
 
 
-class _Output(BaseModelOutputWithPast):
+class _Output(BaseModelOutputWithPast):  # type: ignore[misc]
     """What a decoder gives; of everything but hidden states, nothing."""
 
     def __getattr__(self, _: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from release_tools import Forks, decompress, keep_boundaries, load_folder, run_quantize, tokenize
 from safetensors.torch import load_file, save_file
 
-from moe4.errors import UnsupportedModelError
 from moe4.config import families
+from moe4.errors import UnsupportedModelError
 from moe4.recipe import ALL_TARGETS, Calibration, Recipe
 from moe4.verify.checks import verify
 

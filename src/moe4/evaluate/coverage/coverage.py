@@ -95,8 +95,8 @@ def measure(
                 math = stream.expert_math(layer)
                 for expert in range(shape.num_experts):
                     rows, gates = passed.rows_of(expert)
-                    weights = stream.load_expert(shape, expert)
-                    output = run_expert(math, expert, weights, passed.inputs[rows])
+                    matrices = stream.load_expert(shape, expert)
+                    output = run_expert(math, expert, matrices, passed.inputs[rows])
                     passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
             stream.finish_layer(passed)
             say(layer_done(layer, network.num_layers))

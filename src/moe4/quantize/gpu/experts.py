@@ -95,8 +95,8 @@ class ExpertQuantizer:
                 for task, (gate, up), (down,), states in zip(tasks, found, downs, inner, strict=False):
                     weight = self._served(down).T
                     empty = self.pool.new_empty(0, shape.hidden_size)
-                    pieces = [self.math.output(task.expert, piece @ weight) for piece in states]
-                    output = torch.cat(pieces) if pieces else empty
+                    outputs = [self.math.output(task.expert, piece @ weight) for piece in states]
+                    output = torch.cat(outputs) if outputs else empty
                     results.append(({"gate": gate, "up": up, "down": down}, output))
         return results
 
