@@ -139,8 +139,8 @@ class ModelConfig:
         """
         if not isinstance(self.text, Family):
             raise UnsupportedModelError(
-                f"{self.where}: model_type {self.text.model_type!r:.60} is not one whose config moe4 reads "
-                f"without transformers; that of {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))} is"
+                f"{self.where}: moe4 does not know from the config alone what a {self.network_type} model "
+                "holds; give the whole checkpoint"
             )
         return self.text
 

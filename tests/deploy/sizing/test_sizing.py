@@ -14,6 +14,7 @@ from shared_data import shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.config import FAMILIES
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.choose import default_layout, smallest_on, survey
 from moe4.deploy.sizing.fit import (
