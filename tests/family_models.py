@@ -76,6 +76,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse", "sparse"],
         "indexer_types": ["full", "full", "full"],
     },
+    "gpt_oss": {
+        "intermediate_size": 32,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     "mistral4": {**LATENT, "head_dim": None},
     "phimoe": {"intermediate_size": 32, "sliding_window": 16},
     "hunyuan_v1_moe": {"moe_topk": 2, "intermediate_size": 32},
@@ -193,6 +199,8 @@ def write_twin(release_weights: dict[str, torch.Tensor], source: Path, release: 
 
     release_weights: decoded, an expert apart. Where the source holds all experts in one tensor, so does this.
     """
+    config = json.loads((release / "config.json").read_text())
+    del config["quantization_config"]
     stored: dict[str, torch.Size] = {}
     for shard in source.glob("*.safetensors"):
         with safe_open(shard, "pt") as file:
@@ -200,18 +208,19 @@ def write_twin(release_weights: dict[str, torch.Tensor], source: Path, release: 
                 stored[name] = torch.Size(file.get_slice(name).get_shape())
     weights = {name: weight.float() for name, weight in release_weights.items()}
     for name in stored.keys() - weights.keys():
-        weights[name] = _fuse(name, stored[name], weights)
+        is_interleaved = config["model_type"] == "gpt_oss"
+        weights[name] = _fuse(name, stored[name], weights, is_interleaved=is_interleaved)
     folder.mkdir()
-    config = json.loads((release / "config.json").read_text())
-    del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
     plain = {name: weights[name].contiguous() for name in stored}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _fuse(name: str, shape: torch.Size, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return a source's tensor [experts, out, in] of the weights of its experts."""
+def _fuse(
+    name: str, shape: torch.Size, weights: dict[str, torch.Tensor], *, is_interleaved: bool
+) -> torch.Tensor:
+    """Return a source's tensor [experts, out, in] or [experts, in, out] of the weights of its experts."""
     layer = name[: re.search(r"layers\.\d+\.", name).end()]  # type: ignore[union-attr]
     found: dict[tuple[int, str], torch.Tensor] = {}
     for other, weight in weights.items():
@@ -225,4 +234,10 @@ def _fuse(name: str, shape: torch.Size, weights: dict[str, torch.Tensor]) -> tor
         "gate_proj": ("gate",),
         "up_proj": ("up",),
     }.get(leaf, ("down",))
-    return torch.stack([torch.cat([found[expert, part] for part in parts]) for expert in range(shape[0])])
+    matrices = [[found[expert, part] for part in parts] for expert in range(shape[0])]
+    joined = torch.stack([torch.cat(weights) for weights in matrices])
+    if joined.shape == shape:
+        return joined
+    if is_interleaved and len(parts) == 2:  # gates and ups take turns
+        joined = torch.stack([torch.stack(weights, dim=1).flatten(0, 1) for weights in matrices])
+    return joined.transpose(1, 2)

@@ -82,6 +82,7 @@ PARTS = {
     "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected": FAMILIES,
     "transformers:PreTrainedConfig._decode_special_floats": FAMILIES,
     "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
+    "transformers.integrations.mxfp4:convert_moe_packed_tensors": "tests/checkpoint/test_encodings.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,
     "lm_eval.api.model:LM": "tests/evaluate/harness/test_answer_cache.py",
     "lm_eval.api.registry:get_model": HARNESS,

@@ -133,7 +133,9 @@ def test_scales_that_are_powers_of_two(dtype: str, tmp_path: Path) -> None:
     assert found.bytes_read == 200 * 130 + 4 * stored.itemsize
 
 
-def write_shard(folder: Path, tensors: dict[str, torch.Tensor], quantization: dict[str, object]) -> None:
+def write_shard(
+    folder: Path, tensors: dict[str, torch.Tensor], quantization: dict[str, object], **config: object
+) -> None:
     """Write a checkpoint in every dtype that moe4 knows; safetensors.torch does not have all of them."""
     specs = [
         TensorSpec(name=name, dtype=DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape))
@@ -143,7 +145,7 @@ def write_shard(folder: Path, tensors: dict[str, torch.Tensor], quantization: di
     for name, tensor in tensors.items():
         writer.write(name, tensor)
     writer.finish()
-    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization, **config}))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float64])

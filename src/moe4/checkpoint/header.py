@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,35 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Which part of a slab in the file a tensor is: a range of places along one axis of the slab.
+
+    slab: its shape. is_turned: the slab is a matrix of which the tensor is the transpose.
+    """
+
+    slab: tuple[int, ...]
+    axis: int
+    places: range
+    is_turned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
-    """A tensor in a shard; `offset` counts bytes from the start of the file."""
+    """A tensor in a shard; `offset` counts bytes from the start of the file.
+
+    cut: of what lies there, the part that is the tensor; None where all of it is.
+    """
 
     spec: TensorSpec
     path: Path
     offset: int
+    cut: Cut | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the file is read for it."""
+        slab = self.spec if self.cut is None else replace(self.spec, shape=self.cut.slab)
+        return slab.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,15 +71,25 @@ def read_tensor(stored: StoredTensor, *, pinned: bool = False) -> Tensor:
         raise TensorError(
             f"{stored.spec.name} in {stored.path} has the dtype {stored.spec.dtype}, which moe4 does not read"
         )
-    tensor = torch.empty(stored.spec.shape, dtype=DTYPES[stored.spec.dtype], pin_memory=pinned)
+    cut, dtype = stored.cut, DTYPES[stored.spec.dtype]
+    shape = stored.spec.shape if cut is None else cut.slab
+    tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned and cut is None)
     with stored.path.open("rb", buffering=0) as file:
         file.seek(stored.offset)
         _fill(tensor, file, stored)
-    return tensor
+    if cut is None:
+        return tensor
+    places = slice(cut.places.start, cut.places.stop, cut.places.step)
+    part = tensor[(slice(None),) * cut.axis + (places,)]
+    whole = torch.empty(stored.spec.shape, dtype=dtype, pin_memory=pinned)
+    return whole.copy_(part.T if cut.is_turned else part)
 
 
 def iterate_rows(stored: StoredTensor) -> Iterator[Tensor]:
-    """Yield a tensor [rows, ...], some whole rows of at most 16 MiB at a time, or one."""
+    """Yield a tensor [rows, ...], some whole rows of at most 16 MiB at a time, or one; a cut one at once."""
+    if stored.cut is not None:
+        yield read_tensor(stored)
+        return
     num_rows, *rest = stored.spec.shape
     step = max(1, COPY_BYTES * num_rows // max(1, stored.spec.num_bytes))
     with stored.path.open("rb", buffering=0) as file:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe4.checkpoint.encodings import ACTIVATION_LEAVES, Encoding, find_encodings
-from moe4.checkpoint.header import FLOAT_DTYPES, Shard, StoredTensor, TensorSpec
+from moe4.checkpoint.encodings import Encoding
+from moe4.checkpoint.formats.find import ACTIVATION_LEAVES, find_encodings
+from moe4.checkpoint.header import COPY_BYTES, FLOAT_DTYPES, Shard, StoredTensor, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.provider import ShardProvider
 from moe4.checkpoint.reads import ReadLog
@@ -134,7 +135,7 @@ class Checkpoint:
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """Yield a plain tensor's bytes in pieces of at most 16 MiB, whatever they are."""
-        for piece in self.provider.pieces(self.tensors[name]):
+        for piece in self._bytes(self.tensors[name]):
             self._add_bytes(len(piece))
             yield piece
 
@@ -180,13 +181,25 @@ class Checkpoint:
         """Return the SHA-256 of a tensor's bytes, with its scales' if it is quantized. For any thread."""
         digest = hashlib.sha256()
         for stored in self._parts(name):
-            for piece in self.provider.pieces(stored):
+            for piece in self._bytes(stored):
                 digest.update(piece)
         return digest.hexdigest()
 
     def paths(self, name: str) -> set[Path]:
         """Return the shards that a tensor and its scales lie in."""
         return {stored.path for stored in self._parts(name)}
+
+    def _bytes(self, stored: StoredTensor) -> Iterator[bytes]:
+        """Yield a tensor's bytes in pieces of at most 16 MiB."""
+        if stored.cut is None:
+            yield from self.provider.pieces(stored)
+            return
+        from moe4.checkpoint.shard import read_tensor, tensor_bytes
+
+        with self.provider.holding({stored.path}):
+            whole = tensor_bytes(read_tensor(stored))
+        for start in range(0, len(whole), COPY_BYTES):
+            yield bytes(whole[start : start + COPY_BYTES])
 
     def _parts(self, name: str) -> tuple[StoredTensor, ...]:
         if name not in self.tensors:

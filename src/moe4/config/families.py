@@ -328,6 +328,7 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "qwen3_vl_moe",
         "deepseek_v32",
         "glm_moe_dsa",
+        "gpt_oss",
         "mistral4",
         "phimoe",
         "hunyuan_v1_moe",

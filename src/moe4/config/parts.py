@@ -97,6 +97,7 @@ class QuantizedWeights(Foreign):
     strategy: str | None = None
     group_size: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
     block_structure: Any = None
+    actorder: str | bool | None = None
 
 
 class QuantizedGroup(Foreign):
@@ -113,6 +114,7 @@ class Quantization(Foreign):
     quant_method: str | None = None
     format: str | None = None
     scale_fmt: str | None = None
+    expert_dtype: str | None = None
     weight_block_size: Annotated[list[Width], Field(min_length=2, max_length=2)] | None = None
     config_groups: dict[str, QuantizedGroup] | None = None
     ignore: list[str] | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
 from moe4.model.experts import ExpertMath
+from moe4.model.layouts import find_layout
 from moe4.model.names import SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton
@@ -243,7 +244,9 @@ class Network(Outline):
 
     def _describe_experts(self, layer: int, name: str, module: Any) -> ExpertShape:
         local = f"{self._path}layers.{layer}.{name}"
-        num_experts, hidden_size, width = module.down_proj.shape
+        layout = find_layout(module, self._model.config.model_type)
+        num_experts, *sizes = module.down_proj.shape
+        hidden_size, width = reversed(sizes) if layout.is_turned else sizes
         fused: dict[str, tuple[Part, ...]] = {
             f"{local}.gate_up_proj": ("gate", "up"),
             f"{local}.down_proj": ("down",),
@@ -272,5 +275,6 @@ class Network(Outline):
             prefix=self._text_prefix + prefix,
             module=name,
             leaves=leaves or SIDE_BY_SIDE,
+            layout=layout,
             fused={self._text_prefix + whole: parts for whole, parts in fused.items()},
         )

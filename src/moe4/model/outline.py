@@ -11,6 +11,7 @@ from typing import Any
 from moe4.config import ModelConfig
 from moe4.errors import UnsupportedModelError
 from moe4.model.inventory import LAYOUTS, list_tensors
+from moe4.model.layouts import FusedLayout
 from moe4.model.names import MODULE_LAYERS, PARTS, SIDE_BY_SIDE, Names, Part
 
 
@@ -30,7 +31,9 @@ class ExpertShape:
     leaves: dict[Part, str] = field(default_factory=lambda: SIDE_BY_SIDE)
     """What the checkpoint calls an expert's weights."""
     fused: dict[str, tuple[Part, ...]] = field(default_factory=dict)
-    """Tensors [experts, parts x out, in] that a checkpoint may hold instead: names and what lies in each."""
+    """Tensors of all experts that a checkpoint may hold instead: names and what lies in each."""
+    layout: FusedLayout = field(default_factory=FusedLayout)
+    """How transformers' module holds all of them."""
 
     def weight_name(self, expert: int, part: Part) -> str:
         """Return the checkpoint's name of one expert's weight."""

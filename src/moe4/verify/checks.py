@@ -414,10 +414,9 @@ class _Verifier:
 
 
 def _same_bytes(one: StoredTensor, source: Checkpoint, name: str) -> bool:
-    other = source.tensors[name]
-    if one.spec != other.spec:
+    if one.spec != source.tensors[name].spec:
         return False
-    pieces = zip(iterate_bytes(one), source.provider.pieces(other), strict=True)
+    pieces = zip(iterate_bytes(one), source.pieces(name), strict=True)
     return all(ours == theirs for ours, theirs in pieces)
 
 

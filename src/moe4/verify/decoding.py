@@ -3,16 +3,25 @@
 Nothing here is shared with `checkpoint/encodings.py` but which tensors a weight is stored in.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe4.checkpoint.encodings import Encoding
+from moe4.checkpoint.encodings import Encoding, Role
 from moe4.checkpoint.source import Checkpoint
 from moe4.quantize.transfer.device_memory import to_device
 
-PACKED, NAIVE = "pack-quantized", "naive-quantized"
+# What compressed-tensors calls the parts of a weight.
+LEAVES: dict[Role, str] = {
+    "numbers": "weight_packed",
+    "scales": "weight_scale",
+    "divisor": "weight_global_scale",
+    "zero_points": "weight_zero_point",
+    "column_groups": "weight_g_idx",
+    "stored_shape": "weight_shape",
+}
 
 
 class SourceDecoder:
@@ -37,11 +46,12 @@ class SourceDecoder:
         encoding = self._source.encoding(name)
         if encoding is None:
             return None
-        stored = {
-            part: to_device(tensor, ours.device) for part, tensor in self._source.read_parts(name).items()
+        stored = self._source.read_parts(name)
+        parts = {
+            role: to_device(stored[part.spec.name], ours.device) for role, part in encoding.roles.items()
         }
         try:
-            theirs = self._decode(encoding, stored)
+            theirs = self._decode(encoding, parts)
         except Exception as error:  # a library may raise anything
             reason = str(error).replace("\n", " ")
             return f"{name} of the source: {self.library} cannot decode it: {reason:.200}"
@@ -49,30 +59,39 @@ class SourceDecoder:
             return None
         return f"{name} of the source: {self.library} decodes other weights than moe4"
 
-    def _decode(self, encoding: Encoding, stored: dict[str, Tensor]) -> Tensor:
-        base = encoding.name.removesuffix("weight")
-        if encoding.group is None:
-            numbers, scales = (stored[part.spec.name] for part in encoding.parts)
-            return _transformers(numbers, scales, encoding)
-        from compressed_tensors.compressors.base import BaseCompressor
+    def _decode(self, encoding: Encoding, parts: Mapping[Role, Tensor]) -> Tensor:
+        if encoding.layout == "fp8":
+            return _fine_grained_fp8(parts["numbers"], parts["scales"], encoding)
+        if encoding.layout == "mxfp4":
+            from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-        state = {part.removeprefix(base): tensor for part, tensor in stored.items()}
+            experts: Tensor = convert_moe_packed_tensors(parts["numbers"][None], parts["scales"][None])
+            return experts[0].T
+        from compressed_tensors.compressors.base import BaseCompressor
+        from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+        state = {LEAVES[role]: tensor for role, tensor in parts.items()}
         shape = encoding.shape
         if encoding.block[0] == 1:  # a list of scales would be taken for one
             state["weight_scale"] = state["weight_scale"].reshape(shape[0], -1)
-        if "weight" in state:  # the library takes a block's size from the scales' shape: blocks must be whole
-            state["weight"] = _whole_blocks(state["weight"], encoding)
-        else:
+        if encoding.form == "numbers":  # the library takes a block's size from the scales' shape
+            state["weight"] = _whole_blocks(state.pop("weight_packed"), encoding)
+        if "weight_shape" in state:
             state["weight_shape"] = state["weight_shape"].cpu()
-        form = BaseCompressor.get_value_from_registry(PACKED if encoding.num_bits else NAIVE)
-        weight: Tensor = form.decompress(state, self._groups[encoding.group])["weight"]
+        scheme = self._groups[str(encoding.group)]
+        if encoding.num_blocks[0] > 1 and encoding.num_blocks[1] == 1 and encoding.block[0] > 1:
+            # Without the scheme the library would take one block across for a scale a row.
+            weight: Tensor = dequantize(state["weight"], state["weight_scale"], args=scheme.weights)
+        else:
+            form = BaseCompressor.get_value_from_registry(encoding.layout)
+            weight = form.decompress(state, scheme)["weight"]
         return weight[: shape[0], : shape[1]]
 
 
-def _transformers(numbers: Tensor, scales: Tensor, encoding: Encoding) -> Tensor:
+def _fine_grained_fp8(numbers: Tensor, scales: Tensor, encoding: Encoding) -> Tensor:
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-    whole = _whole_blocks(numbers, encoding)
+    whole = numbers if encoding.form == "e2m1" else _whole_blocks(numbers, encoding)
     grid = scales.reshape(-1, 1) if scales.dim() < 2 else scales
     found: Any = Fp8Dequantize(None).convert({"weight$": [whole], "weight_scale_inv": [grid]})
     weight: Tensor = found["weight"]

@@ -1,14 +1,17 @@
 """Fused experts, as transformers saves its own modules, give the release of those apart."""
 
+import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from release_tools import run_quantize
+from release_tools import run_cli, run_quantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
@@ -88,6 +91,44 @@ def test_their_release_is_the_same(small_source: Path, tmp_path: Path) -> None:
         shards.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
         result = verify(out, source)
         assert result.ok, result.problems
+    assert shards[0] == shards[1]
+
+
+def to_fp8(folder: Path) -> None:
+    """Quantize a checkpoint's experts in blocks, by transformers' own operation."""
+    settings = SimpleNamespace(weight_block_size=[32, 32], scale_fmt="float")
+    quantize = Fp8Quantize(SimpleNamespace(quantization_config=settings))
+    state = load_file(folder / "model.safetensors")
+    experts = {name: tensor for name, tensor in state.items() if ".experts." in name}
+    save_file({**state, **quantize.convert(experts)}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_fp8_fused_gives_the_release_of_fp8_apart(
+    small_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    apart, fused = save("qwen3_moe", tmp_path)
+    shards = []
+    for source in (apart, fused):
+        to_fp8(source)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (small_source / name).exists():
+                shutil.copy(small_source / name, source)
+        out = tmp_path / f"{source.name}-out"
+        settings = ["--method", "rtn", "--group-size", "32"]
+        for command in (
+            ["plan", str(source), *settings],
+            ["quantize", str(source), str(out), *settings],
+            ["verify", str(out), "--source", str(source)],
+        ):
+            code, _, err = run_cli(command, monkeypatch, capfd)
+            assert code == 0, err
+        shards.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
     assert shards[0] == shards[1]
 
 

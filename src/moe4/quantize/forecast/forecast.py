@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from moe4 import extras
 from moe4.calibration.corpus import draw_documents, load_corpus
-from moe4.checkpoint.encodings import sketch_encoded
+from moe4.checkpoint.formats.find import sketch_encoded
 from moe4.checkpoint.header import StoredTensor, TensorSpec
 from moe4.checkpoint.index import has_weights, read_config
 from moe4.checkpoint.matching import find_matching

@@ -137,7 +137,7 @@ def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
     """Return the bytes of an expert's parts on disk, or in BF16 if they are missing (the plan says so)."""
     found = [checkpoint.tensors.get(shape.weight_name(0, part)) for part in PARTS]
     plain = 2 * shape.hidden_size * shape.width
-    return [plain if stored is None else stored.spec.num_bytes for stored in found]
+    return [plain if stored is None else max(stored.spec.num_bytes, stored.read_bytes) for stored in found]
 
 
 def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:

@@ -127,8 +127,9 @@ class ReleasePlan:
             )
         if self.coarse:
             found.append(
-                "weights that are INT4 or INT8 codes in the source are quantized again, which adds to what "
-                f"they have lost; errors are given against the source's own: {summarize_names(self.coarse)}"
+                "weights that are INT4, INT8 or FP4 codes in the source are quantized again, which adds to "
+                "what they have lost; errors are given against the source's own: "
+                + summarize_names(self.coarse)
             )
         if self.dropped:
             found.append(
@@ -350,7 +351,7 @@ def _layout(
 
 def _is_coarse(checkpoint: Checkpoint, recipe: Recipe, name: str) -> bool:
     encoding = checkpoint.encoding(name)
-    return encoding is not None and encoding.num_bits > 0 and recipe.method != "copy"
+    return encoding is not None and encoding.is_coarse and recipe.method != "copy"
 
 
 def _copied_spec(checkpoint: Checkpoint, name: str) -> TensorSpec:
