@@ -77,7 +77,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_types": ["full", "full", "full"],
     },
     "gpt_oss": {
-        "intermediate_size": 32,
+        "intermediate_size": 96,  # with 32, a matrix of gates and ups is square
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
