@@ -120,3 +120,12 @@ def test_no_code_of_the_checkpoints_is_run(tmp_path: Path) -> None:
         "name_or_path": str(tmp_path),
     }
     assert Network(parse_config(config), torch.bfloat16).num_layers == config["num_hidden_layers"]
+
+
+def test_layers_that_attend_as_an_earlier_one_chose_are_refused() -> None:
+    from family_models import make_config
+
+    config = make_config("glm_moe_dsa").to_dict()
+    config["indexer_types"] = ["full", "shared", "shared"]
+    with pytest.raises(UnsupportedModelError, match="indexer_types has shared"):
+        Network(parse_config(config), torch.float32)

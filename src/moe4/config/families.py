@@ -340,6 +340,5 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "mimo_v2_flash",
         "step3p7",
         "kimi_linear",
-        "deepseek_v4",
     ]
 )

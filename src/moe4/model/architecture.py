@@ -46,6 +46,11 @@ class Network(Outline):
             raise UnsupportedModelError(
                 f"{config.where}: transformers' {config.network_type} has no single list of decoder layers"
             )
+        if "shared" in (getattr(self.config, "indexer_types", None) or ()):
+            raise UnsupportedModelError(
+                f"{config.where}: indexer_types has shared: such a layer attends to the tokens that an earlier "
+                'layer chose, which moe4 does not hand on; expected "full" for every layer'
+            )
         self.num_layers = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(self._model._keep_in_fp32_modules_strict or ())
         self._stored = StoredNames(self._model)
