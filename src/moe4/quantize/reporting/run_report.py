@@ -49,7 +49,6 @@ def build_report(
     `files` lists all but the shards; `probe` is what is to be said of the expected answers;
     `pin` the commit of a source on the hub.
     """
-<<<<<<< HEAD
     records, timings = [layer.record for layer in saved], [layer.timing for layer in saved]
     seconds = [timing.seconds for timing in timings]
     return Report(
@@ -57,7 +56,7 @@ def build_report(
         recipe=ReportRecipe(**recipe.to_dict()),
         fingerprint=fingerprint,
         source=ReportedSource(
-            **given(hub=pin),
+            **given(hub=pin, quantized_again=count_patterns(plan.coarse) or None),
             model_type=checkpoint.config.model_type,
             num_bytes=sum(shard.num_bytes for shard in checkpoint.shards.values()),
             files_left_out=list(left_out),
@@ -69,36 +68,6 @@ def build_report(
             num_bytes=sum(shard.num_bytes for shard in shards),
             shards={
                 shard.name: FileEntry(num_bytes=shard.num_bytes, sha256=shard.sha256) for shard in shards
-=======
-    records = [LayerRecord.from_dict(item["record"]) for item in saved]
-    seconds = [item["timing"]["seconds"] for item in saved]
-    origin = {} if pin is None else {"hub": pin.to_dict()}
-    again = {"quantized_again": count_patterns(plan.coarse)} if plan.coarse else {}
-    return {
-        "versions": software_versions(),
-        "recipe": recipe.to_dict(),
-        "fingerprint": fingerprint,
-        "source": {
-            **origin,
-            "model_type": checkpoint.config.model_type,
-            "num_bytes": sum(shard.num_bytes for shard in checkpoint.shards.values()),
-            "files_left_out": list(left_out),
-            "tensors_left_out": count_patterns(plan.left_out),
-            **again,
-            "tensors": reads,
-        },
-        "calibration": None
-        if corpus is None
-        else {
-            "data": corpus.description,
-            "num_sequences": len(corpus.sequences),
-            "num_tokens": corpus.num_tokens,
-        },
-        "release": {
-            "num_bytes": sum(shard.num_bytes for shard in shards),
-            "shards": {
-                shard.name: {"num_bytes": shard.num_bytes, "sha256": shard.sha256} for shard in shards
->>>>>>> formats
             },
             files=files,
             not_covered=list(NOT_COVERED),

@@ -1,6 +1,6 @@
 """What is known before anything is written: source, plan, tokens, the fingerprint of it all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RankError
 from moe4.fingerprint import Fingerprint, RunEnvironment, describe_changes
+from moe4.forward.trial import try_family
 from moe4.hub.locate import Located
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
@@ -84,7 +85,9 @@ def prepare(
 ) -> Prepared:
     """Look at everything; `kept`: what an unfinished run keeps of its tokens."""
     checkpoint = Checkpoint(located.folder, located.stream)
+    checkpoint.config = replace(checkpoint.config, family_as_is=request.family_as_is)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards, located.elsewhere)
+    try_family(checkpoint.config)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
