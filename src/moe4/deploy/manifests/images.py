@@ -9,7 +9,7 @@ PROGRAMS = {
     "rhaiis": frozenset(("bash", "sh", "curl", "python3", "vllm")),
     "cpu": frozenset(("bash", "sh", "curl", "python3", "vllm", "moe4")),
 }
-UPSTREAM = ("vllm-openai", "vllm-openai-cpu")  # repositories of the vLLM project
+UPSTREAM = ("vllm-openai", "vllm-openai-cpu", "vllm-cpu-release-repo")  # repositories of the vLLM project
 
 
 def has_plugin(image: str) -> bool:
@@ -22,9 +22,9 @@ def has_plugin(image: str) -> bool:
 
 
 def vllm_version(image: str) -> str | None:
-    """Return the version `0.32` of vLLM that an image of the project's own names by its tag `v0.32.0`."""
+    """Return the version `0.32.0` of vLLM that an image of the project's own names by its tag `v0.32.0`."""
     repository, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
-    found = re.match(r"v?([0-9]{1,3}\.[0-9]{1,3})\.[0-9]", tag)
+    found = re.match(r"v?([0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3})", tag)
     return found[1] if found and repository in UPSTREAM else None
 
 

@@ -87,8 +87,11 @@ class DeployOptions:
     @property
     def has_our_vllm(self) -> bool:
         """Whether the image has the vLLM that moe4 knows, by its version or by the plugin in it."""
-        image, known = self.image_name, vllm_version(IMAGES["vllm"])
-        return has_plugin(image) or vllm_version(image) == known
+        known, found = vllm_version(IMAGES["vllm"]), vllm_version(self.image_name)
+        same = (
+            known is not None and found is not None and known.rpartition(".")[0] == found.rpartition(".")[0]
+        )
+        return same or has_plugin(self.image_name)
 
 
 def find_form(text: str) -> Form:

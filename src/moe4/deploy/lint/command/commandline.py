@@ -50,7 +50,11 @@ def _from_script(items: Words) -> Words | None:
     script, place = items[position]
     given = items[position + 2 :]
     found = []
-    for words in split_script(script):
+    commands = split_script(script)
+    commands += [
+        command for words in commands if words[0] == "eval" for command in split_script(" ".join(words[1:]))
+    ]
+    for words in commands:
         start = _after_program(words)
         if start is not None:
             found.append(words[start:])
