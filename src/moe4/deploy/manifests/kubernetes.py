@@ -8,6 +8,8 @@ from moe4.deploy.manifests.pods import (
     cache_claim,
     cache_mount,
     cache_name,
+    check_script,
+    check_volumes,
     environment,
     metadata,
     placement,
@@ -32,6 +34,7 @@ def documents(workload: Workload) -> list[dict[str, Any]]:
         found = [_leader_worker_set(workload, labels), _service(workload, selector)]
     else:
         found = [_deployment(workload, labels), _service(workload, labels)]
+    found = [*check_script(workload), *found]
     return [cache_claim(workload), *found] if workload.options.source.scheme == "hf" else found
 
 
@@ -91,6 +94,7 @@ def _pod(workload: Workload, leads: bool = True) -> dict[str, Any]:
     """Return a pod: one that answers, or another rank of a LeaderWorkerSet."""
     options = workload.options
     volume, mount = _model_volume(workload)
+    programs, mounts = check_volumes(workload) if leads else ([], [])
     container: dict[str, Any] = {
         "name": "vllm",
         "image": options.image_name,
@@ -101,7 +105,7 @@ def _pod(workload: Workload, leads: bool = True) -> dict[str, Any]:
         "resources": resources(workload),
         **(probes(workload) if leads else {}),
         "securityContext": user(workload),
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, mount],
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, mount, *mounts],
     }
     pod: dict[str, Any] = {
         "automountServiceAccountToken": Noted(False, "the server does not talk to the cluster"),
@@ -110,7 +114,7 @@ def _pod(workload: Workload, leads: bool = True) -> dict[str, Any]:
     }
     if not options.openshift:
         pod["securityContext"] = {"fsGroup": Noted(1000, "the volumes belong to the server's group")}
-    return pod | {"containers": [container], "volumes": [shm_volume(workload), volume]}
+    return pod | {"containers": [container], "volumes": [shm_volume(workload), volume, *programs]}
 
 
 def _deployment(workload: Workload, labels: dict[str, str]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from typing import Any
 
 from moe4.deploy.manifests.documents import Noted
 from moe4.deploy.manifests.grammar import parse_toleration
-from moe4.deploy.manifests.workload import CACHE_PATH, PROBE_PERIOD, PodVariable, Workload
+from moe4.deploy.manifests.workload import CACHE_PATH, MODEL_PATH, PROBE_PERIOD, PodVariable, Workload
 from moe4.escape import dollars
 
 USER = 1000
+CHECK_PATH, CHECK_FILE = "/opt/moe4", "check.py"
+CHECK_PERIOD, CHECK_SECONDS = 30, 300
 
 
 def resources(workload: Workload) -> dict[str, Any]:
@@ -43,10 +45,42 @@ def probes(workload: Workload, handler: bool = True) -> dict[str, Any]:
     target = {"httpGet": {"path": "/health", "port": workload.options.port}} if handler else {}
     startup = {"periodSeconds": PROBE_PERIOD, "failureThreshold": workload.failure_threshold}
     return {
-        "startupProbe": {**target, **startup},
+        "startupProbe": _check_probe(workload) or {**target, **startup},
         "readinessProbe": {**target, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**target, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 5},
     }
+
+
+def _check_probe(workload: Workload) -> dict[str, Any]:
+    """Return the start-up probe that asks for the release's expected answers; nothing if none is wanted."""
+    if workload.options.check_script is None:
+        return {}
+    tries = workload.startup_seconds // CHECK_PERIOD
+    url = f"http://127.0.0.1:{workload.options.port}"
+    command = ["python3", f"{CHECK_PATH}/{CHECK_FILE}", MODEL_PATH, url]
+    return {
+        "exec": {"command": Noted(command, "a server with wrong answers never becomes ready")},
+        "periodSeconds": CHECK_PERIOD,
+        "timeoutSeconds": Noted(CHECK_SECONDS, "of one check; while vLLM loads it ends at once"),
+        "failureThreshold": Noted(tries, f"x {CHECK_PERIOD} s: as long as the start may take"),
+    }
+
+
+def check_script(workload: Workload) -> list[dict[str, Any]]:
+    """Return the ConfigMap with the program that the start-up probe runs, if there is one."""
+    if workload.options.check_script is None:
+        return []
+    data = {CHECK_FILE: workload.options.check_script}
+    name = metadata(workload, f"{workload.name}-check")
+    return [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data}]
+
+
+def check_volumes(workload: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the volume with the program, and its mount."""
+    if workload.options.check_script is None:
+        return [], []
+    volume = {"name": "check", "configMap": {"name": f"{workload.name}-check"}}
+    return [volume], [{"name": "check", "mountPath": CHECK_PATH, "readOnly": True}]
 
 
 def security_context() -> dict[str, Any]:
