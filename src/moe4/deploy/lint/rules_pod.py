@@ -11,17 +11,11 @@ from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
-from moe4.deploy.manifests.images import starts_as_root
+from moe4.deploy.manifests.images import moves, starts_as_root
 from moe4.deploy.sizing.fit import load_seconds
 from moe4.vllm_facts import flags
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
-# Tags that name another image tomorrow; nightly-COMMIT does not.
-MOVING = re.compile(
-    r"(latest|nightly|main|master|dev|devel|develop|edge|stable|head|next|canary|rolling)"
-    r"(-(?![0-9a-f]{7,40}$)[a-z0-9_.-]+)?",
-    re.I,
-)
 SECRET = re.compile(r"(^|_)((API|ACCESS|SECRET|PRIVATE|AUTH)_?KEY(_ID)?|^KEY|TOKEN|PASSWORD|SECRET)$")
 # What stands for a value that is given elsewhere, or names a file or a secret that has it.
 NO_SECRET = re.compile(
@@ -210,7 +204,7 @@ def _images(server: DescribedServer) -> Iterator[Finding]:
             continue
         name = image.rpartition("/")[2]
         tag = name.partition(":")[2]
-        if "@" not in image and (not tag or MOVING.fullmatch(tag)):
+        if "@" not in image and (not tag or moves(tag)):
             why = f"{image} names no version, so what runs can change at any time"
             yield place.find("image-untagged", why, "give a tag of a release, or a digest")
         registry = image.partition("/")[0]

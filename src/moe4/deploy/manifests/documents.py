@@ -21,6 +21,8 @@ _READ_OTHERWISE = re.compile(
 )
 _SCRIPT = re.compile(r"[!-~][ -~]*\n([ -~]*\n)*")
 
+Manifest = dict[str, Any]
+"""A Kubernetes object, a compose file or a part of one, as plain values with notes."""
 DOUBLED = "_moe4_doubled_keys"
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # of a document
@@ -34,7 +36,7 @@ class Noted:
     note: str
 
 
-def render(documents: Sequence[dict[str, Any]], head: Sequence[str]) -> str:
+def render(documents: Sequence[Manifest], head: Sequence[str]) -> str:
     """Return the documents as YAML, each note as a comment beside its value, `head` as comments above."""
     writer = YAML()
     writer.indent(mapping=2, sequence=4, offset=2)

@@ -27,7 +27,18 @@ PROGRAMS: dict[str, dict[str, str]] = {
         "moe4": "packaging/Containerfile.cpu: pip install of the wheel",
     },
 }
+# Tags that name another image tomorrow; nightly-COMMIT does not.
+_MOVING = re.compile(
+    r"(latest|nightly|main|master|dev|devel|develop|edge|stable|head|next|canary|rolling)"
+    r"(-(?![0-9a-f]{7,40}$)[a-z0-9_.-]+)?",
+    re.I,
+)
 UPSTREAM = ("vllm-openai", "vllm-openai-cpu", "vllm-cpu-release-repo")  # repositories of the vLLM project
+
+
+def moves(tag: str) -> bool:
+    """Say whether a tag may name another image tomorrow."""
+    return _MOVING.fullmatch(tag) is not None
 
 
 def has_plugin(image: str) -> bool:
