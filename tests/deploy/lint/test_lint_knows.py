@@ -348,3 +348,15 @@ def test_sizes_as_vllm_reads_them() -> None:
     assert [read_size(text) for text in texts] == [
         *(32000, 32768, 1500, -1, -1, 32768, None, None, None, None, None)
     ]
+
+
+@pytest.mark.parametrize("size", ["$((GROUP * LOCAL))", "$((2 * (1 + 3)))", "$(cat /etc/size)", "`nproc`"])
+def test_what_a_shell_computes_is_not_one(tmp_path: Path, size: str) -> None:
+    """As in llm-d's guides: the size is not seen, so it is not judged, and a note says so."""
+    script = (
+        f"exec vllm serve m --port 8000 --max-model-len $(cat /len) --tensor-parallel-size {size} --seed 1"
+    )
+    command = POD.replace("[vllm, serve]", "[bash, -c]").replace(
+        "[/mnt/models, --port=8000, --tensor-parallel-size=8]", json.dumps([script])
+    )
+    assert lint_text(tmp_path, command) == (0, {("not-judged", "note")})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from moe4.escape import visible
 
@@ -36,7 +36,7 @@ class Finding:
     fix: str
     repair: Callable[[], None] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str | int | bool]:
         """Return it as plain JSON types."""
         return {
             "rule": self.rule,

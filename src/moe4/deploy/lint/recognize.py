@@ -13,6 +13,13 @@ BESIDE = re.compile(
     r"|gateway|scheduler|dashboard|downloader|monitor)([^a-z0-9]|$)",
     re.I,
 )
+# What a shell computes: `$((2 * N))`, `$(cat size)`, backquotes; `$(NAME)` is Kubernetes's way to a variable.
+COMPUTED = re.compile(r"\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|`[^`]*`", re.A)
+
+
+def hide_computed(script: str) -> str:
+    """Put a variable that nobody sets in the place of what a shell computes: it is not seen."""
+    return COMPUTED.sub("${COMPUTED}", script)
 
 
 def looks_like_vllm(container: Any) -> bool:

@@ -124,7 +124,7 @@ def _listens_on(server: DescribedServer) -> str | None:
     return None if server.partial else "8000"
 
 
-def _named_ports(server: DescribedServer) -> dict[str, Any]:
+def _named_ports(server: DescribedServer) -> dict[str, object]:
     ports = entries((server.container / "ports").value) if server.container is not None else []
     return {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from moe4.deploy.lint.command.commandline import Words
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
-from moe4.deploy.lint.recognize import STARTS
+from moe4.deploy.lint.recognize import STARTS, hide_computed
 from moe4.vllm_facts import flags
 
 # Resources that are GPUs, one each; and other accelerators, whose parts vLLM may count otherwise.
@@ -293,7 +293,7 @@ def split_words(text: str) -> list[str]:
     if "\n" not in text and " " not in text:
         return [text]
     try:
-        words = shlex.split(text, comments=True)
+        words = shlex.split(hide_computed(text), comments=True)
     except ValueError:
         return text.split()
     nested = [split_words(word) if word != text and STARTS.search(word) else [word] for word in words]
