@@ -360,3 +360,13 @@ def test_what_a_shell_computes_is_not_one(tmp_path: Path, size: str) -> None:
         "[/mnt/models, --port=8000, --tensor-parallel-size=8]", json.dumps([script])
     )
     assert lint_text(tmp_path, command) == (0, {("not-judged", "note")})
+
+
+def test_options_of_podman_are_judged(tmp_path: Path) -> None:
+    podman = "podman run --device nvidia.com/gpu=0 --shm-size 8g --entrypoint vllm"
+    run = f"{podman} vllm/vllm-openai:v0.32.0 serve m"
+    assert lint_text(tmp_path, run + "\n", "serve.sh") == (0, set())
+    found = lint_text(tmp_path, run + " --swap-space 4 --dtype int4\n", "serve.sh")
+    assert found == (1, {("option-unknown", "error"), ("option-value", "error")})
+    inner = run.replace("--entrypoint vllm ", "").replace(" serve m", " --model m --swap-space 4")
+    assert lint_text(tmp_path, inner + "\n", "serve.sh") == (1, {("option-unknown", "error")})

@@ -222,7 +222,9 @@ def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> Described
     )
     server.variables = {name: place / "env" / name for name, _, _ in variables}
     entrypoint = [value for name, value in options if name == "--entrypoint"]
-    server.read_flags([(word, place) for word in [*entrypoint, *words[position + 1 :]]])
+    server.command = [(word, place) for word in [*entrypoint, *words[position + 1 :]]]
+    server.has_program = bool(entrypoint)
+    server.read_flags(server.command)
     devices = [value for name, value in options if name == "--device" and "gpu" in value]
     counts = [value for name, value in options if name == "--gpus"]
     server.all_gpus = "all" in counts or any(value.endswith("=all") for value in devices)
