@@ -42,6 +42,7 @@ class DeployRequest:
     openshift: bool
     trust_remote_code: bool
     disk: float
+    check_answers: bool
 
     def deployment(self) -> "Deployment":
         """Return what was asked for. Raises DeployError for what cannot work."""
@@ -99,7 +100,19 @@ class DeployRequest:
             openshift=self.openshift,
             trust_remote_code=self.trust_remote_code,
             disk=speed,
+            check_script=self._check_script(),
         )
+
+    def _check_script(self) -> str | None:
+        """Return the program that asks for the expected answers. Raises DeployError if there are none."""
+        from moe4.errors import DeployError
+        from moe4.probe.ask import script_text
+        from moe4.probe.form import PROBE_NAME
+
+        folder = Path(self.release)
+        if self.check_answers and folder.is_dir() and not (folder / PROBE_NAME).is_file():
+            raise DeployError(f"{folder} has no {PROBE_NAME}: make it with `moe4 probe {folder}`")
+        return script_text() if self.check_answers else None
 
 
 def _dashboard(name: str) -> "Deployment":
@@ -162,6 +175,7 @@ def deploy(
     openshift: bool = False,
     trust_remote_code: bool = False,
     disk: float = 0.3,
+    check_answers: bool = False,
 ) -> Deployment:
     """Write a deployment that works: every value derived from the release or asked for.
 

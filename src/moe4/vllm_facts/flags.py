@@ -3,6 +3,7 @@
 HOST, PORT = "--host", "--port"
 API_KEY = "--api-key"
 MIDDLEWARE = "--middleware"
+ROOT_PATH = "--root-path"
 MODEL_NAME = "--served-model-name"
 MAX_MODEL_LEN = "--max-model-len"
 TRUST_REMOTE_CODE = "--trust-remote-code"

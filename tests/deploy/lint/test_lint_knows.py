@@ -106,22 +106,41 @@ def test_what_vllm_takes(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_another_version_is_not_judged_and_named(tmp_path: Path) -> None:
-    text = with_argument("--swap-space=16").replace("v0.32.0", "v0.8.5")
+    text = with_argument("--swap-space=16").replace("v0.32.0", "v0.5.0")
     assert lint_text(tmp_path, text) == (0, {("not-judged", "note")})
+
+
+@pytest.mark.parametrize(
+    ("tag", "rules"),
+    [("v0.8.5", set()), ("v0.10.1.1", set()), ("v0.31.0", {("option-unknown", "error")})],
+)
+def test_options_are_those_of_the_version(tmp_path: Path, tag: str, rules: set[tuple[str, str]]) -> None:
+    """`--swap-space` was an option until it was removed; a patch release may have a table of its own."""
+    found = lint_text(tmp_path, with_argument("--swap-space=16").replace("v0.32.0", tag))
+    assert found == (1 if rules else 0, rules)
+
+
+def test_a_slip_is_found_in_an_image_of_unknown_version(tmp_path: Path) -> None:
+    text = with_argument("--enable-auto-tool-choise", "--of-a-fork").replace(
+        "docker.io/vllm/vllm-openai:v0.32.0", "registry.example/vllm-fork:1"
+    )
+    assert lint_text(tmp_path, text) == (0, {("not-judged", "note"), ("option-unknown", "warning")})
 
 
 def test_the_table_is_that_of_the_installed_vllm() -> None:
     """vLLM's own parser, in a process of its own, agrees with the table on every option."""
     code = (
         "import sys; sys.path.insert(0, 'scripts'); import json, dump_vllm_options as d; "
-        "print(json.dumps(d.options_of(d.make_arg_parser(d.FlexibleArgumentParser()))))"
+        "print(json.dumps(d.options_of(d.serve_parser())))"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     if done.returncode and "No module named 'vllm'" in done.stderr:
         pytest.skip("vLLM is not installed")
     dumped = json.loads(done.stdout.splitlines()[-1])
-    assert dumped == {name: option.model_dump(exclude_none=True) for name, option in tables()["0.32"].items()}
+    table = tables()["0.32"].items()
+    spans = {"first", "last"}
+    assert dumped == {name: option.model_dump(exclude_none=True, exclude=spans) for name, option in table}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +271,23 @@ def test_a_values_source_in_a_config_map(tmp_path: Path) -> None:
         ("sizeLimit: 16Gi", "sizeLimit: 512Mi", {("shm-missing", "error")}),
         ('{nvidia.com/gpu: "8", memory: 300Gi}', "{memory: 300Gi}, claims: [{name: gpus}]", set()),
         ("      startupProbe", "      x-startupProbe", {("probe-startup-missing", "error")}),
-        ("failureThreshold: 900", "failureThreshold: abc, periodSeconds: 1e400", set()),
+        (
+            "failureThreshold: 900",
+            "failureThreshold: abc, periodSeconds: 1e400",
+            {("value-refused", "error")},
+        ),
+        ("failureThreshold: 900", 'failureThreshold: "900"', {("value-refused", "error")}),
+        ("failureThreshold: 900", "failureThreshold: 2", {("probe-startup-short", "error")}),
+        ("memory: 300Gi", "memory: 3Qi", {("value-refused", "error")}),
+        ("memory: 300Gi", "memory: 300e9", set()),
+        ("sizeLimit: 16Gi", "sizeLimit: 16GB", {("value-refused", "error")}),
+        ("containerPort: 8000", "containerPort: http", {("value-refused", "error")}),
+        (
+            "readinessProbe: {httpGet: {path: /health",
+            "readinessProbe: {httpGet: {path: /healthz",
+            {("probe-path", "error")},
+        ),
+        ("name: vllm\n", "name: v\n      name: vllm\n", {("key-doubled", "warning")}),
     ],
 )
 def test_each_in_its_measure(tmp_path: Path, old: str, new: str, expected: set[tuple[str, str]]) -> None:
@@ -313,3 +348,25 @@ def test_sizes_as_vllm_reads_them() -> None:
     assert [read_size(text) for text in texts] == [
         *(32000, 32768, 1500, -1, -1, 32768, None, None, None, None, None)
     ]
+
+
+@pytest.mark.parametrize("size", ["$((GROUP * LOCAL))", "$((2 * (1 + 3)))", "$(cat /etc/size)", "`nproc`"])
+def test_what_a_shell_computes_is_not_one(tmp_path: Path, size: str) -> None:
+    """As in llm-d's guides: the size is not seen, so it is not judged, and a note says so."""
+    script = (
+        f"exec vllm serve m --port 8000 --max-model-len $(cat /len) --tensor-parallel-size {size} --seed 1"
+    )
+    command = POD.replace("[vllm, serve]", "[bash, -c]").replace(
+        "[/mnt/models, --port=8000, --tensor-parallel-size=8]", json.dumps([script])
+    )
+    assert lint_text(tmp_path, command) == (0, {("not-judged", "note")})
+
+
+def test_options_of_podman_are_judged(tmp_path: Path) -> None:
+    podman = "podman run --device nvidia.com/gpu=0 --shm-size 8g --entrypoint vllm"
+    run = f"{podman} vllm/vllm-openai:v0.32.0 serve m"
+    assert lint_text(tmp_path, run + "\n", "serve.sh") == (0, set())
+    found = lint_text(tmp_path, run + " --swap-space 4 --dtype int4\n", "serve.sh")
+    assert found == (1, {("option-unknown", "error"), ("option-value", "error")})
+    inner = run.replace("--entrypoint vllm ", "").replace(" serve m", " --model m --swap-space 4")
+    assert lint_text(tmp_path, inner + "\n", "serve.sh") == (1, {("option-unknown", "error")})

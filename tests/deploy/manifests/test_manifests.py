@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,20 @@ from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.run import lint_files
 from moe4.deploy.lint.schema import Schemas, read_schemas
 from moe4.deploy.manifests.images import PROGRAMS
-from moe4.deploy.manifests.options import ENGINES, FORMS, ON_A_CLUSTER, DeployOptions, Engine, parse_source
+from moe4.deploy.manifests.options import (
+    CHECKS_ANSWERS,
+    ENGINES,
+    FORMS,
+    ON_A_CLUSTER,
+    DeployOptions,
+    Engine,
+    parse_source,
+)
 from moe4.deploy.manifests.write import write_deployment
 from moe4.deploy.sizing.choose import Wanted, pick
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import DeployError, Moe4Error
+from moe4.probe.ask import script_text
 
 SUFFIXES = {"podman": ".sh", "quadlet": ".container"}
 
@@ -303,9 +313,92 @@ def test_commands_call_only_what_their_image_holds(form: str, engine: Engine, fo
     called = set(re.findall(r"^\s*(?:exec |Entrypoint=|HealthCmd=|- CMD\n\s*- )([a-z0-9]+)", text, re.M))
     for words in re.findall(r"command:((?:\n +- [^\n]*)+)", text) if on_cluster else []:
         called.add(words.split()[1])
-    assert called <= PROGRAMS[engine]
+    assert called <= set(PROGRAMS[engine])
     assert called or form in ("podman", "llmd")
     assert not re.search(r"\bray\b", text)
+
+
+def test_programs_have_a_source() -> None:
+    assert all(source for programs in PROGRAMS.values() for source in programs.values())
+
+
+@pytest.mark.parametrize("form", CHECKS_ANSWERS)
+def test_the_answers_are_checked_at_start_up(form: str, folder: str, tmp_path: Path) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--gpu", "h200", "--gpus", "8")
+    release = write_kimi_config(tmp_path / "k2")
+    refused = deploy(form, str(release), *arguments, "--check-answers")
+    assert isinstance(refused.exception, DeployError)
+    assert "has no moe4-probe.json" in str(refused.exception)
+    (release / "moe4-probe.json").write_text("{}")
+    text = deploy(form, str(release), *arguments, "--check-answers").stdout
+    documents = list(yaml.safe_load_all(text))
+    script = next(item for item in documents if item["kind"] == "ConfigMap")
+    assert script["data"]["check.py"] == script_text()
+    container = next(part for item in documents for part in containers_of(item))
+    probe = container["startupProbe"]
+    assert probe["exec"]["command"] == [
+        "python3",
+        "/opt/moe4/check.py",
+        "/mnt/models",
+        "http://127.0.0.1:8000",
+    ]
+    plain = next(
+        part
+        for item in yaml.safe_load_all(deploy(form, folder, *arguments).stdout)
+        for part in containers_of(item)
+    )["startupProbe"]
+    lasts = probe["periodSeconds"] * probe["failureThreshold"]
+    assert abs(lasts - plain["periodSeconds"] * plain["failureThreshold"]) <= probe["periodSeconds"]
+    assert {"name": "check", "mountPath": "/opt/moe4", "readOnly": True} in container["volumeMounts"]
+    (tmp_path / "m.yaml").write_text(text)
+    assert [item.describe() for item in lint_files([tmp_path / "m.yaml"], Context(), None)] == []
+
+
+def containers_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the first containers that an object holds, at any depth."""
+    if "containers" in document:
+        return list(document["containers"])
+    inner = [value for value in document.values() if isinstance(value, dict)]
+    return next((found for value in inner if (found := containers_of(value))), [])
+
+
+@pytest.mark.parametrize(
+    ("form", "model", "why"),
+    [
+        ("podman", "file", "not podman"),
+        ("llmd", "pvc", "not llmd"),
+        ("kubernetes", "hf", "moe4-probe.json beside the weights"),
+    ],
+)
+def test_a_form_that_cannot_check_the_answers_says_so(
+    form: str, model: str, why: str, tmp_path: Path
+) -> None:
+    folder = str(write_kimi_config(tmp_path / "k2"))
+    (tmp_path / "k2" / "moe4-probe.json").write_text("{}")
+    arguments = ("--model", SOURCES[model], "--trust-remote-code", "--gpu", "h200", "--gpus", "8")
+    result = deploy(form, folder, *arguments, "--check-answers")
+    assert isinstance(result.exception, DeployError)
+    assert why in str(result.exception)
+
+
+def test_kserve_says_what_its_deadline_does(folder: str) -> None:
+    arguments = ("--model", SOURCES["pvc"], "--trust-remote-code", "--gpu", "h200", "--gpus", "8")
+    assert "ProgressDeadlineExceeded" in deploy("kserve", folder, *arguments).stdout
+    assert "ProgressDeadlineExceeded" not in deploy("kubernetes", folder, *arguments).stdout
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_unit(folder: str, tmp_path: Path) -> None:
+    """Of a quadlet unit systemd sees all but [Container], which podman turns into ExecStart."""
+    arguments = ("--trust-remote-code", "--gpu", "h200", "--gpus", "8", "--model", SOURCES["file"])
+    text = deploy("quadlet", folder, *arguments).stdout
+    before, after = text.split("[Container]", 1)
+    service = after[after.index("[Service]") :].replace("[Service]", "[Service]\nExecStart=/bin/true")
+    unit = tmp_path / "k2.service"
+    unit.write_text(before + service)
+    done = subprocess.run(["systemd-analyze", "verify", "--user", str(unit)], capture_output=True, text=True)
+    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert complaints == []
 
 
 def test_several_machines_are_a_worker_spec(folder: str, tmp_path: Path) -> None:

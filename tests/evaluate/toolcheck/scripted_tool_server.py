@@ -21,7 +21,7 @@ def hard_cases() -> list[dict[str, Any]]:
 def right_answer(case: dict[str, Any]) -> list[dict[str, Any]]:
     """The calls of a perfect model, ids counting on; some call of the first tool where any will do."""
     expected = case["expected"]
-    calls = expected.get("calls")
+    calls = [] if expected.get("truncated") else expected.get("calls")
     if calls is None:
         calls = [{"name": case["tools"][0]["function"]["name"], "arguments": fill(case)}] * expected["called"]
     first = sum(len(message.get("tool_calls") or []) for message in case["messages"])
@@ -36,6 +36,12 @@ def right_answer(case: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for place, call in enumerate(calls)
     ]
+
+
+def cut_call(arguments: str) -> dict[str, Any]:
+    """A call of a server that has only its beginning."""
+    function = {"name": "get_weather", "arguments": arguments}
+    return {"id": "functions.get_weather:0", "type": "function", "function": function}
 
 
 def fill(case: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +62,9 @@ class ToolServer:
         self.asked: list[dict[str, Any]] = []
         self.attempts: Counter[str] = Counter()
         self.answers = {json.dumps(case["messages"]): right_answer(case) for case in hard_cases()}
+        self.cut = {
+            json.dumps(case["messages"]) for case in hard_cases() if case["expected"].get("truncated")
+        }
         self.url = ""
 
     def reply_to(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -71,7 +80,17 @@ class ToolServer:
         calls = json.loads(json.dumps(self.answers[key]))
         content = "" if calls else "Hello."
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-        finish = "tool_calls" if calls else "stop"
+        finish = "tool_calls" if calls else "length" if key in self.cut else "stop"
+        if key in self.cut:
+            content = ""
+            tokens = body.get("max_tokens", 5)
+            usage = {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+            if self.fault == "cut calls are calls":
+                calls, finish = [cut_call("{}")], "tool_calls"
+            elif self.fault == "cut calls have arguments":
+                calls = [cut_call('{"city": "Ro')]
+            elif self.fault == "cut calls could run":
+                calls = [cut_call("{}")]
         for call in calls:
             function = call["function"]
             if self.fault == "broken json":
@@ -80,10 +99,12 @@ class ToolServer:
                 function["arguments"] = json.dumps({"city": 7, "amount": "much"})
             elif self.fault == "own ids":
                 call["id"] = f"call_{self.attempts[key]}"
+            elif self.fault == "nothing for empty" and body["stream"] and function["arguments"] == "{}":
+                function["arguments"] = ""
             elif self.fault == "ids from zero":
                 call["id"] = f"functions.{function['name']}:0"
         if self.fault == "never calls":
-            calls, content, finish = [], "Never.", "stop"
+            calls, content, finish = [], "Never.", "length" if key in self.cut else "stop"
         elif self.fault == "leaks" and not calls:
             content = "Hello.<|im_end|>"
         elif self.fault == "says stop":

@@ -47,7 +47,7 @@ def measure_of(result: ToolcheckFile, name: str) -> Measure:
 def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
     result = checked(server)
     assert set(values(result).values()) == {1.0}
-    assert len(values(result)) == 10
+    assert len(values(result)) == 12
     assert failed_checks(result) == []
     assert result.release.faults_found == []
     low, high = measure_of(result, "schema_accuracy").interval
@@ -60,13 +60,17 @@ def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
 @pytest.mark.parametrize(
     ("fault", "hurt"),
     [
-        ("broken json", {"schema_accuracy", "calls_exact"}),
-        ("other types", {"schema_accuracy", "calls_exact"}),
+        ("broken json", {"schema_accuracy", "calls_exact", "empty_arguments"}),
+        ("other types", {"schema_accuracy", "calls_exact", "empty_arguments"}),
+        ("nothing for empty", {"stream_equal", "empty_arguments"}),
+        ("cut calls are calls", {"schema_accuracy", "truncated_safe"}),
+        ("cut calls could run", {"truncated_safe"}),
+        ("cut calls have arguments", set()),
         ("own ids", {"id_form", "id_counts"}),
         ("ids from zero", {"id_counts"}),
         ("never calls", {"tool_call_f1", "calls_exact"}),
         ("leaks", {"no_markers"}),
-        ("says stop", {"tool_call_f1", "finish_reason_consistent"}),
+        ("says stop", {"tool_call_f1", "finish_reason_consistent", "truncated_safe"}),
         ("streams otherwise", {"stream_equal"}),
         ("no usage when streaming", {"usage_present"}),
         ("usage is text", {"usage_present"}),
@@ -86,7 +90,8 @@ def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:
     measure = measure_of(checked(server), "tool_call_f1")
     wanted = sum(bool(c["expected"].get("calls") or c["expected"].get("called")) for c in hard_cases())
     assert (measure.true_positives, measure.false_negatives) == (0, wanted)
-    assert measure.true_negatives == len(hard_cases()) - wanted
+    undecided = sum(bool(c["expected"].get("truncated")) for c in hard_cases())
+    assert measure.true_negatives == len(hard_cases()) - wanted - undecided
     assert measure.value == 0.0
 
 
@@ -222,7 +227,7 @@ def test_our_own_output_is_a_reference(server: ToolServer, tmp_path: Path) -> No
 def test_the_hard_cases_are_sound() -> None:
     """Every expected call fits its tool's schema; names differ; every kind the docs name is there."""
     cases = hard_cases()
-    assert len({case["name"] for case in cases}) == len(cases) == 40
+    assert len({case["name"] for case in cases}) == len(cases) == 45
     for case in cases:
         tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case["tools"]}
         for schema in tools.values():

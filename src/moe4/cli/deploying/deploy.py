@@ -93,6 +93,16 @@ Openshift: TypeAlias = Annotated[
 ]
 
 
+CheckAnswers: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--check-answers",
+        help="Start up only with the release's expected answers (kserve, kubernetes, leaderworkerset).",
+        rich_help_panel=options.SERVER,
+    ),
+]
+
+
 def command(
     form: Form,
     release: DeployedRelease,
@@ -120,6 +130,7 @@ def command(
     openshift: Openshift = False,
     trust_remote_code: TrustRemoteCode = False,
     disk: options.Disk = 0.3,
+    check_answers: CheckAnswers = False,
 ) -> None:
     """Write a deployment that works: every value derived from RELEASE or asked for, explained beside it.
 

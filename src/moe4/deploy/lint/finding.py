@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from moe4.escape import visible
 
@@ -36,7 +36,7 @@ class Finding:
     fix: str
     repair: Callable[[], None] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str | int | bool]:
         """Return it as plain JSON types."""
         return {
             "rule": self.rule,
@@ -62,6 +62,8 @@ RULES = {
     "file-unreadable": Rule(level="error", title="The file has the format that its name says"),
     "not-read": Rule(level="unread", title="Everything in the files was judged"),
     "not-judged": Rule(level="note", title="The files hold every value that a rule needs"),
+    "value-refused": Rule(level="error", title="The cluster takes quantities, counts and ports"),
+    "key-doubled": Rule(level="warning", title="A key stands once"),
     "schema": Rule(level="error", title="The object fits its CRD's schema"),
     "schema-unknown-field": Rule(level="error", title="No field is one the CRD does not have"),
     "gpu-missing": Rule(level="error", title="A vLLM server for GPUs asks for GPUs"),
@@ -74,6 +76,7 @@ RULES = {
     "probe-startup-short": Rule(level="error", title="The start-up probe outlasts the load"),
     "probe-missing": Rule(level="warning", title="Readiness and liveness are probed"),
     "probe-port": Rule(level="error", title="Probes ask the port the server listens on"),
+    "probe-path": Rule(level="error", title="Probes ask a route that the server has"),
     "host-loopback": Rule(level="error", title="Clients outside the container can reach the server"),
     "option-unknown": Rule(level="error", title="vLLM has every option that is given"),
     "option-value": Rule(level="error", title="vLLM takes the options' values"),
@@ -87,7 +90,7 @@ RULES = {
     "tools-missing": Rule(level="error", title="A model that calls tools has its parser on"),
     "image-untagged": Rule(level="error", title="Images have a tag other than latest, or a digest"),
     "image-staging": Rule(level="error", title="Images come from no staging registry"),
-    "strategy-rolling": Rule(level="error", title="An update does not wait for the old server's GPUs"),
+    "strategy-rolling": Rule(level="warning", title="An update does not wait for the old server's GPUs"),
     "user-image-root": Rule(level="warning", title="runAsNonRoot has a user where the image starts as root"),
     "user-root": Rule(level="warning", title="The server does not run as root"),
     "restart-missing": Rule(level="error", title="A server whose engine dies is restarted"),

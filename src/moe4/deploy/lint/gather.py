@@ -4,9 +4,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from moe4.deploy.lint.command.commandline import Words, served_words
+from moe4.deploy.lint.command.commandline import SHELLS, Words, served_words
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
-from moe4.deploy.lint.server import DescribedServer, read_container, split_words
+from moe4.deploy.lint.quadlet import DEVICE_FILES
+from moe4.deploy.lint.recognize import looks_like_vllm
+from moe4.deploy.lint.server import DescribedServer, is_accelerator, read_container, split_words
 from moe4.vllm_facts import flags
 
 KSERVE = "serving.kserve.io"
@@ -40,7 +42,7 @@ def gather(documents: list[Document]) -> list[DescribedServer]:
         elif document.kind and document.kind not in RUNTIMES:
             servers += _any_pods(document, configs)
     for name, document in runtimes.items():
-        if name not in used:
+        if name not in used and any(map(looks_like_vllm, entries(get(document.data, "spec", "containers")))):
             servers.append(_runtime(document, None, configs))
     return [server for server in servers if not server.is_simulator]
 
@@ -49,8 +51,16 @@ def _workload(document: Document, configs: Configs) -> Iterator[DescribedServer]
     spec = Place(document=document, path=("spec",))
     pod = spec if document.kind == "Pod" else spec / "template" / "spec"
     for server in _pod_servers(pod, configs):
+        if _runs_something_else(server):
+            continue
         server.strategy = spec / "strategy" if document.kind == "Deployment" else None
         yield server
+
+
+def _runs_something_else(server: DescribedServer) -> bool:
+    """Say whether the file names a program that is neither vLLM nor a script that may start it."""
+    program = server.command[0][0].rpartition("/")[2] if server.has_program else "sh"
+    return program not in SHELLS and not server.by_moe4 and served_words(server.command, False) is None
 
 
 def _pod_servers(pod: Place, configs: Configs) -> Iterator[DescribedServer]:
@@ -71,13 +81,38 @@ def _any_pods(document: Document, configs: Configs) -> Iterator[DescribedServer]
     nodes = whole(get(document.data, "spec", "leaderWorkerTemplate", "size")) or 1
     for pod in pods_within(Place(document=document)):
         for server in _pod_servers(pod, configs):
-            server.nodes = nodes
+            server.nodes, server.total_gpus = nodes, _ray_gpus(pod)
             starts = served_words(
                 server.command, image_serves=not server.has_program and bool(server.command)
             )
             server.is_helper = starts is None and not server.by_moe4
             server.partial = document.group == KSERVE  # a base that services add to
             yield server
+
+
+def _ray_gpus(pod: Place) -> int | None:
+    """Return the GPUs of the Ray cluster that a pod is of; None if it is of none."""
+    if not {"headGroupSpec", "workerGroupSpecs"} & set(pod.path):
+        return None
+    start = min(pod.path.index(key) for key in ("headGroupSpec", "workerGroupSpecs") if key in pod.path)
+    cluster = Place(document=pod.document, path=pod.path[:start])
+    total = _pod_gpus(cluster / "headGroupSpec" / "template" / "spec")
+    for number, group in enumerate(entries((cluster / "workerGroupSpecs").value)):
+        replicas = whole(get(group, "replicas"))
+        worker = _pod_gpus(cluster / "workerGroupSpecs" / number / "template" / "spec")
+        total += worker * (1 if replicas is None else replicas)
+    return total
+
+
+def _pod_gpus(pod: Place) -> int:
+    """Return the GPUs that a pod's containers ask for."""
+    total = 0
+    for container in entries((pod / "containers").value):
+        limits = mapping(get(container, "resources", "limits")) or mapping(
+            get(container, "resources", "requests")
+        )
+        total += sum(whole(amount) or 0 for name, amount in limits.items() if is_accelerator(str(name)))
+    return total
 
 
 def pods_within(place: Place) -> list[Place]:
@@ -210,21 +245,25 @@ def _compose(document: Document) -> Iterator[DescribedServer]:
             server.shm, server.shm_size = place / "ipc", "host"
         if get(service, "mem_limit") is not None:
             server.memory = str(get(service, "mem_limit"))
-        devices = get(service, "deploy", "resources", "reservations", "devices")
-        for device in entries(devices):
-            if "gpu" in entries(get(device, "capabilities")):
-                count = get(device, "count")
-                server.all_gpus = count in (None, "all", -1)
-                server.num_gpus = 0 if server.all_gpus else whole(count) or 0
-        if not devices:
-            server.num_gpus = 0
+        _compose_gpus(server, service)
         yield server
 
 
-def looks_like_vllm(container: Any) -> bool:
-    """Say whether a container runs vLLM, from its image and its command."""
-    texts = [get(container, "image"), get(container, "name")]
-    for key in ("command", "args", "entrypoint"):
-        value = get(container, key)
-        texts += entries(value) or [value]
-    return any(mark in str(text) for text in texts for mark in ("vllm", "moe4", "rhaiis"))
+def _compose_gpus(server: DescribedServer, service: Any) -> None:
+    """Read the accelerators of a service of compose, which has five ways to give them."""
+    server.num_gpus = 0
+    asked = entries(get(service, "deploy", "resources", "reservations", "devices")) + entries(
+        get(service, "gpus")
+    )
+    for device in asked:
+        ids, count = entries(get(device, "device_ids")), get(device, "count")
+        unseen = isinstance(count, str) and "$" in count
+        server.claims = server.claims or unseen
+        server.all_gpus = server.all_gpus or (not ids and not unseen and count in (None, "all", -1))
+        server.num_gpus += len(ids) or whole(count) or 0
+    files = [str(item) for item in entries(get(service, "devices"))]
+    cdi = [item for item in files if item.startswith("nvidia.com/gpu=")]
+    server.num_gpus += sum(not item.endswith("=all") for item in cdi)
+    server.all_gpus = server.all_gpus or get(service, "gpus") == "all" or len(cdi) > server.num_gpus
+    given = any(item.startswith(DEVICE_FILES) for item in files) or get(service, "runtime") is not None
+    server.claims = server.claims or (given and not asked)

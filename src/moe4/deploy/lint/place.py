@@ -100,7 +100,19 @@ class Place:
         level: Level | None = None,
     ) -> Finding:
         """Return a finding here, of the rule's level if none is given."""
-        line, column = self.document.locate(self.path)
+        return self.find_at(self.document.locate(self.path), rule, why, fix, repair, level)
+
+    def find_at(
+        self,
+        at: tuple[int, int],
+        rule: str,
+        why: str,
+        fix: str,
+        repair: Callable[[], None] | None = None,
+        level: Level | None = None,
+    ) -> Finding:
+        """Return a finding at a line and column of its own."""
+        line, column = at
         return Finding(
             rule=rule,
             level=level or RULES[rule].level,

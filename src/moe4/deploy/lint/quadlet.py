@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe4.deploy.lint.place import Document, Place
+from moe4.deploy.lint.recognize import runs_vllm
 from moe4.deploy.lint.server import DescribedServer
+
+DEVICE_FILES = ("/dev/kfd", "/dev/dri", "/dev/accel", "/dev/davinci", "/dev/neuron")  # no count is known
 
 
 def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
     """Yield the server of a unit, with each value at its line."""
     entries = list(_entries(text))
     container = [(key, value, line) for section, key, value, line in entries if section == "Container"]
-    if not any(mark in value for _, value, _ in container for mark in ("vllm", "moe4", "rhaiis")):
+    named = {key: value for key, value, _ in container}
+    if not runs_vllm(named.get("Image", ""), f"{named.get('Entrypoint', '')} {named.get('Exec', '')}"):
         return
     service = [(key, value, line) for section, key, value, line in entries if section == "Service"]
     start = next((line for key, _, line in container if key == "Exec"), 1)
@@ -37,6 +41,8 @@ def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
         elif key == "AddDevice" and "gpu" in value:
             server.all_gpus = server.all_gpus or value.endswith("=all")
             server.num_gpus = (server.num_gpus or 0) + (not value.endswith("=all"))
+        elif key == "AddDevice" and value.startswith(DEVICE_FILES):
+            server.claims = True
         elif key == "PodmanArgs" and value.startswith("--memory="):
             server.memory = value.partition("=")[2]
         elif key == "Environment":

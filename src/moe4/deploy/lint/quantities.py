@@ -17,3 +17,9 @@ def parse_quantity(text: str, *, on_host: bool = False) -> int | None:
     if on_host:
         unit = HOST_UNITS.get(found[2].lower().removesuffix("b").removesuffix("i"))
     return int(float(found[1]) * unit) if unit is not None else None
+
+
+def is_less(text: str, limit: int, *, on_host: bool) -> bool:
+    """Say whether a quantity is less than so many bytes; not if it is none."""
+    size = parse_quantity(text, on_host=on_host)
+    return size is not None and size < limit

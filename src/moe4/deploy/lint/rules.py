@@ -6,6 +6,7 @@ from typing import Any
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Place
+from moe4.deploy.lint.quantities import is_less
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit, smallest_gpus
@@ -16,7 +17,9 @@ from moe4.units import GIB
 from moe4.vllm_facts import flags
 
 TOOL_FLAGS = (flags.AUTO_TOOLS, flags.TOOL_PARSER)
+OMNI = "--omni"  # of vllm-omni, whose own file says how GPUs are used
 MIN_SHM_BYTES = GIB  # what KServe's own samples have
+LEAST_BYTES = 2 * GIB  # of the server, and of each GPU's process: models of 2B run in 7 GiB
 PROCESS_BYTES = 4 * GIB  # of host memory, a GPU's worker process at the least
 BASE_BYTES = 8 * GIB
 CPU_BASE_BYTES = 2 * GIB
@@ -126,15 +129,22 @@ def _parallel(server: DescribedServer, context: Context) -> Iterator[Finding]:
         alone = release is None or any(
             fit(release, device, Layout(), max_model_len=1, plugin=True).works for device in DEVICES.values()
         )
-        if server.gpus > 1 or server.all_gpus or not (alone or server.claims):
+        several = (server.gpus > 1 or server.all_gpus) and not server.counts_otherwise
+        if (several and OMNI not in server.flags) or not (alone or server.claims):
             needs = "" if alone else f": {release.name if release else ''} fits on no single GPU"
             yield server.flags_place.find(
                 "parallel-missing",
                 f"no parallel size is given, so one GPU is used{needs}",
                 "give --tensor-parallel-size, the number of GPUs",
             )
-    elif server.has_sizes and server.gpus and layout.num_gpus != server.gpus * server.nodes:
+    elif (
+        server.has_sizes
+        and server.gpus
+        and layout.num_gpus != server.replica_gpus
+        and not server.counts_otherwise
+    ):
         machines = f" of each of {server.nodes} machines" if server.nodes > 1 else ""
+        machines = machines if server.total_gpus is None else f" of {server.total_gpus} in its cluster"
         yield server.flags_place.find(
             "parallel-mismatch",
             f"{layout.describe()} takes {layout.num_gpus} GPUs, the server has {server.gpus}{machines}",
@@ -167,6 +177,10 @@ def _memory(server: DescribedServer, context: Context) -> Iterator[Finding]:
             return
         weights = fit(context.release, cpu_server(1.0), Layout(), max_model_len=1).weight_bytes
         needed, what = weights + CPU_BASE_BYTES, "the weights and 2 GiB"
+    elif not server.gpus:
+        return
+    elif context.release is None:
+        needed, what = LEAST_BYTES * (1 + server.gpus), f"2 GiB, and 2 for each of {server.gpus} GPUs"
     else:
         needed = BASE_BYTES + shm + PROCESS_BYTES * server.gpus
         what = f"8 GiB, 4 for each of {server.gpus} GPUs" + (
@@ -178,6 +192,9 @@ def _memory(server: DescribedServer, context: Context) -> Iterator[Finding]:
             f"{found / GIB:.3g} GiB of host memory is less than {what}: {needed / GIB:.0f} GiB",
             f"ask for at least {needed / GIB:.0f} GiB; `moe4 deploy` derives how much",
         )
+    elif found < shm:
+        why = f"the {found / GIB:.3g} GiB of memory end before /dev/shm's {server.shm_size} are full"
+        yield place.find("memory-too-small", why, "raise the memory, or lower the size", level="warning")
 
 
 def _shm(server: DescribedServer) -> Iterator[Finding]:
@@ -185,7 +202,8 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     if server.on_host:
         wanted = "--shm-size, or shm_size in a compose file"
     repair = _add_shm(server)
-    alone = server.gpus == 1 and not server.all_gpus and server.nodes == 1  # NCCL has nothing to do
+    several = server.gpus > 1 or server.all_gpus or server.nodes > 1 or layout_of(server).num_gpus > 1
+    alone = not several  # NCCL has nothing to do
     if server.shm is None:
         if server.kind == "ServingRuntime" or not server.partial:
             if server.templated:
@@ -197,12 +215,16 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
-    elif server.shm_size != "host" and server.shm_bytes < MIN_SHM_BYTES and server.gpus:
+    elif server.gpus and is_less(server.shm_size, MIN_SHM_BYTES, on_host=server.on_host):
         why = f"{server.shm_size} of shared memory is less than 1 GiB"
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 
 
 def _tools(server: DescribedServer, context: Context) -> Iterator[Finding]:
+    if flags.AUTO_TOOLS in server.flags and flags.TOOL_PARSER not in server.flags and not server.partial:
+        why = f"vLLM ends: {flags.AUTO_TOOLS} needs {flags.TOOL_PARSER}"
+        yield server.flags[flags.AUTO_TOOLS][1].find("tools-missing", why, f"add {flags.TOOL_PARSER}")
+        return
     if context.release is None or not context.release.uses_kimi_calls or server.by_moe4 or server.partial:
         return
     missing = [flag for flag in TOOL_FLAGS if flag not in server.flags]

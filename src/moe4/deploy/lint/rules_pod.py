@@ -6,25 +6,36 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
-from moe4.deploy.lint.finding import Finding
+from moe4.deploy.lint.finding import Finding, Level
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
 from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
-from moe4.deploy.manifests.images import starts_as_root
+from moe4.deploy.manifests.images import moves, starts_as_root
 from moe4.deploy.sizing.fit import load_seconds
 from moe4.vllm_facts import flags
 
 STAGING = re.compile(r"(^|[./-])(stage|staging|preprod|brew|nightly)([./:-]|$)")
-# Tags that name another image tomorrow; nightly-COMMIT does not.
-MOVING = re.compile(
-    r"(latest|nightly|main|master|dev|devel|develop|edge|stable|head|next|canary|rolling)"
-    r"(-(?![0-9a-f]{7,40}$)[a-z0-9_.-]+)?",
-    re.I,
+SECRET = re.compile(r"(^|_)((API|ACCESS|SECRET|PRIVATE|AUTH)_?KEY(_ID)?|^KEY|TOKEN|PASSWORD|SECRET)$")
+# What stands for a value that is given elsewhere, or names a file or a secret that has it.
+NO_SECRET = re.compile(
+    r"\$|\{\{|/|<.*>$|(your|my|change|replace|example|dummy|none|null|empty)([-_ ]|$)|x+$|$", re.I
 )
-SECRET = re.compile(r"(^|_)(API_KEY|KEY|TOKEN|PASSWORD|SECRET)$")
 DEPRECATED_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+# Routes of vLLM that answer a GET without a key or a body.
+HEALTH_PATHS = (
+    "/health",
+    "/ping",
+    "/version",
+    "/metrics",
+    "/load",
+    "/v1/models",
+    "/docs",
+    "/openapi.json",
+    "/is_sleeping",
+)
 USUAL_LOAD_SECONDS = 600
+SOON_SECONDS = 60  # vLLM itself takes this to start, whatever the model
 TEMPLATE_STARTUP_SECONDS = 600  # of KServe's own templates for LLMInferenceService
 MODE = "serving.kserve.io/deploymentMode"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
@@ -62,6 +73,7 @@ def _probes(server: DescribedServer, context: Context) -> Iterator[Finding]:
             yield server.place.find("probe-missing", why, f"add a {name} on /health")
     if not server.templated:
         yield from _probe_ports(server)
+        yield from _probe_paths(server)
 
 
 def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding]:
@@ -76,19 +88,19 @@ def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding
         yield server.place.find("probe-startup-missing", why, fix, level="warning")
     else:
         window = _window(liveness)
+        level: Level | None = "warning" if load is None and window >= SOON_SECONDS else None
         if window < (USUAL_LOAD_SECONDS if load is None else load):
             takes = "minutes to an hour" if load is None else f"{load:.0f} s"
             why = (
                 f"loading takes {takes}; the livenessProbe ends it after {window} s, without a start-up probe"
             )
-            yield server.place.find("probe-startup-missing", why, fix)
+            yield server.place.find("probe-startup-missing", why, fix, level=level)
 
 
 def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
     """Yield probes that ask a port on which nothing listens."""
-    port = server.value(flags.PORT) if flags.PORT in server.flags else "8000"
-    ports = entries((server.container / "ports").value) if server.container is not None else []
-    named = {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
+    port = _listens_on(server)
+    named = _named_ports(server)
     for probe in server.probes.values():
         for way in ("httpGet", "tcpSocket", "grpc"):
             place = probe / way / "port"
@@ -103,6 +115,38 @@ def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
             if isinstance(asked, int) and whole(port) not in (None, asked):
                 why = f"the probe asks port {asked}, the server listens on {port}"
                 yield place.find("probe-port", why, f"use {port}")
+
+
+def _listens_on(server: DescribedServer) -> str | None:
+    """Return the server's port; None if it is not seen."""
+    if flags.PORT in server.flags:
+        return server.value(flags.PORT)
+    return None if server.partial else "8000"
+
+
+def _named_ports(server: DescribedServer) -> dict[str, object]:
+    ports = entries((server.container / "ports").value) if server.container is not None else []
+    return {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
+
+
+def _probe_paths(server: DescribedServer) -> Iterator[Finding]:
+    """Yield probes of a path that vLLM answers with 404."""
+    port = _listens_on(server)
+    for probe in server.probes.values():
+        place = probe / "httpGet" / "path"
+        path, asked = place.value, get(probe.value, "httpGet", "port")
+        asked = _named_ports(server).get(str(asked), asked)
+        if (
+            not isinstance(path, str)
+            or "{{" in path
+            or "$" in path
+            or port is None
+            or whole(port) != whole(asked)
+        ):
+            continue
+        if flags.ROOT_PATH not in server.flags and path.partition("?")[0].rstrip("/") not in HEALTH_PATHS:
+            why = f"vLLM has no route {path}, so the probe never succeeds"
+            yield place.find("probe-path", why, "ask /health")
 
 
 def _host(server: DescribedServer) -> Iterator[Finding]:
@@ -131,7 +175,15 @@ def _window(probe: Place) -> int:
 
 
 def _startup_window(startup: Place, context: Context, load: float | None) -> Iterator[Finding]:
-    period, window = whole(get(startup.value, "periodSeconds")) or 10, _window(startup)
+    counts = [get(startup.value, name) for name in ("periodSeconds", "failureThreshold")]
+    if any(count is not None and whole(count) is None for count in counts):
+        return  # another rule says so
+    period, window = whole(counts[0]) or 10, _window(startup)
+    if load is None and window < SOON_SECONDS:
+        why = f"killed after {window} s, before vLLM itself has started"
+        yield startup.find(
+            "probe-startup-short", why, "raise failureThreshold: loading takes minutes to an hour"
+        )
     if load is not None and context.release is not None and window < load:
         size = context.release.num_bytes / 1e9
         yield startup.find(
@@ -152,7 +204,7 @@ def _images(server: DescribedServer) -> Iterator[Finding]:
             continue
         name = image.rpartition("/")[2]
         tag = name.partition(":")[2]
-        if "@" not in image and (not tag or MOVING.fullmatch(tag)):
+        if "@" not in image and (not tag or moves(tag)):
             why = f"{image} names no version, so what runs can change at any time"
             yield place.find("image-untagged", why, "give a tag of a release, or a digest")
         registry = image.partition("/")[0]
@@ -164,8 +216,9 @@ def _images(server: DescribedServer) -> Iterator[Finding]:
 def _strategy(server: DescribedServer) -> Iterator[Finding]:
     if server.strategy is None or not (server.gpus or server.all_gpus):
         return
-    if get(server.strategy.value, "type") != "Recreate":
-        strategy = server.strategy
+    strategy = server.strategy
+    surge = get(strategy.value, "rollingUpdate", "maxSurge")
+    if get(strategy.value, "type") != "Recreate" and str(surge) not in ("0", "0%"):
         yield strategy.find(
             "strategy-rolling",
             "an update starts the new server before the old one ends, and waits for GPUs that are in use",
@@ -175,13 +228,15 @@ def _strategy(server: DescribedServer) -> Iterator[Finding]:
 
 
 def _user(server: DescribedServer) -> Iterator[Finding]:
-    if server.templated or server.partial:
+    if server.templated:
         return
     no_root = user = None
     for place in server.security:  # the container's wins over the pod's
         context = mapping(place.value)
         no_root = context.get("runAsNonRoot", no_root)
         user = context.get("runAsUser", user)
+    if server.partial and not (no_root and whole(user) == 0):
+        return
     if no_root and user is None:
         yield from _no_user(server)
     elif no_root and whole(user) == 0:
@@ -232,11 +287,11 @@ def _no_user(server: DescribedServer) -> Iterator[Finding]:
 def _secrets(server: DescribedServer) -> Iterator[Finding]:
     for name, place in server.variables.items():
         literal = server.variable(name)
-        if SECRET.search(name) and literal and not literal.startswith(("$", "{{")):
+        if SECRET.search(name) and literal and not NO_SECRET.match(literal):
             why = f"{name} is in the file, for everyone who can read it"
             yield place.find("secret-inline", why, "take it from a secret")
     key = server.flags.get(flags.API_KEY)
-    if key is not None and key[0] and not key[0].startswith("$"):
+    if key is not None and not NO_SECRET.match(key[0]):
         why = "the API key is in the file and in the process list"
         yield key[1].find("secret-inline", why, "give VLLM_API_KEY from a secret")
 

@@ -20,6 +20,7 @@ from moe4.deploy.lint.rules_pod import check_object, check_running
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
+from moe4.deploy.lint.values import check_values
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError
 from moe4.files.durable import check_output, write_output
@@ -87,6 +88,7 @@ def _lint(
         if schemas is not None:
             findings += schemas.check(document)
         findings += check_object(document)
+        findings += check_values(document)
     described = gather(documents)
     for document in documents:
         findings += check_read(document, described)
@@ -105,7 +107,9 @@ def _lint(
 
 
 def _objects(file: Path, data: Any) -> list[Document]:
-    """Return a document, or the objects of a list such as `kubectl get -o yaml` prints."""
+    """Return a document, or the objects of a list such as `kubectl get -o yaml` prints, or of a template."""
+    if get(data, "kind") == "Template" and isinstance(get(data, "objects"), list):
+        return [item for part in entries(get(data, "objects")) for item in _objects(file, part)]
     if str(get(data, "kind") or "").endswith("List") and isinstance(get(data, "items"), list):
         return [item for part in entries(get(data, "items")) for item in _objects(file, part)]
     return [Document(file=file, data=data)]

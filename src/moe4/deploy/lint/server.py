@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from moe4.deploy.lint.command.commandline import Words
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
+from moe4.deploy.lint.recognize import STARTS, hide_computed
 from moe4.vllm_facts import flags
 
-GPU_SUFFIX = "/gpu"
+# Resources that are GPUs, one each; and other accelerators, whose parts vLLM may count otherwise.
+GPU_RESOURCE = re.compile(r".*(/gpu|/gpu\.shared|/mig-[\w.-]+|/pgpu|\.intel\.com/(i915|xe))")
+ACCELERATOR = re.compile(
+    r"(google\.com/tpu|aws\.amazon\.com/neuron(core|device)?|habana\.ai/gaudi|huawei\.com/Ascend.*|ibm\.com/(aiu|spyre).*)"
+)
 # vLLM's short names and spellings, to the long one.
 ALIASES = {
     flags.TENSOR_PARALLEL_SHORT: flags.TENSOR_PARALLEL,
@@ -37,7 +42,7 @@ class DescribedServer:
     by_moe4: moe4 serve starts vLLM, and adds its options.
     model_images: images with weights.
     container, volumes: where a volume could be added.
-    nodes: machines of one replica.
+    nodes: machines of one replica; total_gpus: their GPUs, where the machines differ.
     command: what starts the server, its words as the file has them; has_program: it does not begin with the
     image's own entry point. additional: words that a template adds to vLLM's.
     claims: GPUs come by claims of Dynamic Resource Allocation, whose number is not seen.
@@ -67,6 +72,7 @@ class DescribedServer:
     on_host: bool = False
     all_gpus: bool = False
     num_gpus: int | None = None
+    total_gpus: int | None = None
     memory: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     strategy: Place | None = None
@@ -95,8 +101,18 @@ class DescribedServer:
             return
         for side in ("requests", "limits"):
             for name, amount in mapping(get(self.resources.value, side)).items():
-                if str(name).endswith(GPU_SUFFIX) or "/mig-" in str(name):
+                if is_accelerator(str(name)):
                     yield side, str(name), whole(amount) or 0
+
+    @property
+    def counts_otherwise(self) -> bool:
+        """Whether its accelerators are no GPUs: a rank may be a chip, a core or several of them."""
+        return any(not GPU_RESOURCE.fullmatch(name) for _, name, _ in self.gpu_amounts())
+
+    @property
+    def replica_gpus(self) -> int:
+        """GPUs of all machines of one replica."""
+        return self.gpus * self.nodes if self.total_gpus is None else self.total_gpus
 
     @property
     def is_simulator(self) -> bool:
@@ -200,6 +216,11 @@ class DescribedServer:
                 waiting = None
 
 
+def is_accelerator(resource: str) -> bool:
+    """Say whether a resource's name is a GPU's or another accelerator's."""
+    return bool(GPU_RESOURCE.fullmatch(resource) or ACCELERATOR.fullmatch(resource))
+
+
 def read_container(
     server: DescribedServer, container: Place, volumes: Place, configs: dict[str, Place] | None = None
 ) -> None:
@@ -268,10 +289,12 @@ def _source_of(variable: Place, configs: dict[str, Place] | None) -> Place:
 
 
 def split_words(text: str) -> list[str]:
-    """Split an argument, which may be a whole script, into words; comments go."""
+    """Split an argument, which may be a whole script, into words, those of `eval "vllm serve ..."` too."""
     if "\n" not in text and " " not in text:
         return [text]
     try:
-        return shlex.split(text, comments=True)
+        words = shlex.split(hide_computed(text), comments=True)
     except ValueError:
         return text.split()
+    nested = [split_words(word) if word != text and STARTS.search(word) else [word] for word in words]
+    return [word for part in nested for word in part]

@@ -6,7 +6,7 @@ from pathlib import Path
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES, WORKLOADS, pods_within
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping
-from moe4.deploy.lint.server import GPU_SUFFIX, TEMPLATE, DescribedServer
+from moe4.deploy.lint.server import TEMPLATE, DescribedServer, is_accelerator
 
 KUSTOMIZE = ("kustomization.yaml", "kustomization.yml")
 SYSTEMD = (".service", ".kube", ".pod", ".volume", ".network", ".image", ".build", ".socket")
@@ -82,7 +82,7 @@ def _unknown_program(place: Place, containers: list[object]) -> Iterator[Finding
     for container in containers:
         resources = get(container, "resources")
         sides = [mapping(get(resources, side)) for side in ("requests", "limits")]
-        takes = any(str(name).endswith(GPU_SUFFIX) for side in sides for name in side)
+        takes = any(is_accelerator(str(name)) for side in sides for name in side)
         if takes or entries(get(container, "deploy", "resources", "reservations", "devices")):
             why = f"{get(container, 'image') or 'a container'} takes GPUs and is not known to run vLLM"
             yield place.find("not-read", why, "name `vllm serve` in its command, if that is what it runs")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
@@ -20,6 +21,9 @@ _READ_OTHERWISE = re.compile(
 )
 _SCRIPT = re.compile(r"[!-~][ -~]*\n([ -~]*\n)*")
 
+Manifest = dict[str, Any]
+"""A Kubernetes object, a compose file or a part of one, as plain values with notes."""
+DOUBLED = "_moe4_doubled_keys"
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # of a document
 
@@ -32,7 +36,7 @@ class Noted:
     note: str
 
 
-def render(documents: Sequence[dict[str, Any]], head: Sequence[str]) -> str:
+def render(documents: Sequence[Manifest], head: Sequence[str]) -> str:
     """Return the documents as YAML, each note as a comment beside its value, `head` as comments above."""
     writer = YAML()
     writer.indent(mapping=2, sequence=4, offset=2)
@@ -67,10 +71,28 @@ def map_text(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
+class _LastKeyWins(RoundTripConstructor):
+    """Reads a key that stands twice as kubectl does: the last value counts. `doubled_keys` tells which."""
+
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:
+            mark = key_node.start_mark
+            doubled = {**getattr(mapping, DOUBLED, {}), key: (mark.line + 1, mark.column + 1)}
+            setattr(mapping, DOUBLED, doubled)
+        return True
+
+
+def doubled_keys(mapping: Any) -> dict[Any, tuple[int, int]]:
+    """Return the keys that stand twice in a parsed mapping, with line and column of the last."""
+    found: dict[Any, tuple[int, int]] = getattr(mapping, DOUBLED, {})
+    return found
+
+
 def parse(text: str, where: str) -> list[Any]:
     """Parse every document of a YAML text, with the places of its values. Raises DeployError."""
     reader = YAML()
     reader.preserve_quotes = True
+    reader.Constructor = _LastKeyWins
     try:
         _check_depth(text)
         documents = [document for document in reader.load_all(text) if document is not None]

@@ -6,6 +6,7 @@
 import re
 from pathlib import PurePosixPath
 
+from moe4.deploy.manifests.images import moves
 from moe4.errors import DeployError
 from moe4.escape import visible
 
@@ -57,7 +58,7 @@ def check_image(option: str, text: str) -> None:
     found = _IMAGE.fullmatch(text)
     if found is None or len(found["name"]) > 255:
         _refuse(option, text, "[REGISTRY[:PORT]/]NAME:TAG or NAME@sha256:DIGEST, the name in lower case")
-    elif not found["digest"] and found["tag"] in (None, "latest"):
+    elif not found["digest"] and (found["tag"] is None or moves(found["tag"])):
         raise DeployError(f"{option}{text} has no fixed tag or digest, so what runs could change")
 
 

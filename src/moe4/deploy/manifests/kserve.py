@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from moe4.deploy.manifests.documents import Noted
+from moe4.deploy.manifests.documents import Manifest, Noted
 from moe4.deploy.manifests.pods import (
     arguments,
     cache_claim,
     cache_mount,
     cache_name,
+    check_script,
+    check_volumes,
     environment,
     metadata,
     placement,
@@ -37,24 +39,25 @@ exec {command} {model} "--tensor-parallel-size=${{TENSOR_PARALLEL_SIZE}}" \\
 HEALTH = 'exec curl --fail --silent "http://${{HEAD_SVC}}.${{POD_NAMESPACE}}.svc.cluster.local:{port}/health"'
 
 
-def documents(workload: Workload) -> list[dict[str, Any]]:
+def documents(workload: Workload) -> list[Manifest]:
     """Return the objects, a claim for the download first if there is one."""
-    found = [_runtime(workload), _service(workload)]
+    found = [*check_script(workload), _runtime(workload), _service(workload)]
     return [cache_claim(workload), *found] if workload.options.source.scheme == "hf" else found
 
 
-def _runtime(workload: Workload) -> dict[str, Any]:
+def _runtime(workload: Workload) -> Manifest:
     options = workload.options
     several = workload.fit.num_nodes > 1
-    container: dict[str, Any] = {"name": "kserve-container", "image": options.image_name}
+    container: Manifest = {"name": "kserve-container", "image": options.image_name}
     if several:
         container["command"] = _shell(workload, HEAD, "KServe sets the two sizes")
         container["args"] = arguments(workload)
     else:
         container["command"] = list(workload.command)
         container["args"] = [dollars(workload.model), *arguments(workload)]
-    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
-    volumes = [shm_volume(workload)]
+    programs, program_mounts = check_volumes(workload)
+    mounts: list[Manifest] = [{"name": "shm", "mountPath": "/dev/shm"}, *program_mounts]
+    volumes = [shm_volume(workload), *programs]
     if options.source.scheme == "hf":
         mounts.append(cache_mount())
         claim = {"claimName": cache_name(workload)}
@@ -67,7 +70,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
         "securityContext": user(workload),
         "volumeMounts": mounts,
     }
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "annotations": {
             "prometheus.kserve.io/port": str(options.port),
             "prometheus.kserve.io/path": "/metrics",
@@ -79,7 +82,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
         "volumes": volumes,
         **placement(workload),
     }
-    backend: dict[str, Any] = {}
+    backend: Manifest = {}
     if several:
         spec["workerSpec"] = _worker(workload)
         backend["annotations"] = {"multinode/executor-backend": Noted("mp", "the images have no Ray")}
@@ -91,7 +94,7 @@ def _runtime(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _worker(workload: Workload) -> dict[str, Any]:
+def _worker(workload: Workload) -> Manifest:
     """Return the other machines' pods; KServe's webhook wants one container of this name."""
     layout = workload.fit.layout
     check = HEALTH.format(port=workload.options.port)
@@ -127,24 +130,24 @@ def _shell(workload: Workload, script: str, why: str) -> list[Any]:
     return ["bash", "-c", Noted(text, why), "vllm"]
 
 
-def _fields(**paths: str) -> list[dict[str, Any]]:
+def _fields(**paths: str) -> list[Manifest]:
     """Return variables with facts about the pod."""
     return [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in paths.items()]
 
 
-def _service(workload: Workload) -> dict[str, Any]:
+def _service(workload: Workload) -> Manifest:
     options, layout = workload.options, workload.fit.layout
-    annotations: dict[str, Any] = {
+    annotations: Manifest = {
         "serving.kserve.io/deploymentMode": Noted("Standard", "Kubernetes objects, without Knative"),
         "serving.kserve.io/autoscalerClass": Noted(
             "none", "replicas of this size are not made by the minute"
         ),
         "serving.kserve.io/enable-prometheus-scraping": "true",
     }
-    model: dict[str, Any] = {"modelFormat": {"name": FORMAT}, "runtime": f"{workload.name}-runtime"}
+    model: Manifest = {"modelFormat": {"name": FORMAT}, "runtime": f"{workload.name}-runtime"}
     if options.source.scheme != "hf":
         model["storageUri"] = options.source.uri
-    predictor: dict[str, Any] = {
+    predictor: Manifest = {
         "minReplicas": 1,
         "maxReplicas": 1,
         "deploymentStrategy": {"type": Noted("Recreate", "two servers would need twice the GPUs")},

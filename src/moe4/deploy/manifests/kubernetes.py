@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from moe4.deploy.manifests.documents import Noted
+from moe4.deploy.manifests.documents import Manifest, Noted
 from moe4.deploy.manifests.pods import (
     arguments,
     cache_claim,
     cache_mount,
     cache_name,
+    check_script,
+    check_volumes,
     environment,
     metadata,
     placement,
@@ -24,7 +26,7 @@ from moe4.escape import dollars
 LWS_LABEL = "leaderworkerset.sigs.k8s.io"
 
 
-def documents(workload: Workload) -> list[dict[str, Any]]:
+def documents(workload: Workload) -> list[Manifest]:
     """Return the objects, a claim for the download first if there is one."""
     labels = {"app.kubernetes.io/name": workload.name}
     if workload.options.form == "leaderworkerset":
@@ -32,15 +34,16 @@ def documents(workload: Workload) -> list[dict[str, Any]]:
         found = [_leader_worker_set(workload, labels), _service(workload, selector)]
     else:
         found = [_deployment(workload, labels), _service(workload, labels)]
+    found = [*check_script(workload), *found]
     return [cache_claim(workload), *found] if workload.options.source.scheme == "hf" else found
 
 
-def _leader_worker_set(workload: Workload, labels: dict[str, str]) -> dict[str, Any]:
+def _leader_worker_set(workload: Workload, labels: dict[str, str]) -> Manifest:
     """Return one group of pods, a machine each, whose vLLM processes find each other by LWS's variables."""
     nodes = workload.fit.num_nodes
     above = {"labels": labels, "annotations": _pod_notes(workload)}
     leader = {"metadata": above, "spec": _pod(workload)}
-    group: dict[str, Any] = {
+    group: Manifest = {
         "size": Noted(nodes, "machines, the leader counted"),
         "restartPolicy": Noted("RecreateGroupOnPodRestart", "vLLM's ranks start and end together"),
     }
@@ -87,11 +90,12 @@ def _pod_notes(workload: Workload) -> dict[str, str]:
     return {**notes, **user_note(workload)}
 
 
-def _pod(workload: Workload, leads: bool = True) -> dict[str, Any]:
+def _pod(workload: Workload, leads: bool = True) -> Manifest:
     """Return a pod: one that answers, or another rank of a LeaderWorkerSet."""
     options = workload.options
     volume, mount = _model_volume(workload)
-    container: dict[str, Any] = {
+    programs, mounts = check_volumes(workload) if leads else ([], [])
+    container: Manifest = {
         "name": "vllm",
         "image": options.image_name,
         "command": list(workload.command),
@@ -101,19 +105,19 @@ def _pod(workload: Workload, leads: bool = True) -> dict[str, Any]:
         "resources": resources(workload),
         **(probes(workload) if leads else {}),
         "securityContext": user(workload),
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, mount],
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, mount, *mounts],
     }
-    pod: dict[str, Any] = {
+    pod: Manifest = {
         "automountServiceAccountToken": Noted(False, "the server does not talk to the cluster"),
         "terminationGracePeriodSeconds": 60,
         **placement(workload),
     }
     if not options.openshift:
         pod["securityContext"] = {"fsGroup": Noted(1000, "the volumes belong to the server's group")}
-    return pod | {"containers": [container], "volumes": [shm_volume(workload), volume]}
+    return pod | {"containers": [container], "volumes": [shm_volume(workload), volume, *programs]}
 
 
-def _deployment(workload: Workload, labels: dict[str, str]) -> dict[str, Any]:
+def _deployment(workload: Workload, labels: dict[str, str]) -> Manifest:
     recreate = "two servers would need twice the GPUs" if workload.gpus else "two would need twice the memory"
     return {
         "apiVersion": "apps/v1",
@@ -134,7 +138,7 @@ def _deployment(workload: Workload, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _service(workload: Workload, selector: dict[str, str]) -> dict[str, Any]:
+def _service(workload: Workload, selector: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -146,12 +150,12 @@ def _service(workload: Workload, selector: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _model_volume(workload: Workload) -> tuple[dict[str, Any], dict[str, Any]]:
+def _model_volume(workload: Workload) -> tuple[Manifest, Manifest]:
     """Return the volume with the weights and its mount."""
     source = workload.options.source
     if source.scheme == "hf":
         return {"name": "cache", "persistentVolumeClaim": {"claimName": cache_name(workload)}}, cache_mount()
-    mount: dict[str, Any] = {"name": "model", "mountPath": MODEL_PATH, "readOnly": True}
+    mount: Manifest = {"name": "model", "mountPath": MODEL_PATH, "readOnly": True}
     if source.scheme == "oci":
         reference = Noted(source.rest, "an image as a volume needs Kubernetes 1.33 or newer")
         return {"name": "model", "image": {"reference": reference, "pullPolicy": "IfNotPresent"}}, mount

@@ -4,9 +4,7 @@ KServe merges what stands here into its own templates, container `main` and volu
 probes' targets and the mounts are theirs.
 """
 
-from typing import Any
-
-from moe4.deploy.manifests.documents import Noted
+from moe4.deploy.manifests.documents import Manifest, Noted
 from moe4.deploy.manifests.pods import environment, metadata, placement, probes, resources, shm_volume, user
 from moe4.deploy.manifests.workload import Workload
 from moe4.escape import dollars, shell_line
@@ -14,7 +12,7 @@ from moe4.escape import dollars, shell_line
 DEFAULT_IMAGE_NOTE = "KServe's template has llm-d's own image; this one replaces it"
 
 
-def documents(workload: Workload) -> list[dict[str, Any]]:
+def documents(workload: Workload) -> list[Manifest]:
     """Return the objects, an account that holds the hub's secret first if there is one."""
     service = _service(workload)
     options = workload.options
@@ -29,15 +27,15 @@ def documents(workload: Workload) -> list[dict[str, Any]]:
     return [service]
 
 
-def _service(workload: Workload) -> dict[str, Any]:
+def _service(workload: Workload) -> Manifest:
     layout, several = workload.fit.layout, workload.fit.num_nodes > 1
-    parallelism: dict[str, Any] = {"tensor": Noted(layout.tensor, "each matrix is split over so many GPUs")}
+    parallelism: Manifest = {"tensor": Noted(layout.tensor, "each matrix is split over so many GPUs")}
     if layout.data > 1:
         parallelism["data"] = Noted(layout.data, "copies of all but the routed experts, over all machines")
         parallelism["dataLocal"] = Noted(min(layout.data, workload.gpus), "of them in each machine")
     if layout.expert_parallel:
         parallelism["expert"] = Noted(True, "routed experts are split by number")
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "model": {"uri": workload.options.source.uri, "name": workload.name},
         "replicas": 1,
         "rolloutStrategy": {
@@ -63,7 +61,7 @@ def _service(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _pod(workload: Workload) -> dict[str, Any]:
+def _pod(workload: Workload) -> Manifest:
     options = workload.options
     additional = dollars(shell_line(item.text for item in workload.arguments))
     why = "; ".join(f"{item.flag}: {item.why}" for item in workload.arguments)
@@ -72,7 +70,7 @@ def _pod(workload: Workload) -> dict[str, Any]:
         Noted({"name": "VLLM_ADDITIONAL_ARGS", "value": additional}, why),
         *environment(variables),
     ]
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": "main",
         "image": Noted(options.image_name, DEFAULT_IMAGE_NOTE),
         "env": environ,
@@ -81,7 +79,7 @@ def _pod(workload: Workload) -> dict[str, Any]:
     }
     if not options.openshift:
         container["securityContext"] = user(workload)
-    pod: dict[str, Any] = {**placement(workload), "containers": [container]}
+    pod: Manifest = {**placement(workload), "containers": [container]}
     if options.source.scheme == "hf" and options.hf_secret:
         pod["serviceAccountName"] = workload.name
     pod["volumes"] = [shm_volume(workload, "dshm")]

@@ -25,6 +25,7 @@ Form = Literal["podman", "quadlet", "compose", "kserve", "llmd", "kubernetes", "
 Engine = Literal["vllm", "rhaiis", "cpu"]
 FORMS: tuple[Form, ...] = get_args(Form)
 ON_A_CLUSTER: tuple[Form, ...] = ("kserve", "llmd", "kubernetes", "leaderworkerset")
+CHECKS_ANSWERS: tuple[Form, ...] = ("kserve", "kubernetes", "leaderworkerset")
 ENGINES: tuple[Engine, ...] = ("vllm", "rhaiis", "cpu")
 IMAGES: dict[Engine, str] = {
     "vllm": f"docker.io/vllm/vllm-openai:{IMAGE_TAG}",
@@ -57,7 +58,11 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeployOptions:
-    """What was asked for. `disk`: bytes a second the weights are loaded at; `name` that of all objects."""
+    """What was asked for.
+
+    disk: bytes a second the weights are loaded at. name: that of all objects. check_script: the program that
+    asks the server for the release's expected answers, as start-up probe.
+    """
 
     form: Form
     engine: Engine = "vllm"
@@ -73,6 +78,7 @@ class DeployOptions:
     openshift: bool = False
     trust_remote_code: bool = False
     disk: float = 0.3e9
+    check_script: str | None = None
 
     @property
     def image_name(self) -> str:
@@ -87,8 +93,11 @@ class DeployOptions:
     @property
     def has_our_vllm(self) -> bool:
         """Whether the image has the vLLM that moe4 knows, by its version or by the plugin in it."""
-        image, known = self.image_name, vllm_version(IMAGES["vllm"])
-        return has_plugin(image) or vllm_version(image) == known
+        known, found = vllm_version(IMAGES["vllm"]), vllm_version(self.image_name)
+        same = (
+            known is not None and found is not None and known.rpartition(".")[0] == found.rpartition(".")[0]
+        )
+        return same or has_plugin(self.image_name)
 
 
 def find_form(text: str) -> Form:
@@ -171,6 +180,8 @@ def check(options: DeployOptions, release: ReleaseSize, fit: Fit) -> None:
             "if you trust it"
         )
     _check_source(form, engine, source, fit)
+    if options.check_script is not None:
+        _check_answers(form, source)
     if form in ON_A_CLUSTER and options.image_name.startswith("localhost/"):
         local = options.image_name.partition(":")[0]
         recipe = "packaging/Containerfile.cpu" if engine == "cpu" else "packaging/Containerfile.gpu"
@@ -213,6 +224,20 @@ def _check_source(form: Form, engine: Engine, source: ModelSource, fit: Fit) -> 
         check_image("--model oci://", source.rest)
     if scheme == "hf" and engine == "cpu":
         raise DeployError("moe4 serve reads a folder: give --model pvc://, oci:// or file:///PATH, not hf://")
+
+
+def _check_answers(form: Form, source: ModelSource) -> None:
+    """Refuse a check of the answers where the form, or the place of the weights, cannot hold it."""
+    if form not in CHECKS_ANSWERS:
+        raise DeployError(
+            f"--check-answers goes with {', '.join(CHECKS_ANSWERS)}, not {form}: once it runs, "
+            "ask it with `moe4 smoke URL --probe RELEASE`"
+        )
+    if source.scheme == "hf":
+        raise DeployError(
+            "--check-answers reads moe4-probe.json beside the weights: give --model pvc:// or oci://, "
+            f"not {source.uri}"
+        )
 
 
 def _check_nodes(form: Form, source: ModelSource, fit: Fit) -> None:

@@ -9,6 +9,8 @@ from moe4.deploy.manifests.workload import Workload, build_workload
 from moe4.deploy.sizing.fit import Fit
 from moe4.deploy.sizing.release_size import ReleaseSize
 
+KSERVE_DEADLINE_SECONDS = 600  # deployment_reconciler.go of KServe 0.20
+
 
 def write_deployment(options: DeployOptions, release: ReleaseSize, fit: Fit) -> str:
     """Return the deployment as text. Raises DeployError for one that cannot work."""
@@ -23,7 +25,17 @@ def write_deployment(options: DeployOptions, release: ReleaseSize, fit: Fit) -> 
     documents = {"kserve": kserve, "llmd": llmd, "kubernetes": kubernetes, "leaderworkerset": kubernetes}[
         options.form
     ].documents(workload)
-    return render(documents, [*workload.notes, *_secrets(workload), *_smoke(workload)])
+    return render(documents, [*workload.notes, *_deadline(workload), *_secrets(workload), *_smoke(workload)])
+
+
+def _deadline(workload: Workload) -> list[str]:
+    """Return what KServe says of a long start: no field of its objects moves its Deployments' deadline."""
+    if workload.options.form != "kserve" or workload.startup_seconds <= KSERVE_DEADLINE_SECONDS:
+        return []
+    return [
+        f"After {KSERVE_DEADLINE_SECONDS} s the Deployment says ProgressDeadlineExceeded, a deadline that "
+        "KServe sets. It ends nothing; the start-up probe decides."
+    ]
 
 
 def _secrets(workload: Workload) -> list[str]:

@@ -26,6 +26,8 @@ class Findings:
     """What was found of one request; None: does not apply.
 
     called: the finish reason is tool_calls, which is how the K2 Vendor Verifier tells a decision to call.
+    truncated_safe: an answer that `max_tokens` ends says `length`, and no client would execute a call of it.
+    empty_arguments: a call without arguments has `{}`, whole and streamed.
     """
 
     called: bool
@@ -37,6 +39,8 @@ class Findings:
     no_markers: bool
     usage: bool
     stream_equal: bool | None
+    truncated_safe: bool | None
+    empty_arguments: bool | None
     notes: tuple[str, ...]
 
 
@@ -56,24 +60,56 @@ def check(request: ToolRequest, whole: Reply, streamed: Reply | None) -> Finding
         equal = difference is None
         if difference:
             notes.append(f"stream: {difference}")
+    cut_faults = [_cut_fault(request, reply) for reply in replies] if request.truncated else []
+    notes += [fault for fault in dict.fromkeys(cut_faults) if fault]
+    empty = _empty_arguments(request, replies)
+    if empty is False:
+        notes.append("a call without arguments has something else than {}")
     leaks = [leak for reply in replies for leak in _leaks(reply)]
     notes += [f"marker {leak} in the text" for leak in dict.fromkeys(leaks)]
     return Findings(
         called=called,
         schema=schema,
         calls_exact=_calls_exact(request.expected_calls, whole.calls),
-        finish_consistent=all(map(_finish_fits, replies)),
+        finish_consistent=request.truncated or all(map(_finish_fits, replies)),
         id_form=_id_form(whole.calls) if whole.calls else None,
         id_counts=_id_counts(request, whole.calls) if whole.calls else None,
         no_markers=not leaks,
         usage=all(_has_usage(reply) for reply in replies),
         stream_equal=equal,
+        truncated_safe=not any(cut_faults) if request.truncated else None,
+        empty_arguments=empty,
         notes=tuple(notes),
     )
 
 
 def _finish_fits(reply: Reply) -> bool:
     return (reply.finish_reason == "tool_calls") == bool(reply.calls)
+
+
+def _cut_fault(request: ToolRequest, reply: Reply) -> str | None:
+    """Return what a client would take for a whole answer in one that `max_tokens` ended; None if nothing."""
+    used = (reply.usage or {}).get("completion_tokens")
+    if reply.finish_reason == "stop" and isinstance(used, int) and used < request.body.get("max_tokens", 0):
+        return None  # the model had less to say
+    if reply.finish_reason != "length":
+        return f"cut off, and finish_reason is {reply.finish_reason}"
+    for call in reply.calls:
+        try:
+            parse_arguments(call["arguments"])
+        except ValueError:
+            continue
+        return f"cut off, and a call of {call['name']!r} could be executed"
+    return None
+
+
+def _empty_arguments(request: ToolRequest, replies: Sequence[Reply]) -> bool | None:
+    """Say whether calls without arguments have `{}`; None where none is expected or none came."""
+    expected = [call["arguments"] for call in request.expected_calls or ()]
+    texts = [call["arguments"] for reply in replies for call in reply.calls]
+    if not expected or any(expected) or not texts:
+        return None
+    return all(isinstance(text, str) and text.strip() == "{}" for text in texts)
 
 
 def _schema_fault(request: ToolRequest, call: JsonObject) -> str | None:

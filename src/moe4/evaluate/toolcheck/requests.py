@@ -3,7 +3,8 @@
     {"messages": [...], "tools": [...], "temperature": 0.6, ...}
 
 A body may also hold `expected`, which is not sent: {"calls": [{"name": ..., "arguments": {...}}]}, an empty
-list where no call is wanted, or {"called": true} where the arguments are free. `name` says what a request is
+list where no call is wanted, {"called": true} where the arguments are free, or {"truncated": true} where
+`max_tokens` ends the answer inside a call. `name` says what a request is
 about. A message of the role `_input` is the verifier's way of writing a system message.
 """
 
@@ -33,6 +34,7 @@ class ToolRequest:
     """One request. `body` is what is sent, without model and stream.
 
     expected_call: whether a tool should be called; expected_calls: which, in order. None: not known.
+    truncated: `max_tokens` ends the answer inside a call.
     """
 
     where: str
@@ -40,6 +42,7 @@ class ToolRequest:
     body: JsonObject
     expected_call: bool | None
     expected_calls: tuple[Call, ...] | None
+    truncated: bool = False
 
     @property
     def tools(self) -> dict[str, JsonObject]:
@@ -125,12 +128,14 @@ class _Call(Foreign):
 class _Expected(Foreign):
     calls: list[_Call] | None = None
     called: bool | None = None
+    truncated: bool = False
     kind: str | None = None
 
     def faults(self) -> Iterator[str]:
         """Yield that nothing is expected."""
-        if self.calls is None and self.called is None:
-            yield 'must be {"calls": [{"name": ..., "arguments": {...}}]} or {"called": true}'
+        if self.calls is None and self.called is None and not self.truncated:
+            forms = '{"calls": [{"name": ..., "arguments": {...}}]}, {"called": true} or {"truncated": true}'
+            yield f"must be {forms}"
 
 
 class _Request(Foreign):
@@ -166,9 +171,9 @@ def _parse_object(line: str | bytes, where: str) -> JsonObject:
 
 def _from_body(data: JsonObject, where: str) -> ToolRequest:
     read = parse(_Request, data, where, EvaluationError)
-    called, calls = None, None
+    called, calls, truncated = None, None, False
     if read.expected is not None:
-        called = read.expected.called
+        called, truncated = read.expected.called, read.expected.truncated
         if read.expected.calls is not None:
             calls = tuple(data["expected"]["calls"])
             called = bool(calls)
@@ -178,4 +183,11 @@ def _from_body(data: JsonObject, where: str) -> ToolRequest:
         for message in data["messages"]
     ]
     name = read.name or (read.expected and read.expected.kind) or "request"
-    return ToolRequest(where=where, name=name, body=body, expected_call=called, expected_calls=calls)
+    return ToolRequest(
+        where=where,
+        name=name,
+        body=body,
+        expected_call=called,
+        expected_calls=calls,
+        truncated=truncated,
+    )

@@ -299,6 +299,7 @@ def _greedy(request: ToolRequest) -> ToolRequest:
         body={**body, "temperature": 0.0, "seed": 0},
         expected_call=request.expected_call,
         expected_calls=request.expected_calls,
+        truncated=request.truncated,
     )
 
 

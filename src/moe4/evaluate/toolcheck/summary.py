@@ -20,6 +20,8 @@ THRESHOLDS = {
     "no_markers": 1.0,
     "usage_present": 1.0,
     "stream_equal": 0.95,
+    "truncated_safe": 1.0,
+    "empty_arguments": 1.0,
     "answered": 1.0,
 }
 # Order and meaning of all measures.
@@ -34,6 +36,8 @@ MEASURES = {
     "no_markers": "no marker text leaks",
     "usage_present": "usage present and adding up",
     "stream_equal": "streamed answer equals the whole one",
+    "truncated_safe": "cut-off calls say length and cannot be executed",
+    "empty_arguments": "calls without arguments have {}",
 }
 FIELDS = {
     "schema_accuracy": "schema",
@@ -44,6 +48,8 @@ FIELDS = {
     "no_markers": "no_markers",
     "usage_present": "usage",
     "stream_equal": "stream_equal",
+    "truncated_safe": "truncated_safe",
+    "empty_arguments": "empty_arguments",
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from moe4.deploy.lint.place import Place
+from moe4.deploy.lint.recognize import hide_computed
 
 Words = list[tuple[str, Place]]
 SHELLS = ("sh", "bash", "dash", "ash", "zsh")
@@ -50,7 +51,11 @@ def _from_script(items: Words) -> Words | None:
     script, place = items[position]
     given = items[position + 2 :]
     found = []
-    for words in split_script(script):
+    commands = split_script(script)
+    commands += [
+        command for words in commands if words[0] == "eval" for command in split_script(" ".join(words[1:]))
+    ]
+    for words in commands:
         start = _after_program(words)
         if start is not None:
             found.append(words[start:])
@@ -65,7 +70,7 @@ def _from_script(items: Words) -> Words | None:
 def split_script(script: str) -> list[list[str]]:
     """Return a script's simple commands as words, redirections left out; none where quotes do not close."""
     lines = [line for line in script.split("\n") if not line.lstrip().startswith("#")]
-    text = "\n".join(lines).replace("\\\n", " ")
+    text = hide_computed("\n".join(lines).replace("\\\n", " "))
     lexer = shlex.shlex(text, posix=True, punctuation_chars=SEPARATORS + REDIRECTIONS)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     commands: list[list[str]] = [[]]

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -19,6 +18,7 @@ from moe4.schema import Own
 from moe4.serve.sizes import read_size
 
 PLUGINS = {"--tool-call-parser": "--tool-parser-plugin", "--reasoning-parser": "--reasoning-parser-plugin"}
+SLIP = 0.9  # of difflib: a letter or two
 LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "ge": ("at least", lambda value, limit: value >= limit),
     "gt": ("more than", lambda value, limit: value > limit),
@@ -44,39 +44,90 @@ Table = dict[str, VllmOption]
 """By the options' first long names."""
 
 
+class Span(VllmOption):
+    """An option's facts in the versions from `first` to `last`."""
+
+    first: str
+    last: str
+
+
+class Spans(Own):
+    """The file's form: an option's facts stand there once for all the versions in a row that share them."""
+
+    versions: list[str]
+    options: dict[str, list[Span]]
+
+
 @cache
 def tables() -> dict[str, Table]:
     """Return the options of each version of vLLM that has a table."""
     text = files("moe4.deploy.lint.command").joinpath("vllm_options.json").read_text(encoding="utf-8")
-    found: dict[str, dict[str, object]] = json.loads(text)
-    return {
-        version: {name: VllmOption.model_validate(option) for name, option in options.items()}
-        for version, options in found.items()
-    }
+    spans = Spans.model_validate_json(text)
+    found: dict[str, Table] = {version: {} for version in spans.versions}
+    for name, rows in spans.options.items():
+        for row in rows:
+            first, last = spans.versions.index(row.first), spans.versions.index(row.last)
+            for version in spans.versions[first : last + 1]:
+                found[version][name] = row
+    return found
 
 
 def check_options(server: DescribedServer) -> Iterator[Finding]:
     """Yield what vLLM would refuse of a server's options; or one note that they were not judged."""
     image = str(server.images[0].value) if server.images else ""
-    version = vllm_version(image)
-    if server.partial or server.by_moe4 or server.is_helper:
+    full = vllm_version(image) or ""
+    version = full if full in tables() else full.rpartition(".")[0]
+    if server.by_moe4 or server.is_helper:
         return
     if version not in tables():
-        if server.flags:
-            known = ", ".join(tables())
-            has = f"vLLM {version}" if version else "a vLLM of unknown version"
-            why = f"{image or 'the image'} has {has}: options are judged for {known} alone"
+        yield from _refused_by_all(server)
+        if server.flags and not server.partial:
+            first, *_, last = tables()
+            has = f"vLLM {full}" if full else "a vLLM of unknown version"
+            why = f"{image or 'the image'} has {has}: options are judged for {first} to {last}"
             yield server.flags_place.find("not-judged", why, "see that image's `vllm serve --help=all`")
         return
     words: Words | None = server.additional
     if not server.templated:
         found = served_words(server.command, image_serves=not server.has_program)
         words = None if found is None else found + server.additional
-    if words is None:
+    if words is not None:
+        yield from _check_words(server, words, tables()[version], version)
+    elif not server.partial:
         why = "the command that starts vLLM is not in the files, so its options are not judged"
         yield server.flags_place.find("not-judged", why, "name `vllm serve` in the file")
-        return
-    yield from _check_words(server, words, tables()[version], version)
+
+
+def _refused_by_all(server: DescribedServer) -> Iterator[Finding]:
+    """Yield slips in names, and values that no version takes: most likely faults, whatever the image."""
+    every = list(tables().values())
+    known = {name for table in every for option in table.values() for name in option.names}
+    for name, (text, place) in server.flags.items():
+        plain = name.partition(".")[0]
+        if not name.startswith("--") or (
+            plain not in known and any(other.startswith(name) for other in known)
+        ):
+            continue
+        if plain not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=SLIP)
+            if close:
+                why = f"no vLLM that has a table has {name}"
+                yield place.find("option-unknown", why, f"did you mean {close[0]}?", level="warning")
+            continue
+        facts = [table[plain] for table in every if plain in table]
+        if "." in name or not facts or PLUGINS.get(plain) in server.flags:
+            continue
+        refusals = [_refusal(option, text, server.fill(text)) for option in facts]
+        if all(refusals):
+            why = f"{name} {text}: no vLLM that has a table takes it: {refusals[-1]}"
+            yield place.find("option-value", why, "see `vllm serve --help=all`", level="warning")
+
+
+def _refusal(facts: VllmOption, text: str, value: str | None) -> str | None:
+    """Return why vLLM refuses an option's value as the file has it; None if it takes it."""
+    if facts.kind == "switch" or facts.nargs is not None:
+        return None
+    return "it has no value" if not text else refuse_value(facts, value)
 
 
 def _check_words(server: DescribedServer, words: Words, table: Table, version: str) -> Iterator[Finding]:

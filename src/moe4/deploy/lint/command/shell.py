@@ -10,6 +10,8 @@ from pathlib import Path
 
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Document, Place, whole
+from moe4.deploy.lint.quadlet import DEVICE_FILES
+from moe4.deploy.lint.recognize import runs_vllm
 from moe4.deploy.lint.server import DescribedServer
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][A-Za-z0-9 _.-]*>")
@@ -83,7 +85,7 @@ def read_servers(script: Script) -> Iterator[DescribedServer]:
         words = command.words
         if len(words) > 1 and words[0].rpartition("/")[2] in RUNNERS and words[1] == "run":
             server = _read_run((command.first, 1), script.file, words[2:])
-            if any(mark in command.text for mark in ("vllm", "rhaiis", "moe4")):
+            if runs_vllm(str(server.images[0].value), command.text):
                 yield server
 
 
@@ -220,11 +222,14 @@ def _read_run(start: tuple[int, int], file: Path, words: list[str]) -> Described
     )
     server.variables = {name: place / "env" / name for name, _, _ in variables}
     entrypoint = [value for name, value in options if name == "--entrypoint"]
-    server.read_flags([(word, place) for word in [*entrypoint, *words[position + 1 :]]])
+    server.command = [(word, place) for word in [*entrypoint, *words[position + 1 :]]]
+    server.has_program = bool(entrypoint)
+    server.read_flags(server.command)
     devices = [value for name, value in options if name == "--device" and "gpu" in value]
     counts = [value for name, value in options if name == "--gpus"]
     server.all_gpus = "all" in counts or any(value.endswith("=all") for value in devices)
     server.num_gpus = 0 if server.all_gpus else len(devices)
+    server.claims = any(name == "--device" and value.startswith(DEVICE_FILES) for name, value in options)
     number = whole(counts[0]) if counts else None
     if number is not None:
         server.num_gpus = number
