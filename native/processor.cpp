@@ -1,10 +1,12 @@
 #include "processor.h"
 
-#if defined(MOE4_HAVE_NEON_BF16) && defined(__linux__)
+#if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
-#if defined(MOE4_HAVE_AMX_INT16) && defined(__linux__)
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
+#if defined(MOE4_HAVE_AMX_INT16) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -26,8 +28,18 @@ Processor find_processor() {
 #ifdef MOE4_HAVE_AVX512_VNNI
     found.avx512_vnni = found.avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
+#ifdef MOE4_HAVE_AVXVNNI_INT16
+    unsigned eax, ebx, ecx, edx;
+    constexpr unsigned avxvnni = 1u << 4;
+    found.avxvnni = found.avx2 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avxvnni) != 0;
+#ifdef MOE4_AVXVNNI_BY_AVX512
+    found.avxvnni = found.avx512 && __builtin_cpu_supports("avx512vnni");  // a test's build: path_avxvnni_int16.cpp
 #endif
-#if defined(MOE4_HAVE_NEON_BF16) && defined(__linux__)
+#endif
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long dotprod = 1ul << 20;  // HWCAP_ASIMDDP
+    found.neon_dotprod = (getauxval(AT_HWCAP) & dotprod) != 0;
     constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16
     found.neon_bf16 = (getauxval(AT_HWCAP2) & bf16) != 0;
 #endif

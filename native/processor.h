@@ -9,6 +9,8 @@ struct Processor {
     bool avx512 = false;       // F, BW, DQ and VL, and AVX2 with FMA
     bool avx512_bf16 = false;  // these too, with AVX-512
     bool avx512_vnni = false;
+    bool avxvnni = false;      // the form without AVX-512, with AVX2
+    bool neon_dotprod = false;
     bool neon_bf16 = false;
 };
 

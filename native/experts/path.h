@@ -53,6 +53,12 @@ extern const Path kPortablePath;
 #ifdef MOE4_HAVE_AVX2
 extern const Path kAvx2Path;
 #endif
+#ifdef MOE4_HAVE_AVX2_INT16
+extern const Path kAvx2Int16Path;
+#endif
+#ifdef MOE4_HAVE_AVXVNNI_INT16
+extern const Path kAvxVnniInt16Path;
+#endif
 #ifdef MOE4_HAVE_AVX512
 extern const Path kAvx512Path;
 #endif
@@ -68,6 +74,9 @@ extern const Path kAmxInt16Path;
 #endif
 #ifdef MOE4_HAVE_NEON
 extern const Path kNeonPath;
+#endif
+#ifdef MOE4_HAVE_NEON_INT16
+extern const Path kNeonInt16Path;
 #endif
 #ifdef MOE4_HAVE_NEON_BF16
 extern const Path kNeonBf16Path;

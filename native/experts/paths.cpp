@@ -15,6 +15,12 @@ std::vector<const Path*> find_paths() {
 #ifdef MOE4_HAVE_AVX512_VNNI
     if (can.avx512_vnni) found.push_back(&kAvx512Int16Path);
 #endif
+#ifdef MOE4_HAVE_AVXVNNI_INT16
+    if (can.avxvnni) found.push_back(&kAvxVnniInt16Path);
+#endif
+#ifdef MOE4_HAVE_AVX2_INT16
+    if (can.avx2) found.push_back(&kAvx2Int16Path);
+#endif
 #ifdef MOE4_HAVE_AVX512_BF16
     if (can.avx512_bf16) found.push_back(&kAvx512Bf16Path);
 #endif
@@ -23,6 +29,9 @@ std::vector<const Path*> find_paths() {
 #endif
 #ifdef MOE4_HAVE_AVX2
     if (can.avx2) found.push_back(&kAvx2Path);
+#endif
+#ifdef MOE4_HAVE_NEON_INT16
+    if (can.neon_dotprod) found.push_back(&kNeonInt16Path);
 #endif
 #ifdef MOE4_HAVE_NEON_BF16
     if (can.neon_bf16) found.push_back(&kNeonBf16Path);

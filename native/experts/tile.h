@@ -20,6 +20,7 @@ namespace moe4 {
 namespace {
 
 #define MOE4_INLINE inline __attribute__((always_inline))
+#define MOE4_LAMBDA_INLINE __attribute__((always_inline))
 
 template <class Ops, int G, int R, int T>
 struct Block {

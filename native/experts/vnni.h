@@ -17,6 +17,7 @@
 // As in tile.h, everything is in an anonymous namespace and nothing of the C++ library is used.
 #pragma once
 
+#include "integers.h"
 #include "rows_avx512.h"
 
 namespace moe4 {
@@ -24,13 +25,6 @@ namespace {
 
 using Sums = __m512i;   // sixteen sums
 using Bytes = __m512i;  // codes + 8 or elements, four a lane
-
-struct Head {
-    float scale;     // of the group's elements
-    int32_t offset;  // -8 times their sum
-};
-
-constexpr int kUnitCodes = 32;  // codes of four words, the smallest group
 
 template <int Planes>
 constexpr int64_t kLineBytes = Planes * kLineCodes;

@@ -12,7 +12,8 @@ U32 = 2.0**-24  # unit roundoff of float32
 U16 = 2.0**-8  # unit roundoff of bfloat16
 # What rounding to integers moves, of a group's largest magnitude: 1 / 254 or 1 / 65024, and what float32
 # makes of the scale and the quotient.
-INTEGERS = {"avx512_vnni": 1 / 253, "avx512_int16": 1 / 64000, "amx_int16": 1 / 64000}
+INT16 = ("amx_int16", "avx512_int16", "avxvnni_int16", "avx2_int16", "neon_int16")
+INTEGERS = {"avx512_vnni": 1 / 253, **dict.fromkeys(INT16, 1 / 64000)}
 
 
 @dataclass(frozen=True, kw_only=True)

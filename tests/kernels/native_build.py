@@ -12,15 +12,22 @@ CSRC = Path(__file__).resolve().parents[2] / "native"
 COMMON = ("experts", "int8_linear", "paths", "path_portable")
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+EXACT = "-ffp-contract=off"
 # The flags of each path, as in CMakeLists.txt.
 X86 = {
     "path_avx2": ("-mavx2", "-mfma"),
+    "path_avx2_int16": ("-mavx2", "-mfma", EXACT),
+    "path_avxvnni_int16": ("-mavx2", "-mfma", "-mavxvnni", EXACT),
     "path_avx512": AVX512,
     "path_avx512_bf16": (*AVX512, "-mavx512bf16"),
     "path_avx512_vnni": (*AVX512, "-mavx512vnni"),
     "path_amx_int16": (*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
 }
-ARM = {"path_neon": ("-march=armv8-a",), "path_neon_bf16": ("-march=armv8.2-a+bf16",)}
+ARM = {
+    "path_neon": ("-march=armv8-a",),
+    "path_neon_bf16": ("-march=armv8.2-a+bf16",),
+    "path_neon_int16": ("-march=armv8.2-a+dotprod", EXACT),
+}
 PATHS = {**X86, **ARM}
 
 

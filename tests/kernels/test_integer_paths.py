@@ -1,21 +1,18 @@
-"""avx512_vnni (W4A8), avx512_int16 and amx_int16 (W4A16) against the same sums in integers, to the bit."""
+"""avx512_vnni (W4A8) and the paths named int16 (W4A16) against the same sums in integers, to the bit."""
 
 import pytest
 import torch
-from expert_cases import make_case
+from expert_cases import INT16, make_case
 from torch import Tensor
 
 from moe4.kernels import available_paths, fused_experts
 from moe4.kernels.reference import unpack_codes
 
-pytestmark = pytest.mark.skipif(
-    "avx512_vnni" not in available_paths(), reason="this processor lacks AVX-512 VNNI"
-)
-
-
 # The largest integer that a group's largest magnitude becomes.
-MOST = {"avx512_vnni": 127, "avx512_int16": 127 * 256, "amx_int16": 127 * 256}
-each_path = pytest.mark.parametrize("path", [path for path in MOST if path in available_paths()])
+MOST = {"avx512_vnni": 127, **dict.fromkeys(INT16, 127 * 256)}
+PATHS = [path for path in MOST if path in available_paths()]
+each_path = pytest.mark.parametrize("path", PATHS)
+pytestmark = pytest.mark.skipif(not PATHS, reason="this processor has no path in integers")
 
 
 def quantize(x: Tensor, group_size: int, most: int) -> tuple[Tensor, Tensor]:
@@ -120,9 +117,10 @@ def test_groups_of_almost_nothing_count_as_zero(value: float, path: str) -> None
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 11, 12, 16, 17, 33, 48, 100, 300])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_tiles_give_the_bits_of_vectors(group_size: int, tokens: int) -> None:
-    if "amx_int16" not in available_paths():
-        pytest.skip("this processor lacks AMX")
+def test_all_paths_of_sixteen_bits_give_the_same_bits(group_size: int, tokens: int) -> None:
+    first, *others = [path for path in INT16 if path in PATHS] or [None]
+    if not others:
+        pytest.skip("this processor has one path of sixteen bits at most")
     case = vars(
         make_case(
             tokens=tokens,
@@ -134,4 +132,6 @@ def test_tiles_give_the_bits_of_vectors(group_size: int, tokens: int) -> None:
             dtype=torch.float32,
         )
     )
-    assert torch.equal(fused_experts(**case, path="amx_int16"), fused_experts(**case, path="avx512_int16"))
+    result = fused_experts(**case, path=first)
+    for other in others:
+        assert torch.equal(fused_experts(**case, path=other), result), other

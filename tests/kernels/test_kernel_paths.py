@@ -30,9 +30,12 @@ def test_the_portable_path_is_always_there() -> None:
     assert set(chosen) <= {
         "amx_int16",
         "avx512_int16",
+        "avxvnni_int16",
+        "avx2_int16",
         "avx512_bf16",
         "avx512",
         "avx2",
+        "neon_int16",
         "neon_bf16",
         "neon",
         "portable",
@@ -53,6 +56,8 @@ def test_the_paths_are_those_the_processor_reports() -> None:
         for name, there in (
             ("amx_int16", avx512 and {"avx512_vnni", "amx_tile", "amx_int8"} <= flags),
             ("avx512_int16", avx512 and "avx512_vnni" in flags),
+            ("avxvnni_int16", avx2 and "avx_vnni" in flags),
+            ("avx2_int16", avx2),
             ("avx512_bf16", avx512 and "avx512_bf16" in flags),
             ("avx512", avx512),
             ("avx2", avx2),

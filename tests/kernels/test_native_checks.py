@@ -46,6 +46,18 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     assert int(compared) > 0
 
 
+def test_avx_vnni(tmp_path: Path) -> None:
+    """Its path with AVX-512's form of the instruction, as processors that have both are rare."""
+    if "avx512_vnni" not in available_paths():
+        pytest.skip("this processor lacks AVX-512 VNNI, by which AVX-VNNI is tested")
+    paths = {"path_avxvnni_int16": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512vnni")}
+    flags = (*SANITIZE, "-DMOE4_AVXVNNI_BY_AVX512")
+    program = build(tmp_path, compiler("g++", "c++"), flags, paths, "run_paths")
+    *found, compared = run(str(program), "100").split()
+    assert found == ["avxvnni_int16", "portable"]
+    assert int(compared) > 30_000
+
+
 # A row of scales more than there is; and an expert's last token left out where their number is odd.
 READ_OUTSIDE = (
     "experts/experts.cpp",
@@ -92,9 +104,13 @@ def test_arm_paths(tmp_path: Path) -> None:
     gxx, qemu = compiler("aarch64-linux-gnu-g++"), compiler("qemu-aarch64", "qemu-aarch64-static")
     program = build(tmp_path, gxx, ("-O2", "-static"), ARM, "run_paths")
     *paths, compared = run(qemu, "-cpu", "max", str(program), "60").split()
-    assert paths == ["neon_bf16", "neon", "portable"]
+    assert paths == ["neon_int16", "neon_bf16", "neon", "portable"]
     assert int(compared) > 20_000
-    # A processor without BF16 takes the other path.
+    # One with dot products alone.
+    *paths, compared = run(qemu, "-cpu", "neoverse-n1", str(program), "20").split()
+    assert paths == ["neon_int16", "neon", "portable"]
+    assert int(compared) > 5_000
+    # One without either.
     *paths, compared = run(qemu, "-cpu", "cortex-a72", str(program), "20").split()
     assert paths == ["neon", "portable"]
     assert int(compared) > 5_000

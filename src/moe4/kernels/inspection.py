@@ -21,13 +21,20 @@ AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 X86_NEEDS = {
     "amx_int16": (*AVX512, "avx512_vnni", "amx_tile", "amx_int8"),
     "avx512_int16": (*AVX512, "avx512_vnni"),
+    "avxvnni_int16": ("avx2", "fma", "avx_vnni"),
+    "avx2_int16": ("avx2", "fma"),
     "avx512_bf16": (*AVX512, "avx512_bf16"),
     "avx512": AVX512,
     "avx2": ("avx2", "fma"),
     "portable": (),
     "avx512_vnni": (*AVX512, "avx512_vnni"),
 }
-ARM_NEEDS: dict[str, tuple[str, ...]] = {"neon_bf16": ("bf16",), "neon": (), "portable": ()}
+ARM_NEEDS: dict[str, tuple[str, ...]] = {
+    "neon_int16": ("asimddp",),
+    "neon_bf16": ("bf16",),
+    "neon": (),
+    "portable": (),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
