@@ -71,8 +71,8 @@ def fused_experts(
 
     A token's row depends on that token alone, bit for bit: not on the batch it is in, nor on num_threads.
     Accumulation is float32. Some paths round hidden_states and silu(gate) * up: avx512_bf16 and neon_bf16 to
-    bfloat16; the paths named int16 to sixteen-bit and avx512_vnni to eight-bit integers, each group of a token
-    by itself, with the group's largest magnitude as the largest integer. The others keep them in
+    bfloat16; those named int16 to sixteen-bit and avx512_vnni to eight-bit integers, each group of a token by
+    itself, with the group's largest magnitude as the largest integer. The others keep them in
     float32.
 
     Raises KernelError, before any weight is read, if an argument is not as above.
