@@ -36,9 +36,9 @@ def test_every_path_is_built_here() -> None:
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     """Addresses, bounds, overflows, alignment: every path on random shapes, ids, strides and offsets."""
     program = build(tmp_path, compiler("g++", "c++"), SANITIZE, paths_here(), "run_paths")
-    *paths, compared = run(str(program), "300").split()
+    *paths, compared = run(str(program), "150").split()
     assert tuple(paths) == available_paths()
-    assert int(compared) > 100_000
+    assert int(compared) > 50_000
     # Inputs that a fuzzer kept are checked the same way.
     (tmp_path / "kept").write_bytes(bytes(range(40)))
     *paths, compared = run(str(program), str(tmp_path / "kept")).split()

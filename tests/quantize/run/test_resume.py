@@ -68,7 +68,7 @@ def test_sigkill_while_a_layer_is_committed_behind_the_next(
     small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
     """As on a GPU, but for the GPU: activations in memory, commits in a thread of their own."""
-    for step in range(100):
+    for step in range(0, 100, 2):  # every one is killed above
         out = tmp_path / f"killed-{step}"
         faults = {"0": {"as_on_gpus": True, "durable_step": step}}
         code, log = run(forks, small_source, out, calibration, faults=faults)
@@ -76,7 +76,7 @@ def test_sigkill_while_a_layer_is_committed_behind_the_next(
             break
         assert code == KILLED, log
         assert not (out / ".moe4" / "hidden-00000.bin").exists()
-        faults = {"0": {"as_on_gpus": step % 2 == 0}}
+        faults = {"0": {"as_on_gpus": step % 4 == 0}}
         code, log = run(forks, small_source, out, calibration, resume=True, faults=faults)
         assert code == 0, log
         assert contents(out) == whole
@@ -100,17 +100,17 @@ def test_a_full_disk_behind_the_next_layer(
     assert contents(out) == whole
 
 
-def test_sigkill_at_50_random_moments(
+def test_sigkill_at_20_random_moments(
     small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
     """Each folder is killed again and again until it is finished."""
     answer = forks.run(small_source, tmp_path / "timed", RECIPE, calibration)
     generator = random.Random(7)
     num_killed, num_finished, num_resumed = 0, 0, 0
-    while num_killed < 50:
+    while num_killed < 20:
         out, unfinished = tmp_path / f"out-{num_finished}", True
         while unfinished:
-            moment = generator.uniform(0, 1.05 * answer["seconds"]) if num_killed < 50 else 3600
+            moment = generator.uniform(0, 1.05 * answer["seconds"]) if num_killed < 20 else 3600
             if moment == 3600:
                 code, log = run(forks, small_source, out, calibration, resume=True)
             else:
@@ -121,7 +121,7 @@ def test_sigkill_at_50_random_moments(
             unfinished = code != 0
         assert contents(out) == whole
         num_finished += 1
-    assert num_killed == 50
+    assert num_killed == 20
     assert num_resumed > 0
 
 
