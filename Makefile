@@ -18,6 +18,7 @@ check: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) scripts/generate_cli_docs.py --check
+	$(PYTHON) scripts/generate_families_table.py --check
 
 sanitize: setup
 	$(PYTHON) -m pytest tests/kernels/test_native_checks.py

@@ -20,6 +20,7 @@ MARLIN = (
 )
 TOOL_PARSER = "tests/vllm_plugin/test_tool_parser.py::test_known_texts"
 MODEL = "tests/model/test_architecture.py"
+FAMILIES = "tests/quantize/run/test_families.py"
 HARNESS = "tests/evaluate/harness/test_eval_command.py"
 RANKS = "tests/quantize/transfer/test_ranks.py"
 
@@ -70,7 +71,16 @@ PARTS = {
     f"{LAYERS}.fused_moe.oracle.int_wna16:marlin_moe_permute_scales": MARLIN,
     "vllm.entrypoints.cli.main:main": "tests/serve/test_guarded_server.py",
     "transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS": MODEL,
-    "transformers.conversion_mapping:get_checkpoint_conversion_mapping": MODEL,
+    "transformers.integrations.moe:_default_apply_gate": FAMILIES,
+    "transformers.conversion_mapping:PrefixChange": FAMILIES,
+    "transformers.conversion_mapping:get_model_conversion_mapping": FAMILIES,
+    "transformers.core_model_loading:revert_weight_conversion": FAMILIES,
+    "transformers.modeling_outputs:BaseModelOutputWithPast": FAMILIES,
+    "transformers:PreTrainedModel._init_weights": FAMILIES,
+    "transformers:PreTrainedModel._from_config": FAMILIES,
+    "transformers:PreTrainedModel._supports_sdpa": FAMILIES,
+    "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected": FAMILIES,
+    "transformers:PreTrainedConfig._decode_special_floats": FAMILIES,
     "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
     "transformers.integrations.mxfp4:convert_moe_packed_tensors": "tests/checkpoint/test_encodings.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,

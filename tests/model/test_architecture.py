@@ -11,8 +11,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Decod
 
 from moe4.config import parse_config
 from moe4.errors import TensorError, UnsupportedModelError
-from moe4.model.architecture import Network, build_config
+from moe4.model.architecture import Network
 from moe4.model.experts import set_capture
+from moe4.model.skeleton import build_config
 
 CPU = torch.device("cpu")
 KIMI = {
@@ -73,9 +74,10 @@ def test_a_layer_alone_is_transformers_layer_less_its_experts() -> None:
     torch.nn.init.zeros_(whole.mlp.experts.down_proj)
     states = torch.randn(2, 11, 256)
     positions = torch.arange(11)[None]
-    rotary = network.build_rotary(CPU)(states, positions)
+    ((_, named),) = network.calls(2, 11, CPU)[1:]
+    rotary = named["position_embeddings"]
     with torch.inference_mode():
-        found = layer(states, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        found = layer(states, **named)
         expected = whole(states, attention_mask=None, position_ids=positions, position_embeddings=rotary)
     torch.testing.assert_close(found, expected)
     ((inputs, ids, gates),) = calls
@@ -95,9 +97,9 @@ def test_a_wrong_shape_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt_oss"}, "model_type 'gpt_oss' is not supported; moe4 supports deepseek_v2, "),
+        ({"model_type": "gpt9"}, "model_type 'gpt9' is not supported; moe4 supports afmoe, deepseek_v2, "),
         ({"model_type": "kimi_k25"}, "the config of this kimi_k25 model has no text_config"),
-        ({"model_type": "kimi_k25", "text_config": {"model_type": "gpt_oss"}}, "model_type 'gpt_oss' is not"),
+        ({"model_type": "kimi_k25", "text_config": {"model_type": "gpt9"}}, "model_type 'gpt9' is not"),
         ({"model_type": None}, "model_type None is not supported"),
         ({"hidden_act": "none"}, 'hidden_act must be "silu", found "none"'),
         ({"hidden_size": "wide"}, 'hidden_size must be a whole number, found "wide"'),
@@ -118,3 +120,12 @@ def test_no_code_of_the_checkpoints_is_run(tmp_path: Path) -> None:
         "name_or_path": str(tmp_path),
     }
     assert Network(parse_config(config), torch.bfloat16).num_layers == config["num_hidden_layers"]
+
+
+def test_layers_that_attend_as_an_earlier_one_chose_are_refused() -> None:
+    from family_models import make_config
+
+    config = make_config("glm_moe_dsa").to_dict()
+    config["indexer_types"] = ["full", "shared", "shared"]
+    with pytest.raises(UnsupportedModelError, match="indexer_types has shared"):
+        Network(parse_config(config), torch.float32)

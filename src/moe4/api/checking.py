@@ -19,12 +19,14 @@ def verify(
     *,
     revision: Text | None = None,
     device: str = "cpu",
+    family_as_is: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "Verification":
     """Check a release: every file, every tensor, its config, its codes; against its source if one is given.
 
-    revision: the branch, tag or commit of a release on the hub; ID@REVISION says it of a source. What is
-    wrong is in `problems`; it raises CheckpointError only where there is no release at all, or HubError.
+    revision: the branch, tag or commit of a release on the hub; ID@REVISION says it of a source.
+    family_as_is: the release is of a family that is not listed. What is wrong is in `problems`; it raises
+    CheckpointError only where there is no release at all, or HubError.
 
         >>> moe4.verify("release", source="k2-tiny").ok
         True
@@ -33,7 +35,13 @@ def verify(
 
     folder = open_source(release, revision, on_progress)
     against = None if source is None else open_source(source, None, on_progress)
-    return check(folder, against, device=device, on_progress=Pace(on_progress, "checking").count)
+    return check(
+        folder,
+        against,
+        device=device,
+        family_as_is=family_as_is,
+        on_progress=Pace(on_progress, "checking").count,
+    )
 
 
 @operation

@@ -31,6 +31,7 @@ def plan(
     revision: Text | None = None,
     stream: bool = False,
     allow_extra: bool = False,
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     time_it: bool = True,
 ) -> Plan:
@@ -38,8 +39,8 @@ def plan(
 
     source: a checkpoint's folder, one with its config.json alone, or a repository on the hub, of which only
     headers are read. out: only looked at. calibration, its split, revision, stream: as `quantize` takes them.
-    show_sample: `calibration.sample` is the first document as it would be calibrated on. time_it: solve one
-    expert of made-up weights to tell the time.
+    show_sample: `calibration.sample` is the first document as it would be calibrated on. family_as_is: try a
+    family that is not listed. time_it: solve one expert of made-up weights to tell the time.
 
     Raises CheckpointError or HubError if the source cannot be read at all, RecipeError or CalibrationError.
 
@@ -59,6 +60,7 @@ def plan(
         show_sample=show_sample,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
+        family_as_is=family_as_is,
         revision=revision,
         stream=stream,
     )
@@ -80,6 +82,7 @@ def quantize(
     stream: bool = False,
     resume: bool = False,
     allow_extra: bool = False,
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
     ranks: Any = None,
@@ -92,8 +95,8 @@ def quantize(
     JSON array or Parquet of messages, conversations, prompt and response, or text; OWNER/NAME of a data set
     on the hub, with its split; "reference" is k2-tiny's own. show_sample: log the first document as the
     template renders it. device: cpu, cuda or cuda:N. resume: continue an unfinished run. allow_extra: leave
-    out tensors that the model has no place for. on_progress: hears each step as a `Progress`. ranks:
-    `find_ranks()` in a script that torchrun starts.
+    out tensors that the model has no place for. family_as_is: try a family that is not listed. on_progress:
+    hears each step as a `Progress`. ranks: `find_ranks()` in a script that torchrun starts.
 
     An exception, KeyboardInterrupt too, leaves what was committed; `resume=True` goes on from there. Raises
     CheckpointError, HubError, RecipeError, CalibrationError, OutputError, MemoryBudgetError or RankError.
@@ -117,6 +120,7 @@ def quantize(
         device=device,
         trust_remote_code=trust_remote_code,
         allow_extra=allow_extra,
+        family_as_is=family_as_is,
         revision=revision,
         stream=stream,
     )

@@ -170,6 +170,14 @@ AllowExtra: TypeAlias = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+FamilyAsIs: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--family-as-is",
+        help="Try a family that is not listed, if a small random model of it passes.",
+        rich_help_panel=RUN,
+    ),
+]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
     typer.Option(

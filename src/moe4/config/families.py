@@ -313,3 +313,32 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen2_moe": Qwen2Moe,
     "qwen3_moe": Qwen3Moe,
 }
+
+# Families whose config transformers' own class checks, and whose network and tensors' names are its own. Each
+# is held to transformers' whole model by tests/quantize/run/test_families.py.
+BY_TRANSFORMERS: frozenset[str] = frozenset(
+    [
+        "ernie4_5_moe",
+        "glm4_moe_lite",
+        "solar_open",
+        "minimax_m2",
+        "qwen3_next",
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        "qwen3_vl_moe",
+        "deepseek_v32",
+        "glm_moe_dsa",
+        "gpt_oss",
+        "mistral4",
+        "phimoe",
+        "hunyuan_v1_moe",
+        "flex_olmo",
+        "granitemoe",
+        "granitemoehybrid",
+        "longcat_flash",
+        "afmoe",
+        "mimo_v2_flash",
+        "step3p7",
+        "kimi_linear",
+    ]
+)

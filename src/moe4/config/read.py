@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from moe4.config.families import FAMILIES
+from moe4.config.families import BY_TRANSFORMERS, FAMILIES
 from moe4.config.parts import Dtype, Quantization
 from moe4.config.text import Family, TextModel
 from moe4.errors import UnsupportedModelError
@@ -63,6 +63,11 @@ OF_THE_CLASS = frozenset(
 )
 
 
+def supported_types() -> list[str]:
+    """Return every model_type that is quantized without being asked for by name."""
+    return sorted({*FAMILIES, *TEXT_MODELS, *BY_TRANSFORMERS})
+
+
 class _Document(Foreign):
     """The whole file: what is said beside the text model."""
 
@@ -96,14 +101,46 @@ class ModelConfig:
     text_document: dict[str, Any]
     text_prefix: str
     quantization: Quantization | None
+    family_as_is: bool = False
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the language model's config is checked in full here, not by transformers."""
+        return isinstance(self.text, Family)
+
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether the network is built of the language model's part of the file alone."""
+        return self.is_checked or self.model_type in TEXT_MODELS
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether the family is not listed, and is tried because the user said so."""
+        return self.family_as_is and not self.is_checked and self.model_type not in BY_TRANSFORMERS
+
+    @property
+    def network_type(self) -> str:
+        """What transformers is asked for: a model_type. Raises UnsupportedModelError for an unknown one."""
+        if self.is_checked:
+            return self.family.model_type
+        found = self.text.model_type if self.is_text_alone else self.model_type
+        if found not in BY_TRANSFORMERS and not (self.family_as_is and found):
+            raise UnsupportedModelError(
+                f"{self.where}: model_type {found!r:.60} is not supported; moe4 supports "
+                f"{', '.join(supported_types())}; --family-as-is tries another one"
+            )
+        return str(found)
 
     @property
     def family(self) -> Family:
-        """The language model, of a family that moe4 quantizes. Raises UnsupportedModelError for another."""
+        """The language model, of a family whose config is checked in full here.
+
+        Raises UnsupportedModelError for another.
+        """
         if not isinstance(self.text, Family):
             raise UnsupportedModelError(
-                f"{self.where}: model_type {self.text.model_type!r:.60} is not supported; "
-                f"moe4 supports {', '.join(sorted({*FAMILIES, *TEXT_MODELS}))}"
+                f"{self.where}: moe4 does not know from the config alone what a {self.network_type} model "
+                "holds; give the whole checkpoint"
             )
         return self.text
 
@@ -136,7 +173,8 @@ def parse_config(document: dict[str, Any], where: object = "config.json") -> Mod
     model_type = text.get("model_type")
     schema = FAMILIES.get(model_type, TextModel) if isinstance(model_type, str) else TextModel
     parsed = parse(schema, text, where_text, UnsupportedModelError)
-    replaced = sorted(OF_THE_CLASS & text.keys()) if isinstance(parsed, Family) else []
+    builds = isinstance(parsed, Family) or outer.model_type in BY_TRANSFORMERS
+    replaced = sorted(OF_THE_CLASS & {*text, *document}) if builds else []
     if replaced:
         raise UnsupportedModelError(
             f"{where_text}: {replaced[0]} is not a field of a model: it would replace a part of "

@@ -65,6 +65,7 @@ class TextModel(Foreign):
     num_experts_per_tok: Count | None = None
     max_position_embeddings: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     tie_word_embeddings: bool | None = None
+    num_nextn_predict_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     quantization_config: Quantization | None = None
 
     @property
@@ -143,7 +144,6 @@ class Family(TextModel):
     mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
     norm_topk_prob: bool = False
     moe_layer_freq: Annotated[int | None, EVERY_LAYER] = None
-    num_nextn_predict_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     is_causal: Annotated[bool | None, Only((True, None), "transformers' network is causal")] = None
     # What decides no answer, and is checked all the same by transformers when it reads a config.
     attention_dropout: Share | None = 0.0

@@ -1,20 +1,25 @@
 """One decoder layer on a batch of hidden states, without its routed experts, and who is routed where."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from moe4.calibration.activations import Activations, Batch
 from moe4.model.architecture import Network
-from moe4.model.experts import set_capture
+from moe4.model.experts import Capture, set_capture
+
+SAMPLE_TOKENS = 4
+ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far below
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attended:
     """What a layer did with a batch's real tokens before its routed experts.
 
-    output: [tokens, hidden] in the compute dtype, the experts' sum missing; inputs: the same, of the experts.
+    output: [tokens, state_width] in the compute dtype, the experts' sum missing; inputs: [tokens, hidden], of
+    the experts.
     ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
     """
 
@@ -47,40 +52,92 @@ class Routes:
 
 
 class LayerForward:
-    """A layer as it is built, run over hidden states [tokens, hidden], batch by batch."""
+    """A layer as it is built, run over hidden states [tokens, state_width], batch by batch."""
 
     def __init__(
         self, network: Network, layer: int, module: nn.Module, hidden: Activations, device: torch.device
     ) -> None:
         self._network, self._layer, self._module = network, layer, module
         self._hidden, self._device = hidden, device
-        self._rotary = network.build_rotary(device)
+
+    @cached_property
+    def adds_experts(self) -> bool:
+        """Whether the layer's output is that without its experts plus their sum, as it is in most families.
+
+        In others it goes through a norm, a product or a projection first: these run a second time, with the
+        sum (`complete`). Found by running a few tokens with two sums.
+        """
+        if self._network.adds_experts or self._network.experts[self._layer] is None:
+            return True
+        shape = 1, SAMPLE_TOKENS, *self._network.state_shape
+        states = torch.linspace(-1, 1, SAMPLE_TOKENS * self._network.state_width).view(shape).sin()
+        states = states.to(device=self._device, dtype=self._network.compute_dtype)
+
+        def run(scale: float) -> Tensor:
+            self._set_capture(lambda inputs, *_: scale * torch.ones_like(inputs).cumsum(1).cos())
+            return self._call(states).double()
+
+        with torch.inference_mode():
+            found = run(8.0) - run(2.0)
+            expected = 6.0 * torch.ones_like(found).flatten(2).cumsum(2).cos().view(found.shape)
+        return float((found - expected).norm() / expected.norm()) < ADDS_WITHIN
 
     def run(self, batch: Batch) -> Tensor:
-        """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""
+        """Return the layer's output for a batch's real tokens, [tokens, state_width] in the compute dtype."""
         with torch.inference_mode():
             states = batch.gather(self._hidden, self._device)
-            positions = torch.arange(states.shape[1], device=self._device).unsqueeze(0)
-            output = self._module(
-                states,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=self._rotary(states, positions),
-                use_cache=False,
-            )
-            return batch.select(output)
+            output = self._call(states.view(*states.shape[:2], *self._network.state_shape))
+            return batch.select(output.flatten(2))
 
     def attend(self, batch: Batch) -> Attended:
         """Run a layer with routed experts up to them, and tell what they are to do."""
         calls: list[tuple[Tensor, ...]] = []
 
-        def capture(*call: Tensor) -> None:
+        def capture(*call: Tensor) -> Tensor | None:
             calls.append(tuple(batch.select(values) for values in call))
+            return self._passed_on(*call)
 
-        set_capture(self._network.experts_module(self._module, self._layer), capture)
+        self._set_capture(capture)
         output = self.run(batch)
         ((inputs, ids, gates),) = calls
         return Attended(output=output, inputs=inputs, ids=ids.long(), gates=gates.float())
+
+    def ignore_experts(self) -> None:
+        """Run a layer without what its experts would add."""
+        self._set_capture(lambda *_: None)
+
+    def complete(self, batch: Batch, sums: Tensor) -> Tensor:
+        """Return the layer's output as `run` does, with the experts' sum, float32 [tokens, hidden]."""
+
+        def give(inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
+            whole = sums.new_zeros(batch.rows.numel(), sums.shape[1], device=inputs.device)
+            whole[batch.is_token.flatten().to(inputs.device)] = sums.to(inputs.device)
+            passed_on = self._passed_on(inputs, ids, gates)
+            whole = whole if passed_on is None else whole + passed_on
+            return whole.to(inputs.dtype)
+
+        self._set_capture(give)
+        return self.run(batch)
+
+    def _call(self, states: Tensor) -> Tensor:
+        """Return the layer's output for hidden states [batch, length, ...]."""
+        batch, length = states.shape[:2]
+        arguments, named = self._network.calls(batch, length, self._device)[self._layer]
+        output = self._module(states, *arguments, **named)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def _set_capture(self, capture: Capture) -> None:
+        set_capture(self._network.experts_module(self._module, self._layer), capture)
+
+    def _passed_on(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor | None:
+        """Return what experts numbered past the last one give: their input, times their gates."""
+        shape = self._network.experts[self._layer]
+        assert shape is not None
+        if not shape.num_identities:
+            return None
+        identity = ids >= shape.num_experts
+        return inputs * (gates * identity).sum(1, keepdim=True).to(inputs.dtype)
 
 
 def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -92,7 +149,9 @@ def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
 
 def sort_by_expert(ids: Tensor, gates: Tensor, num_experts: int) -> Routes:
     """Return the routes of tokens whose experts are ids and gates [tokens, top_k], on their device."""
-    by_expert = torch.argsort(ids.flatten(), stable=True)  # no order but this one
+    by_expert = torch.argsort(
+        ids.flatten(), stable=True
+    )  # no order but this one; past the last are identities
     counts = torch.bincount(ids.flatten(), minlength=num_experts)
     return Routes(
         rows=by_expert // ids.shape[1],

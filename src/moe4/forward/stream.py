@@ -18,6 +18,7 @@ from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_exp
 from moe4.forward.weights import Weights, gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
+from moe4.model.experts import ExpertMath
 from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape
 
@@ -28,7 +29,8 @@ HEAD_ROWS = 256  # tokens whose logits are in memory at a time
 class LayerPass:
     """What a layer did before its routed experts. All but `total` is None for a dense layer.
 
-    total: float32 [tokens, hidden], the layer's output without them; experts are added to it.
+    total: float32, to which experts are added: the layer's output without them [tokens, state_width], or
+        zero [tokens, hidden] where their sum goes through more of the layer.
     inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
     """
 
@@ -68,39 +70,65 @@ class Stream:
         self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = [len(sequence) for sequence in sequences]
         self.num_tokens = sum(lengths)
-        self._size = int(network.config.hidden_size)
+        self._size = network.state_width
         self._batches = list(make_batches(lengths, batch_tokens))
-        self.hidden = self._map("hidden", network.compute_dtype)
+        self.hidden = self._map("hidden", network.compute_dtype, self._size)
+        self._forward: LayerForward | None = None
+        self._completed: Tensor | None = None
 
     def embed(self) -> None:
         """Let the tokens' embeddings be the first layer's input."""
-        self.hidden.copy_(gather_rows(self.weights, self.network.embedding_name, self._tokens))
+        embeddings = gather_rows(self.weights, self.network.embedding_name, self._tokens)
+        self.hidden.copy_(self.network.begin(embeddings))
 
     def attend(self, layer: int) -> LayerPass:
         """Run a layer without its experts. What it returns is valid until the next layer."""
         module = self.network.build_layer(layer, self.weights.load, self._device)
         forward = LayerForward(self.network, layer, module, ResidentActivations(self.hidden), self._device)
-        total, shape = self._map("total", torch.float32), self.network.experts[layer]
+        shape = self.network.experts[layer]
         if shape is None:
+            total = self._map("total", torch.float32, self._size)
             for batch in self._batches:
                 total[batch.token_rows.to(self._place)] = forward.run(batch).float().to(self._place)
             return LayerPass(total=total)
-        inputs = self._map("inputs", self.network.compute_dtype)
+        adds = forward.adds_experts
+        self._forward = None if adds else forward
+        total = self._map("total", torch.float32, self._size if adds else shape.hidden_size).zero_()
+        inputs = self._map("inputs", self.network.compute_dtype, shape.hidden_size)
         chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         for batch in self._batches:
             rows, found = batch.token_rows.to(self._place), forward.attend(batch)
-            total[rows] = found.output.float().to(self._place)
+            if adds:
+                total[rows] = found.output.float().to(self._place)
             inputs[rows] = found.inputs.to(self._place)
             chosen.append((rows, found.ids.to(self._place), found.gates.to(self._place)))
         ids, gates = in_token_order(chosen)
         routes = sort_by_expert(ids, gates, shape.num_experts)
         return LayerPass(total=total, inputs=inputs, ids=ids, routes=routes)
 
+    def complete(self, output: LayerPass) -> Tensor:
+        """Return the layer's output, float32 [tokens, state_width], once its experts are added."""
+        if self._forward is None:
+            return output.total
+        if self._completed is None:
+            self._completed = self._map("completed", torch.float32, self._size)
+            for batch in self._batches:
+                rows = batch.token_rows.to(self._place)
+                found = self._forward.complete(batch, output.total[rows])
+                self._completed[rows] = found.float().to(self._place)
+        return self._completed
+
     def finish_layer(self, output: LayerPass) -> None:
         """Let the layer's output, experts included, be the next layer's input."""
-        if not torch.isfinite(output.total).all():
+        total = self.complete(output)
+        if not torch.isfinite(total).all():
             raise EvaluationError("hidden states hold NaN or Inf; is the checkpoint damaged?")
-        self.hidden.copy_(output.total)
+        self.hidden.copy_(total)
+        self._forward = self._completed = None
+
+    def expert_math(self, layer: int) -> ExpertMath:
+        """Return what a layer's experts compute beside products."""
+        return self.network.expert_math(layer, self.weights.load, self._device)
 
     def load_expert(self, experts: ExpertShape, expert: int) -> list[Tensor]:
         """Return gate, up and down of one expert, in the compute dtype."""
@@ -111,12 +139,14 @@ class Stream:
 
     def head(self) -> Callable[[slice | Tensor], Tensor]:
         """Return a function that gives log-probabilities, float32 [rows, vocabulary], of rows of tokens."""
-        norm = self.network.build_final_norm(self.weights.load, self._device)
+        ending = self.network.build_ending(self.weights.load, self._device)
         weight = self.weights.load(self.network.head_name).to(self._device, self.network.compute_dtype)
+        bias = self._head_bias()
 
         def log_probabilities(rows: slice | Tensor) -> Tensor:
             with torch.inference_mode():
-                logits = norm(self.hidden[rows].to(self._device)) @ weight.T
+                logits = ending(self.hidden[rows].to(self._device)) @ weight.T
+                logits = self.network.finish_logits(logits if bias is None else logits + bias)
                 return torch.log_softmax(_checked(logits).float(), dim=-1)
 
         return log_probabilities
@@ -126,28 +156,37 @@ class Stream:
 
         The head is read some rows at a time, so memory is that of the result.
         """
-        norm = self.network.build_final_norm(self.weights.load, self._device)
+        ending, bias, first = self.network.build_ending(self.weights.load, self._device), self._head_bias(), 0
+        logits = []
         with torch.inference_mode():
-            states = norm(self.hidden[rows.to(self._place)].to(self._device))
-            logits = [
-                (states @ piece.to(self._device, self.network.compute_dtype).T).double().cpu()
-                for piece in self.weights.iterate_rows(self.network.head_name)
-            ]
+            states = ending(self.hidden[rows.to(self._place)].to(self._device))
+            for piece in self.weights.iterate_rows(self.network.head_name):
+                product = states @ piece.to(self._device, self.network.compute_dtype).T
+                if bias is not None:
+                    product += bias[first : first + len(piece)]
+                first += len(piece)
+                logits.append(self.network.finish_logits(product).double().cpu())
         return torch.log_softmax(_checked(torch.cat(logits, dim=1)), dim=-1)
 
-    def scratch(self, name: str) -> Tensor:
-        """Return zeros, float32 [tokens, hidden], in a file of that name."""
-        return self._map(name, torch.float32).zero_()
+    def _head_bias(self) -> Tensor | None:
+        name = self.network.names.head_bias
+        if name is None:
+            return None
+        return self.weights.load(name).to(self._device, self.network.compute_dtype)
 
-    def _map(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return a tensor [tokens, hidden] that is a file, or lies on the device."""
+    def scratch(self, name: str, width: int) -> Tensor:
+        """Return zeros, float32 [tokens, width], in a file of that name."""
+        return self._map(name, torch.float32, width).zero_()
+
+    def _map(self, name: str, dtype: torch.dtype, width: int) -> Tensor:
+        """Return a tensor [tokens, width] that is a file, or lies on the device."""
         if self._work is None:
-            return torch.empty(self.num_tokens, self._size, dtype=dtype, device=self._device)
-        path, num_values = self._work / f"{self._prefix}{name}", self.num_tokens * self._size
+            return torch.empty(self.num_tokens, width, dtype=dtype, device=self._device)
+        path, num_values = self._work / f"{self._prefix}{name}", self.num_tokens * width
         with path.open("ab") as file:  # room is reserved now, so that a full disk is an OSError
             os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
         flat = torch.from_file(str(path), shared=True, size=num_values, dtype=dtype)
-        return flat.view(self.num_tokens, self._size)
+        return flat.view(self.num_tokens, width)
 
 
 def _checked(logits: Tensor) -> Tensor:
@@ -159,10 +198,10 @@ def _checked(logits: Tensor) -> Tensor:
     return logits
 
 
-def run_expert(network: Network, layer: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+def run_expert(math: ExpertMath, expert: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
     gate, up, down = weights
     with torch.inference_mode():
         x = inputs.to(gate.device)
-        output = (network.activation(layer)(x @ gate.T) * (x @ up.T)) @ down.T
+        output = math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
         return output.float().to(inputs.device)

@@ -1,6 +1,7 @@
 """One way to read weights by name, from a source checkpoint or from a W4A16 release."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -41,12 +42,15 @@ def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
     return torch.empty_like(joined).index_copy_(0, by_row, joined)
 
 
-def open_model(folder: Path, compute_dtype: torch.dtype) -> tuple[Weights, Network]:
+def open_model(
+    folder: Path, compute_dtype: torch.dtype, *, family_as_is: bool = False
+) -> tuple[Weights, Network]:
     """Open a release or a plain checkpoint with its network, once it is seen to hold every tensor of it.
 
-    Raises CheckpointError's children.
+    family_as_is: whether its family need not be a listed one. Raises CheckpointError's children.
     """
     weights = Checkpoint(folder)
+    weights.config = replace(weights.config, family_as_is=family_as_is)
     network = Network(weights.config, compute_dtype)
     take_experts_apart(weights, network)
     for problem in Accounting(network, weights.config).check(weights.specs, {}).problems:

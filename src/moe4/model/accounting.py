@@ -21,8 +21,6 @@ Kind = Literal["needed", "extra", "computed", "unknown"]
 PATTERNS_SHOWN = 4
 # Buffers that every loader computes from the config, and old versions of transformers saved.
 COMPUTED = re.compile(r"(.*\.)?rotary(_pos)?_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
-# What a model of several parts has beside its text model.
-TOWERS = ("vision_tower.", "mm_projector.")
 FUSED = re.compile(r".*\.experts\.(?!\d+\.)\w+(\.weight)?")
 LINEAR = re.compile(r"(_proj|_proj_with_mqa|\.experts\.\d+\.w[123])\.weight$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -37,18 +35,26 @@ class Accounting:
     def __init__(self, network: Outline, config: ModelConfig) -> None:
         """config: the checkpoint's config.json, which says how many prediction layers lie past the last."""
         self.needed = _list_needed(network)
-        self._model_type = config.family.model_type
+        self._model_type = config.network_type
         self._first_extra = network.num_layers
-        self._num_extra = config.family.num_nextn_predict_layers or 0
-        self._layers = re.compile(re.escape(f"{network.names.decoder}layers.") + r"(0|[1-9][0-9]*)\.")
-        self._towers = TOWERS if network.names.text_prefix else ()
-        self._tied_head = {network.names.in_checkpoint("lm_head.weight")} - self.needed.keys()
+        self._num_extra = config.text.num_nextn_predict_layers or 0
+        self._layers = re.compile(re.escape(network.names.layers) + r"(0|[1-9][0-9]*)\.")
+        self._names = network.names
+        self._identities = {
+            experts.weight_name(experts.num_experts + number, part)
+            for experts in filter(None, network.experts)
+            for number in range(experts.num_identities)
+            for part in PARTS
+        }
+        self._ignored = [re.compile(pattern) for pattern in network.ignored]
+        self._tied_head = {network.names.head} - self.needed.keys()
 
     def kind(self, name: str) -> Kind:
         """Say what a tensor is by its unquantized name.
 
-        `extra` are layers that predict several tokens (MTP), as many as the config counts, what a model of
-        several parts has beside its text model, and a head that is tied to the embeddings. `computed` are
+        `extra` are layers that predict several tokens (MTP), as many as the config counts or as transformers
+        passes over, what a model of several parts has beside its text model, a head that is tied to the
+        embeddings, and weights that nothing reads, of experts that give their input back. `computed` are
         rotary frequencies and the like.
         """
         if name in self.needed:
@@ -57,9 +63,15 @@ class Accounting:
             return "computed"
         layer = self._layers.match(name)
         is_prediction = layer is not None and 0 <= int(layer[1]) - self._first_extra < self._num_extra
-        if is_prediction or name.startswith(self._towers) or name in self._tied_head:
+        if (
+            is_prediction
+            or name in self._tied_head
+            or name in self._identities
+            or self._names.is_of_another_model(name)
+        ):
             return "extra"
-        return "unknown"
+        is_ignored = any(pattern.search(name) for pattern in self._ignored)
+        return "extra" if is_ignored else "unknown"
 
     def check(self, stored: Mapping[str, TensorSpec], unlisted: Mapping[str, str]) -> "Balance":
         """Hold the tensors of a checkpoint that is not quantized to what is needed.
@@ -171,7 +183,7 @@ def _list_needed(network: Outline) -> dict[str, tuple[int, ...]]:
     vocabulary = (int(network.config.vocab_size), int(network.config.hidden_size))
     needed: dict[str, tuple[int, ...]] = {
         network.embedding_name: vocabulary,
-        network.norm_name: vocabulary[1:],
+        **network.names.ending,
         network.head_name: vocabulary,
     }
     for layer in range(network.num_layers):

@@ -6,7 +6,6 @@ checkpoint.
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,23 +15,15 @@ from torch import Tensor, nn
 
 from moe4.config import ModelConfig
 from moe4.errors import TensorError, UnsupportedModelError
-from moe4.model.experts import EXPERTS_IMPLEMENTATION
+from moe4.model.experts import ExpertMath
 from moe4.model.layouts import find_layout
-from moe4.model.names import find_names
+from moe4.model.names import SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
+from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton
+from moe4.model.surroundings import Call, Surroundings, compute_buffers, tail
 
-# model_type in the checkpoint -> model_type in transformers. Tests hold each to transformers' whole model.
-SUPPORTED_MODEL_TYPES = {
-    "deepseek_v2": "deepseek_v2",
-    "deepseek_v3": "deepseek_v3",
-    "dots1": "dots1",
-    "glm4_moe": "glm4_moe",
-    "kimi_k2": "deepseek_v3",
-    "mixtral": "mixtral",
-    "olmoe": "olmoe",
-    "qwen2_moe": "qwen2_moe",
-    "qwen3_moe": "qwen3_moe",
-}
+FUSED_BIASES = ("gate_up_proj_bias", "down_proj_bias")
+BEGIN_TOKENS = 256  # through what a decoder does before its first layer, at once
 
 
 class Network(Outline):
@@ -43,18 +34,58 @@ class Network(Outline):
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
         self.compute_dtype, self.item_bytes = compute_dtype, compute_dtype.itemsize
-        self.config = build_config(config)
         config.require_complete()
-        model_type = config.family.model_type
-        self._transformers_type = SUPPORTED_MODEL_TYPES[model_type]
-        names = find_names(model_type, self._transformers_type)
-        self.names = replace(names, text_prefix=config.text_prefix)
-        model = _build_skeleton(self.config, compute_dtype)
-        model.eval().requires_grad_(False)
-        self._decoder = model.model
+        whole = build_config(config)
+        self.adds_experts = config.is_checked
+        named = None if config.is_checked else config.architectures
+        self._model = build_skeleton(whole, named, compute_dtype)
+        self._decoder: Any = self._model.get_decoder()
+        self.config = self._decoder.config
+        self.ties_head = bool(whole.tie_word_embeddings)
+        if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
+            raise UnsupportedModelError(
+                f"{config.where}: transformers' {config.network_type} has no single list of decoder layers"
+            )
+        if "shared" in (getattr(self.config, "indexer_types", None) or ()):
+            raise UnsupportedModelError(
+                f"{config.where}: indexer_types has shared: such a layer attends to the tokens that an earlier "
+                'layer chose, which moe4 does not hand on; expected "full" for every layer'
+            )
         self.num_layers = len(self._decoder.layers)
-        self._fp32_names: tuple[str, ...] = tuple(model._keep_in_fp32_modules_strict or ())
+        self._fp32_names: tuple[str, ...] = tuple(self._model._keep_in_fp32_modules_strict or ())
+        self._stored = StoredNames(self._model)
+        prefixes = {id(module): name for name, module in self._model.named_modules()}
+        self._path = f"{prefixes[id(self._decoder)]}."
+        self._text_prefix = config.text_prefix
         self.experts = [self._find_experts(layer) for layer in range(self.num_layers)]
+        if not any(self.experts):
+            raise UnsupportedModelError(f"{config.where}: no layer of this model has routed experts")
+        self._layers = [dict(self._list_layer(layer)) for layer in range(self.num_layers)]
+        self._ending = self._find_ending()
+        self.names = self._find_names()
+        ignored = self._model._keys_to_ignore_on_load_unexpected or ()
+        self.ignored = () if config.is_checked else tuple(ignored)
+        self._surroundings: dict[torch.device, Surroundings] = {}
+        self._begins = not config.is_checked
+        self._tail = None if config.is_checked else tail(self._model)
+        self.state_shape = self._find_state_shape()
+
+    @property
+    def state_width(self) -> int:
+        """Values of a token between layers."""
+        return self.state_shape.numel()
+
+    def calls(self, batch: int, length: int, device: torch.device) -> list[Call]:
+        """Return what each layer gets beside hidden states [batch, length, ...]."""
+        return self._around(device).calls(batch, length)
+
+    def begin(self, embeddings: Tensor) -> Tensor:
+        """Return the first layer's input [tokens, state_width] for embeddings [tokens, hidden]."""
+        if not self._begins or not len(embeddings):
+            return embeddings
+        around = self._around(embeddings.device)
+        pieces = torch.split(embeddings.to(self.compute_dtype), BEGIN_TOKENS)
+        return torch.cat([around.begin(piece).flatten(1) for piece in pieces])
 
     def build_layer(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
         """Return a decoder layer with all weights but the routed experts', in the compute dtype.
@@ -64,26 +95,32 @@ class Network(Outline):
         """
         module: nn.Module = copy.deepcopy(self._decoder.layers[layer])
         state = {}
-        for name, local, shape in self._layer_tensors(layer):
-            tensor = load(name)
-            if tuple(tensor.shape) != shape:
-                raise TensorError(f"{name} must have shape {list(shape)}, found {list(tensor.shape)}")
-            keep = any(part in local for part in self._fp32_names)
-            state[local] = tensor.to(device=device, dtype=torch.float32 if keep else self.compute_dtype)
+        for local, stored in self._layers[layer].items():
+            if not self._is_of_experts(layer, local):
+                keep = any(part in local for part in self._fp32_names)
+                tensor = self._read(stored, load)
+                state[local] = tensor.to(device=device, dtype=torch.float32 if keep else self.compute_dtype)
         module.load_state_dict(state, strict=False, assign=True)
+        experts = self.experts[layer]
+        for name, part in module.named_modules():
+            is_expert = experts is not None and f"{name}.".startswith(f"{experts.module}.")
+            if not is_expert:
+                compute_buffers(self._decoder, part, device)
         return module.eval().requires_grad_(False)
 
-    def build_final_norm(self, load: Callable[[str], Tensor], device: torch.device) -> nn.Module:
-        """Return the norm between the last layer and the head, in the compute dtype."""
-        norm: nn.Module = copy.deepcopy(self._decoder.norm)
-        weight = load(self.norm_name).to(device=device, dtype=self.compute_dtype)
-        norm.load_state_dict({"weight": weight}, assign=True)
-        return norm.eval().requires_grad_(False)
+    def build_ending(self, load: Callable[[str], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return what stands between the last layer's output [tokens, state_width] and the head."""
+        state = {
+            name: self._read(stored, load).to(device=device, dtype=self.compute_dtype)
+            for name, stored in self._ending.items()
+        }
+        around = Surroundings(self._decoder, device)
+        around.load_ending(state)
+        return lambda states: around.end(states.view(-1, *self.state_shape))
 
-    def build_rotary(self, device: torch.device) -> nn.Module:
-        """Return the rotary embedding with its frequencies computed."""
-        rotary: nn.Module = type(self._decoder.rotary_emb)(config=self.config)
-        return rotary.to(device=device)
+    def finish_logits(self, logits: Tensor) -> Tensor:
+        """Return the model's logits [tokens, any] of its head's products."""
+        return logits if self._tail is None else self._tail(logits)
 
     def experts_module(self, layer_module: nn.Module, layer: int) -> nn.Module:
         """Return the routed experts inside a built layer."""
@@ -91,71 +128,158 @@ class Network(Outline):
         assert experts is not None
         return layer_module.get_submodule(experts.module)
 
-    def activation(self, layer: int) -> Callable[[Tensor], Tensor]:
-        """Return the experts' activation function."""
-        experts: Any = self.experts_module(self._decoder.layers[layer], layer)
-        function: Callable[[Tensor], Tensor] = experts.act_fn
-        return function
+    def expert_math(self, layer: int, load: Callable[[str], Tensor], device: torch.device) -> ExpertMath:
+        """Return what the experts of a layer compute beside products. Their biases are read."""
+        plain, found = self.plain_math(layer), {}
+        for local, stored in self._layers[layer].items():
+            leaf = local.rpartition(".")[2]
+            if leaf in FUSED_BIASES and self._is_of_experts(layer, local):
+                found[leaf] = self._read(stored, load).to(device=device, dtype=self.compute_dtype)
+        if not found:
+            return plain
+        both = found["gate_up_proj_bias"]
+        gate, up = both.chunk(2, 1) if plain.experts.is_concatenated else (both[:, 0::2], both[:, 1::2])
+        return replace(plain, gate_bias=gate, up_bias=up, down_bias=found["down_proj_bias"])
+
+    def plain_math(self, layer: int) -> ExpertMath:
+        """Return the same without biases."""
+        return ExpertMath(experts=self.experts_module(self._decoder.layers[layer], layer))
+
+    def _around(self, device: torch.device) -> Surroundings:
+        if device not in self._surroundings:
+            self._surroundings[device] = Surroundings(self._decoder, device)
+        return self._surroundings[device]
+
+    def _find_state_shape(self) -> torch.Size:
+        if not self._begins:
+            return torch.Size([int(self.config.hidden_size)])
+        sample = torch.linspace(-1, 1, 2 * int(self.config.hidden_size), dtype=self.compute_dtype).view(2, -1)
+        around = self._around(torch.device("cpu"))
+        first = around.begin(sample)
+        self._begins = first.shape != sample.shape or not torch.equal(first, sample)
+        return first.shape[1:]
+
+    def _read(self, stored: StoredAs, load: Callable[[str], Tensor]) -> Tensor:
+        def checked(name: str) -> Tensor:
+            tensor, shape = load(name), stored.pieces[name]
+            if tuple(tensor.shape) != shape:
+                raise TensorError(f"{name} must have shape {list(shape)}, found {list(tensor.shape)}")
+            return tensor
+
+        return stored.join(checked)
+
+    def _is_of_experts(self, layer: int, local: str) -> bool:
+        experts = self.experts[layer]
+        return experts is not None and local.startswith(f"{experts.module}.")
 
     def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-        """Yield (name in the checkpoint, name in the module, shape) of all but routed experts."""
-        experts = self.experts[layer]
+        """Yield (name in the checkpoint, name in the module, shape) of all but routed experts' weights."""
+        for local, stored in self._layers[layer].items():
+            for name, shape in stored.pieces.items():
+                yield name, local, shape
+
+    def _list_layer(self, layer: int) -> Iterator[tuple[str, StoredAs]]:
+        """Yield (name in the module, its names and shapes in the checkpoint) of all but experts' weights."""
         for local, tensor in self._decoder.layers[layer].state_dict().items():
-            if experts is None or not local.startswith(f"{experts.module}."):
-                stored = self.names.in_checkpoint(f"model.layers.{layer}.{local}")
-                yield stored, local, tuple(tensor.shape)
+            if not self._is_of_experts(layer, local) or local.rpartition(".")[2] in FUSED_BIASES:
+                yield local, self._stored_as(f"layers.{layer}.{local}", tensor)
+
+    def _stored_as(self, local: str, tensor: Tensor) -> StoredAs:
+        """Return what is stored for one of the decoder's tensors."""
+        found = self._stored.of(self._path + local, tensor)
+        pieces = {self._text_prefix + name: shape for name, shape in found.pieces.items()}
+        return StoredAs(pieces=pieces, dim=found.dim)
+
+    def _find_ending(self) -> dict[str, StoredAs]:
+        embedding = self._decoder.get_input_embeddings()
+        aside = {id(tensor) for tensor in embedding.state_dict(keep_vars=True).values()}
+        return {
+            local: self._stored_as(local, tensor)
+            for local, tensor in self._decoder.state_dict(keep_vars=True).items()
+            if not local.startswith("layers.") and id(tensor) not in aside
+        }
+
+    def _find_names(self) -> Names:
+        embedding = self._decoder.get_input_embeddings()
+        embeddings = {
+            name: tensor
+            for name, tensor in self._decoder.state_dict(keep_vars=True).items()
+            if tensor is embedding.weight
+        }
+        (name, tensor), *_ = embeddings.items()
+        (stored_embedding,) = self._stored_as(name, tensor).pieces
+        head = self._model.get_output_embeddings()
+        (head_name,) = (name for name, module in self._model.named_modules() if module is head)
+        (stored_head,) = self._stored.of(f"{head_name}.weight", head.weight).pieces
+        ending = {name: shape for stored in self._ending.values() for name, shape in stored.pieces.items()}
+        head_bias = None
+        if head.bias is not None:
+            (head_bias,) = self._stored.of(f"{head_name}.bias", head.bias).pieces
+            ending[head_bias] = tuple(head.bias.shape)
+        first = next(iter(next(iter(self._layers[0].values())).pieces))
+        layers, dot, _ = first.partition(".0.")
+        text = {f"{self._path}{name}" for name in self._decoder.state_dict()} | {
+            f"{head_name}.weight",
+            f"{head_name}.bias",
+        }
+        others = {
+            stored
+            for name, tensor in self._model.state_dict().items()
+            if name not in text
+            for stored in self._stored.of(name, tensor).pieces
+        }
+        return Names(
+            layers=f"{layers}{dot[:1]}",
+            embedding=stored_embedding,
+            head=self._text_prefix + stored_head,
+            head_bias=head_bias,
+            ending=ending,
+            module_layers=f"{self._path}layers.",
+            text_prefix=self._text_prefix,
+            others=frozenset(others),
+        )
 
     def _find_experts(self, layer: int) -> ExpertShape | None:
         """Return the shape of a layer's routed experts, or None for a dense layer."""
         for name, module in self._decoder.layers[layer].named_modules():
             gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
             if isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter):
-                layout = find_layout(module, self._transformers_type)
-                num_experts, *sizes = down.shape
-                hidden_size, width = reversed(sizes) if layout.is_turned else sizes
-                return ExpertShape(
-                    num_experts=num_experts,
-                    hidden_size=hidden_size,
-                    width=width,
-                    prefix=self.names.in_checkpoint(f"model.layers.{layer}.{name}"),
-                    module=name,
-                    leaves=self.names.expert_leaves,
-                    layout=layout,
-                )
+                return self._describe_experts(layer, name, module)
         return None
 
-
-def _build_skeleton(config: Any, dtype: torch.dtype) -> Any:
-    """Return transformers' whole model on the meta device, where it takes no memory."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation="sdpa", experts_implementation=EXPERTS_IMPLEMENTATION, dtype=dtype
-            )
-    except Exception as error:  # a config may ask for anything
-        reason = str(error).replace("\n", " ")
-        raise UnsupportedModelError(f"transformers cannot build this model: {reason}") from error
-
-
-def build_config(config: ModelConfig) -> Any:
-    """Return transformers' config for a checkpoint's config.json; never runs code of the checkpoint's.
-
-    Raises UnsupportedModelError.
-    """
-    from transformers import AutoConfig
-
-    model_type = config.family.model_type
-    dropped = ("model_type", "quantization_config", "auto_map", "architectures", "transformers_version")
-    # transformers writes into nested tables of what it is given.
-    document = config.text_document
-    values = {key: copy.deepcopy(value) for key, value in document.items() if key not in dropped}
-    try:
-        return AutoConfig.for_model(SUPPORTED_MODEL_TYPES[model_type], **values)
-    except Exception as error:
-        reason = str(error).replace("\n", " ")
-        raise UnsupportedModelError(
-            f"{config.where}: transformers cannot build this {model_type} config: {reason}"
-        ) from error
+    def _describe_experts(self, layer: int, name: str, module: Any) -> ExpertShape:
+        local = f"{self._path}layers.{layer}.{name}"
+        layout = find_layout(module, self._model.config.model_type)
+        num_experts, *sizes = module.down_proj.shape
+        hidden_size, width = reversed(sizes) if layout.is_turned else sizes
+        fused: dict[str, tuple[Part, ...]] = {
+            f"{local}.gate_up_proj": ("gate", "up"),
+            f"{local}.down_proj": ("down",),
+        }
+        leaves: dict[Part, str] = {}
+        prefix = ""
+        for whole, parts in list(fused.items()):
+            found = self._stored.of_experts(whole, getattr(module, whole.rpartition(".")[2])[:1])
+            if not prefix:
+                parent = next(iter(found)).removesuffix(".weight").rpartition(".")[0]
+                prefix = parent if parent.endswith(".experts") else f"{parent}.experts"
+            if len(found) == 1 and len(parts) > 1:
+                fused[next(iter(found))] = parts
+                continue
+            for part, (stored, shape) in zip(parts, found.items(), strict=True):
+                if len(shape) > 2:
+                    fused[stored] = (part,)
+                else:
+                    prefix, _, leaf = stored.rpartition(".0.")
+                    leaves[part] = leaf.removesuffix(".weight")
+        return ExpertShape(
+            num_experts=num_experts,
+            hidden_size=hidden_size,
+            width=width,
+            num_identities=int(getattr(module, "zero_expert_num", 0)),
+            prefix=self._text_prefix + prefix,
+            module=name,
+            leaves=leaves or SIDE_BY_SIDE,
+            layout=layout,
+            fused={self._text_prefix + whole: parts for whole, parts in fused.items()},
+        )

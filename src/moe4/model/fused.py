@@ -21,11 +21,10 @@ from moe4.checkpoint.formats.parts import SCALE_SUFFIXES
 from moe4.checkpoint.header import ITEM_BITS, Cut, StoredTensor, TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.config.parts import Quantization
-from moe4.errors import TensorError, UnsupportedModelError
+from moe4.errors import TensorError
 from moe4.model.names import Part
 from moe4.model.outline import ExpertShape, Outline
 
-FUSED_PARTS: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 INPUT_SUFFIXES = ("_activation_scale", "_input_scale")
 BLOCK_COLUMNS = 2 * BLOCK_BYTES
 
@@ -38,14 +37,9 @@ def take_experts_apart(checkpoint: Checkpoint, network: Outline) -> None:
     stored = checkpoint.stored
     names = {name: name for name in stored}
     pieces: dict[str, list[StoredTensor]] = {}
-    quantization = checkpoint.config.quantization
-    for layer, experts in enumerate(network.experts):
-        if experts is not None:
-            parts = {
-                network.module_name(layer, f"{experts.module}.{leaf}"): found
-                for leaf, found in FUSED_PARTS.items()
-            }
-            pieces.update(_FusedExperts(stored, experts, parts, quantization or Quantization()).pieces())
+    quantization = checkpoint.config.quantization or Quantization()
+    for experts in filter(None, network.experts):
+        pieces.update(_FusedExperts(stored, experts, quantization).pieces())
     whole = next((t for name, t in stored.items() if name not in pieces and _is_whole_fp8(t)), None)
     if whole is not None:
         raise TensorError(
@@ -54,10 +48,6 @@ def take_experts_apart(checkpoint: Checkpoint, network: Outline) -> None:
         )
     if not pieces:
         return
-    if not network.names.stacks_experts:
-        raise UnsupportedModelError(
-            f"{next(iter(pieces))} holds all experts of a layer in an order that moe4 does not read"
-        )
     for layer in range(network.num_layers):
         names.update(network.module_names(layer))
     taken: dict[str, StoredTensor] = {}
@@ -128,11 +118,9 @@ class _FusedExperts:
         self,
         stored: Mapping[str, StoredTensor],
         experts: ExpertShape,
-        parts: Mapping[str, tuple[Part, ...]],
         quantization: Quantization,
     ) -> None:
-        """parts: what lies in each tensor that may be there."""
-        self._stored, self._experts, self._parts = stored, experts, parts
+        self._stored, self._experts, self._parts = stored, experts, experts.fused
         self._quant_method = quantization.quant_method
         self._block_rows, _ = quantization.weight_block_size or DEFAULT_BLOCK
         self._is_turned = self._find_turn()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe4.config import ModelConfig
+from moe4.errors import UnsupportedModelError
 from moe4.model.inventory import LAYOUTS, list_tensors
 from moe4.model.layouts import FusedLayout
-from moe4.model.names import PARTS, Names, Part
+from moe4.model.names import MODULE_LAYERS, PARTS, SIDE_BY_SIDE, Names, Part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +22,16 @@ class ExpertShape:
     num_experts: int
     hidden_size: int
     width: int
+    num_identities: int = 0
+    """Experts numbered past the last one, which give their input back."""
     prefix: str
     """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
     module: str = "mlp.experts"
     """Where transformers has them in the layer."""
-    leaves: dict[Part, str] = field(default_factory=lambda: Names().expert_leaves)
+    leaves: dict[Part, str] = field(default_factory=lambda: SIDE_BY_SIDE)
     """What the checkpoint calls an expert's weights."""
+    fused: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    """Tensors of all experts that a checkpoint may hold instead: names and what lies in each."""
     layout: FusedLayout = field(default_factory=FusedLayout)
     """How transformers' module holds all of them."""
 
@@ -42,11 +47,14 @@ class ExpertShape:
 class Outline(ABC):
     """The parts of a model and their names in the checkpoint.
 
-    config: the text model's. item_bytes: of a number in the dtype it is computed in. experts: each layer's,
-    or None for a dense layer.
+    config: the text model's. ties_head: whether the embeddings are the head. ignored: regular expressions of
+    what transformers passes over when it loads a checkpoint. item_bytes: of a number in the dtype it is
+    computed in. experts: each layer's, or None for a dense layer.
     """
 
     config: Any
+    ties_head: bool
+    ignored: tuple[str, ...] = ()
     names: Names
     num_layers: int
     item_bytes: int
@@ -55,22 +63,17 @@ class Outline(ABC):
     @property
     def embedding_name(self) -> str:
         """The checkpoint's name of the token embeddings [vocabulary, hidden]."""
-        return self.names.in_checkpoint("model.embed_tokens.weight")
-
-    @property
-    def norm_name(self) -> str:
-        """The checkpoint's name of the last norm [hidden]."""
-        return self.names.in_checkpoint("model.norm.weight")
+        return self.names.embedding
 
     def layer_of(self, name: str) -> int | None:
         """Return the decoder layer a tensor belongs to by its name; may lie past the layers that are run."""
-        prefix = f"{self.names.decoder}layers."
+        prefix = self.names.layers
         number = name.removeprefix(prefix).split(".")[0]
         return int(number) if name.startswith(prefix) and number.isdigit() else None
 
     def layer_prefix(self, layer: int) -> str:
         """Return the prefix of a layer's tensors in the checkpoint."""
-        return f"{self.names.decoder}layers.{layer}."
+        return f"{self.names.layers}{layer}."
 
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the checkpoint's names of a layer's tensors other than routed experts, with their shapes."""
@@ -78,7 +81,7 @@ class Outline(ABC):
 
     def module_name(self, layer: int, local: str) -> str:
         """Return what transformers' own module calls a tensor of a layer."""
-        return f"{self.names.text_prefix}model.layers.{layer}.{local}"
+        return f"{self.names.text_prefix}{self.names.module_layers}{layer}.{local}"
 
     def module_names(self, layer: int) -> dict[str, str]:
         """Return the checkpoint's names of a layer's tensors other than routed experts, by the module's."""
@@ -87,8 +90,7 @@ class Outline(ABC):
     @property
     def head_name(self) -> str:
         """The checkpoint's name of the head's weight [vocabulary, hidden]."""
-        tied = self.config.tie_word_embeddings
-        return self.embedding_name if tied else self.names.in_checkpoint("lm_head.weight")
+        return self.embedding_name if self.ties_head else self.names.head
 
     @abstractmethod
     def _layer_tensors(self, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -99,14 +101,23 @@ class SketchedNetwork(Outline):
     """A model as its config alone describes it. Tests hold it to what transformers builds."""
 
     def __init__(self, config: ModelConfig, item_bytes: int) -> None:
-        """Raises UnsupportedModelError for a config that leaves something out."""
+        """Raises UnsupportedModelError for a config that lacks something, or that only transformers reads."""
         config.require_complete()
+        if not config.is_checked:
+            raise UnsupportedModelError(
+                f"{config.where}: a {config.network_type} model is built by transformers: "
+                "pip install 'moe4[quantize]'"
+            )
         family, layout = config.family, LAYOUTS[config.family.model_type]
         leaves = {part: layout.leaves[place] for place, part in enumerate(PARTS)}
-        renamings = () if layout.module == "mlp" else ((".mlp.", f".{layout.module}."),)
-        self.config, self.item_bytes = family, item_bytes
+        prefix = config.text_prefix
+        self.config, self.item_bytes, self.ties_head = family, item_bytes, family.tie_word_embeddings
         self.names = Names(
-            text_prefix=config.text_prefix, renamings=renamings, expert_leaves=leaves, stacks_experts=True
+            layers=f"{prefix}{MODULE_LAYERS}",
+            embedding=f"{prefix}model.embed_tokens.weight",
+            head=f"{prefix}lm_head.weight",
+            ending={f"{prefix}model.norm.weight": (family.hidden_size,)},
+            text_prefix=prefix,
         )
         self.num_layers = family.num_hidden_layers
         self.experts = [
@@ -114,8 +125,12 @@ class SketchedNetwork(Outline):
                 num_experts=family.num_routed_experts,
                 hidden_size=family.hidden_size,
                 width=family.expert_width,
-                prefix=self.names.in_checkpoint(f"model.layers.{layer}.mlp.experts"),
+                prefix=f"{prefix}{MODULE_LAYERS}{layer}.{layout.module}.experts",
                 leaves=leaves,
+                fused={
+                    self.module_name(layer, "mlp.experts.gate_up_proj"): ("gate", "up"),
+                    self.module_name(layer, "mlp.experts.down_proj"): ("down",),
+                },
             )
             if has_experts
             else None

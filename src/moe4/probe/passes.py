@@ -8,6 +8,7 @@ anyway.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.machine.at_once import PROBE_BATCH_TOKENS
 from moe4.model.architecture import Network
+from moe4.model.experts import BIASES, ExpertMath
 from moe4.probe.form import DECIMALS, LEAST_LOGPROB, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
@@ -61,6 +63,7 @@ class ProbePasses:
         }
         self._layer = -1
         self._passed: dict[str, LayerPass] = {}
+        self._maths: dict[str, ExpertMath] = {}
 
     def embed(self) -> None:
         """Begin with the tokens' embeddings."""
@@ -71,6 +74,8 @@ class ProbePasses:
         """Run a layer of every model without its routed experts."""
         self._layer = layer
         self._passed = {name: stream.attend(layer) for name, stream in self.streams.items()}
+        routed = self.streams if self.network.experts[layer] is not None else {}
+        self._maths = {name: stream.expert_math(layer) for name, stream in routed.items()}
 
     def run(self, name: str, expert: int, weights: Sequence[Tensor]) -> Tensor:
         """Return float32 [its tokens, hidden]: what an expert adds to a model's tokens, gates included.
@@ -81,7 +86,7 @@ class ProbePasses:
         assert passed.inputs is not None
         rows, gates = passed.rows_of(expert)
         inputs = passed.inputs[rows]
-        return run_expert(self.network, self._layer, weights, inputs) * gates.unsqueeze(1)
+        return run_expert(self._maths[name], expert, weights, inputs) * gates.unsqueeze(1)
 
     def add(self, name: str, expert: int, output: Tensor) -> None:
         """Add what `run` returned to its tokens."""
@@ -100,6 +105,8 @@ class ProbePasses:
             tensors[f"{name}-inputs"] = passed.inputs
             tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
             tensors[f"{name}-starts"] = torch.tensor(routes.starts)
+            biases = self._maths[name].biases()
+            tensors.update({f"{name}-{leaf}": bias for leaf, bias in biases.items()})
         return tensors
 
     def follow(self, layer: int, routing: dict[str, Tensor]) -> None:
@@ -118,6 +125,12 @@ class ProbePasses:
             for key, starts in routing.items()
             if key.endswith("-starts")
         }
+        plain = self.network.plain_math(layer) if self._passed else None
+        self._maths = {
+            name: replace(plain, **{leaf: routing.get(f"{name}-{leaf}") for leaf in BIASES})
+            for name in self._passed
+            if plain is not None
+        }
 
     def finish_layer(self) -> None:
         """Let the layer's output be the next layer's input. Raises EvaluationError on NaN or Inf."""
@@ -130,7 +143,7 @@ class ProbePasses:
         experts, ids = self.network.experts[self._layer], self._passed["released"].ids
         if experts is None or ids is None:
             return 0
-        return experts.num_experts - int(torch.unique(ids).numel())
+        return experts.num_experts - int(torch.unique(ids[ids < experts.num_experts]).numel())
 
     def expectations(self, name: str) -> list[Expectation]:
         """Return what one model expects after each sequence; after the last layer."""

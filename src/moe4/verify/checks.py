@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,23 @@ PACKED_LEAVES = ("weight_packed", "weight_scale", "weight_shape")
 
 
 def verify(
-    out: Path, source: Path | None = None, *, device: str = "cpu", on_progress: Progress | None = None
+    out: Path,
+    source: Path | None = None,
+    *,
+    device: str = "cpu",
+    family_as_is: bool = False,
+    on_progress: Progress | None = None,
 ) -> Verification:
     """Check a release; return what was found, with `problems` empty if nothing is wrong.
 
     Tensors are read and hashed by as many threads as there are processors and memory for, and decoded on
-    `device`. Raises CheckpointError's children if `out` is no release or `source` no checkpoint at all.
+    `device`. family_as_is: whether the release's family need not be a listed one. Raises CheckpointError's
+    children if `out` is no release or `source` no checkpoint at all.
     """
     if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
         raise MissingFileError(f"{out} is not a release: {CONFIG_NAME} or {INDEX_NAME} is missing")
     verifier = _Verifier(out, Checkpoint(source) if source else None, require_device(device), on_progress)
+    verifier.config = replace(verifier.config, family_as_is=family_as_is)
     with one_thread_an_operation():
         return verifier.run()
 

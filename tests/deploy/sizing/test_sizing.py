@@ -14,6 +14,7 @@ from shared_data import shared_path
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.config import FAMILIES
 from moe4.deploy.manifests.images import has_plugin
 from moe4.deploy.sizing.choose import default_layout, smallest_on, survey
 from moe4.deploy.sizing.fit import (
@@ -27,7 +28,6 @@ from moe4.deploy.sizing.fit import (
 from moe4.deploy.sizing.machines import DEVICES, cpu_server, find_device, unnamed_gpu
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import CheckpointError, DeployError
-from moe4.model.architecture import SUPPORTED_MODEL_TYPES
 from moe4.units import GIB
 
 
@@ -324,7 +324,7 @@ def test_all_families_that_are_streamed_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="kimi_k25") as caught:
         read_release(str(path))
-    for family in SUPPORTED_MODEL_TYPES:
+    for family in FAMILIES:
         assert family in str(caught.value)
 
 

@@ -30,6 +30,7 @@ def command(
     revision: options.Revision = None,
     stream: options.Stream = False,
     allow_extra: options.AllowExtra = False,
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     time_it: options.TimeIt = True,
     as_json: options.AsJson = False,
@@ -56,6 +57,7 @@ def command(
             revision=revision,
             stream=stream,
             allow_extra=allow_extra,
+            family_as_is=family_as_is,
             trust_remote_code=trust_remote_code,
             time_it=time_it,
         )

@@ -43,6 +43,7 @@ def command(
     stream: options.Stream = False,
     resume: options.Resume = False,
     allow_extra: options.AllowExtra = False,
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -75,6 +76,7 @@ def command(
                 stream=stream,
                 resume=resume,
                 allow_extra=allow_extra,
+                family_as_is=family_as_is,
                 trust_remote_code=trust_remote_code,
                 on_progress=shown,
                 ranks=ranks,

@@ -15,6 +15,7 @@ def command(
     source: options.OtherSource = None,
     revision: options.Revision = None,
     device: options.Device = "cpu",
+    family_as_is: options.FamilyAsIs = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
@@ -22,7 +23,9 @@ def command(
     Files are held to the list in moe4-report.json; without it none can be checked, which is said.
     """
     with progress("checking") as shown:
-        result = moe4.verify(out, source, revision=revision, device=device, on_progress=shown)
+        result = moe4.verify(
+            out, source, revision=revision, device=device, family_as_is=family_as_is, on_progress=shown
+        )
     echo_result(result, as_json)
     if not result.ok:
         raise typer.Exit(1)

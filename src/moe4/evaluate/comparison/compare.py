@@ -146,8 +146,8 @@ def _run_layer(before: Stream, after: Stream, layer: int, predicts: Tensor) -> L
     added = ExpertsDifference(layer=layer)
     if shape is not None:
         added = _run_experts(before, after, layer, shape, source, release)
-    difference = (release.total - source.total).square().sum()
-    error = _ratio(difference, source.total.square().sum())
+    expected, found = before.complete(source), after.complete(release)
+    error = _ratio((found - expected).square().sum(), expected.square().sum())
     before.finish_layer(source)
     after.finish_layer(release)
     kl = early_kl(before, after, predicts)
@@ -162,21 +162,22 @@ def _run_experts(
     assert release.inputs is not None
     assert source.ids is not None
     assert release.ids is not None
-    routed, added = before.scratch("routed"), before.scratch("added")
+    routed, added = (before.scratch(name, shape.hidden_size) for name in ("routed", "added"))
+    maths = before.expert_math(layer), after.expert_math(layer)
     errors, counts = [], []
     for expert in range(shape.num_experts):
         original, quantized = before.load_expert(shape, expert), after.load_expert(shape, expert)
         rows, gates = source.rows_of(expert)
         x, g = source.inputs[rows], gates.unsqueeze(1)
-        expected = run_expert(before.network, layer, original, x) * g
-        change = run_expert(before.network, layer, quantized, x) * g - expected
+        expected = run_expert(maths[0], expert, original, x) * g
+        change = run_expert(maths[0], expert, quantized, x) * g - expected
         source.total.index_add_(0, rows, expected)
         routed.index_add_(0, rows, expected)
         added.index_add_(0, rows, change)
         errors.append(_ratio(change.square().sum(), expected.square().sum()))
         counts.append(int(rows.numel()))
         rows, gates = release.rows_of(expert)
-        output = run_expert(after.network, layer, quantized, release.inputs[rows])
+        output = run_expert(maths[1], expert, quantized, release.inputs[rows])
         release.total.index_add_(0, rows, output * gates.unsqueeze(1))
     same = (source.ids.unsqueeze(2) == release.ids.unsqueeze(1)).any(2).float().mean()
     return ExpertsDifference(

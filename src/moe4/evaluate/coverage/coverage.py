@@ -88,14 +88,15 @@ def measure(
                 assert passed.inputs is not None
                 top_k = passed.ids.shape[1]
                 index = owner.unsqueeze(1) * shape.num_experts + passed.ids
-                flat = torch.bincount(index.flatten(), minlength=len(sequences) * shape.num_experts)
+                index = index[passed.ids < shape.num_experts]
+                flat = torch.bincount(index, minlength=len(sequences) * shape.num_experts)
                 counts[:, place, : shape.num_experts] = flat.view(len(sequences), -1).numpy()
                 place += 1
+                math = stream.expert_math(layer)
                 for expert in range(shape.num_experts):
                     rows, gates = passed.rows_of(expert)
-                    output = run_expert(
-                        network, layer, stream.load_expert(shape, expert), passed.inputs[rows]
-                    )
+                    matrices = stream.load_expert(shape, expert)
+                    output = run_expert(math, expert, matrices, passed.inputs[rows])
                     passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
             stream.finish_layer(passed)
             say(layer_done(layer, network.num_layers))

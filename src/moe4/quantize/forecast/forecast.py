@@ -1,7 +1,7 @@
 """`moe4 plan`: what a run would read, write, need and take, and every reason it would fail."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -98,6 +98,7 @@ def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool
     problems: list[str] = []
     is_whole = source.stream is not None or has_weights(source.folder)
     checkpoint = Checkpoint(source.folder, source.stream) if is_whole else SketchedCheckpoint(source.folder)
+    checkpoint.config = replace(checkpoint.config, family_as_is=request.family_as_is)
     network = _outline(checkpoint, request.recipe)
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
@@ -162,9 +163,11 @@ def _outline(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
     compute_dtype = recipe.calibration.compute_dtype
     if not extras.is_installed(*BUILDERS):
         return SketchedNetwork(checkpoint.config, ITEM_BYTES[compute_dtype])
+    from moe4.forward.trial import try_family
     from moe4.model.architecture import Network
     from moe4.quantize.run.pipeline import DTYPES
 
+    try_family(checkpoint.config)
     return Network(checkpoint.config, DTYPES[compute_dtype])
 
 

@@ -12,7 +12,6 @@ from moe4.calibration.activations import ActivationStore, Batch
 from moe4.checkpoint.source import Checkpoint
 from moe4.forward.layer import Routes
 from moe4.model.architecture import Network
-from moe4.model.experts import set_capture
 from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, Routing
@@ -127,13 +126,13 @@ def _time_expert(
 def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> float:
     length = min(bench.recipe.calibration.max_sequence_tokens, num_tokens)
     tokens = max(length, min(num_tokens, batch_tokens(bench.network.config, bench.device)) // length * length)
-    hidden_size = int(bench.network.config.hidden_size)
+    hidden_size = bench.network.state_width
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)
     hidden.write(slice(0, tokens), _random(tokens, hidden_size))
     module = bench.network.build_layer(layer, bench.checkpoint.load, bench.device)
-    set_capture(bench.network.experts_module(module, layer), lambda *_: None)
     runner = LayerRunner(bench, layer, module, [length] * (tokens // length), hidden)
+    runner.ignore_experts()
     batch: Batch = runner.batches[0]
     runner.run(Batch(rows=batch.rows[:1]))
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver
 from moe4.gptq.hessian import shares
 from moe4.gptq.solver import QuantizedMatrix
+from moe4.model.experts import ExpertMath
 from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batch_size import batch_size
@@ -23,6 +24,7 @@ PIECE_TOKENS = 16384
 class ExpertTask:
     """One expert: its weights and its tokens."""
 
+    expert: int
     decode: Callable[[Part], Tensor]
     """Gives a weight, float32 [out, in], on the device."""
     read: Callable[[int, int], Tensor]
@@ -50,7 +52,7 @@ class ExpertQuantizer:
     """The Hessian of all the layer's tokens, float32 [hidden, hidden]."""
     pool: Tensor
     """Some of the layer's tokens, [tokens, hidden] in the compute dtype."""
-    activation: Callable[[Tensor], Tensor]
+    math: ExpertMath
 
     def quantize(self, tasks: list[ExpertTask]) -> list[tuple[Results, Tensor]]:
         """Return each expert's matrices, and its output for its tokens, [tokens, hidden].
@@ -78,8 +80,8 @@ class ExpertQuantizer:
             for number, (task, (gate, up)) in enumerate(zip(tasks, found, strict=False)):
                 with stage("run experts"):
                     weights = [self._served(matrix).T for matrix in (gate, up)]
-                    states = [self._run(task.read(*piece), *weights) for piece in task.pieces()]
-                    pooled_states = self._run(self.pool, *weights)
+                    states = [self._inner(task, task.read(*piece), *weights) for piece in task.pieces()]
+                    pooled_states = self._inner(task, self.pool, *weights)
                 with stage("Hessians"):
                     pooled = add_gram_(torch.zeros_like(H[number]), pooled_states).mul_(2.0 / len(self.pool))
                     self._hessian(H[number], iter(states), task, pooled)
@@ -90,10 +92,11 @@ class ExpertQuantizer:
             del W, H
             results: list[tuple[Results, Tensor]] = []
             with stage("run experts"):
-                for (gate, up), (down,), states in zip(found, downs, inner, strict=False):
+                for task, (gate, up), (down,), states in zip(tasks, found, downs, inner, strict=False):
                     weight = self._served(down).T
                     empty = self.pool.new_empty(0, shape.hidden_size)
-                    output = torch.cat([piece @ weight for piece in states]) if states else empty
+                    outputs = [self.math.output(task.expert, piece @ weight) for piece in states]
+                    output = torch.cat(outputs) if outputs else empty
                     results.append(({"gate": gate, "up": up, "down": down}, output))
         return results
 
@@ -131,5 +134,5 @@ class ExpertQuantizer:
     def _served(self, matrix: QuantizedMatrix) -> Tensor:
         return matrix.dequantize().to(self.pool.dtype)
 
-    def _run(self, x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-        return self.activation(x @ gate) * (x @ up)
+    def _inner(self, task: ExpertTask, x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+        return self.math.inner(task.expert, x @ gate, x @ up)

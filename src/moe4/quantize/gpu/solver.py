@@ -63,7 +63,7 @@ class DeviceSolver:
             shape=experts,
             pooled=pool.hessian,
             pool=pool.tokens,
-            activation=bench.network.activation(layer),
+            math=bench.network.expert_math(layer, bench.checkpoint.load, bench.device),
         )
         if bench.device.type == "cuda":  # the solvers' streams do not wait for this thread's
             torch.cuda.current_stream(bench.device).synchronize()
@@ -138,4 +138,4 @@ class DeviceSolver:
         def read(start: int, stop: int) -> Tensor:
             return self._rows.of_expert(expert, start, stop)
 
-        return ExpertTask(decode=decode, read=read, gates=self._rows.gates(expert))
+        return ExpertTask(expert=expert, decode=decode, read=read, gates=self._rows.gates(expert))

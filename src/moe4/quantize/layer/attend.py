@@ -57,6 +57,21 @@ class LayerRunner:
         """Run a batch up to the routed experts."""
         return self._forward.attend(batch)
 
+    @property
+    def adds_experts(self) -> bool:
+        """Whether the experts' sum is simply added to the layer's output."""
+        return self._forward.adds_experts
+
+    def ignore_experts(self) -> None:
+        """Run the layer without what its experts would add."""
+        self._forward.ignore_experts()
+
+    def complete(self, sums: Activations, total: Activations) -> None:
+        """Put the layer's output into `total`, with the experts' sum float32 [tokens, their hidden size]."""
+        for batch in self.batches:
+            rows = batch.token_rows
+            total.write(rows, self._forward.complete(batch, sums.read(rows)))
+
     def fill(self, total: Activations | None) -> None:
         """Run every batch; on rank 0 put the layer's output into `total`, float32 [tokens, hidden]."""
         work = self._bench.ranks.spread(
@@ -104,7 +119,8 @@ def attend_and_route(
 ) -> Routing:
     """Run the layer without its experts; put its output into `total`, return what the experts do.
 
-    `total` is float32 [tokens, hidden], and None on ranks other than 0.
+    `total` is float32, and None on ranks other than 0. Where the experts' sum goes through more of the layer,
+    it is left for that sum.
     """
     num_tokens = sum(int(batch.is_token.sum()) for batch in runner.batches)
     path, shape, dtype = (
@@ -134,7 +150,8 @@ def attend_and_route(
         assert total is not None
         assert store is not None
         rows, tensors = runner.batches[number].token_rows, parcel.tensors
-        total.write(rows, tensors["output"])
+        if runner.adds_experts:
+            total.write(rows, tensors["output"])
         store.write(rows, tensors["inputs"])
         chosen.append((rows.to(place), tensors["ids"].to(place), tensors["gates"].to(place)))
         finite.append(tensors["finite"])

@@ -1,6 +1,6 @@
 """Quantize routed experts on the CPU, one after another, each on the tokens that the router sent it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,7 +31,7 @@ class HostSolver:
     def __init__(self, bench: Workbench, experts: ExpertShape, layer: int, routing: Routing) -> None:
         self._bench, self._experts, self._layer, self._routing = bench, experts, layer, routing
         self._solved_elements = 0  # of weights, since the heaps were trimmed
-        self._activation: Callable[[Tensor], Tensor] = bench.network.activation(layer)
+        self._math = bench.network.expert_math(layer, bench.checkpoint.load, bench.device)
         self._pool = pool_tokens(bench, routing, self._add_to_pool)
 
     @contextmanager
@@ -65,11 +65,12 @@ class HostSolver:
         down, pieces = self._bench.served(results["down"]), []
         with torch.inference_mode():
             for number, start in enumerate(range(0, len(rows), ROWS_AT_ONCE)):
-                states = inner[number] if inner else self._run_gate_up(results, self._inputs(expert, start))
+                states = inner[number] if inner else self._inner(expert, results, self._inputs(expert, start))
+                output = self._math.output(expert, states @ down.T)
                 if total is None:
-                    pieces.append(states @ down.T)
+                    pieces.append(output)
                 else:
-                    self._add(total, expert, start, states @ down.T)
+                    self._add(total, expert, start, output)
         tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
         for part in PARTS:
             tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
@@ -123,15 +124,15 @@ class HostSolver:
         own, pooled = Hessian(experts.width, bench.device), Hessian(experts.width, bench.device)
         with torch.inference_mode():
             for start in starts:
-                states = self._run_gate_up(results, self._inputs(expert, start))
+                states = self._inner(expert, results, self._inputs(expert, start))
                 own.add(states, piece_weights(start))
                 if keeps:
                     inner.append(states)
-            pooled.add(self._run_gate_up(results, self._pool.tokens))
+            pooled.add(self._inner(expert, results, self._pool.tokens))
         solve(own.mean(), pooled.mean(), ("down",))
         return results, inner
 
-    def _run_gate_up(self, results: Results, x: Tensor) -> Tensor:
-        """Return activation(x gate^T) * (x up^T) with the quantized weights, [tokens, width]."""
+    def _inner(self, expert: int, results: Results, x: Tensor) -> Tensor:
+        """Return what the quantized gate and up make of tokens, [tokens, width]."""
         gate, up = self._bench.served(results["gate"]), self._bench.served(results["up"])
-        return self._activation(x @ gate.T) * (x @ up.T)
+        return self._math.inner(expert, x @ gate.T, x @ up.T)

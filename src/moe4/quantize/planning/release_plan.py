@@ -1,5 +1,6 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ def make_plan(
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
     return ReleasePlan(
         shards=shards,
-        ignore=_ignore_list(network, recipe, rest),
+        ignore=_ignore_list(network, recipe, shards),
         num_tensors=dict(Counter(kinds.values())),
         left_out=balance.unknown if allow_extra else [],
         unlisted=sorted(checkpoint.unlisted),
@@ -389,9 +390,10 @@ def _raise_or_note(problems: list[str] | None, errors: Sequence[Moe4Error]) -> N
         problems.extend(map(str, errors))
 
 
-def _ignore_list(network: Outline, recipe: Recipe, rest: list[str]) -> list[str]:
+def _ignore_list(network: Outline, recipe: Recipe, shards: list[ShardPlan]) -> list[str]:
     """Return what is not quantized, for vLLM: names, and `re:` patterns matched from the start."""
-    ignore = [network.names.in_checkpoint("lm_head")]
+    rest = shards[-1].copied
+    ignore = [network.names.head.removesuffix(".weight")]
     ignore.append("re:.*self_attn.*" if "attention" not in recipe.targets else r"re:.*self_attn\.kv_b_proj.*")
     if "shared_experts" not in recipe.targets:
         ignore.append("re:.*shared_experts?\\..*")
@@ -405,4 +407,21 @@ def _ignore_list(network: Outline, recipe: Recipe, rest: list[str]) -> list[str]
     if network.names.text_prefix:  # towers and projectors beside the text model
         others = {name.split(".")[0] for name in rest if not name.startswith(network.names.text_prefix)}
         ignore.extend(rf"re:{module}\..*" for module in sorted(others))
+    towers = {name.removeprefix("model.").split(".")[0] for name in network.names.others}
+    ignore.extend(rf"re:.*{module}\..*" for module in sorted(towers))
+    ignore.extend(_not_ignored(network, shards[:-1], ignore))
     return ignore
+
+
+def _not_ignored(network: Outline, layers: list[ShardPlan], ignore: list[str]) -> list[str]:
+    """Return patterns for what a layer keeps as it is and no other pattern names."""
+    patterns = [re.compile(entry.removeprefix("re:")) for entry in ignore if entry.startswith("re:")]
+    found = set()
+    for plan in layers:
+        prefix, shapes = network.layer_prefix(plan.layer_number), network.layer_tensors(plan.layer_number)
+        for name in plan.copied:
+            module, _, leaf = name.rpartition(".")
+            is_linear = leaf == "weight" and len(shapes.get(name, ())) == 2
+            if is_linear and not any(pattern.match(module) for pattern in patterns):
+                found.add(module.removeprefix(prefix))
+    return [rf"re:.*layers\.\d+\.{re.escape(module)}$" for module in sorted(found)]

@@ -26,6 +26,8 @@ class Request:
     device: str = "cpu"
     trust_remote_code: bool = False
     allow_extra: bool = False
+    family_as_is: bool = False
+    """Try a family that is not listed."""
     revision: str | None = None
     stream: bool = False
 

@@ -38,5 +38,5 @@ def _names(network: Outline, shard: ShardPlan, *, embeds: bool, has_probe: bool)
         *shard.copied,
         *(embedding if is_first and has_probe else ()),
         *experts,
-        *([network.norm_name, network.head_name] if is_last and has_probe else ()),
+        *([*network.names.ending, network.head_name] if is_last and has_probe else ()),
     ]

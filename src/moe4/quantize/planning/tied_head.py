@@ -21,7 +21,7 @@ def check_tied_head(checkpoint: Checkpoint, network: Outline) -> TensorError | N
     found = compare_tied_head(network, checkpoint.specs, is_same)
     if found is None:
         return None
-    head = network.names.in_checkpoint("lm_head.weight")
+    head = network.names.head
     return TensorError(f"{found}; set tie_word_embeddings to false to keep {head}, or remove it")
 
 
@@ -32,7 +32,7 @@ def compare_tied_head(
 
     is_same: whether two tensors of one dtype and shape hold the same.
     """
-    embedding, head = network.embedding_name, network.names.in_checkpoint("lm_head.weight")
+    embedding, head = network.embedding_name, network.names.head
     if network.head_name != embedding or not {embedding, head} <= specs.keys():
         return None
     ours, theirs = specs[embedding], specs[head]

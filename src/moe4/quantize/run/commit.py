@@ -21,7 +21,6 @@ from moe4.files.durable import file_sha256, publish, write_file
 from moe4.probe.form import PROBE_NAME, Expectation, Reach, encode_probe
 from moe4.probe.make import assemble, report_entry
 from moe4.probe.passes import count_pairs
-from moe4.quantize.layer.attend import inputs_path
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe
 from moe4.quantize.layer.workbench import Workbench, copy_tensors
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan, quantization_config
@@ -29,7 +28,7 @@ from moe4.quantize.reporting.layer_record import LayerRecord, peak_memory_bytes
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.run.commit_queue import Commit, CommitQueue, commits_behind
 from moe4.quantize.run.expected_time import expected_times
-from moe4.quantize.run.layer import quantize_layer_alone, quantize_layer_gptq, total_path
+from moe4.quantize.run.layer import quantize_layer_alone, quantize_layer_gptq, work_paths
 from moe4.quantize.transfer.boundary import Boundary
 from moe4.quantize.transfer.device_memory import use_device
 from moe4.quantize.transfer.ranks import Parcel
@@ -200,7 +199,7 @@ class Committer:
         for item in (self.boundary, self.bench.probe):
             if item is not None and layer > 0:
                 discard(item.path(layer - 1))
-        for leftover in (total_path(work, layer), inputs_path(work, layer)):
+        for leftover in work_paths(work, layer):
             discard(leftover)
         self.progress.layer_committed(record, self.num_layers, saved["timing"]["seconds"])
 

@@ -70,7 +70,7 @@ def _commit_seconds(bench: Workbench, shard: ShardPlan, num_tokens: int, compute
         return 0.0
     network = bench.network
     is_last = shard.layer_number + 1 == network.num_layers
-    size = network.compute_dtype.itemsize * int(network.config.hidden_size)
+    size = network.compute_dtype.itemsize * network.state_width
     hidden = 0 if is_last else num_tokens * size
     return SYNC_SECONDS + max(
         hidden / HASHED_BYTES_PER_SECOND, shard.num_bytes / HASHED_BYTES_PER_SECOND - computed

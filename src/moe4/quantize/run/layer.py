@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moe4.calibration.activations import Activations
+from moe4.calibration.activations import Activations, ResidentActivations
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
-from moe4.model.experts import set_capture
 from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape
-from moe4.quantize.layer.attend import LayerRunner, attend_and_route
+from moe4.quantize.layer.attend import LayerRunner, attend_and_route, inputs_path
 from moe4.quantize.layer.expert_stream import ExpertStream
 from moe4.quantize.layer.host_solver import HostSolver
 from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
@@ -97,7 +96,7 @@ def quantize_layer_gptq(
     _read_ahead(bench, layer + 1)
     total = None
     if writer is not None:
-        total = make_activations(total_path(work, layer), hidden.shape, torch.float32, bench.device)
+        total = _make_total(bench, plan, runner, total_path(work, layer))
     if plan.experts is None:
         runner.fill(total)
         del module, runner, hidden
@@ -105,13 +104,35 @@ def quantize_layer_gptq(
             bench.probe.attend(layer)
     else:
         routing = attend_and_route(bench, plan.experts, runner, total, work)
+        later = None if runner.adds_experts or total is None else runner
         del module, runner, hidden
         solver = solver_class(bench.device)(bench, plan.experts, layer, routing)
         ExpertStream(bench, plan.experts, solver).run(total, writer, record)
+        if later is not None and total is not None:
+            total = _complete(bench, later, total, work)
     if total is not None and not total.is_finite():
         raise CalibrationError(f"calibration activations hold NaN or Inf in the output of layer {layer}")
     bench.progress.layer_done(layer)
     return record, total
+
+
+def _make_total(bench: Workbench, plan: ShardPlan, runner: LayerRunner, path: Path) -> Activations:
+    """Return room for the layer's output; or zeros, for its experts' sum, if that is not all of the rest."""
+    num_tokens, dtype = sum(int(batch.is_token.sum()) for batch in runner.batches), torch.float32
+    if plan.experts is None or runner.adds_experts:
+        return make_activations(path, (num_tokens, bench.network.state_width), dtype, bench.device)
+    sums = make_activations(path, (num_tokens, plan.experts.hidden_size), dtype, bench.device)
+    if isinstance(sums, ResidentActivations):
+        sums.values.zero_()
+    return sums
+
+
+def _complete(bench: Workbench, runner: LayerRunner, sums: Activations, work: Path) -> Activations:
+    """Return the output, float32, of a layer that does more with its experts' sum than add it."""
+    shape = (sums.shape[0], bench.network.state_width)
+    total = make_activations(completed_path(work, runner.layer), shape, torch.float32, bench.device)
+    runner.complete(sums, total)
+    return total
 
 
 def _read_ahead(bench: Workbench, layer: int) -> None:
@@ -123,6 +144,16 @@ def _read_ahead(bench: Workbench, layer: int) -> None:
 def total_path(work: Path, layer: int) -> Path:
     """Return where the sum of a layer's output lies while it is run, unless it is on a GPU."""
     return work / f"total-{layer:05d}.partial"
+
+
+def completed_path(work: Path, layer: int) -> Path:
+    """Return where the output of a layer lies that does more with that sum than add it."""
+    return work / f"completed-{layer:05d}.partial"
+
+
+def work_paths(work: Path, layer: int) -> list[Path]:
+    """Return the files that a layer may leave when it has been run."""
+    return [path(work, layer) for path in (total_path, completed_path, inputs_path)]
 
 
 def solver_class(device: torch.device) -> "type[HostSolver] | type[DeviceSolver]":
@@ -147,7 +178,7 @@ def _quantize_linears(
     names = [_local_name(bench, plan, weight) for weight in stage]
     modules = [runner.module.get_submodule(name) for name in names]
     if plan.experts is not None:
-        set_capture(bench.network.experts_module(runner.module, runner.layer), lambda *_: None)
+        runner.ignore_experts()
     hessian = runner.observe(modules[0], stage[0].shape[1])
     settings = bench.recipe.gptq
     originals = [reader.load(weight.name).to(bench.device).float() for weight in stage]

@@ -1,7 +1,7 @@
 """`moe4 quantize`: check everything, then commit layer after layer, on one process or many."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from moe4.checkpoint.side_files import SideFiles, find_side_files
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import DiskSpaceError, HubError, Moe4Error, OutputError, RankError, ResumeError
 from moe4.files.durable import NO_ROOM
+from moe4.forward.trial import try_family
 from moe4.hub.locate import Located, locate_source
 from moe4.hub.repository import Pin
 from moe4.model.architecture import Network
@@ -341,7 +342,9 @@ def _prepare(
 ) -> _Prepared:
     """Look at everything; `kept`: what an unfinished run keeps of its tokens."""
     checkpoint = Checkpoint(source.folder, source.stream)
+    checkpoint.config = replace(checkpoint.config, family_as_is=request.family_as_is)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards, source.elsewhere)
+    try_family(checkpoint.config)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)

@@ -51,7 +51,7 @@ class Boundary:
     ) -> None:
         self._work, self._checkpoint, self._network, self._corpus = work, checkpoint, network, corpus
         self._device = device
-        self._shape = (corpus.num_tokens, int(network.config.hidden_size))
+        self._shape = (corpus.num_tokens, network.state_width)
         self._resident: dict[int, ResidentActivations] = {}
 
     @property
@@ -74,7 +74,7 @@ class Boundary:
             bounds = torch.searchsorted(ordered, torch.tensor([first, first + len(embeddings)]))
             there = to_device(embeddings, place) if bounds[0] < bounds[1] else embeddings
             for rows in torch.split(by_token[bounds[0] : bounds[1]], ROWS_AT_ONCE):
-                store.write(rows, there[(tokens[rows] - first).to(place)])
+                store.write(rows, self._network.begin(there[(tokens[rows] - first).to(place)]))
             first += len(embeddings)
         if isinstance(store, ResidentActivations):
             self._resident[0] = store

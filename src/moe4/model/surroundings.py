@@ -1,0 +1,194 @@
+"""What a decoder layer gets beside hidden states, as the model's own forward gives it.
+
+Rotary tables, masks, positions and whatever else a family has: transformers' decoder is run with recorders
+in the place of its layers. The same shows what it does before the first layer and after the last.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from moe4.errors import UnsupportedModelError
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""A layer's arguments after the hidden states."""
+
+
+class _EndedError(Exception):
+    """The last layer has been called; what follows is not wanted."""
+
+
+class _Recorder(nn.Module):
+    """Stands for a layer: notes how it is called, and answers with what it was given."""
+
+    def __init__(self, layer: nn.Module, recording: "_Recording", number: int) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer  # not a submodule
+        self.__dict__["_recording"], self.__dict__["_number"] = recording, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)  # such as its type, which decides its mask
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self._recording.called(self._number, arguments, named)
+
+
+class _Recording:
+    """One run of the decoder over recorders.
+
+    output: what the last layer answers, or None to end there. answers_pairs: whether layers give something
+    beside hidden states. first: the first layer's input; last: what the decoder gave.
+    """
+
+    def __init__(self, num_layers: int, output: Tensor | None, *, answers_pairs: bool) -> None:
+        self.num_layers, self.output, self.answers_pairs = num_layers, output, answers_pairs
+        self.calls: list[Call] = []
+        self.first: Tensor | None = None
+        self.last: Tensor | None = None
+
+    def called(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        named = dict(named)
+        hidden = arguments[0] if arguments else named.pop("hidden_states")
+        if number == 0:
+            self.first, self.calls = hidden, []
+        if hidden is not self.first or number != len(self.calls):
+            raise _NotInTurnError
+        self.calls.append((arguments[1:], named))
+        answer = hidden
+        if number + 1 == self.num_layers:
+            if self.output is None:
+                raise _EndedError
+            answer = self.output
+        return (answer, None) if self.answers_pairs else answer
+
+
+class _NotInTurnError(Exception):
+    """Hidden states do not go from one layer to the next as they are."""
+
+
+class Surroundings:
+    """A decoder without its layers, on a device. Its tables are computed; `load_ending` gives it weights."""
+
+    def __init__(self, decoder: Any, device: torch.device) -> None:
+        self._device = device
+        self._width, self._dtype = int(decoder.config.hidden_size), decoder.dtype
+        self._layers = list(decoder.layers)
+        frame = copy.copy(decoder)
+        embedding = decoder.get_input_embeddings()
+        frame.__dict__["_modules"] = {
+            name: child
+            if child is None or child is embedding or child is decoder.layers
+            else _on_device(decoder, child, device)
+            for name, child in decoder._modules.items()
+        }
+        self._frame: Any = frame
+        self._latest: tuple[tuple[int, int], list[Call]] | None = None
+
+    def load_ending(self, state: dict[str, Tensor]) -> None:
+        """Give what follows the last layer its weights, by the decoder's own names."""
+        self._frame._modules["layers"] = nn.ModuleList()
+        self._frame.load_state_dict(state, strict=False, assign=True)
+
+    def calls(self, batch: int, length: int) -> list[Call]:
+        """Return what each layer gets beside hidden states [batch, length, ...]."""
+        if self._latest is None or self._latest[0] != (batch, length):
+            empty = torch.zeros(1, 1, 1, dtype=self._dtype, device=self._device)
+            self._latest = (batch, length), self._run(empty.expand(batch, length, self._width), None).calls
+        return self._latest[1]
+
+    def begin(self, embeddings: Tensor) -> Tensor:
+        """Return the first layer's input [tokens, ...] for embeddings [tokens, hidden]."""
+        first = self._run(embeddings.unsqueeze(0), None).first
+        assert first is not None
+        return first[0]
+
+    def end(self, states: Tensor) -> Tensor:
+        """Return what the head gets, [tokens, hidden], of the last layer's output [tokens, ...]."""
+        empty = torch.zeros(1, 1, 1, dtype=self._dtype, device=self._device)
+        last = self._run(empty.expand(1, len(states), self._width), states.unsqueeze(0)).last
+        assert last is not None
+        return last[0]
+
+    def _run(self, embeddings: Tensor, output: Tensor | None) -> "_Recording":
+        for pairs in (False, True):
+            recording = _Recording(len(self._layers), output, answers_pairs=pairs)
+            recorders = (_Recorder(layer, recording, number) for number, layer in enumerate(self._layers))
+            self._frame._modules["layers"] = nn.ModuleList(recorders)
+            try:
+                with torch.inference_mode():
+                    found = self._frame(inputs_embeds=embeddings, use_cache=False)
+                recording.last = found.last_hidden_state
+            except _EndedError:
+                pass
+            except (_NotInTurnError, TypeError, ValueError):
+                if pairs:
+                    raise UnsupportedModelError(
+                        "this family passes more than hidden states from layer to layer, so moe4 cannot "
+                        "run one layer at a time"
+                    ) from None
+                continue
+            return recording
+        raise AssertionError
+
+
+def compute_buffers(decoder: Any, module: nn.Module, device: torch.device) -> None:
+    """Give a module's own buffers on the meta device the values that transformers computes, on `device`."""
+    fresh = {name: tensor for name, tensor in module.named_buffers(recurse=False) if tensor.is_meta}
+    if not fresh:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]  # what transformers leaves as it is
+    for name, tensor in fresh.items():
+        module._buffers[name] = torch.empty_like(tensor, device="cpu")
+    with torch.no_grad():
+        decoder._init_weights(module)
+    for name in fresh:
+        module._buffers[name] = module._buffers[name].to(device)  # type: ignore[union-attr]
+
+
+def _on_device(decoder: Any, module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of one of the decoder's modules with its tables computed and its weights empty."""
+    found = copy.deepcopy(module)
+    for part in found.modules():
+        compute_buffers(decoder, part, device)
+        for name, tensor in part._parameters.items():
+            if tensor is not None:
+                part._parameters[name] = nn.Parameter(torch.empty_like(tensor, device=device), False)
+    return found
+
+
+def tail(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return what a model does with its head's logits, [tokens, any]; None if it leaves them as they are."""
+    frame = copy.copy(model)
+    frame.__dict__["_modules"] = {}
+    head, base = model.get_output_embeddings(), model.base_model
+    for name, child in model._modules.items():
+        frame._modules[name] = nn.Identity() if child is head else _Answer() if child is base else child
+
+    def finish(logits: Tensor) -> Tensor:
+        frame._modules[model.base_model_prefix].logits = logits.unsqueeze(0)
+        found: Tensor = frame(input_ids=torch.zeros(1, len(logits), dtype=torch.int64)).logits
+        return found[0]
+
+    sample = torch.linspace(-40, 40, 64).reshape(2, 32)
+    return None if torch.equal(finish(sample), sample) else finish
+
+
+class _Output(BaseModelOutputWithPast):  # type: ignore[misc]
+    """What a decoder gives; of everything but hidden states, nothing."""
+
+    def __getattr__(self, _: str) -> None:
+        return None
+
+
+class _Answer(nn.Module):
+    """Stands for a decoder: gives what it is to give."""
+
+    logits: Tensor
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return _Output(last_hidden_state=self.logits)

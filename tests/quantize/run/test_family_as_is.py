@@ -1,0 +1,65 @@
+"""--family-as-is: a family that is not listed is tried on a small random model of it, before any work."""
+
+import json
+from pathlib import Path
+
+import pytest
+from family_models import write_source
+from release_tools import run_cli
+
+from moe4.forward import trial
+from moe4.model import surroundings
+
+OTHER = "granitemoeshared"  # transformers has it, and it is not listed
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("other") / "source", OTHER)
+
+
+def test_it_is_refused_unless_asked_for_by_name(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(other), str(tmp_path / "out"), "--method", "rtn"]
+    code, _, err = run_cli(command, monkeypatch, capfd)
+    assert code == 2
+    assert f"model_type '{OTHER}' is not supported" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_planned_quantized_and_verified(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for command in (
+        ["plan", str(other), "--method", "rtn", "--family-as-is", "--no-time"],
+        ["quantize", str(other), str(out), "--method", "rtn", "--family-as-is"],
+        ["verify", str(out), "--source", str(other), "--family-as-is"],
+    ):
+        code, _, err = run_cli(command, monkeypatch, capfd)
+        assert code == 0, err
+    assert json.loads((out / "config.json").read_text())["model_type"] == OTHER
+
+
+def test_one_that_comes_out_differently_is_refused_before_any_work(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = surroundings.Surroundings.begin
+    monkeypatch.setattr(surroundings.Surroundings, "begin", lambda self, states: 1.1 * real(self, states))
+    command = ["quantize", str(other), str(tmp_path / "out"), "--method", "rtn", "--family-as-is"]
+    code, _, err = run_cli(command, monkeypatch, capfd)
+    assert code == 2
+    assert "off transformers' own" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_models_keep_a_layer_of_each_kind() -> None:
+    types = ["full", "full", "full", "full", "full", "sliding"]
+    small = trial._shrunk(
+        {"num_hidden_layers": 6, "layer_types": types, "hidden_size": 4096}, trial.ATTEMPTS[0]
+    )
+    assert small["layer_types"] == ["full", "full", "full", "full", "sliding"]
+    assert small["num_hidden_layers"] == 5
+    assert small["hidden_size"] == 64
