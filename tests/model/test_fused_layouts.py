@@ -61,14 +61,15 @@ def open_apart(
     save_file(named, folder / "model.safetensors")
     text = "{}" if quantization is None else f'{{"quantization_config": {quantization}}}'.replace("'", '"')
     (folder / "config.json").write_text(text)
-    experts = ExpertShape(num_experts=EXPERTS, hidden_size=HIDDEN, width=WIDTH, prefix=PREFIX, layout=layout)
-    network: Any = SimpleNamespace(
-        experts=[experts],
-        num_layers=1,
-        names=SimpleNamespace(stacks_experts=True),
-        module_name=lambda layer, local: f"model.layers.{layer}.{local}",
-        module_names=lambda layer: {},
+    experts = ExpertShape(
+        num_experts=EXPERTS,
+        hidden_size=HIDDEN,
+        width=WIDTH,
+        prefix=PREFIX,
+        layout=layout,
+        fused={f"{PREFIX}.gate_up_proj": ("gate", "up"), f"{PREFIX}.down_proj": ("down",)},
     )
+    network: Any = SimpleNamespace(experts=[experts], num_layers=1, module_names=lambda layer: {})
     found = Checkpoint(folder)
     take_experts_apart(found, network)
     return found
