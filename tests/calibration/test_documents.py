@@ -290,8 +290,9 @@ def test_a_missing_library_names_its_extra(
     packed.write_bytes(zstd(LINES))
     monkeypatch.setitem(sys.modules, library, None)
     asks = [(path, None), (packed, None)] if library == "pyarrow" else [(Path("a/b"), "train")]
+    said = rf"needs {library}, which is not installed: pip install 'moe4\[data\]'"
     for asked, split in asks:
-        with pytest.raises(MissingDependencyError, match=rf"needs {library}: pip install 'moe4\[data\]'"):
+        with pytest.raises(MissingDependencyError, match=said):
             draw_from(asked, split, ALL)
 
 

@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.glob("*token*")],
-        r"the tokenizer in .* cannot be loaded",
+        r"holds no tokenizer: expected tokenizer\.json, .* found none; copy the model",
     ),
 }
 
