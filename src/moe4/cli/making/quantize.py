@@ -46,10 +46,7 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to an INT4 (W4A16) release.
-
-    Works layer by layer, with one expert in memory at a time. --resume continues a run that was stopped.
-    """
+    """Quantize a checkpoint to an INT4 (W4A16) release, layer by layer."""
     resolved = moe4.resolve_recipe(
         recipe,
         method=method,
