@@ -42,7 +42,7 @@ class HubPin(Own):
 
 
 class PlannedSource(Own):
-    """The checkpoint that a run would read. hub: where it lies on the hub; None of a folder."""
+    """The checkpoint that a run would read. hub: where it is on the hub; None of a folder."""
 
     hub: HubPin | None = None
     model_type: str | None

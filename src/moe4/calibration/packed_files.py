@@ -64,8 +64,8 @@ class _Bounded(io.RawIOBase):
         self._num_bytes += len(piece)
         if self._num_bytes > self._most:
             raise CalibrationError(
-                f"{self._path} unpacks to more than {self._most >> 20} MiB, which no text of its size does; "
-                "unpack it yourself if it is what you mean"
+                f"{self._path} unpacks to more than {self._most >> 20} MiB, more than text of its size can; "
+                "unpack it yourself if that is right"
             )
         buffer[: len(piece)] = piece
         return len(piece)

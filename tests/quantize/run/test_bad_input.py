@@ -75,10 +75,10 @@ def drop_scales(folder: Path) -> None:
 
 EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
 CASES: dict[str, tuple[Break, str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"is no checkpoint: it has no config\.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"is not a checkpoint: it has no config\.json"),
     "no index, no shard": (
         lambda f: ((f / INDEX).unlink(), (f / SHARD).unlink()),
-        r"is no checkpoint: it has no model",
+        r"is not a checkpoint: it has no model",
     ),
     "config is not JSON": (
         lambda f: (f / "config.json").write_text("{"),
