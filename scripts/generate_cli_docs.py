@@ -11,12 +11,19 @@ from moe4.cli.app import COMMANDS
 FILE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """# Command line
 
-Made by `scripts/generate_cli_docs.py` from the commands' own help; `make check` holds it to them.
+`scripts/generate_cli_docs.py` makes this page from the commands' help, and `make check` compares them.
 
-Exit codes: 0, done; 1, a check failed; 2, bad input, told in one line; 3, `moe4 lint` did not look at
-something; 70, a fault in moe4 itself, with the
-file to report; 130, interrupted; 141, the reader of standard output has left. With `MOE4_TRACEBACK=1` in the
-environment, tracebacks are printed as well.
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | a check failed |
+| 2 | bad input; one line says what is wrong |
+| 3 | `moe4 lint` found no error, but did not examine something |
+| 70 | a fault in moe4 itself; the line names a file to report |
+| 130 | interrupted |
+| 141 | the reader of standard output has left |
+
+With `MOE4_TRACEBACK=1` in the environment, moe4 prints tracebacks as well.
 """
 
 

@@ -4,7 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp=.venv/moe4-setup.stamp
-want=$(cat pyproject.toml reference/pyproject.toml CMakeLists.txt scripts/setup.sh $(git ls-files 'native/*' 2>/dev/null) | sha256sum | cut -d' ' -f1)
+want=$({
+  cat pyproject.toml reference/pyproject.toml CMakeLists.txt scripts/setup.sh
+  find native -type f -print0 | LC_ALL=C sort -z | xargs -0 cat
+} | sha256sum | cut -d" " -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 fail() { echo "setup: $1" >&2; exit 2; }

@@ -78,7 +78,7 @@ ROOMS = {
 # Where each library may be imported. A place is a package, a room of one, or a module.
 LIBRARIES = {
     "compressed_tensors": {"verify", "vllm_plugin.config"},
-    "datasets": {"evaluate.harness"},
+    "datasets": {"calibration.documents", "evaluate.harness"},
     "httpx": {"deploy.smoke", "evaluate.toolcheck"},
     "huggingface_hub": {"deploy.sizing", "hub", "publish.push"},
     "jinja2": {"calibration.content_format", "publish.report_page"},
@@ -88,7 +88,7 @@ LIBRARIES = {
     "markupsafe": {"publish.report_page"},
     "numpy": {"calibration", "checkpoint", "evaluate", "vllm_plugin.loader"},
     "openai": {"serve.chat"},
-    "pyarrow": {"calibration.parquet"},
+    "pyarrow": {"calibration.packed_files", "calibration.parquet"},
     "pydantic": {
         "api",
         "schema",

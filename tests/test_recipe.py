@@ -79,7 +79,7 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
             "targets = ['experts', 'lm_head']",
             r"targets\[1\] must be 'experts', 'attention', 'shared_exp",
         ),
-        ("targets = ['experts', 'experts']", r"names one thing twice"),
+        ("targets = ['experts', 'experts']", r"lists something twice"),
         ("gptq = 3", r"gptq must be an object, found 3"),
         ("[gptq]\ndamping = 0", r"gptq\.damping must be more than 0, found 0"),
         ("[gptq]\ndamping = nan", r"gptq\.damping must be a finite number, found NaN"),

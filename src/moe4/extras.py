@@ -11,7 +11,7 @@ from moe4.errors import MissingDependencyError
 # Module -> what it is called, and the extras that bring it.
 LIBRARIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "compressed_tensors": ("compressed-tensors", ("quantize",)),
-    "datasets": ("datasets", ("eval",)),
+    "datasets": ("datasets", ("data",)),
     "k2tiny": ("the package of the reference model", ("reference",)),
     "lm_eval": ("lm-evaluation-harness", ("eval",)),
     "openai": ("the openai package", ("chat",)),
@@ -38,11 +38,14 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def require(*modules: str) -> None:
-    """Raise MissingDependencyError for the first of these that is not installed."""
+def require(*modules: str, needed_by: str = "") -> None:
+    """Raise MissingDependencyError for the first of these that is not installed.
+
+    needed_by: what cannot be done without it, where the command alone does not tell.
+    """
     for module in modules:
         if not is_installed(module):
-            raise _missing(module)
+            raise _missing(module, needed_by)
 
 
 def install(module: str) -> str:
@@ -60,5 +63,7 @@ def name_missing(error: ImportError) -> MissingDependencyError | None:
     return _missing(module)
 
 
-def _missing(module: str) -> MissingDependencyError:
-    return MissingDependencyError(f"{LIBRARIES[module][0]} is not installed: {install(module)}")
+def _missing(module: str, needed_by: str = "") -> MissingDependencyError:
+    name = LIBRARIES[module][0]
+    subject = f"{needed_by} needs {name}, which" if needed_by else name
+    return MissingDependencyError(f"{subject} is not installed: {install(module)}")

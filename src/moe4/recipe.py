@@ -159,7 +159,7 @@ class Recipe(Settings):
         if "experts" not in self.targets:
             yield "targets must contain 'experts'"
         if len(set(self.targets)) != len(self.targets):
-            yield "targets names one thing twice"
+            yield "targets lists something twice"
         if self.memory_budget and _size(self.memory_budget) is None:
             yield f"memory_budget {_size_fault(self.memory_budget)}"
 
@@ -217,7 +217,7 @@ def load_recipe(path: Path) -> Recipe:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
         if len(text) > MAX_FILE_BYTES:
-            raise RecipeError(f"recipe {path} has more than {MAX_FILE_BYTES} bytes; it cannot be one")
+            raise RecipeError(f"recipe {path} has more than {MAX_FILE_BYTES} bytes; a recipe is smaller")
         data = tomllib.loads(text.decode())
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None

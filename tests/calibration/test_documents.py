@@ -188,7 +188,7 @@ def test_an_xz_file_may_not_ask_for_gigabytes(tmp_path: Path) -> None:
         (b'[{"text": "a"} {"text": "b"}]', "expected ']' in its JSON array, found '{'"),
         (b'[{"text": "a"},]', "entry 2: not JSON"),
         (b'[{"text": "a"}, {"texts": "b"}]', r"c\.json: entry 2: expected an object"),
-        (b'[{"text": "a"}]\n[{"text": "b"}]', "there is more after its JSON array"),
+        (b'[{"text": "a"}]\n[{"text": "b"}]', "more text follows its JSON array"),
         (b'[{"text": "\xff"}]', "is not UTF-8 text"),
         (b'[{"text": "a", "x": NaN}]', "entry 1: not JSON: NaN"),
         (b"[" * 100_000, "nested too deeply"),
@@ -290,8 +290,9 @@ def test_a_missing_library_names_its_extra(
     packed.write_bytes(zstd(LINES))
     monkeypatch.setitem(sys.modules, library, None)
     asks = [(path, None), (packed, None)] if library == "pyarrow" else [(Path("a/b"), "train")]
+    said = rf"needs {library}, which is not installed: pip install 'moe4\[data\]'"
     for asked, split in asks:
-        with pytest.raises(MissingDependencyError, match=rf"needs {library}: pip install 'moe4\[data\]'"):
+        with pytest.raises(MissingDependencyError, match=said):
             draw_from(asked, split, ALL)
 
 

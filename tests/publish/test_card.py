@@ -231,9 +231,9 @@ def test_another_card_stays_whole(release: Path, front: str) -> None:
     ("content", "complaint"),
     [
         ("---\na: [\n---\n", "front matter is not YAML"),
-        ("---\n- a\n---\n", "is no mapping"),
-        ("---\nmodel-index: 3\n---\n", "model-index in its front matter is no list"),
-        ("---\nmodel-index: [3]\n---\n", "model-index in its front matter is no list"),
+        ("---\n- a\n---\n", "is not a mapping"),
+        ("---\nmodel-index: 3\n---\n", "model-index in its front matter is not a list"),
+        ("---\nmodel-index: [3]\n---\n", "model-index in its front matter is not a list"),
     ],
 )
 def test_front_matter_that_cannot_be_read_is_refused(release: Path, content: str, complaint: str) -> None:

@@ -70,7 +70,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_config(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"is no checkpoint: it has no config\.json"):
+    with pytest.raises(MissingFileError, match=r"is not a checkpoint: it has no config\.json"):
         read_served_model(tmp_path)
 
 

@@ -285,7 +285,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         lambda f: edit_report(
             f, lambda r: r["release"]["files"].update({"../x": {"num_bytes": 0, "sha256": "0" * 64}})
         ),
-        r"\.\./x is no file name",
+        r"\.\./x is not a file name",
         False,
     ),
     "an unfinished run": (lambda f: (f / ".moe4").mkdir(), r"has not finished", False),
@@ -294,15 +294,15 @@ CASES: dict[str, tuple[Break, str, bool]] = {
         r"has not finished",
         False,
     ),
-    "the card is a named pipe": (lambda f: os.mkfifo(f / "README.md"), r"^README\.md is no file", False),
+    "the card is a named pipe": (lambda f: os.mkfifo(f / "README.md"), r"^README\.md is not a file", False),
     "a measured result is a named pipe": (
         lambda f: ((f / "proof").mkdir(), os.mkfifo(f / "proof" / "x.json")),
-        r"^proof/x\.json is no file",
+        r"^proof/x\.json is not a file",
         False,
     ),
     "a pattern that is none": (
         edit_config(lambda c: c["quantization_config"].update(ignore=["lm_head", "re:("])),
-        r"ignore: re:\( is no regular expression: missing \)",
+        r"ignore: re:\( is not a regular expression: missing \)",
         False,
     ),
     "a pattern that never ends": (

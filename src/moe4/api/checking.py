@@ -71,7 +71,7 @@ def probe(
 
     folder = open_source(release, revision, on_progress)
     if output is None and folder != Path(release):
-        raise ProbeError(f"{release} lies on the hub; say where the answers are to go: --output FILE")
+        raise ProbeError(f"{release} is on the hub; name a file for the answers with --output FILE")
     options = ProbeOptions(
         release=folder,
         source=None if source is None else open_source(source, None, on_progress),

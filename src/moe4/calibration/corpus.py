@@ -148,7 +148,7 @@ def within_bounds(
     except OutOfBoundsError as error:
         raise TemplateError(
             f"{where(items[error.number])}: the model's chat template or tokenizer {error}; "
-            "mend the one in the checkpoint's folder"
+            "fix the one in the checkpoint's folder"
         ) from None
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moe4 import extras
 from moe4.calibration import parquet
 from moe4.calibration.formats import COLUMNS, Document, Row, parse_line, parse_row
 from moe4.calibration.json_array import array_entries
-from moe4.calibration.libraries import require
 from moe4.calibration.packed_files import open_unpacked
 from moe4.calibration.tokenizer import output_to_stderr
 from moe4.errors import CalibrationError, CheckpointError
@@ -185,10 +185,12 @@ def _draw_from_data_set(path: Path, split: str | None, choose: Choose[int]) -> D
             f"{path} does not exist, and no data set of the hub has such a name; expected owner/name"
         )
     data_set, _, part = (str(path), "", "") if path.is_dir() else str(path).partition(":")
-    library = require("datasets", f"the data set {path}")
+    extras.require("datasets", needed_by=f"the data set {path}")
     try:
         with output_to_stderr():
-            found = library.load_dataset(data_set, part or None, split=split)
+            from datasets import load_dataset
+
+            found = load_dataset(data_set, part or None, split=split)
         columns = list(found.column_names)
         _require_columns(path, columns)
         numbers = choose(range(len(found)))

@@ -27,7 +27,7 @@ def array_entries(file: io.BufferedReader, path: Path) -> Iterator[str]:
     reader.take("]")
     if reader.first():
         raise CalibrationError(
-            f"{path}: there is more after its JSON array; give one array, or a document a line"
+            f"{path}: more text follows its JSON array; give one array, or a document a line"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from moe4.calibration.libraries import require
+from moe4 import extras
 from moe4.errors import CalibrationError
 from moe4.files.regular import open_regular
 
@@ -38,6 +38,8 @@ def open_unpacked(path: Path) -> tuple[io.BufferedReader, str | None]:
     kind = next((name for signature, name in SIGNATURES.items() if head.startswith(signature)), None)
     if kind is None:
         return io.BufferedReader(raw), None  # type: ignore[arg-type]
+    if kind == "zstd":
+        extras.require("pyarrow", needed_by=f"{path}, compressed with zstd,")
     size = os.fstat(raw.fileno()).st_size
     stream = _Bounded(_OPENERS[kind](raw), path, max(FREE_BYTES, MOST_TIMES * size))
     return io.BufferedReader(stream, PIECE), kind
@@ -62,8 +64,8 @@ class _Bounded(io.RawIOBase):
         self._num_bytes += len(piece)
         if self._num_bytes > self._most:
             raise CalibrationError(
-                f"{self._path} unpacks to more than {self._most >> 20} MiB, which no text of its size does; "
-                "unpack it yourself if it is what you mean"
+                f"{self._path} unpacks to more than {self._most >> 20} MiB, more than text of its size can; "
+                "unpack it yourself if that is right"
             )
         buffer[: len(piece)] = piece
         return len(piece)
@@ -99,7 +101,8 @@ class _Xz:
 
 
 def _open_zstd(raw: IO[bytes]) -> Any:
-    pyarrow = require("pyarrow", "a file compressed with zstd")
+    import pyarrow
+
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
 
 

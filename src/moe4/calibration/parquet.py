@@ -3,14 +3,13 @@
 Columns of objects have every key in every row; those that a row had not are null there, so nulls are dropped.
 """
 
-import importlib.util
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe4 import extras
 from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
-from moe4.calibration.libraries import EXTRA
-from moe4.errors import CalibrationError, MissingDependencyError
+from moe4.errors import CalibrationError
 from moe4.files.regular import open_regular
 
 SIGNATURE = b"PAR1"
@@ -41,8 +40,7 @@ def read_rows(path: Path, columns: Collection[str], wanted: Sequence[int]) -> It
 
 
 def _in_child(path: Path, function: Any, items: Sequence[int]) -> Iterator[Any]:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MissingDependencyError(f"{path}: a Parquet file needs pyarrow: pip install 'moe4[{EXTRA}]'")
+    extras.require("pyarrow", needed_by=f"{path}, a Parquet file,")
     with open_regular(path) as file:
         size = file.seek(0, 2)
     bounds = Bounds(

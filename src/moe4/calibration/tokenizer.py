@@ -19,12 +19,14 @@ from moe4.errors import CalibrationError, CheckpointError
 from moe4.files.regular import read_json_object, read_text
 
 TEMPLATE_NAME = "chat_template.jinja"
+VOCABULARIES = (TOKENIZER_NAME, "tokenizer.*", "*.model", "*.tiktoken", "tekken.json", "vocab.*")
 FLAG = "--trust-remote-code runs it"
 
 
 def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
     """Load the model's tokenizer from its folder, never from the network. Raises CalibrationError.
 
+    transformers makes an empty tokenizer of some classes where there is no vocabulary; moe4 refuses it.
     Kimi's code is not run even if it may be: its imports fail in transformers 5, and the ids are the same.
     """
     kimi = _load_without_code(folder, may_run=trust_remote_code)
@@ -34,12 +36,15 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
 
     try:
         with output_to_stderr():  # tokenizers tells of odd settings on stdout, where a command's JSON goes
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), config=model_config, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # transformers raises many kinds here
-        hint = "" if trust_remote_code else f"; if it is the model's own code, {FLAG}"
-        raise _cannot_load(folder, error, hint) from error
+        raise _refused(folder, error, may_run=trust_remote_code) from error
+    names = tokenizer.vocab_files_names.values()
+    if names and not any((folder / name).is_file() for name in names) and not _vocabularies(folder):
+        raise _no_vocabulary(folder)
+    return tokenizer
 
 
 def _load_without_code(folder: Path, *, may_run: bool) -> Any:
@@ -47,10 +52,7 @@ def _load_without_code(folder: Path, *, may_run: bool) -> Any:
 
     Raises CalibrationError for a tokenizer that neither has, unless its code may run.
     """
-    path = folder / TOKENIZER_CONFIG_NAME
-    config = TokenizerConfig()
-    if path.is_file():
-        config = parse_tokenizer_config(read_json_object(path), path)
+    config = _read_config(folder)
     if (folder / TOKENIZER_NAME).is_file():
         return None
     named = config.code_class or _class_in_model_config(folder)
@@ -69,6 +71,13 @@ def _load_without_code(folder: Path, *, may_run: bool) -> Any:
             f"add the model's {TOKENIZER_CONFIG_NAME} and the code it names, or a {TOKENIZER_NAME}"
         )
     return None
+
+
+def _read_config(folder: Path) -> TokenizerConfig:
+    path = folder / TOKENIZER_CONFIG_NAME
+    if not path.is_file():
+        return TokenizerConfig()
+    return parse_tokenizer_config(read_json_object(path), path)
 
 
 def _class_in_model_config(folder: Path) -> str | None:
@@ -111,8 +120,44 @@ def _load_kimi(folder: Path, config: TokenizerConfig, *, may_run: bool) -> Any:
         raise _cannot_load(folder, error) from error
 
 
+def _vocabularies(folder: Path) -> list[str]:
+    """Return the names of the files in the folder that may hold a vocabulary."""
+    return sorted({path.name for pattern in VOCABULARIES for path in folder.glob(pattern) if path.is_file()})
+
+
+def _no_vocabulary(folder: Path) -> CalibrationError:
+    return CalibrationError(
+        f"{folder} holds no tokenizer: expected {TOKENIZER_NAME}, tokenizer.model or another vocabulary, "
+        "found none; copy the model's tokenizer files there"
+    )
+
+
+def _refused(folder: Path, error: Exception, *, may_run: bool) -> CalibrationError:
+    """Return the error for a tokenizer that transformers cannot load, with what the user can do."""
+    found = _vocabularies(folder)
+    if not found:
+        return _no_vocabulary(folder)
+    if TOKENIZER_NAME in found:
+        try:
+            read_json_object(folder / TOKENIZER_NAME)
+        except CheckpointError as damage:
+            return CalibrationError(f"{damage}; copy the model's file again")
+    named = _read_config(folder).code_class or _class_in_model_config(folder)
+    if named is not None:
+        return _cannot_load(folder, error, f" ({named} in auto_map)" + ("" if may_run else f"; {FLAG}"))
+    if TOKENIZER_NAME in found:
+        return _cannot_load(folder, error, f"; copy the model's {TOKENIZER_NAME} again")
+    return _cannot_load(folder, error, f" (found {', '.join(found)}); add the model's {TOKENIZER_NAME}")
+
+
 def _cannot_load(folder: Path, error: Exception, hint: str = "") -> CalibrationError:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = str(error).strip().split("\n")[0].rstrip(" :.")
+    if reason.startswith("Couldn't instantiate"):  # the rest lists what transformers tried
+        reason = "transformers cannot build one from its files"
+    elif "contains custom code" in reason:
+        reason = "it is Python code"
+    elif " " not in reason:
+        reason = f"{type(error).__name__} {reason}".rstrip()
     return CalibrationError(f"the tokenizer in {folder} cannot be loaded: {reason}{hint}")
 
 

@@ -161,7 +161,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTe
     if not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(f"tensor {name} has no pair of data_offsets")
     if any(type(size) is not int or size < 0 for size in shape + offsets):
-        raise ValueError(f"tensor {name} has a negative size or offset, or one that is no whole number")
+        raise ValueError(f"tensor {name} has a negative size or offset, or one that is not a whole number")
     spec = TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
     start, end = offsets
     if math.prod(shape) * ITEM_BITS[dtype] % 8 or end - start != spec.num_bytes:

@@ -132,7 +132,7 @@ def read_config(folder: Path) -> ModelConfig:
             "hub, such as moonshotai/Kimi-K2-Instruct"
         )
     if not os.path.lexists(folder / CONFIG_NAME):
-        raise MissingFileError(f"{folder} is no checkpoint: it has no {CONFIG_NAME}")
+        raise MissingFileError(f"{folder} is not a checkpoint: it has no {CONFIG_NAME}")
     path = checked_path(folder, CONFIG_NAME)
     return parse_config(read_json_object(path, MAX_CONFIG_BYTES), path)
 
@@ -211,7 +211,7 @@ def _weight_map(path: Path, index: JsonObject) -> dict[str, str]:
     if len({name.casefold() for name in names}) < len(names):
         alike = sorted(names, key=lambda name: (name.casefold(), name))
         one, other = next(pair for pair in pairwise(alike) if pair[0].casefold() == pair[1].casefold())
-        raise UnsafePathError(f"{path} names {one} and {other}, which are one file on some systems")
+        raise UnsafePathError(f"{path} names {one} and {other}, which some file systems take for one file")
     return weight_map
 
 
@@ -238,8 +238,9 @@ def _only_shard(folder: Path, names: Collection[str]) -> str:
         _check_shard_name(folder, own[0])
         return own[0]
     if not own:
-        raise MissingFileError(f"{folder} is no checkpoint: it has no {INDEX_NAME} and no safetensors file")
+        raise MissingFileError(
+            f"{folder} is not a checkpoint: it has no {INDEX_NAME} and no safetensors file"
+        )
     raise MissingFileError(
-        f"{folder} is no checkpoint: it has no {INDEX_NAME}, and {len(own)} safetensors files "
-        "where one could stand without it"
+        f"{folder} is not a checkpoint: it has no {INDEX_NAME}, which its {len(own)} safetensors files need"
     )

@@ -53,5 +53,5 @@ def _match(names: list[str], pattern: str, field: str) -> list[int]:
         return [place for place, name in enumerate(names) if matches(name)]
     except (re.error, OverflowError, RecursionError) as error:
         raise CheckpointError(
-            f"quantization_config.{field}: {pattern:.200} is no regular expression: {error}"
+            f"quantization_config.{field}: {pattern:.200} is not a regular expression: {error}"
         ) from None

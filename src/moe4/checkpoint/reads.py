@@ -60,7 +60,7 @@ class ReadLog:
             before = self._known.setdefault(name, sha256)
         if before != sha256:
             raise CheckpointError(
-                f"{name} of the source is not what it was when this run read it first; put the old file "
+                f"{name} of the source has changed since this run first read it; put the old file "
                 "back, and begin again in an empty folder"
             )
 
@@ -96,7 +96,7 @@ def require_same_source(
                 threads.shutdown(wait=False, cancel_futures=True)
                 where = ", ".join(sorted(map(str, checkpoint.paths(name))))
                 raise ResumeError(
-                    f"{where}: {name} is not what it was when this run read it; put the old file back, or "
+                    f"{where}: {name} has changed since this run read it; put the old file back, or "
                     "begin again in an empty folder"
                 )
     for name in unread:

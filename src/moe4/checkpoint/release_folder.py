@@ -127,8 +127,7 @@ class ReleaseFolder:
             if kind == "a file" and path.name in names:
                 continue
             raise OutputError(
-                f"{path} is {kind} that moe4 did not make, and is left alone; move it away, "
-                "or choose an empty folder"
+                f"{path} is {kind} that moe4 did not make; move it away, or choose an empty folder"
             )
 
     def copy_side_files(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
@@ -172,9 +171,7 @@ def check_work_folder(work: Path) -> None:
         kind = kind_of(path) or "a file"
         if kind != "a file" or WORK_FILES.fullmatch(path.name) is None:
             what = f"is {kind}, which" if kind != "a file" else "is a file that"
-            raise OutputError(
-                f"{path} {what} moe4 did not make, and is left alone; move it away, or choose an empty folder"
-            )
+            raise OutputError(f"{path} {what} moe4 did not make; move it away, or choose an empty folder")
 
 
 def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:

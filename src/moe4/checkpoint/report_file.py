@@ -244,7 +244,7 @@ def compare_files(
 
     def compare(name: str) -> str | None:
         if Path(name).name != name:
-            return "is no file name"
+            return "is not a file name"
         problem = _compare_file(folder / name, listing[name])
         on_bytes(0 if problem else listing[name].num_bytes)
         return problem
@@ -266,7 +266,7 @@ def compare_files(
         for part in [path, *(sorted(path.rglob("*")) if name == f"{PROOF_FOLDER}/" else ())]:
             problem = _leads_out(part, folder)
             if problem is None and not part.is_file() and not part.is_dir():
-                problem = "is no file"
+                problem = "is not a file"
             if problem is not None:
                 yield shown(str(part.relative_to(folder))), problem
 
@@ -276,7 +276,7 @@ def _compare_file(path: Path, entry: FileEntry) -> str | None:
     if problem is not None:
         return problem
     if not path.is_file():
-        return "is no file" if path.exists() else "is missing"
+        return "is not a file" if path.exists() else "is missing"
     if path.stat().st_size == entry.num_bytes and file_sha256(path) == entry.sha256:
         return None
     return f"is not the file {REPORT_NAME} describes: its SHA-256 differs"

@@ -23,7 +23,7 @@ def _common(
         typer.Option(
             "--quiet",
             "-q",
-            help="Say nothing but warnings and errors; show no progress.",
+            help="Print warnings and errors only, and no progress.",
             rich_help_panel=MESSAGES_PANEL,
         ),
     ] = False,
@@ -34,7 +34,7 @@ def _common(
             "-v",
             count=True,
             show_default=False,
-            help="Say more; with `serve`, vLLM's log too.",
+            help="Print more; with `serve`, also vLLM's log.",
             rich_help_panel=MESSAGES_PANEL,
         ),
     ] = 0,
@@ -42,7 +42,7 @@ def _common(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Add all that is said to this file, with times.",
+            help="Append all messages to this file, with times.",
             rich_help_panel=MESSAGES_PANEL,
         ),
     ] = None,

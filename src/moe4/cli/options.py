@@ -50,7 +50,7 @@ PlannedSource: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder of the source checkpoint, or of its config.json alone, or an id on the hub.",
+        help="Folder of the source checkpoint, or with its config.json alone; or an id on the hub.",
     ),
 ]
 Release: TypeAlias = Annotated[str, typer.Argument(metavar="RELEASE", help="Folder of its release.")]
@@ -69,7 +69,7 @@ SizedRelease: TypeAlias = Annotated[
 ]
 Out: TypeAlias = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")]
 PlannedOut: TypeAlias = Annotated[
-    Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go; only looked at.")
+    Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go. Nothing is written.")
 ]
 OtherSource: TypeAlias = Annotated[
     str | None, typer.Option(help="Source checkpoint to compare with: a folder, or ID[@REVISION].")
@@ -82,77 +82,75 @@ Recipe: TypeAlias = Annotated[
 Method: TypeAlias = Annotated[
     MethodOption | None,
     typer.Option(
-        help="gptq; rtn: round to nearest; copy: keep the source's INT4 codes.", rich_help_panel=RECIPE
+        help="gptq; rtn, round to nearest; or copy, keep the source's INT4 codes.", rich_help_panel=RECIPE
     ),
 ]
 GroupSize: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Codes that share a scale: 32, 64, 128; the largest that leaves experts two groups if not "
-        "given.",
+        help="Codes that share a scale: 32, 64 or 128. By default the largest that leaves experts two "
+        "groups.",
         rich_help_panel=RECIPE,
     ),
 ]
 Targets: TypeAlias = Annotated[
     TargetsOption | None,
     typer.Option(
-        help="experts, or all: attention, shared experts and dense MLPs too.", rich_help_panel=RECIPE
+        help="experts, or all: also attention, shared experts and dense MLPs.", rich_help_panel=RECIPE
     ),
 ]
 Calibration: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="JSON lines, a JSON array or Parquet of messages, conversations, prompt and response, or text; "
-        "OWNER/NAME of a data set on the hub; reference: k2-tiny's own.",
+        help="JSON lines, a JSON array or Parquet with messages, conversations, prompt and response, or "
+        "text; OWNER/NAME of a data set on the hub; or `reference`, k2-tiny's data.",
         rich_help_panel=RECIPE,
     ),
 ]
 CalibrationSplit: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Split of a data set on the hub, or of a folder of one, such as train.", rich_help_panel=RECIPE
+        help="Split of a data set on the hub or in a folder, such as train.", rich_help_panel=RECIPE
     ),
 ]
 NumSequences: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Calibration documents to use; overrides num_sequences of the recipe.", rich_help_panel=RECIPE
+        help="Number of calibration documents; overrides the recipe's num_sequences.", rich_help_panel=RECIPE
     ),
 ]
 SequenceLength: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Longer documents are cut to so many tokens; overrides max_sequence_tokens.",
+        help="Cut documents to this many tokens; overrides the recipe's max_sequence_tokens.",
         rich_help_panel=RECIPE,
     ),
 ]
 Seed: TypeAlias = Annotated[
     int | None,
-    typer.Option(help="Draws the documents; overrides seed of the recipe.", rich_help_panel=RECIPE),
+    typer.Option(help="Seed for drawing documents; overrides the recipe's seed.", rich_help_panel=RECIPE),
 ]
 ShowSample: TypeAlias = Annotated[
     bool, typer.Option("--show-sample", help="Show the first document as the chat template renders it.")
 ]
 PlannedBudget: TypeAlias = Annotated[
-    str | None, typer.Option(help="The most memory it may need, such as 4GiB.", rich_help_panel=RUN)
+    str | None, typer.Option(help="Most memory that the run may need, such as 4GiB.", rich_help_panel=RUN)
 ]
 Revision: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Branch, tag or commit of a repository on the hub; main if not given."),
+    typer.Option(help="Branch, tag or commit of a repository on the hub; main by default."),
 ]
 Stream: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="Fetch the shards from the hub as layers need them, and drop them after.",
+        help="Download shards from the hub as layers need them, and delete them after use.",
         rich_help_panel=RUN,
     ),
 ]
 MemoryBudget: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        help="Refuse to begin what may need more memory than this, such as 4GiB.", rich_help_panel=RUN
-    ),
+    typer.Option(help="Refuse a run that may need more memory than this, such as 4GiB.", rich_help_panel=RUN),
 ]
 
 # The run.
@@ -166,7 +164,7 @@ AllowExtra: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--allow-extra",
-        help="Go on if SOURCE has tensors the model has no place for; they are left out.",
+        help="Leave out tensors that the model has no place for, instead of refusing SOURCE.",
         rich_help_panel=RUN,
     ),
 ]
@@ -185,12 +183,12 @@ TrustRemoteCode: TypeAlias = Annotated[
     ),
 ]
 TimeIt: TypeAlias = Annotated[
-    bool, typer.Option("--time/--no-time", help="Solve one expert of made-up weights to tell the time.")
+    bool, typer.Option("--time/--no-time", help="Solve one expert of random weights to estimate the time.")
 ]
 Work: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for hidden states; the one for temporary files if not given.", rich_help_panel=RUN
+        help="Folder for hidden states; the system's temporary folder by default.", rich_help_panel=RUN
     ),
 ]
 TensorParallelSize: TypeAlias = Annotated[
@@ -204,10 +202,10 @@ TensorParallelSize: TypeAlias = Annotated[
     ),
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")]
-MaxTokens: TypeAlias = Annotated[int, typer.Option(min=2, help="Longer documents are cut.")]
+MaxTokens: TypeAlias = Annotated[int, typer.Option(min=2, help="Cut documents to this many tokens.")]
 Cache: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="Folder of the answers already given; ~/.cache/moe4/evaluations.", rich_help_panel=RUN),
+    typer.Option(help="Folder of kept answers; ~/.cache/moe4/evaluations by default.", rich_help_panel=RUN),
 ]
 JsonOutput: TypeAlias = Annotated[
     Path | None, typer.Option(help="Also write the result to this JSON file.", rich_help_panel=RUN)
@@ -215,14 +213,14 @@ JsonOutput: TypeAlias = Annotated[
 HeldOutText: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="JSONL of held-out {messages} or {text}, moe4's own if not given; reference: k2-tiny's."
+        help="JSONL of held-out {messages} or {text}, moe4's own by default; or `reference`, k2-tiny's."
     ),
 ]
 Requests: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option(
-        help="JSONL of request bodies, also the K2 Vendor Verifier's; may be repeated. "
-        "moe4's hard cases if not given; reference: with k2-tiny's turns."
+        help="JSONL of request bodies, such as the K2 Vendor Verifier's; may be repeated. By default moe4's "
+        "hard cases; `reference` adds k2-tiny's turns."
     ),
 ]
 
@@ -231,9 +229,9 @@ Url: TypeAlias = Annotated[
     str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")
 ]
 ServedModel: TypeAlias = Annotated[
-    str | None, typer.Option(help="Name of the model; the first served if not given.")
+    str | None, typer.Option(help="Name of the model; by default the first that the server lists.")
 ]
-Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds one answer may take.")]
+Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds to wait for an answer.")]
 Insecure: TypeAlias = Annotated[
     bool, typer.Option("--insecure", help="Do not check the server's certificate.")
 ]
@@ -241,17 +239,21 @@ Insecure: TypeAlias = Annotated[
 # The model card.
 Repo: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="OWNER/NAME on the hub, for the commands in the card.", rich_help_panel=CARD),
+    typer.Option(
+        help="OWNER/NAME of the release on the hub, for the commands in the card.", rich_help_panel=CARD
+    ),
 ]
 BaseModel: TypeAlias = Annotated[
     str | None, typer.Option(help="OWNER/NAME of the source on the hub.", rich_help_panel=CARD)
 ]
 LicenseName: TypeAlias = Annotated[
     str | None,
-    typer.Option("--license", help="The hub's name of the licence, if not found.", rich_help_panel=CARD),
+    typer.Option(
+        "--license", help="The hub's name for the licence, if moe4 does not find it.", rich_help_panel=CARD
+    ),
 ]
 ProofFolder: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder of the measured results; OUT/proof if not given.")
+    Path | None, typer.Option(help="Folder of the measured results; OUT/proof by default.")
 ]
 
 # The machine that is to serve.
@@ -261,25 +263,26 @@ Gpu: TypeAlias = Annotated[
 ]
 GpuMemory: TypeAlias = Annotated[
     float | None,
-    typer.Option(help="Memory in GiB of a GPU that is not in the table.", rich_help_panel=MACHINE),
+    typer.Option(help="GiB of memory of a GPU that is not in the list.", rich_help_panel=MACHINE),
 ]
 NumGpus: TypeAlias = Annotated[
     int | None,
-    typer.Option("--gpus", help="How many; the fewest that work if not given.", rich_help_panel=MACHINE),
+    typer.Option("--gpus", help="Number of GPUs; by default the fewest that work.", rich_help_panel=MACHINE),
 ]
 CpuMemory: TypeAlias = Annotated[
-    float | None, typer.Option(help="GiB of the CPU server, with --engine cpu.", rich_help_panel=MACHINE)
+    float | None,
+    typer.Option(help="GiB of memory of a CPU server, with --engine cpu.", rich_help_panel=MACHINE),
 ]
 TensorParallel: TypeAlias = Annotated[
-    int | None, typer.Option(help="Split each matrix over so many GPUs.", rich_help_panel=MACHINE)
+    int | None, typer.Option(help="Split each matrix over this many GPUs.", rich_help_panel=MACHINE)
 ]
 PipelineParallel: TypeAlias = Annotated[
-    int | None, typer.Option(help="Split the layers over so many.", rich_help_panel=MACHINE)
+    int | None, typer.Option(help="Split the layers over this many.", rich_help_panel=MACHINE)
 ]
 DataParallel: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Copies of all but the routed experts; needs --expert-parallel.", rich_help_panel=MACHINE
+        help="Copies of everything but the routed experts; needs --expert-parallel.", rich_help_panel=MACHINE
     ),
 ]
 ExpertParallel: TypeAlias = Annotated[
@@ -291,18 +294,21 @@ ExpertParallel: TypeAlias = Annotated[
     ),
 ]
 MaxModelLen: TypeAlias = Annotated[
-    int | None, typer.Option(help="Tokens a conversation may have; the model's own limit if not given.")
+    int | None, typer.Option(help="Longest conversation, in tokens; the model's own limit by default.")
 ]
-Concurrency: TypeAlias = Annotated[int, typer.Option(help="Conversations of that length at once.")]
+Concurrency: TypeAlias = Annotated[int, typer.Option(help="Conversations of that length at the same time.")]
 ConfigGroupSize: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Of the release that a config alone would become; what `quantize` would choose if not given."
+        help="Group size to assume if RELEASE is a config alone; by default the one `quantize` would choose."
     ),
 ]
 Plugin: TypeAlias = Annotated[
-    bool, typer.Option("--plugin", help="vLLM has moe4's plugin, which corrects experts of one group a GPU.")
+    bool,
+    typer.Option(
+        "--plugin", help="Assume that vLLM has moe4's plugin, which corrects experts with one group a GPU."
+    ),
 ]
 Disk: TypeAlias = Annotated[
-    float, typer.Option(help="GB/s that weights are loaded at.", rich_help_panel=MACHINE)
+    float, typer.Option(help="GB/s at which weights are loaded.", rich_help_panel=MACHINE)
 ]

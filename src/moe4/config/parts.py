@@ -27,7 +27,7 @@ def _refuse_whole(value: Any) -> Any:
     if type(value) is int:
         raise PydanticCustomError(
             "only",
-            "must be written with a point, {found}.0: transformers takes no whole number there",
+            "must be written with a decimal point, {found}.0: transformers refuses a whole number",
             {"found": value},
         )
     return value

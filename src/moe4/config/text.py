@@ -36,7 +36,7 @@ EVERY_ROPE = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 SILU = Only(("silu",), "vLLM has no other activation for this family's experts")
 NO_BIAS = Only((False,), "vLLM has no bias there and would leave it out")
 EVERY_LAYER = Only((1, None), "transformers ignores it and gives every layer after the dense ones experts")
-OWN_HEAD = Only((False,), "vLLM gives this family a head of its own, which would stay unset")
+OWN_HEAD = Only((False,), "vLLM gives this family a separate head, which would stay unset")
 SIGMOID = Only(("sigmoid", None), "this family's code routes by sigmoid")
 CORRECTED = Only(("noaux_tc", None), "this family's code chooses by scores with a correction bias")
 FULL_ROTARY = Only((1, None), "transformers and vLLM disagree about rotating a part of this family's heads")
@@ -306,7 +306,7 @@ class RoutedFamily(Family):
             yield f"n_group is {groups}, which does not divide the {total} of {name}"
             return
         if 0 < total // groups < self.experts_in_group:
-            yield f"n_group is {groups}, which leaves groups of less than two of the {total} of {name}"
+            yield f"n_group is {groups}, which leaves groups of fewer than two of the {total} of {name}"
         reach = self.topk_group * (total // groups)
         if reach < self.num_experts_per_tok <= total:
             yield (

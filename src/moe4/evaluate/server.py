@@ -56,7 +56,7 @@ def list_models(base_url: str) -> list[JsonObject]:
             f"no OpenAI-compatible server at {base_url} ({reason}); start one with moe4 serve"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ServeError(f"{url} lists no models: {base_url} is no OpenAI-compatible server") from None
+        raise ServeError(f"{url} lists no models: {base_url} is not an OpenAI-compatible server") from None
     return entries
 
 

@@ -78,7 +78,7 @@ def measure_without_tasks(
         left_out["tools"] = NO_SERVER
         found = Measured(comparison=compare(compared, say, on_progress), left_out=left_out)
     else:
-        raise EvaluationError(f"nothing to measure {options.model} by: {NO_TASK}; or {NO_BASELINE}")
+        raise EvaluationError(f"nothing to measure {options.model} with: {NO_TASK}; or {NO_BASELINE}")
     if options.output is not None:
         write_json(options.output, found.as_dict())
     return found

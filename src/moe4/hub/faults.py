@@ -36,8 +36,8 @@ def explain(error: Exception, repository: str, revision: str, what: str = "") ->
         )
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachableError(
-            f"{place} is no folder here and not in the hub's cache {constants.HF_HUB_CACHE}, and "
-            "HF_HUB_OFFLINE forbids to ask the hub; unset it, or give a folder"
+            f"{place} is neither a folder here nor in the hub's cache {constants.HF_HUB_CACHE}, and "
+            "HF_HUB_OFFLINE forbids asking the hub; unset it, or give a folder"
         )
     if isinstance(error, GatedRepoError):
         return HubError(f"{repository} is gated: {_how_to_open(hub, repository)}")
@@ -75,7 +75,7 @@ def _explain_answer(error: Exception, hub: str, repository: str, place: str) -> 
         return HubError(f"{place} is not on the hub {hub}; check the name and the revision")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return HubUnreachableError(
-            f"{place} cannot be read: the hub {hub} has had too many requests (429); wait some minutes"
+            f"{place} cannot be read: the hub {hub} refuses more requests for now (429); wait some minutes"
             + ("" if _has_token() else ", or set HF_TOKEN for a higher limit")
         )
     return HubUnreachableError(f"{place} cannot be read: the hub {hub} answers {status}; try again later")

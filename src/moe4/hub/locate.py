@@ -141,7 +141,7 @@ def _from_cache(pin: Pin, error: HubError, say: Callable[[str], None]) -> Locate
     missing = missing_shards(folder, set(weight_map.values())) if isinstance(weight_map, dict) else []
     if missing or (weight_map is None and not any(folder.glob("*.safetensors"))):
         some = f" {len(missing)} shards, such as {missing[0]}" if missing else " its shards"
-        raise HubError(f"the hub's cache has not all of {pin.repository}: it lacks{some}. {error}")
+        raise HubError(f"the hub's cache does not have all of {pin.repository}: it lacks{some}. {error}")
     found = Pin(repository=pin.repository, revision=pin.revision, commit=folder.name)
-    say(f"the hub cannot be asked: taking {found} from its cache")
+    say(f"the hub cannot be reached: using {found} from its cache")
     return Located(folder=folder, pin=found)

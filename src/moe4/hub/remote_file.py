@@ -97,7 +97,7 @@ class RemoteFile:
                 is_part = response.status_code == HTTPStatus.PARTIAL_CONTENT
                 if not is_part and (start > 0 or self.num_bytes > WHOLE_BYTES):
                     raise HubError(
-                        f"{self.name} of {self.pin}: the server of the file gives no part of it; "
+                        f"{self.name} of {self.pin}: its server does not answer range requests; "
                         "download the checkpoint instead of streaming it"
                     )
                 data = bytes(response.read())[: stop - start]
@@ -107,7 +107,7 @@ class RemoteFile:
             self._location = None  # it has expired: ask the hub for another
             return self._read(start, stop)
         if len(data) != stop - start:
-            raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
+            raise OSError(f"{len(data)} bytes came instead of {stop - start}")
         return data
 
     def fetch(
@@ -125,8 +125,8 @@ class RemoteFile:
             part.unlink()
             if is_last:
                 raise HubError(
-                    f"{self.name} of {self.pin} came twice with other bytes than the hub says it has "
-                    f"(checksum {self._etag:.16}...); try again later, or download it another way"
+                    f"{self.name} of {self.pin} was downloaded twice, and its bytes do not have the hub's "
+                    f"checksum ({self._etag:.16}...); try again later, or download it another way"
                 )
         publish(part, path)
 

@@ -61,7 +61,7 @@ class Listing:
     def require_checkpoint(self) -> None:
         """Raise HubError unless there is a config and at least one safetensors file."""
         if CONFIG_NAME not in self.sizes:
-            raise HubError(f"{self.pin} is no checkpoint: it has no {CONFIG_NAME}")
+            raise HubError(f"{self.pin} is not a checkpoint: it has no {CONFIG_NAME}")
         if not any(name.endswith(SHARD_SUFFIX) for name in self.sizes):
             raise HubError(f"{self.pin} has no safetensors files, and moe4 reads no others")
 

@@ -119,7 +119,7 @@ def prove(options: ProveOptions, say: Say, on_progress: OnProgress = ignore) -> 
     verified = verify(options.release, options.source, on_progress=verifying.count)
     if not verified.ok:
         raise EvaluationError(
-            f"{options.release} is not sound, so nothing is measured: {verified.problems[0]}"
+            f"{options.release} does not pass moe4 verify, so nothing is measured: {verified.problems[0]}"
         )
     for part, why in left_out.items():
         say(f"{part}: not measured: {why}")

@@ -229,7 +229,7 @@ def _evaluation(proof: Proof) -> str:
         parts.append(_tool_table(proof.toolcheck))
     if not parts:
         return "## Evaluation\n\nNot measured."
-    return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4; intervals are of 95 %."
+    return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4, with 95 % intervals."
 
 
 def _task_row(name: str, result: TaskResult) -> str:
@@ -362,7 +362,7 @@ def _reproducibility(proof: Proof) -> str:
             found = ", ".join(f"{text(name)} {text(version)}" for name, version in versions)
             parts.append(f"on {text(machine)}: {found}.")
         parts.append(
-            "Every answer of both models, and the figures in the form of every_eval_ever, lie in `proof/`."
+            "Every answer of both models, and the figures in the form of every_eval_ever, are in `proof/`."
         )
     return "\n\n".join(parts)
 

@@ -49,8 +49,8 @@ class Card:
     def remarks(self) -> list[str]:
         """What its user should know of sections that stay, a line each."""
         return [
-            f"{CARD_NAME}: section {name} stays as you changed it; remove it, with its two comments, to have "
-            "it written anew"
+            f"{CARD_NAME}: section {name} keeps your changes; to have moe4 write it again, remove it with "
+            "its two comments"
             for name in self.kept
         ]
 
@@ -146,17 +146,19 @@ def _load_front(text: str, path: Path) -> MutableMapping[str, Any]:
     except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OutputError(
-            f"{path}: its front matter is not YAML ({reason}); mend it, or move the file"
+            f"{path}: its front matter is not YAML ({reason}); fix it, or move the file"
         ) from None
     if data is None:
         return {}
     if not isinstance(data, MutableMapping):
         raise OutputError(
-            f"{path}: its front matter is no mapping of names to values; mend it, or move the file"
+            f"{path}: its front matter is not a mapping of names to values; fix it, or move the file"
         )
     index = data.get("model-index", [])
     if not isinstance(index, list) or not all(isinstance(entry, MutableMapping) for entry in index):
-        raise OutputError(f"{path}: model-index in its front matter is no list of models; mend or remove it")
+        raise OutputError(
+            f"{path}: model-index in its front matter is not a list of models; fix or remove it"
+        )
     return data
 
 

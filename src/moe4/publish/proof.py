@@ -59,7 +59,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
     """
     for name in (CONFIG_NAME, REPORT_NAME):
         if not (out / name).is_file():
-            raise MissingFileError(f"{out} is no release of moe4: it has no {name}")
+            raise MissingFileError(f"{out} is not a release of moe4: it has no {name}")
     folder = proof or out / PROOF_FOLDER
     if proof is not None and not proof.is_dir():
         raise MissingFileError(f"--proof {proof} is not a folder")

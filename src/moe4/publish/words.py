@@ -31,7 +31,7 @@ def sentences(result: TaskResult) -> list[str]:
             f"Of {result.num_questions:,} answers, {change.lost:,} became worse and {change.gained:,} better."
         )
     else:
-        found.append(f"Each of {result.num_questions:,} answers is worth the same before and after.")
+        found.append(f"Each of {result.num_questions:,} answers has the same score before and after.")
     p_value = "" if change.mcnemar_p is None else f" (McNemar's exact test: p = {change.mcnemar_p:.2g})"
     if change.within_noise and flips:
         found.append(f"Two equally good models would often differ this much by chance{p_value}.")

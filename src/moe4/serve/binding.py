@@ -94,5 +94,5 @@ def _split(processors: Processors, ranks: int, given: bool) -> Binding:
     return Binding(
         variables={BIND: "|".join(",".join(map(str, run)) for run in runs)},
         num_threads=share,
-        reason=f"{ranks} ranks, equal runs of processors",
+        reason=f"{ranks} ranks, equal shares of the processors",
     )

@@ -121,7 +121,7 @@ def build_command(
         if (find_value(extra, flags.LOAD_FORMAT) or dict(defaults).get(flags.LOAD_FORMAT)) != LOAD_FORMAT:
             raise ServeError(
                 f"--rest and --expert-cache belong to --load-format {LOAD_FORMAT}, which is for W4A16 "
-                f"experts on CPUs; {model.name} is to be loaded in another way"
+                f"experts on CPUs; {model.name} is loaded in another way"
             )
         defaults.append((flags.LOADER_CONFIG, json.dumps(loader)))
     for flag, value in defaults:
@@ -196,7 +196,7 @@ def _secrets(keys: list[str], extra: tuple[str, ...], environment: Mapping[str, 
         if is_given(extra, flag) or flag in settings:
             raise ServeError(f"{flag} listens without asking for the API key: leave it out, or set no key")
     if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise ServeError("VLLM_USE_RUST_FRONTEND leaves the API key's guard out: unset it, or set no key")
+        raise ServeError("VLLM_USE_RUST_FRONTEND bypasses the API key's guard: unset it, or set no key")
     if len(found) > 1:  # vLLM's own check would take the variable for one key
         return {KEYS_VARIABLE: "\n".join(found), KEY_VARIABLE: ""}
     return {KEY_VARIABLE: found[0], **({KEYS_VARIABLE: ""} if KEYS_VARIABLE in environment else {})}

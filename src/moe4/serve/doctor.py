@@ -158,7 +158,7 @@ def _hub_obstacle(address: str, environment: Mapping[str, str]) -> str | None:
     if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE forbids it"
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        return "HF_ENDPOINT is no address, such as https://huggingface.co"
+        return "HF_ENDPOINT is not an address such as https://huggingface.co"
     try:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_SECONDS):
@@ -201,7 +201,7 @@ def describe(found: Diagnosis) -> str:
 
 
 NO_VLLM = "not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
-NO_GPU = "gpu        none that a driver tells of"
+NO_GPU = "gpu        none that a driver reports"
 
 
 def _describe_hub(hub: Hub) -> str:

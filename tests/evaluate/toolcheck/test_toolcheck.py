@@ -171,7 +171,7 @@ def test_two_endpoints(server: ToolServer) -> None:
     assert agreement.exact_gained == 0
     assert agreement.exact_lost == sum(bool(case["expected"].get("calls")) for case in hard_cases())
     assert agreement.exact_mcnemar_p < 0.01
-    assert "baseline and release decide alike on" in describe(result)
+    assert "baseline and release agree on whether to call in" in describe(result)
 
 
 def test_without_expectations_the_baseline_is_the_reference(server: ToolServer, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_hard_cases_are_sound() -> None:
             '{"messages": [{"role": "user"}], "expected": {"calls": [{"name": "f"}]}}',
             r"expected.calls\[0\].arguments is missing",
         ),
-        ("", "no request in it"),
+        ("", "it holds no requests"),
     ],
 )
 def test_bad_requests_are_named(tmp_path: Path, line: str, message: str) -> None:

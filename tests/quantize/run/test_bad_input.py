@@ -75,10 +75,10 @@ def drop_scales(folder: Path) -> None:
 
 EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
 CASES: dict[str, tuple[Break, str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"is no checkpoint: it has no config\.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"is not a checkpoint: it has no config\.json"),
     "no index, no shard": (
         lambda f: ((f / INDEX).unlink(), (f / SHARD).unlink()),
-        r"is no checkpoint: it has no model",
+        r"is not a checkpoint: it has no model",
     ),
     "config is not JSON": (
         lambda f: (f / "config.json").write_text("{"),
@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.glob("*token*")],
-        r"the tokenizer in .* cannot be loaded",
+        r"holds no tokenizer: expected tokenizer\.json, .* found none; copy the model",
     ),
 }
 

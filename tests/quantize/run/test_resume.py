@@ -274,7 +274,7 @@ def test_what_another_put_into_the_folder_is_left_alone(
     unfinished: Path,
 ) -> None:
     make(unfinished / name)
-    with pytest.raises(OutputError, match=rf"{name} is {kind} that moe4 did not make, and is left alone"):
+    with pytest.raises(OutputError, match=rf"{name} is {kind} that moe4 did not make; move it away"):
         run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
     assert os.path.lexists(unfinished / name)
 

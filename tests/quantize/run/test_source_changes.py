@@ -70,7 +70,7 @@ def test_what_was_read_has_changed(
     change_a_byte(mine, READ)
     if keeps_time:
         os.utime(shard, ns=times)
-    with pytest.raises(ResumeError, match=rf"{READ} is not what it was when this run read it; put the old"):
+    with pytest.raises(ResumeError, match=rf"{READ} has changed since this run read it; put the old"):
         resume(mine, unfinished, calibration)
     assert "1 of 1 files of the source are other files than when the run began" in capfd.readouterr().err
 
@@ -100,7 +100,7 @@ def test_a_copy_with_a_change_in_what_was_read(mine: Path, calibration: Path, un
     copy = mine.with_name("copy")
     shutil.copytree(mine, copy)
     change_a_byte(copy, READ)
-    with pytest.raises(ResumeError, match=rf"copy/model-00001\S*: {READ} is not what it was"):
+    with pytest.raises(ResumeError, match=rf"copy/model-00001\S*: {READ} has changed since this run read it"):
         resume(copy, unfinished, calibration)
 
 
@@ -156,5 +156,5 @@ def test_a_tensor_that_is_read_twice_must_be_the_same() -> None:
     log.add("a", [b"xy"])
     assert log.take() == {"a": hashlib.sha256(b"xy").hexdigest()}
     assert log.take() == {}
-    with pytest.raises(CheckpointError, match="a of the source is not what it was when"):
+    with pytest.raises(CheckpointError, match="a of the source has changed since"):
         log.add("a", [b"xz"])

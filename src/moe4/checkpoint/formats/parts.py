@@ -20,7 +20,7 @@ def find_scales(stored: Mapping[str, StoredTensor], name: str, *other_names: str
         return found[0]
     tensor = stored.get(name) or stored[name + PACKED_SUFFIX]
     if found:
-        raise TensorError(f"{name} has both a {found[0].spec.name} and a {found[1].spec.name}; one must go")
+        raise TensorError(f"{name} has both a {found[0].spec.name} and a {found[1].spec.name}; remove one")
     raise TensorError(
         f"{tensor.spec.name} is {tensor.spec.dtype} but has no {name}{SCALE_SUFFIXES[0]} or "
         f"{SCALE_SUFFIXES[1]} with its scales"

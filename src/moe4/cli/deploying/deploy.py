@@ -29,7 +29,7 @@ DeployedRelease: TypeAlias = Annotated[
 ]
 Output: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File to write, or folder for a dashboard; else stdout."),
+    typer.Option("--output", "-o", help="File to write, or folder for a dashboard; stdout by default."),
 ]
 Model: TypeAlias = Annotated[
     str | None,
@@ -39,7 +39,7 @@ Model: TypeAlias = Annotated[
     ),
 ]
 Name: TypeAlias = Annotated[
-    str | None, typer.Option(help="Of all objects, and of the model in requests; RELEASE's if not given.")
+    str | None, typer.Option(help="Name of all objects, and of the model in requests; RELEASE's by default.")
 ]
 Engine: TypeAlias = Annotated[
     str,
@@ -50,19 +50,21 @@ Engine: TypeAlias = Annotated[
 ]
 Image: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Another image, with its tag or digest.", rich_help_panel=options.SERVER),
+    typer.Option(help="Image to use instead, with its tag or digest.", rich_help_panel=options.SERVER),
 ]
-Port: TypeAlias = Annotated[int, typer.Option(help="Port of the server.", rich_help_panel=options.SERVER)]
+Port: TypeAlias = Annotated[
+    int, typer.Option(help="Port that the server listens on.", rich_help_panel=options.SERVER)
+]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run the tokenizer's code beside the weights.",
+        help="Let the server run the tokenizer's code from RELEASE.",
         rich_help_panel=options.SERVER,
     ),
 ]
 Namespace: TypeAlias = Annotated[
-    str | None, typer.Option(help="Of the Kubernetes objects.", rich_help_panel=options.OBJECTS)
+    str | None, typer.Option(help="Namespace of the objects.", rich_help_panel=options.OBJECTS)
 ]
 ApiKeySecret: TypeAlias = Annotated[
     str | None,
@@ -87,7 +89,7 @@ Openshift: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--openshift",
-        help="Leave the user to OpenShift's security constraints.",
+        help="Set no user, which OpenShift's security constraints choose.",
         rich_help_panel=options.OBJECTS,
     ),
 ]
@@ -132,9 +134,9 @@ def command(
     disk: options.Disk = 0.3,
     check_answers: CheckAnswers = False,
 ) -> None:
-    """Write a deployment that works: every value derived from RELEASE or asked for, explained beside it.
+    """Write a deployment for a release, with each value explained.
 
-    What cannot work is refused in one line.
+    All values come from RELEASE and your options. Options that cannot work are refused in one line.
     """
     asked = {key: value for key, value in locals().items() if key != "output" and value is not None}
     with progress("reading"):

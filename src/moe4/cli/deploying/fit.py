@@ -33,10 +33,11 @@ def command(
     disk: options.Disk = 1.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Size a release: memory per GPU, cache, speed's ceiling, on one machine or all of the table.
+    """Size a release: GPUs, memory, cache, the ceiling on speed.
 
-    Reads config.json and headers only, here or on the hub; a private repository takes HF_TOKEN from the
-    environment. With --gpu or --gpu-memory the exit code is 1 if it does not work there.
+    Reads config.json and headers only, here or on the hub; HF_TOKEN gives access to private repositories.
+    Lists all known machines. With --gpu or --gpu-memory it sizes that one, and exits with 1 if the release
+    does not fit.
     """
     with progress("reading"):
         sizing = moe4.fit(

@@ -26,25 +26,25 @@ Files: TypeAlias = Annotated[
 ]
 ServedRelease: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="What is to be served, as in `moe4 fit`; without it sizes are not judged."),
+    typer.Option(help="The release to serve, as in `moe4 fit`; without it lint does not check sizes."),
 ]
 Plugin: TypeAlias = Annotated[
     bool,
-    typer.Option("--plugin", help="The images have moe4's plugin, though their names do not say so."),
+    typer.Option(
+        "--plugin", help="Assume that the images have moe4's plugin, even if their names do not show it."
+    ),
 ]
 Crds: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of CustomResourceDefinition files to check objects against.", rich_help_panel=SCHEMAS
+        help="Folder of CustomResourceDefinitions to check objects against.", rich_help_panel=SCHEMAS
     ),
 ]
 Cluster: TypeAlias = Annotated[
     bool,
-    typer.Option(
-        "--cluster", help="Take the CRDs from the cluster that kubectl speaks to.", rich_help_panel=SCHEMAS
-    ),
+    typer.Option("--cluster", help="Take the CRDs from kubectl's cluster.", rich_help_panel=SCHEMAS),
 ]
-Fix: TypeAlias = Annotated[bool, typer.Option("--fix", help="Mend what is safe to mend, then lint again.")]
+Fix: TypeAlias = Annotated[bool, typer.Option("--fix", help="Fix what can be fixed safely, then lint again.")]
 AsSarif: TypeAlias = Annotated[bool, typer.Option("--sarif", help="Print the findings as SARIF 2.1.0.")]
 
 
@@ -62,10 +62,11 @@ def command(
     as_json: options.AsJson = False,
     as_sarif: AsSarif = False,
 ) -> None:
-    """Find what keeps a deployment from working; exit 1 if there is an error.
+    """Find what keeps a deployment from working.
 
-    Exit 3 if there is none, and something was not looked at: Helm charts, kustomizations, unknown kinds.
-    Files are looked at together, so that a service finds its runtime.
+    Exits with 1 if there is an error; with 3 if there is none but lint did not examine something: Helm
+    charts, kustomizations, unknown kinds. It examines all files together, so that a service finds its
+    runtime.
     """
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")

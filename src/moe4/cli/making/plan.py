@@ -35,7 +35,10 @@ def command(
     time_it: options.TimeIt = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what `quantize` would write, need and take, and every reason it would fail; exit 1 if so."""
+    """Predict a run: size of the release, memory, disk, time, faults.
+
+    Reads config and headers, not the weights. Exits with 1 if the run would fail.
+    """
     resolved = moe4.resolve_recipe(
         recipe,
         method=method,

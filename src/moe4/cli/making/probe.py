@@ -32,14 +32,15 @@ Release: TypeAlias = Annotated[
 ]
 Url: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL", help="Ask the server at this address for the expected answers.", rich_help_panel=ASK
-    ),
+    typer.Option(metavar="URL", help="Address of the server to ask.", rich_help_panel=ASK),
 ]
 Model: TypeAlias = Annotated[
-    str | None, typer.Option(help="Name of the model; the first served if not given.", rich_help_panel=ASK)
+    str | None,
+    typer.Option(help="Name of the model; by default the first that the server lists.", rich_help_panel=ASK),
 ]
-Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds one answer may take.", rich_help_panel=ASK)]
+Timeout: TypeAlias = Annotated[
+    float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=ASK)
+]
 Insecure: TypeAlias = Annotated[
     bool, typer.Option("--insecure", help="Do not check the server's certificate.", rich_help_panel=ASK)
 ]
@@ -47,21 +48,21 @@ PrintScript: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--print-script",
-        help="Print the check of a server as one file of Python that needs no moe4.",
+        help="Print the check as a Python file that needs no moe4.",
         rich_help_panel=ASK,
     ),
 ]
 RecordedSource: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Source checkpoint, to record its answers beside the release's: a folder, or ID[@REVISION].",
+        help="Source checkpoint, to record its answers as well: a folder, or ID[@REVISION].",
         rich_help_panel=MAKE,
     ),
 ]
 Output: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="File to write; RELEASE/moe4-probe.json if not given.", rich_help_panel=MAKE
+        "--output", "-o", help="File to write; RELEASE/moe4-probe.json by default.", rich_help_panel=MAKE
     ),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the file.", rich_help_panel=MAKE)]
@@ -82,11 +83,12 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compute a release's expected answers in float32, and write them into moe4-probe.json.
+    """Compute a release's expected answers, or ask a server for them.
 
-    moe4 quantize writes the file already; this is for a release without one. With --url nothing is computed
-    or written: a running server is asked for these answers, and the exit code is 1 if it fails. An API key is
-    taken from the variable VLLM_API_KEY.
+    moe4 quantize writes moe4-probe.json already; this makes it for a release without one, in float32.
+
+    With --url it computes and writes nothing: it asks a running server for the answers, and exits with 1 if
+    they are wrong. The variable VLLM_API_KEY holds the API key.
     """
     if print_script:
         echo(moe4.probe_script(), nl=False)

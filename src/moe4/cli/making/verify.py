@@ -18,9 +18,10 @@ def command(
     family_as_is: options.FamilyAsIs = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check a release: every file, every tensor, its config, its codes; exit 1 and name what is wrong.
+    """Check a release: its files, tensors, config and codes.
 
-    Files are held to the list in moe4-report.json; without it none can be checked, which is said.
+    Names what is wrong and exits with 1. The list of files is in moe4-report.json; without it verify fails,
+    because it cannot check them.
     """
     with progress("checking") as shown:
         result = moe4.verify(

@@ -18,15 +18,13 @@ EXAMPLES = (
 
 Push: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        help="Upload release and card to this repository, after a question.", rich_help_panel=UPLOAD
-    ),
+    typer.Option(help="Upload release and card to this repository, after asking.", rich_help_panel=UPLOAD),
 ]
 Private: TypeAlias = Annotated[
-    bool, typer.Option("--private", help="Create the repository private.", rich_help_panel=UPLOAD)
+    bool, typer.Option("--private", help="Create a private repository.", rich_help_panel=UPLOAD)
 ]
 DryRun: TypeAlias = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what would be written and sent.")
+    bool, typer.Option("--dry-run", help="Only show what would be written and uploaded.")
 ]
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Upload without asking.", rich_help_panel=UPLOAD)]
 
@@ -43,10 +41,10 @@ def command(
     yes: Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write OUT/README.md, the model card, from measured results; upload both if asked to.
+    """Write the model card, OUT/README.md; upload it if asked to.
 
-    Nothing that was not measured is in it. What you wrote or changed in a card stays when it is written
-    again. The hub's token is huggingface_hub's own (HF_TOKEN).
+    The card has measured results only. What you wrote or changed in it stays when moe4 writes it again.
+    --push uses huggingface_hub's token (HF_TOKEN).
     """
     with progress("reading"):
         if push is not None:

@@ -14,9 +14,9 @@ EXAMPLES = (
     "moe4 compare Kimi-K2-Instruct OUT --data held-out.jsonl --num-sequences 20 --output comparison.json",
 )
 
-NumSequences: TypeAlias = Annotated[int, typer.Option(min=1, help="Documents to read.")]
+NumSequences: TypeAlias = Annotated[int, typer.Option(min=1, help="Number of documents to read.")]
 Dtype: TypeAlias = Annotated[
-    options.DtypeOption, typer.Option(help="What to compute in.", rich_help_panel=options.RUN)
+    options.DtypeOption, typer.Option(help="Type to compute in.", rich_help_panel=options.RUN)
 ]
 
 
@@ -34,9 +34,10 @@ def command(
     output: options.JsonOutput = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare a release's predictions with its source's on a text, layer by layer, token by token.
+    """Compare a release's predictions with its source's.
 
-    KL divergence, agreement, perplexities; the worst tokens, and the layers and experts where error enters.
+    Both models read the same text. Prints KL divergence, agreement and perplexities, the tokens that differ
+    most, and the error of each layer and expert.
     """
     with progress("loading") as shown:
         result = moe4.compare(

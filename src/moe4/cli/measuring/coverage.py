@@ -21,11 +21,11 @@ Model: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder of the source checkpoint, or its id on the hub.")
 ]
 Calibration: TypeAlias = Annotated[
-    Path | None, typer.Option(help="JSONL of {messages, tools} or {text}; reference: k2-tiny's own.")
+    Path | None, typer.Option(help="JSONL of {messages, tools} or {text}; or `reference`, k2-tiny's data.")
 ]
-NumDocuments: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first N documents.")]
-MaxTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Longer documents are cut.")]
-ColdTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="An expert with fewer tokens is cold.")]
+NumDocuments: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use only the first N documents.")]
+MaxTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Cut documents to this many tokens.")]
+ColdTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Call an expert with fewer tokens cold.")]
 Choose: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Choose N documents that reach the experts evenly.", rich_help_panel=CHOICE),
@@ -35,7 +35,8 @@ Output: TypeAlias = Annotated[
     typer.Option("--output", "-o", help="JSONL file for the chosen documents.", rich_help_panel=CHOICE),
 ]
 Evaluation: TypeAlias = Annotated[
-    list[Path] | None, typer.Option(help="JSONL of questions that must not be in it; may be repeated.")
+    list[Path] | None,
+    typer.Option(help="JSONL of questions that the calibration must not contain; may be repeated."),
 ]
 
 
@@ -53,9 +54,10 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count the tokens that a calibration file sends to every expert; name the cold ones and what to add.
+    """Count the calibration tokens that reach each expert.
 
-    With --evaluation, exit 1 if calibration and evaluation share text.
+    Names the experts that few tokens reach, and documents to add. With --evaluation, exits with 1 if
+    calibration and evaluation share text.
     """
     with progress("loading") as shown:
         result = moe4.coverage(

@@ -24,7 +24,7 @@ Model: TypeAlias = Annotated[
 ]
 Against: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="The baseline: the checkpoint before quantization, on the same questions."),
+    typer.Option(help="Baseline, asked the same questions: the checkpoint before quantization."),
 ]
 Task: TypeAlias = Annotated[
     list[str] | None,
@@ -36,19 +36,17 @@ Task: TypeAlias = Annotated[
 ]
 DataDir: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder of k2-tiny's problems; the reference data's if not given.", rich_help_panel=DATA
-    ),
+    typer.Option(help="Folder of k2-tiny's problems; the reference data by default.", rich_help_panel=DATA),
 ]
 Gsm8kDir: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with GSM8K's train.jsonl and test.jsonl; asked without --task.", rich_help_panel=DATA
+        help="Folder with GSM8K's train.jsonl and test.jsonl; implies --task gsm8k.", rich_help_panel=DATA
     ),
 ]
 IncludePath: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="Folder with more tasks in the harness' YAML form.", rich_help_panel=DATA),
+    typer.Option(help="Folder with more tasks, in the harness's YAML format.", rich_help_panel=DATA),
 ]
 BaseUrl: TypeAlias = Annotated[
     str | None,
@@ -57,14 +55,14 @@ BaseUrl: TypeAlias = Annotated[
 Tokenizer: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="With --base-url: folder of the tokenizer, for tasks that rank given answers.",
+        help="With --base-url: folder of the tokenizer, which multiple-choice tasks need.",
         rich_help_panel=SERVED,
     ),
 ]
 Revision: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="With --base-url: names the weights behind a remote server, for the cache.",
+        help="With --base-url: a name for a remote server's weights, for the cache.",
         rich_help_panel=SERVED,
     ),
 ]
@@ -72,7 +70,7 @@ UseCache: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--cached/--no-cache",
-        help="Take answers already given, and keep new ones.",
+        help="Reuse kept answers, and keep new ones.",
         rich_help_panel=options.RUN,
     ),
 ]
@@ -102,12 +100,13 @@ def command(
     output: Output = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate MODEL with lm-evaluation-harness, beside a baseline if one is given.
+    """Evaluate a model with lm-evaluation-harness.
 
-    Scores with standard errors; recovery with its interval, and whether the change is within noise. Answers
-    are kept: a killed evaluation goes on where it was, a repeated one asks nothing.
+    Prints scores with standard errors. With --against it adds recovery with its interval, and says whether
+    the change is within noise. It keeps answers: an interrupted evaluation continues, and a repeated one
+    asks nothing.
 
-    Without --task it measures what any model allows: predictions beside --against, or a server's tool calls.
+    Without --task it compares predictions with those of --against, or checks a server's tool calls.
     """
     with progress("loading") as shown:
         scores = moe4.eval(

@@ -17,25 +17,28 @@ EXAMPLES = (
 )
 
 Quick: TypeAlias = Annotated[
-    bool, typer.Option("--quick", help="A hundred questions, twenty texts, forty tool requests.")
+    bool, typer.Option("--quick", help="Use only a hundred questions, twenty texts and forty tool requests.")
 ]
 Task: TypeAlias = Annotated[
     list[str] | None, typer.Option("--task", help="As in `moe4 eval`; may be repeated.")
 ]
 Skip: TypeAlias = Annotated[
-    list[str] | None, typer.Option(help="evaluation, comparison, tools or probe; may be repeated.")
+    list[str] | None, typer.Option(help="Leave out evaluation, comparison, tools or probe; may be repeated.")
 ]
 MinRecovery: TypeAlias = Annotated[
     float,
-    typer.Option(help="Exit 1 if recovery is shown to be below this share.", rich_help_panel=BARS),
+    typer.Option(help="Exit with 1 if recovery is significantly below this share.", rich_help_panel=BARS),
 ]
 MinAgreement: TypeAlias = Annotated[
     float,
-    typer.Option(help="Exit 1 if tool decisions are shown to agree on less than this.", rich_help_panel=BARS),
+    typer.Option(
+        help="Exit with 1 if tool decisions agree significantly less often than this share.",
+        rich_help_panel=BARS,
+    ),
 ]
 Again: TypeAlias = Annotated[
     bool,
-    typer.Option("--again", help="Measure also what was measured already.", rich_help_panel=options.RUN),
+    typer.Option("--again", help="Repeat measurements that are done already.", rich_help_panel=options.RUN),
 ]
 
 
@@ -60,10 +63,10 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure what the quantization cost: verify, eval, compare, toolcheck, probe; write report and card.
+    """Measure what quantization cost; write a report and a card.
 
-    Results lie in RELEASE/proof. A run that was cut off goes on where it was. What cannot be measured here is
-    left out, and said.
+    Runs verify, eval, compare, toolcheck and probe. Results go to RELEASE/proof, and an interrupted run
+    continues. What cannot be measured on this machine is left out and named.
     """
     with progress("loading") as shown:
         result = moe4.prove(

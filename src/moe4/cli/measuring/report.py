@@ -13,14 +13,15 @@ from moe4.cli.progress import progress
 EXAMPLES = ("moe4 report OUT", "moe4 report OUT --output report.html")
 
 Output: TypeAlias = Annotated[
-    Path | None, typer.Option("--output", "-o", help="HTML file to write; OUT/proof/report.html.")
+    Path | None, typer.Option("--output", "-o", help="HTML file to write; OUT/proof/report.html by default.")
 ]
 
 
 def command(out: options.MadeRelease, proof: options.ProofFolder = None, output: Output = None) -> None:
-    """Write one page with all that was measured of a release: scores, errors, experts, the run.
+    """Write a page with all results of a release.
 
-    It needs no network and no script, and reads well on a phone, in the dark and on paper.
+    Scores, errors, experts and the run. The page needs no network and no scripts; it suits phones, dark
+    mode and paper.
     """
     with progress("reading"):
         path = moe4.report(out, proof=proof, output=output)

@@ -31,18 +31,20 @@ AgainstModel: TypeAlias = Annotated[
 Reference: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Results of another run, whose decisions to call are the reference.", rich_help_panel=BASELINE
+        help="Results of another run; its decisions to call are the reference.", rich_help_panel=BASELINE
     ),
 ]
 Output: TypeAlias = Annotated[
-    Path | None, typer.Option(help="JSONL of all answers; a run that was cut off goes on from it.")
+    Path | None, typer.Option(help="JSONL file for all answers; an interrupted run continues from it.")
 ]
-Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first N requests of each file.")]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Send only the first N requests of each file.")
+]
 Concurrency: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Requests at a time.", rich_help_panel=ASKING)
+    int, typer.Option(min=1, help="Requests at the same time.", rich_help_panel=ASKING)
 ]
 Retries: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Further attempts at a request that fails.", rich_help_panel=ASKING)
+    int, typer.Option(min=0, help="Retries of a request that fails.", rich_help_panel=ASKING)
 ]
 Timeout: TypeAlias = Annotated[
     float, typer.Option(min=1, help="Seconds to wait for an answer.", rich_help_panel=ASKING)
@@ -50,16 +52,18 @@ Timeout: TypeAlias = Annotated[
 KeepSampling: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--keep-sampling", help="Send the requests' own temperature; else greedy.", rich_help_panel=ASKING
+        "--keep-sampling",
+        help="Send the requests' own temperature, instead of greedy decoding.",
+        rich_help_panel=ASKING,
     ),
 ]
 Stream: TypeAlias = Annotated[
     bool,
-    typer.Option("--stream/--no-stream", help="Also ask everything streamed.", rich_help_panel=ASKING),
+    typer.Option("--stream/--no-stream", help="Send each request streamed as well.", rich_help_panel=ASKING),
 ]
 Threshold: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--threshold", help="NAME=SHARE that must be reached; may be repeated."),
+    typer.Option("--threshold", help="NAME=SHARE to reach; may be repeated."),
 ]
 
 
@@ -80,9 +84,10 @@ def command(
     thresholds: Threshold = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check how a server calls tools: decisions, schemas, ids, streaming; exit 1 where a threshold is missed.
+    """Check a server's tool calls: decisions, schemas, streaming.
 
-    Without --requests the hard cases that come with moe4 are asked. A key is taken from VLLM_API_KEY.
+    Exits with 1 if a threshold is missed. Without --requests it sends the hard cases that come with moe4.
+    The variable VLLM_API_KEY holds the API key.
     """
     with progress("loading") as shown:
         result = moe4.toolcheck(

@@ -28,19 +28,17 @@ EXAMPLES = (
 
 BaseUrl: TypeAlias = Annotated[str, typer.Option(help="The server's address, with or without /v1.")]
 Model: TypeAlias = Annotated[
-    str | None, typer.Option(help="Model to talk to; the server's first if not given.")
+    str | None, typer.Option(help="Name of the model; by default the first that the server lists.")
 ]
 System: TypeAlias = Annotated[
-    str | None, typer.Option(help="System message; the chat template's if not given.")
+    str | None, typer.Option(help="System message; the chat template's by default.")
 ]
 MaxTokens: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature: TypeAlias = Annotated[
     float | None,
-    typer.Option(min=0, help="0 always takes the likeliest token; the model's own if not given."),
+    typer.Option(min=0, help="0 takes the likeliest token each time; the model's own by default."),
 ]
-Message: TypeAlias = Annotated[
-    str | None, typer.Option(help="Send this one message, print the answer, leave.")
-]
+Message: TypeAlias = Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")]
 AsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print each answer as a JSON object on a line.")
 ]
@@ -55,7 +53,10 @@ def command(
     message: Message = None,
     as_json: AsJson = False,
 ) -> None:
-    """Chat with a served model in the terminal; without a terminal, read one message a line."""
+    """Chat with a served model in the terminal.
+
+    Without a terminal, it reads one message a line.
+    """
     for option, given in (("--message", message), ("--system", system)):
         if given is not None:
             _check_text(given, option)

@@ -11,13 +11,14 @@ from moe4.cli.progress import progress
 
 EXAMPLES = ("moe4 doctor", "moe4 doctor --measure --json")
 
-Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Measure how fast memory is read, too.")]
+Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Also measure how fast memory is read.")]
 
 
 def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
-    """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
+    """Show what this machine offers, and which kernels it runs.
 
-    MOE4_KERNEL forces a path; a name that this machine cannot run is an error.
+    Versions, vLLM, GPUs, memory, disk, hub, compiler and the path of the CPU kernels. The variable
+    MOE4_KERNEL forces a path; one that this machine cannot run is an error.
     """
     with progress("looking at this machine"):
         found = moe4.doctor(measure=measure)

@@ -30,7 +30,7 @@ Served: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="OUT",
-        help="Folder of the release, or of any checkpoint vLLM can load; or its id on the hub.",
+        help="Folder of a release, or of any checkpoint that vLLM can load; or an id on the hub.",
     ),
 ]
 Host: TypeAlias = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=options.SERVER)]
@@ -42,7 +42,7 @@ MaxModelLen: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="TOKENS",
-        help="Tokens a conversation may have, also as 32k or 32K; the model's own limit if not given.",
+        help="Longest conversation, in tokens, also as 32k or 32K; the model's own limit by default.",
         rich_help_panel=options.SERVER,
     ),
 ]
@@ -59,14 +59,14 @@ OpenMetrics: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--open-metrics",
-        help="Let /metrics answer without the API key.",
+        help="Answer /metrics without the API key.",
         rich_help_panel=options.SERVER,
     ),
 ]
 Rest: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="The type of all that is not routed experts: bfloat16, or int8 at a small loss.",
+        help="Type of everything but the routed experts: bfloat16, or int8, faster and less exact.",
         metavar="TYPE",
         rich_help_panel=CPU,
     ),
@@ -74,9 +74,9 @@ Rest: TypeAlias = Annotated[
 ExpertCache: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        help="GB of memory for experts read past the system's cache; 0 leaves them to the system.",
+        help="Memory for a cache of experts, in GB; 0 uses the system's page cache instead.",
         metavar="GB",
-        show_default="most of what is free, if they do not fit into it",
+        show_default="80% of free memory, if the experts do not fit into it",
         rich_help_panel=CPU,
     ),
 ]
@@ -90,7 +90,7 @@ NoProbe: TypeAlias = Annotated[
 ]
 Log: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="File for vLLM's log; a temporary one if not given.", rich_help_panel=START),
+    typer.Option(help="File for vLLM's log; a temporary file by default.", rich_help_panel=START),
 ]
 PrintCommand: TypeAlias = Annotated[
     bool,
@@ -121,12 +121,12 @@ def command(
     print_command: PrintCommand = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the release in OUT with vLLM behind an OpenAI-compatible API.
+    """Serve a release with vLLM, with an OpenAI-compatible API.
 
-    When it is ready the server is asked for the release's expected answers, and PASS or FAIL is said.
+    Once the server is up, moe4 asks it for the release's expected answers and prints PASS or FAIL.
 
-    Further options go to vLLM as they are. An API key is taken from the variable VLLM_API_KEY; requests for
-    anything but /health and /ping must then carry it.
+    Options that moe4 does not know go to vLLM. If the variable VLLM_API_KEY is set, requests for anything
+    but /health and /ping must carry that key.
     """
     if out.startswith("-"):
         found = out.partition("=")[0]

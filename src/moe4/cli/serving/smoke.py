@@ -18,7 +18,7 @@ Probe: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="RELEASE",
-        help="Also ask for the expected answers of this release, or of a moe4-probe.json.",
+        help="Also check the expected answers of this release, or of a moe4-probe.json.",
     ),
 ]
 
@@ -31,9 +31,9 @@ def command(
     insecure: options.Insecure = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask a server its models, a chat, a stream with usage and a tool call; exit 1 if one is wrong.
+    """Check a server: models, chat, streaming, a tool call.
 
-    An API key is taken from the variable VLLM_API_KEY.
+    Exits with 1 if one of them is wrong. The variable VLLM_API_KEY holds the API key.
     """
     with progress("asking the server") as shown:
 

@@ -182,7 +182,7 @@ def _validator(document: dict[str, Any], where: str) -> Any:
         jsonschema.Draft202012Validator.check_schema(schema)
     except (jsonschema.SchemaError, RecursionError) as error:
         reason = error.message if isinstance(error, jsonschema.SchemaError) else "it is nested too deeply"
-        raise DeployError(f"{where} has a schema that is none: {_short(visible(reason))}") from None
+        raise DeployError(f"{where} has an invalid schema: {_short(visible(reason))}") from None
     return jsonschema.Draft202012Validator(schema)
 
 

@@ -84,5 +84,5 @@ def _unknown_program(place: Place, containers: list[object]) -> Iterator[Finding
         sides = [mapping(get(resources, side)) for side in ("requests", "limits")]
         takes = any(is_accelerator(str(name)) for side in sides for name in side)
         if takes or entries(get(container, "deploy", "resources", "reservations", "devices")):
-            why = f"{get(container, 'image') or 'a container'} takes GPUs and is not known to run vLLM"
+            why = f"{get(container, 'image') or 'a container'} asks for GPUs, but may not run vLLM"
             yield place.find("not-read", why, "name `vllm serve` in its command, if that is what it runs")

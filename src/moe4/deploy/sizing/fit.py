@@ -294,4 +294,4 @@ def smallest_gpus(release: ReleaseSize, device: Device) -> str:
         layout = Layout(tensor=tensor, pipeline=num_gpus // tensor)
         if fit(release, device, layout, max_model_len=1, plugin=True).works:
             return f"{num_gpus} x {device.name} hold it ({layout.describe()})"
-    return f"64 x {device.name} do not hold it either"
+    return f"64 x {device.name} are not enough either"

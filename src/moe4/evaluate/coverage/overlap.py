@@ -122,7 +122,7 @@ def describe_overlap(result: Overlap) -> str:
         return f"none of {total} questions shares {size} words in a row with the calibration"
     lines = [
         f"{count} of {total} questions share {size} words in a row with the calibration, "
-        f"{result.num_whole} stand in it whole:"
+        f"{result.num_whole} are contained in it whole:"
     ]
     lines += [f"  {shared.question} and {shared.calibration}: {shared.words!r}" for shared in result.examples]
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from moe4.evaluate.server import check_server, normalise_url
 from moe4.files.durable import check_output, write_output
 from moe4.progress import OnProgress, ignore
 from moe4.strict_json import JsonObject
+from moe4.vllm_facts.distribution import require_vllm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,8 @@ class EvaluationOptions:
 def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     """Return what to evaluate, the baseline first. Raises a Moe4Error for whatever cannot be."""
     require_harness()
+    if options.base_url is None:
+        require_vllm()
     if options.limit is not None and options.limit < 1:
         raise EvaluationError(f"--limit {options.limit} leaves no question; give at least 1")
     tasks = choose_tasks(options.tasks, options.gsm8k_folder)

@@ -87,7 +87,7 @@ def read_requests(path: Path, limit: int | None = None) -> list[ToolRequest]:
     except CheckpointError as error:
         raise EvaluationError(f"requests {error}") from None
     if not requests:
-        raise EvaluationError(f"requests {path}: no request in it")
+        raise EvaluationError(f"requests {path}: it holds no requests")
     return requests
 
 

@@ -230,8 +230,7 @@ def _read_kept(path: Path) -> dict[str, Reply]:
     content = path.read_text(encoding="utf-8", errors="replace")
     if content.strip() and not content.lstrip().startswith(FIRST_KEY[: len(content.lstrip())]):
         raise EvaluationError(
-            f"{path} holds something else than the answers of moe4 toolcheck, and is left as it is; "
-            "name another file"
+            f"{path} holds something other than answers of moe4 toolcheck; name another file"
         )
     if content and not content.endswith("\n"):
         append_line(path, "")  # ends the line that a killed run tore

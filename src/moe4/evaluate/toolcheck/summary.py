@@ -184,8 +184,8 @@ def describe(result: ToolcheckFile) -> str:
     agreement = result.agreement
     if agreement and agreement.num:
         rows.append(
-            f"baseline and release decide alike on {_cell(agreement.decision_agreement)}, "
-            f"make the same calls on {_cell(agreement.same_calls)}; of the exact answers "
+            f"baseline and release agree on whether to call in {_cell(agreement.decision_agreement)}, "
+            f"make the same calls in {_cell(agreement.same_calls)}; of the exact answers "
             f"{agreement.exact_lost} were lost and {agreement.exact_gained} gained "
             f"(McNemar p = {agreement.exact_mcnemar_p:.2g})"
         )

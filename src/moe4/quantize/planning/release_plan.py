@@ -137,7 +137,7 @@ class ReleasePlan:
             )
         if self.unlisted:
             found.append(
-                "tensors in the source's shards that its index does not name are not read: "
+                "tensors in the source's shards that its index does not name are ignored: "
                 + summarize_names(self.unlisted)
             )
         return found

@@ -40,7 +40,7 @@ def quantize(
     except (Moe4Error, OSError) as error:
         named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
         if isinstance(error, HubError) and read_begin(ReleaseFolder.work_folder(request.out)) is not None:
-            named = HubError(f"{error}; what was committed stands: run again with --resume")
+            named = HubError(f"{error}; the committed layers are kept: run again with --resume")
         if ranks.is_first:
             raise named from error
         raise type(named)(f"rank {ranks.rank} on {socket.gethostname()}: {named}") from error

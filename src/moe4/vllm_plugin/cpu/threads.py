@@ -107,7 +107,7 @@ def attach() -> None:
     try:
         count = ThreadCount(processors, lambda: read_busy_seconds(processors, STAT.read_text()))
     except (OSError, ValueError) as error:
-        logger.warning("moe4 cannot see what other programs take of the processors: %s", error)
+        logger.warning("moe4 cannot see how busy other programs keep the processors: %s", error)
         return
     from vllm.v1.worker.cpu_worker import CPUWorker
 

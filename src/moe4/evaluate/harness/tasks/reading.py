@@ -32,7 +32,7 @@ def read_gsm8k(gsm8k: str | None = None, **_: Any) -> DatasetDict:
         return load_dataset(path, name)
     except Exception as error:  # the hub's client raises whatever its transports raise
         raise EvaluationError(
-            f"GSM8K cannot be had from the hub ({type(error).__name__}); "
+            f"GSM8K cannot be downloaded from the hub ({type(error).__name__}); "
             "give a folder with train.jsonl and test.jsonl by --gsm8k-dir"
         ) from error
 
