@@ -73,6 +73,7 @@ PARTS = {
     "transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS": MODEL,
     "transformers.integrations.moe:_default_apply_gate": FAMILIES,
     "transformers.conversion_mapping:PrefixChange": FAMILIES,
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping": FAMILIES,
     "transformers.conversion_mapping:get_model_conversion_mapping": FAMILIES,
     "transformers.core_model_loading:revert_weight_conversion": FAMILIES,
     "transformers.modeling_outputs:BaseModelOutputWithPast": FAMILIES,

@@ -52,6 +52,7 @@ class TextModel(Foreign):
     vocab_size: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
     hidden_size: Count | None = None
     num_hidden_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    num_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     num_attention_heads: Count | None = None
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe4.config import ModelConfig
-from moe4.errors import TensorError, UnsupportedModelError
+from moe4.errors import Moe4Error, TensorError, UnsupportedModelError
 from moe4.model.experts import ExpertMath
 from moe4.model.layouts import find_layout
 from moe4.model.names import SIDE_BY_SIDE, Names, Part
@@ -39,17 +39,31 @@ class Network(Outline):
         self.adds_experts = config.is_checked
         named = None if config.is_checked else config.architectures
         self._model = build_skeleton(whole, named, compute_dtype)
+        try:
+            self._describe(config)
+        except Moe4Error:
+            raise
+        except Exception as error:  # the model's code is transformers', and the config may ask for anything
+            if config.is_checked:
+                raise
+            reason = " ".join(str(error).split())
+            raise UnsupportedModelError(
+                f"{config.where}: moe4 cannot run this {config.network_type} model layer by layer: {reason}"
+            ) from error
+
+    def _describe(self, config: ModelConfig) -> None:
+        """Find the parts of the model, their names in checkpoints, and how the layers are called."""
         self._decoder: Any = self._model.get_decoder()
         self.config = self._decoder.config
-        self.ties_head = bool(whole.tie_word_embeddings)
+        self.ties_head = bool(self._model.config.tie_word_embeddings)
         if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
             raise UnsupportedModelError(
                 f"{config.where}: transformers' {config.network_type} has no single list of decoder layers"
             )
         if "shared" in (getattr(self.config, "indexer_types", None) or ()):
             raise UnsupportedModelError(
-                f"{config.where}: indexer_types has shared: such a layer attends to the tokens that an earlier "
-                'layer chose, which moe4 does not hand on; expected "full" for every layer'
+                f"{config.where}: indexer_types has shared: such a layer attends to what an earlier layer "
+                'chose, which moe4 does not hand on; expected "full" for every layer'
             )
         self.num_layers = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(self._model._keep_in_fp32_modules_strict or ())

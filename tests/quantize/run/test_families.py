@@ -181,7 +181,7 @@ def test_a_nested_config_that_is_quantized_already_is_refused(small_source: Path
 def test_a_family_it_cannot_do_is_refused_by_name(small_source: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(small_source, source)
-    (source / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
-    with pytest.raises(UnsupportedModelError, match="model_type 'gpt_oss' is not supported; moe4 supports"):
+    (source / "config.json").write_text(json.dumps({"model_type": "gpt9"}))
+    with pytest.raises(UnsupportedModelError, match="model_type 'gpt9' is not supported; moe4 supports"):
         run_quantize(source, tmp_path / "out", Recipe(method="rtn", group_size=32))
     assert not (tmp_path / "out").exists()
