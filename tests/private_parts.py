@@ -84,7 +84,6 @@ PARTS = {
     "transformers:PreTrainedConfig._decode_special_floats": FAMILIES,
     "transformers.integrations.finegrained_fp8:Fp8Dequantize": "tests/checkpoint/test_encodings.py",
     "transformers.integrations.mxfp4:convert_moe_packed_tensors": "tests/checkpoint/test_encodings.py",
-    "transformers.conversion_mapping:get_checkpoint_conversion_mapping": "tests/model/test_fused_layouts.py",
     "transformers:PreTrainedModel._keep_in_fp32_modules_strict": MODEL,
     "lm_eval.api.model:LM": "tests/evaluate/harness/test_answer_cache.py",
     "lm_eval.api.registry:get_model": HARNESS,

@@ -1,7 +1,8 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
@@ -10,9 +11,9 @@ from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape, Outline
-from moe4.quantize.planning.release_config import ignore_list
 from moe4.quantize.planning.tied_head import check_tied_head
 from moe4.recipe import AUTO_GROUP_SIZE, GROUP_SIZES, Recipe, Target, override
+from moe4.strict_json import JsonObject
 from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
 
 # A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
@@ -176,7 +177,7 @@ def make_plan(
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
     return ReleasePlan(
         shards=shards,
-        ignore=ignore_list(network, recipe, rest, {plan.layer_number: plan.copied for plan in shards[:-1]}),
+        ignore=_ignore_list(network, recipe, rest, {plan.layer_number: plan.copied for plan in shards[:-1]}),
         num_tensors=dict(Counter(kinds.values())),
         left_out=balance.unknown if allow_extra else [],
         unlisted=sorted(checkpoint.unlisted),
@@ -255,6 +256,29 @@ def group_size_warnings(group_size: int, network: Outline) -> list[str]:
     width = min(shape.width for shape in network.experts if shape)
     found = one_group_a_rank(width, group_size)
     return [f"{found}; {quantizing_advice(width, group_size)}"] if found else []
+
+
+def quantization_config(recipe: Recipe, plan: ReleasePlan) -> JsonObject:
+    """Return the `quantization_config` that compressed-tensors and vLLM read."""
+    ordered = recipe.method == "gptq" and recipe.gptq.activation_order
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": recipe.group_size,
+        "dynamic": False,
+        "actorder": "weight" if ordered else None,
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "kv_cache_scheme": None,
+        "config_groups": {"group_0": group},
+        "ignore": plan.ignore,
+    }
 
 
 def _sort_names(names: list[str], network: Outline) -> tuple[list[list[str]], list[str]]:
@@ -364,3 +388,44 @@ def _raise_or_note(problems: list[str] | None, errors: Sequence[Moe4Error]) -> N
         raise errors[0]
     if problems is not None:
         problems.extend(map(str, errors))
+
+
+def _ignore_list(
+    network: Outline, recipe: Recipe, rest: Sequence[str], copied: Mapping[int, Sequence[str]]
+) -> list[str]:
+    """Return what is not quantized, for vLLM: names, and `re:` patterns matched from the start.
+
+    rest: tensors outside the layers; copied: those that each layer keeps as they are.
+    """
+    ignore = [network.names.head.removesuffix(".weight")]
+    ignore.append("re:.*self_attn.*" if "attention" not in recipe.targets else r"re:.*self_attn\.kv_b_proj.*")
+    if "shared_experts" not in recipe.targets:
+        ignore.append("re:.*shared_experts?\\..*")
+    ignore.append("re:.*shared_expert_gate$")
+    if "dense_mlps" not in recipe.targets:
+        ignore.append(r"re:.*mlp\.(gate|up|gate_up|down)_proj.*")
+    routers = {experts.prefix.split(".")[-2] for experts in network.experts if experts}
+    ignore.extend(rf"re:.*{module}\.gate$" for module in sorted(routers))
+    extra = {layer for layer in map(network.layer_of, rest) if layer is not None}
+    ignore.extend(rf"re:.*layers\.{layer}\..*" for layer in sorted(extra))
+    if network.names.text_prefix:  # towers and projectors beside the text model
+        others = {name.split(".")[0] for name in rest if not name.startswith(network.names.text_prefix)}
+        ignore.extend(rf"re:{module}\..*" for module in sorted(others))
+    towers = {name.removeprefix("model.").split(".")[0] for name in network.names.others}
+    ignore.extend(rf"re:.*{module}\..*" for module in sorted(towers))
+    ignore.extend(_not_ignored(network, copied, ignore))
+    return ignore
+
+
+def _not_ignored(network: Outline, copied: Mapping[int, Sequence[str]], ignore: list[str]) -> list[str]:
+    """Return patterns for what a layer keeps as it is and no other pattern names."""
+    patterns = [re.compile(entry.removeprefix("re:")) for entry in ignore if entry.startswith("re:")]
+    found = set()
+    for layer, names in copied.items():
+        prefix, shapes = network.layer_prefix(layer), network.layer_tensors(layer)
+        for name in names:
+            module, _, leaf = name.rpartition(".")
+            is_linear = leaf == "weight" and len(shapes.get(name, ())) == 2
+            if is_linear and not any(pattern.match(module) for pattern in patterns):
+                found.add(module.removeprefix(prefix))
+    return [rf"re:.*layers\.\d+\.{re.escape(module)}$" for module in sorted(found)]

@@ -25,8 +25,7 @@ from moe4.probe.make import assemble, report_entry
 from moe4.probe.passes import count_pairs
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe
 from moe4.quantize.layer.workbench import Workbench, copy_tensors
-from moe4.quantize.planning.release_config import quantization_config
-from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
+from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan, quantization_config
 from moe4.quantize.reporting.layer_record import peak_memory_bytes
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.saved import (
@@ -158,7 +157,7 @@ class Committer:
     def last_files(self) -> dict[str, bytes]:
         """Return what is written last, by name, in that order: the index, then the config."""
         config = without_quantization(self.bench.checkpoint.config.document)
-        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan.ignore)
+        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
         index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
         return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 
