@@ -12,19 +12,18 @@ FILE = ROOT / "docs" / "families.md"
 TESTS = ROOT / "tests" / "quantize" / "run"
 HEAD = """# Families
 
-Made by `scripts/generate_families_table.py` from the tests; `make check` holds it to them. A family is a
-`model_type` in config.json. For each one a small random model is planned, quantized by GPTQ, verified, and
-held in float32 to its twin: the release's weights, decoded by compressed-tensors, as a whole model in
-transformers.
+`scripts/generate_families_table.py` makes this page from the tests, and `make check` compares the two. A
+family is a `model_type` in config.json. For each family, a test plans a small random model, quantizes it by
+GPTQ, verifies the release, and compares it in float32 with its twin: the release's weights, decoded by
+compressed-tensors, as a whole model in transformers.
 
-- **Checked** configs are read without transformers, and refused where transformers and vLLM treat a field
+- **Checked** configs are read without transformers, and refused if transformers and vLLM would treat a field
   differently ([quantization.md](quantization.md#sources)). `plan` works from the config alone.
-- The others are read by transformers' own config class; the network and the names are its own too.
-- **Twin in vLLM** tells whether a test also holds the release's answers in vLLM on a CPU to the twin's.
+- transformers' own config class reads the others; the network and the names are transformers' too.
+- **Twin in vLLM** says whether a test also compares the release's answers in vLLM on a CPU with the twin's.
 
 moe4 tries any other family with `--family-as-is`. It makes a small random model of the config, and runs it
-layer by layer and as a whole in transformers. If the two differ, moe4 says so in one line and does nothing
-else.
+layer by layer and as a whole in transformers. If the results differ, moe4 says so in one line and stops.
 
 """
 MODELS = {
