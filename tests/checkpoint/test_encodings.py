@@ -303,6 +303,12 @@ REFUSED: dict[str, tuple[str, Any, type[Moe4Error], str]] = {
     "float": ("int4 of 32", _says(type="float"), UnsupportedModelError, "is I32 of float 4 bits"),
     "five bits": ("int4 of 32", _says(num_bits=5), UnsupportedModelError, "int 4 or 8 bits"),
     "no zero point": ("int4 of 32", _says(symmetric=False), TensorError, "zero_point is missing"),
+    "no zero point of INT8": (
+        "int8 asymmetric",
+        _without("weight_zero_point"),
+        TensorError,
+        "zero_point is missing, but .* symmetric false",
+    ),
     "order that is not said": (
         "int4 of 32",
         _with("weight_g_idx", torch.zeros(COLUMNS, dtype=torch.int32)),

@@ -102,9 +102,9 @@ def _random_model(config: ModelConfig, document: dict[str, Any]) -> Any:
         elements = sum(tensor.numel() for tensor in kind(copy.deepcopy(small)).parameters())
     if elements > MOST_ELEMENTS:
         raise ValueError(f"the smallest model of this config has {elements:,} parameters, too many to try")
-    torch.manual_seed(0)
-    model = kind._from_config(small, dtype=torch.float32).eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the caller's own random numbers go on
+        torch.default_generator.manual_seed(0)
+        model = kind._from_config(small, dtype=torch.float32).eval()
         for tensor in model.parameters():
             if tensor.ndim > 1:
                 tensor.normal_(0, tensor.shape[-1] ** -0.5)

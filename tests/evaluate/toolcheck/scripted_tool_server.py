@@ -115,6 +115,10 @@ class ToolServer:
             usage = {}
         elif self.fault == "usage is text":
             usage = "plenty"
+        elif self.fault == "finish is a number" and not calls:
+            finish = 7  # type: ignore[assignment]
+        elif self.fault == "half a character" and not calls:
+            content = "\ud83d"
         message = {"role": "assistant", "content": content or None, "tool_calls": calls or None}
         return 200, {
             "id": "c",

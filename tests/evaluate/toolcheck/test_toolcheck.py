@@ -84,6 +84,14 @@ def test_each_fault_hurts_its_own_measures(server: ToolServer, fault: str, hurt:
     assert set(failed_checks(result)) <= hurt
 
 
+@pytest.mark.parametrize("fault", ["finish is a number", "half a character"])
+def test_an_answer_that_no_file_can_keep_is_none(server: ToolServer, fault: str, tmp_path: Path) -> None:
+    server.fault = fault
+    result = checked(server, output=tmp_path / "answers.jsonl")
+    assert {name for name, value in values(result).items() if value < 1} >= {"answered"}
+    assert "the answer is not a chat completion" in (tmp_path / "answers.jsonl").read_text()
+
+
 def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:
     """Counts by hand: a server that never calls has only misses; F1 = 2 TP / (2 TP + FP + FN)."""
     server.fault = "never calls"

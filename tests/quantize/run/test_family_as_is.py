@@ -1,12 +1,15 @@
 """--family-as-is: a family that is not listed is tried on a small random model of it, before any work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from family_models import write_source
 from release_tools import run_cli
 
+from moe4.checkpoint.index import read_config
 from moe4.forward import trial
 from moe4.model import surroundings
 
@@ -63,3 +66,11 @@ def test_small_models_keep_a_layer_of_each_kind() -> None:
     assert small["layer_types"] == ["full", "full", "full", "full", "sliding"]
     assert small["num_hidden_layers"] == 5
     assert small["hidden_size"] == 64
+
+
+def test_a_trial_leaves_random_numbers_as_they_were(other: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    trial.try_family(replace(read_config(other), family_as_is=True))
+    assert torch.equal(torch.rand(3), expected)

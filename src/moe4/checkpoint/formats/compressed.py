@@ -85,14 +85,16 @@ class CompressedTensors:
         if has_exponents:
             require_dtype(scales, "U8")
         check_scale_dtype(scales, exponents=has_exponents)
-        shape = require_matrix(numbers)
+        shape, zero_points = require_matrix(numbers), self._stored.get(f"{name}_zero_point")
+        if weights.symmetric is False:  # else some writers leave points of zero there
+            _require_agreement(f"{name}_zero_point", zero_points, True, f"{group} says symmetric false")
         return Encoding(
             name=name,
             shape=shape,
             block=find_block(name, shape, weights),
             numbers=numbers,
             scales=scales,
-            zero_points=self._stored.get(f"{name}_zero_point"),
+            zero_points=zero_points,
             column_groups=self._column_groups(name, group, weights, shape[1]),
             layout=MXFP8 if has_exponents else PLAIN,
             group=group,

@@ -61,6 +61,7 @@ async def ask(
                     wait = _wait_asked_for(response) or wait
                 else:
                     reply = await (_read_stream(response) if stream else _read_whole(response))
+                    _require_text(reply)
                     reply.attempts = attempt
                     return reply
         except httpx.HTTPError as error:
@@ -86,6 +87,14 @@ async def _read_whole(response: httpx.Response) -> Reply:
         calls=calls,
         usage=_usage(data),
     )
+
+
+def _require_text(reply: Reply) -> None:
+    """Raise ValueError where text is something else, or half of a surrogate pair, which no file can hold."""
+    texts = [reply.finish_reason or "", reply.content, *(call["name"] for call in reply.calls)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a finish reason, a content or a name is not text")
+    json.dumps([*texts, reply.calls, reply.usage, reply.error], ensure_ascii=False).encode()
 
 
 def _usage(answer: JsonObject) -> JsonObject | None:
@@ -136,7 +145,8 @@ def _refusal(body: bytes, status: int) -> str:
         message = error.get("message") if isinstance(error, dict) else error
     except (ValueError, AttributeError, RecursionError):
         message = body[:200].decode("utf-8", "replace")
-    return f"{status}: {' '.join(str(message).split())[:300]}"
+    line = " ".join(str(message).split())[:300]
+    return f"{status}: {line.encode(errors='replace').decode()}"
 
 
 def _wait_asked_for(response: httpx.Response) -> float | None:

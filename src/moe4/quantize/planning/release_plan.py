@@ -411,10 +411,18 @@ def _ignore_list(
     if network.names.text_prefix:  # towers and projectors beside the text model
         others = {name.split(".")[0] for name in rest if not name.startswith(network.names.text_prefix)}
         ignore.extend(rf"re:{module}\..*" for module in sorted(others))
-    towers = {name.removeprefix("model.").split(".")[0] for name in network.names.others}
-    ignore.extend(rf"re:.*{module}\..*" for module in sorted(towers))
+    ignore.extend(rf"re:.*{re.escape(module)}(\..*)?$" for module in _modules_beside(network, rest))
     ignore.extend(_not_ignored(network, copied, ignore))
     return ignore
+
+
+def _modules_beside(network: Outline, rest: Sequence[str]) -> list[str]:
+    """Return the modules beside the text model's own, such as a vision tower or `mtp`, by transformers."""
+    names, around = network.names, network.names.layers.rstrip(".").rpartition(".")[0] + "."
+    own = {network.embedding_name, names.head, *names.ending}
+    extra = [] if names.text_prefix else [name for name in rest if network.layer_of(name) is None]
+    beside = [name.removeprefix(around).removeprefix("model.") for name in {*names.others, *extra} - own]
+    return sorted({name.split(".")[0] for name in beside if "." in name} - set(around.split(".")))
 
 
 def _not_ignored(network: Outline, copied: Mapping[int, Sequence[str]], ignore: list[str]) -> list[str]:
