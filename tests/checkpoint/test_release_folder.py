@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from journal_lines import BEGIN, ENVIRONMENT
 
-from moe4.checkpoint.journal import is_unchanged
+from moe4.checkpoint.journal import Begin, is_unchanged
 from moe4.checkpoint.release_folder import ReleaseFolder, require_space
 from moe4.errors import DiskSpaceError, OutputError, ResumeError
 from moe4.units import format_bytes
@@ -81,7 +82,7 @@ def test_what_is_not_a_runs_is_refused_and_left_alone(name: str, resume: bool, t
 
 def test_what_comes_into_it_later_stays_too(tmp_path: Path) -> None:
     folder = ReleaseFolder(tmp_path / "out", resume=False)
-    folder.open().start(BEGIN)
+    folder.open().start(Begin(**BEGIN))
     (folder.work / "notes.txt").write_text("theirs")
     before = tree(tmp_path)
     with pytest.raises(OutputError, match=r"notes\.txt is a file that moe4 did not make"):
@@ -119,36 +120,29 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
         ReleaseFolder(tmp_path / "out", resume=False)
 
 
-BEGIN = {
-    "moe4": "1",
-    "source": "0" * 64,
-    "recipe": "0" * 64,
-    "documents": None,
-    "calibration": None,
-    "probe": None,
-    "side_files": {},
-    "environment": {"threads": 2},
-    "recipe_values": {},
-    "versions": {},
-    "source_files": {},
-}
 SHARD = {"shard": "model-00001-of-00002.safetensors", "sha256": "0" * 64, "bytes": 1, "kept": {}}
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["[]"], "line 1: the file must be an object, found"),
-        ([{"shard": 1}], "line 1: begin is missing"),
-        ([{"begin": {**BEGIN, "environment": {"threads": 0}}}], "line 1: begin.environment.threads must be"),
-        ([{"begin": {**BEGIN, "source": "x"}}], "line 1: begin.source must be like"),
-        ([{"begin": BEGIN}, {"shard": "x"}], "line 2: sha256 is missing"),
-        ([{"begin": BEGIN}, {**SHARD, "bytes": "many"}], "line 2: bytes must be a whole number, found"),
-        ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2: shard must be like"),
-        ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2: kept"),
+        (["[]"], "line 1, is damaged: the file must be an object, found"),
+        ([{"shard": 1}], "line 1, is damaged: begin is missing"),
+        (
+            [{"begin": {**BEGIN, "environment": {**ENVIRONMENT, "threads": 0}}}],
+            "line 1, is damaged: begin.environment.threads must be",
+        ),
+        ([{"begin": {**BEGIN, "source": "x"}}], "line 1, is damaged: begin.source must be like"),
+        ([{"begin": BEGIN}, {"shard": "x"}], "line 2, is damaged: sha256 is missing"),
+        (
+            [{"begin": BEGIN}, {**SHARD, "bytes": "many"}],
+            "line 2, is damaged: bytes must be a whole number, found",
+        ),
+        ([{"begin": BEGIN}, {**SHARD, "shard": "../x"}], "line 2, is damaged: shard must be like"),
+        ([{"begin": BEGIN}, {**SHARD, "kept": {"/etc/passwd": "0" * 64}}], "line 2, is damaged: kept"),
         ([{"begin": BEGIN}, SHARD, "{"], "Expecting property name"),
         (["[" * 100_000], "nested deeper than"),
-        ([{"begin": {**BEGIN, "environment": {"threads": 10**6}}}], "threads must be at most"),
+        ([{"begin": {**BEGIN, "environment": {**ENVIRONMENT, "threads": 10**6}}}], "threads must be at most"),
     ],
 )
 def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path: Path) -> None:
@@ -160,7 +154,7 @@ def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path
         ReleaseFolder(tmp_path / "out", resume=True).open()
     message = str(caught.value)
     assert words in message
-    assert message.startswith(f"{work / 'journal.jsonl'} is damaged: ")
+    assert message.startswith(f"{work / 'journal.jsonl'}, line ")
     assert message.endswith("; begin again in an empty folder")
     assert "\n" not in message
 

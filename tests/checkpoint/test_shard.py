@@ -114,7 +114,7 @@ MALFORMED = {
         "and nothing else",
     ),
     "many dimensions": (shard_bytes({"a": entry("U8", [1] * 17, 0, 1)}, b"x"), "shape of at most 16 sizes"),
-    "a size that is true": (shard_bytes({"a": entry("U8", [True], 0, 1)}, b"x"), "no whole number"),
+    "a size that is true": (shard_bytes({"a": entry("U8", [True], 0, 1)}, b"x"), "not a whole number"),
     "an empty name": (shard_bytes({"": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name of a tensor"),
     "a line break in a name": (shard_bytes({"a\nb": entry("U8", [1], 0, 1)}, b"x"), "cannot be the name"),
     "half a surrogate pair": (

@@ -77,7 +77,7 @@ def test_two_shards_without_an_index_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", {"a": torch.zeros(2)})
     save_file({"b": torch.zeros(2)}, folder / "more.safetensors")
     with pytest.raises(
-        MissingFileError, match=r"no model\.safetensors\.index\.json, and 2 safetensors files"
+        MissingFileError, match=r"no model\.safetensors\.index\.json, which its 2 safetensors files need"
     ):
         Checkpoint(folder)
 

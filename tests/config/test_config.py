@@ -157,7 +157,7 @@ RELATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, more than the 8 of num_local_experts"),
     ("deepseek_v3", {"num_experts_per_tok": 129}, "more than the 128 experts in 4 of 8 groups"),
     ("deepseek_v3", {"n_group": 7}, "n_group is 7, which does not divide the 256 of n_routed_experts"),
-    ("deepseek_v3", {"n_group": 256, "topk_group": 64}, "groups of less than two"),
+    ("deepseek_v3", {"n_group": 256, "topk_group": 64}, "groups of fewer than two"),
     ("deepseek_v3", {"topk_group": 9}, "topk_group is 9, more than the 8 of n_group"),
     ("deepseek_v2", {"topk_method": "greedy"}, "topk_method is greedy: vLLM would leave groups out"),
     ("deepseek_v2", {"hidden_size": 5121}, "hidden_size is 5121, not a multiple of the 128"),

@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_mkdocs
 def test_the_home_page_is_the_readme(site: Path) -> None:
     home = (site / "index.html").read_text()
-    assert "turns a Mixture-of-Experts checkpoint into an INT4" in home
+    assert "quantizes Mixture-of-Experts checkpoints to INT4" in home
     assert 'href="getting-started/"' in home
     assert 'src="docs/' not in home
 

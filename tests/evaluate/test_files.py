@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from publish.measured import TASK, comparison, evaluation, toolcheck
 
-from moe4.errors import CheckpointError, EvaluationError
+from moe4.errors import EvaluationError
 from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
@@ -68,7 +68,7 @@ def test_a_field_of_another_kind_is_named(tmp_path: Path, name: str, path: tuple
     with pytest.raises(EvaluationError) as caught:
         read_result(write(tmp_path, name, content), KINDS[name])
     line = str(caught.value)
-    assert line.startswith(f"{tmp_path / name}: ")
+    assert line.startswith(f"{tmp_path / name} is damaged: ")
     assert str(path[-1] if isinstance(path[-1], str) else path[-2]) in line
     assert "\n" not in line
 
@@ -77,7 +77,7 @@ def test_a_field_of_another_kind_is_named(tmp_path: Path, name: str, path: tuple
     ("name", "changes", "message"),
     [
         (EVALUATION, {"task": {}}, "task is not a field"),
-        (EVALUATION, {"version": 2}, "version must be 1, found 2"),
+        (EVALUATION, {"version": 2}, "is of version 2, and this moe4 reads version 1"),
         (
             EVALUATION,
             {"tasks": {"t": {**evaluation()["tasks"][TASK], "metric": "f1"}}},
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, name: str, changes: dict[str
 
 def test_what_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / EVALUATION).write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(EvaluationError, match="is damaged: not JSON"):
         read_result(tmp_path / EVALUATION, EvaluationFile)
 
 

@@ -19,7 +19,7 @@ from moe4.hub.repository import patiently
 def test_a_repository_is_downloaded_whole_and_is_the_folder(hub: StandInHub, six: Path) -> None:
     found = locate_source(REPOSITORY)
     assert found.pin is not None
-    assert found.pin.to_dict() == {"repository": REPOSITORY, "revision": "main", "commit": commit_of(six)}
+    assert found.pin.as_dict() == {"repository": REPOSITORY, "revision": "main", "commit": commit_of(six)}
     assert Checkpoint(found.folder).digest() == Checkpoint(six).digest()
     assert short_name(found.folder) == "six"
     here = find_side_files(six, Checkpoint(six).shards)

@@ -20,6 +20,7 @@ from release_tools import Interrupted, contents
 from stand_in_hub import REPOSITORY, StandInHub, commit_of, split_in_shards
 
 from moe4.checkpoint.journal import CommittedShard, Journal
+from moe4.checkpoint.report_file import Report
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import HubError, ResumeError
 from moe4.hub.locate import locate_source
@@ -35,10 +36,16 @@ RECIPE = Recipe(
     gptq=Gptq(scale_candidates=2),
     calibration=Calibration(num_sequences=4, max_sequence_tokens=64),
 )
+SMALL_PIECES = """
+import runpy
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 16 << 10  # of 10 MiB, in which a small shard is on its way in memory alone
+runpy.run_module("moe4", run_name="__main__", alter_sys=True)
+"""
 SHARD = "model-0000{}-of-00006.safetensors"
 
 
-def run(source: Path | str, out: Path, calibration: Path, **options: object) -> dict[str, object]:
+def run(source: Path | str, out: Path, calibration: Path, **options: object) -> Report:
     request = Request(source=source, out=out, recipe=RECIPE, calibration=calibration, **options)  # type: ignore[arg-type]
     return quantize(request, ProgressReporter())
 
@@ -201,7 +208,8 @@ def test_a_moved_branch_does_not_mix_revisions(
     assert without_hub(contents(out), pin) == whole
     assert not any(commit_of(moved) in path for _, path, _ in hub.log)
     again = run(REPOSITORY, out, calibration, stream=True, resume=True)
-    assert again["source"]["hub"] == pin  # type: ignore[index]
+    assert again.source.hub is not None
+    assert again.source.hub.as_dict() == pin
 
 
 def test_a_resumed_run_fetches_what_it_still_needs(
@@ -276,9 +284,9 @@ def test_killed_five_times(
         "[calibration]\nnum_sequences = 4\nmax_sequence_tokens = 64\n"
     )
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "moe4", "quantize", REPOSITORY, str(out), "--stream", "--resume"]
+    command = [sys.executable, "-c", SMALL_PIECES, "quantize", REPOSITORY, str(out), "--stream", "--resume"]
     command += ["--recipe", str(recipe), "--calibration", str(calibration)]
-    hub.faults.bytes_per_second = 200_000
+    hub.faults.bytes_per_second = 500_000
     with watched(work) as seen:
         for _ in range(5):
             before = {path.name: path.stat().st_size for path in work.glob("*.incomplete")}

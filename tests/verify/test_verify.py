@@ -278,7 +278,7 @@ CASES: dict[str, tuple[Break, str, bool]] = {
     ),
     "a report that is damaged": (
         lambda f: (f / "moe4-report.json").write_text('{"release": {"shards"'),
-        r"moe4-report\.json cannot be read as JSON",
+        r"moe4-report\.json is damaged: not JSON",
         False,
     ),
     "a list with other places": (

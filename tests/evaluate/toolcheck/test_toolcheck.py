@@ -286,7 +286,9 @@ def test_a_kept_answer_of_another_form_is_named(server: ToolServer, tmp_path: Pa
     checked(server, output=output, limit=1)
     line = json.loads(output.read_text().splitlines()[0])
     output.write_text(json.dumps({**line, "reply": {**line["reply"], "calls": 3}}) + "\n")
-    with pytest.raises(EvaluationError, match=r"answers.jsonl:1: reply.calls must be a list, found 3"):
+    with pytest.raises(
+        EvaluationError, match=r"answers.jsonl, line 1, is damaged: reply.calls must be a list, found 3"
+    ):
         checked(server, output=output, limit=1)
 
 

@@ -15,6 +15,7 @@ import torch
 from model_fixtures import random_state, reference_config, write_checkpoint
 from safetensors.torch import load_file
 
+from moe4.checkpoint.report_file import ExpertRecord, Report
 from moe4.errors import EvaluationError
 from moe4.quantize.gpu import batches as gpu_batches
 from moe4.quantize.gpu.solver import DeviceSolver
@@ -43,14 +44,18 @@ TEXT = "Twelve engineers share one long table and every one of them has a lamp. 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = reference_config(**SHAPE)
-    folder = write_checkpoint(tmp_path_factory.mktemp("m") / "s", config, random_state(config, seed=3))
+    return make_source(tmp_path_factory.mktemp("m") / "s")
+
+
+def make_source(folder: Path, **changes: int) -> Path:
+    config = reference_config(**{**SHAPE, **changes})
+    write_checkpoint(folder, config, random_state(config, seed=3))
     lines = [json.dumps({"text": TEXT[number:] * 2}) for number in range(8)]
     (folder / "lines.jsonl").write_text("\n".join(lines))
     return folder
 
 
-def run(source: Path, out: Path) -> dict[str, Any]:
+def run(source: Path, out: Path) -> Report:
     recipe = Recipe(
         group_size=32,
         gptq=Gptq(scale_candidates=2, descent_sweeps=1),
@@ -60,8 +65,8 @@ def run(source: Path, out: Path) -> dict[str, Any]:
     return quantize(request)
 
 
-def records(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [expert for layer in report["layers"] for expert in layer["experts"]]
+def records(report: Report) -> list[ExpertRecord]:
+    return [expert for layer in report.layers for expert in layer.experts]
 
 
 def test_a_run_in_batches_is_the_cpus_up_to_ties(
@@ -89,12 +94,12 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
         found[name] = run(source, tmp_path / name)
     assert used == ["gpu"] * 4
     for ours, theirs in zip(records(found["streamed"]), records(expected), strict=True):
-        assert ours["num_tokens"] == theirs["num_tokens"]
-        for part in ("gate", "up", "down"):
-            assert ours[part]["method"] == theirs[part]["method"] == "gptq"
+        assert ours.num_tokens == theirs.num_tokens
+        for mine, other in ((ours.gate, theirs.gate), (ours.up, theirs.up), (ours.down, theirs.down)):
+            assert mine.method == other.method == "gptq"
             # A code that ties in float32 may go either way, and then the rest of its row with it.
-            assert ours[part]["error"] == pytest.approx(theirs[part]["error"], rel=0.03)
-            assert ours[part]["rtn_error"] == pytest.approx(theirs[part]["rtn_error"], rel=0.01)
+            assert mine.error == pytest.approx(other.error, rel=0.03)
+            assert mine.rtn_error == pytest.approx(other.rtn_error, rel=0.01)
     shards = {path.name: path.read_bytes() for path in (tmp_path / "streamed").glob("*.safetensors")}
     assert shards == {path.name: path.read_bytes() for path in (tmp_path / "resident").glob("*.safetensors")}
     for layer in (2, 3):
@@ -109,7 +114,7 @@ def test_a_run_in_batches_is_the_cpus_up_to_ties(
 
 
 def test_every_thread_of_a_run_begins_with_the_runs_gpu(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The current GPU is a thread's own: a kernel that a thread launches without it goes to GPU 0."""
     told: set[int] = set()
@@ -128,7 +133,7 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     for name in ("_read_batch", "_solve_batch"):
         note(gpu_batches.Batches, name, worked)
     monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
-    run(source, tmp_path / "out")
+    run(make_source(tmp_path / "source", num_hidden_layers=2), tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told
 

@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "unsupported architecture": (
         edit_json("config.json", model_type="llama"),
-        r"model_type 'llama' is not supported; moe4 supports deepseek_v2, deepseek_v3, ",
+        r"model_type 'llama' is not supported; moe4 supports afmoe, deepseek_v2, deepseek_v3, ",
     ),
     "no experts": (
         edit_json("config.json", first_k_dense_replace=3),
@@ -336,13 +336,16 @@ class TestOutputFolder:
     def test_two_runs_at_once(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
+        from journal_lines import BEGIN
+
+        from moe4.checkpoint.journal import Begin
         from moe4.checkpoint.release_folder import ReleaseFolder
 
         first = ReleaseFolder(tmp_path / "out", resume=False)
         journal = first.open()
         for begin, options in ((False, []), (True, []), (False, ["--resume"])):
             if begin:
-                journal.start({"moe4": "0"})
+                journal.start(Begin(**BEGIN))
             arguments = ["quantize", str(source), str(tmp_path / "out"), "--method", "rtn", *options]
             code, _, err = run_cli(arguments, monkeypatch, capfd)
             assert code == 2

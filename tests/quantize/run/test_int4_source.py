@@ -11,7 +11,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from release_tools import run_quantize
 from safetensors.torch import load_file, save_file
 
-from moe4.checkpoint.report_file import describe, parse_report
+from moe4.checkpoint.report_file import describe, read_report
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import RecipeError, TensorError
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
@@ -139,7 +139,7 @@ def test_gptq_of_codes_costs_less_than_rounding_them(
     assert (report["recipe"]["method"], report["recipe"]["group_size"]) == ("gptq", 64)
     assert sum(report["source"]["quantized_again"].values()) == 24
     said = "again     24 matrices were codes already"
-    assert said in describe(parse_report(tmp_path / "out"))
+    assert said in describe(read_report(tmp_path / "out"))
     summary = report["summary"]
     assert 0 < summary["mean_error"] < summary["mean_rtn_error"]
     result = verify(tmp_path / "out", int4_source)

@@ -13,7 +13,7 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
 from moe4.model.architecture import Network
 from moe4.model.names import Part
-from moe4.quantize.run import pipeline as run
+from moe4.quantize.run import prepare
 from moe4.quantize.transfer.reader import ExpertReader, Prefetcher, Stored
 from moe4.recipe import ALL_TARGETS, Recipe
 
@@ -102,7 +102,7 @@ def test_the_source_is_read_once(
             super().__init__(folder, provider)
             opened.append(self)
 
-    monkeypatch.setattr(run, "Checkpoint", Observed)
+    monkeypatch.setattr(prepare, "Checkpoint", Observed)
     folder: Path = request.getfixturevalue(kind)
     recipe = Recipe.from_dict(
         {"method": method, "targets": list(ALL_TARGETS), "calibration": {"num_sequences": 4}}

@@ -9,7 +9,7 @@ import typer
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo_result, say
-from moe4.cli.progress import progress
+from moe4.cli.progress import Shown, progress
 from moe4.errors import INTERRUPTED_EXIT_CODE, Moe4Error
 from moe4.escape import shell_line
 
@@ -59,10 +59,7 @@ def command(
         memory_budget=memory_budget,
     )
     with progress("loading") as shown:
-        ranks = moe4.find_ranks()
-        if not ranks.is_first:
-            shown.stop()
-        moe4.own_process(ranks)
+        ranks = _join(shown)
         try:
             report = moe4.quantize(
                 source,
@@ -86,6 +83,15 @@ def command(
             _end(error, ranks)
     if ranks.is_first:
         echo_result(report, as_json)
+
+
+def _join(shown: Shown) -> "Ranks":
+    """Find the other processes of the run; only the first one shows progress."""
+    ranks = moe4.find_ranks()
+    if not ranks.is_first:
+        shown.stop()
+    moe4.own_process(ranks)
+    return ranks
 
 
 def _end(error: KeyboardInterrupt | Moe4Error, ranks: "Ranks") -> NoReturn:

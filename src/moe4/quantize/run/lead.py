@@ -79,7 +79,7 @@ def lead(
     if prepared.source.stream is not None:
         progress.follow(prepared.source.stream.meter)
     bench.checkpoint.provider.expect(prepared.steps[len(journal.shards) :], progress.say)
-    _require_same_source(bench, prepared.plan, begin, committer.saved_reads())
+    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
     committer.commit_shards()
     bench.checkpoint.provider.close()
     report = _finish(folder, prepared, committer, begin)
@@ -168,11 +168,14 @@ def _go_on(
         progress.say(f"note: begun with {'; '.join(others)}; other versions may round differently")
 
 
-def _require_same_source(bench: Workbench, plan: ReleasePlan, begin: Begin, known: dict[str, str]) -> None:
+def _require_same_source(
+    bench: Workbench, plan: ReleasePlan, journal: Journal, known: dict[str, str]
+) -> None:
     """Hold the source to what was read of it before. Raises ResumeError where it has changed."""
+    assert journal.begin is not None
     bench.reads.expect(known)
     unread = [name for shard in plan.shards for name in shard.source_names if name not in known]
-    require_same_source(bench.checkpoint, known, begin.source_files, unread, bench.progress.say)
+    require_same_source(bench.checkpoint, known, journal.begin.source_files, unread, bench.progress.say)
 
 
 def _finish(folder: ReleaseFolder, prepared: Prepared, committer: Committer, begin: Begin) -> Report:

@@ -1,0 +1,27 @@
+"""What a run begins its journal with."""
+
+from typing import Any
+
+ENVIRONMENT: dict[str, Any] = {
+    "device": "cpu",
+    "processor": "maker, AVX2",
+    "products": "float32",
+    "columns": "portable",
+    "torch": "2",
+    "transformers": "5",
+    "variables": {},
+    "threads": 2,
+}
+BEGIN: dict[str, Any] = {
+    "moe4": "1",
+    "source": "0" * 64,
+    "recipe": "0" * 64,
+    "documents": None,
+    "calibration": None,
+    "probe": None,
+    "side_files": {},
+    "environment": ENVIRONMENT,
+    "recipe_values": {},
+    "versions": {},
+    "source_files": {},
+}
