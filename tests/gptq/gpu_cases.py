@@ -309,7 +309,7 @@ def test_errors_are_those_of_float64_without_damping() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "size", "group_size", "sweeps"),
-    [("float16", 256, 128, 1), ("float16", 64, 64, 2), ("float16", 96, 32, 2), ("float32", 96, 32, 2)],
+    [("float16", 256, 128, 1), ("float16", 64, 64, 2), ("float16", 96, 32, 2), ("float32", 64, 32, 1)],
 )
 def test_a_batch_is_quantized_as_the_cpu_does_it(
     precision: Precision, size: int, group_size: int, sweeps: int, monkeypatch: pytest.MonkeyPatch
@@ -395,11 +395,11 @@ def test_a_channel_that_is_never_used_leaves_the_rest_as_on_the_cpu() -> None:
 
 
 def test_members_of_a_batch_do_not_meet() -> None:
-    problems = [problem(24, 96, seed) for seed in (10, 11)]
+    problems = [problem(16, 64, seed) for seed in (10, 11)]
     settings = Gptq(scale_candidates=4, descent_sweeps=1)
     solver = BatchSolver(settings=settings, group_size=32)
-    both = solver.quantize(*batch_of(problems), [24])
-    swapped = solver.quantize(*batch_of(problems[::-1]), [24])
+    both = solver.quantize(*batch_of(problems), [16])
+    swapped = solver.quantize(*batch_of(problems[::-1]), [16])
     for one, other in ((both[0], swapped[1]), (both[1], swapped[0])):
         assert torch.equal(one[0].codes, other[0].codes)
         assert torch.equal(one[0].scales, other[0].scales)

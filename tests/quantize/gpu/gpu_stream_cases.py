@@ -133,7 +133,7 @@ def test_every_thread_of_a_run_begins_with_the_runs_gpu(
     for name in ("_read_batch", "_solve_batch"):
         note(gpu_batches.Batches, name, worked)
     monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
-    run(make_source(tmp_path / "source", num_hidden_layers=2), tmp_path / "out")
+    run(make_source(tmp_path / "source", num_hidden_layers=2, n_routed_experts=2), tmp_path / "out")
     assert len(worked) >= 2
     assert worked <= told
 
