@@ -19,9 +19,9 @@ HEAD = """# Command line
 | 1 | a check failed |
 | 2 | bad input; one line says what is wrong |
 | 3 | `moe4 lint` found no error, but did not examine something |
-| 70 | a fault in moe4 itself; the line names a file to report |
+| 70 | a bug in moe4; the line names a file to report |
 | 130 | interrupted |
-| 141 | the reader of standard output has left |
+| 141 | the reader of standard output closed it |
 
 With `MOE4_TRACEBACK=1` in the environment, moe4 prints tracebacks as well.
 """

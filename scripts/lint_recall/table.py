@@ -1,4 +1,4 @@
-"""Measure all of it and write the table: `python scripts/lint_recall/table.py`, some minutes."""
+"""Measure recall and precision and write the page: `python scripts/lint_recall/table.py`, some minutes."""
 
 import sys
 import tempfile
@@ -15,20 +15,20 @@ HEAD = """\
 
 <!-- Written by scripts/lint_recall/table.py; do not edit. -->
 
-`moe4 lint` was run on {samples} public manifests of vLLM from {repositories} repositories, as they are
-and broken in {mutations} ways. The project keeps facts about the manifests, not their text: kinds,
-images, options, resources, probes. `scripts/lint_recall/sources.toml` says where each one is and which
-faults it has, and `collect.py` makes the facts from the texts. A manifest rebuilt from the facts gives
-the same findings as its text.
+We ran `moe4 lint` on {samples} public manifests of vLLM from {repositories} repositories, first
+unchanged, then broken in {mutations} ways. The project keeps facts about the manifests, not their text:
+kinds, images, options, resources, probes. `scripts/lint_recall/sources.toml` lists where each manifest
+comes from and which faults it has; `collect.py` extracts the facts from the text. A manifest rebuilt
+from its facts gives the same findings as the original.
 
-- **Precision.** {clean} manifests have no fault that we know of; the lint reports {false} errors in them.
-  The other {faulty} have faults (a moving tag, an API key in the file, several ranks with 64 MiB of
-  `/dev/shm`, no GPUs), and the lint reports no other error in them.
-- **Recall.** The mutations that are harmful where they apply were made {applied} times. The lint found
-  {found}: **{share:.1f} %**. A mutation counts as found only if one of the rules meant for it speaks up.
+- **Precision.** {clean} manifests have no known fault; the lint reports {false} errors in them. The
+  other {faulty} have faults (a moving tag, an API key in the file, several ranks with 64 MiB of
+  `/dev/shm`, no GPUs); the lint reports no other errors in them.
+- **Recall.** We applied each mutation wherever it does harm, {applied} times in all. The lint found
+  {found}: **{share:.1f} %**. A mutation counts as found only if a rule meant for it reports it.
 
-No release was given, so rules about sizes took no part. Values that another file completes, as in a
-`ServingRuntime` alone, are not judged and not counted.
+The lint was given no release, so its rules about sizes did not run. Values that another file supplies,
+as with a `ServingRuntime` on its own, are neither checked nor counted.
 """
 
 

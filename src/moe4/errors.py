@@ -1,29 +1,29 @@
-"""Every error a user can meet, one class per cause.
+"""Every error that a user can meet, one class per cause.
 
-    Moe4Error                     exit code 2, one line on stderr, never a traceback
-    ├── CheckpointError           the source checkpoint cannot be read as one
-    │   ├── MissingFileError        a file the index or the config names is not there
-    │   ├── TruncatedShardError     a shard is shorter than its header says
+    Moe4Error                     exit code 2 and one line on stderr, never a traceback
+    ├── CheckpointError           the checkpoint cannot be read
+    │   ├── MissingFileError        a file that the index or the config names is missing
+    │   ├── TruncatedShardError     a shard is shorter than its header says, or has no valid header
     │   ├── UnsafePathError         an index names a path outside the checkpoint's folder
     │   ├── TemplateError           its chat template takes too much time or memory
     │   ├── TensorError             a tensor has the wrong shape or dtype, or is not finite
-    │   └── UnsupportedModelError   an architecture moe4 cannot stream
-    ├── HubError                  a repository on the hub that cannot be found, read or reached
-    ├── ArgumentError             an argument of a function of `moe4` that cannot be what it is
-    ├── AccessError               a file or folder that the system does not let be read or written
-    ├── RecipeError               a recipe, option or group size that cannot be followed
+    │   └── UnsupportedModelError   moe4 cannot run its architecture layer by layer
+    ├── HubError                  a repository on the hub cannot be found, read or reached
+    ├── ArgumentError             an argument of a function of `moe4` has a wrong value
+    ├── AccessError               the system does not allow a file or folder to be read or written
+    ├── RecipeError               a recipe, option or group size is wrong or does not fit the model
     ├── CalibrationError          a calibration file or its content cannot be used
     ├── OutputError               the output folder cannot be written
-    │   ├── OutputNotEmptyError     it holds something else
+    │   ├── OutputNotEmptyError     the folder holds something else
     │   ├── DiskSpaceError          the volume is too small for the release
-    │   └── ResumeError             it was begun with another recipe, source or calibration
-    ├── MemoryBudgetError         the work needs more memory than it may have
-    ├── RankError                 a process of a run on several has died or sees another input
-    ├── ProbeError                a release's expected answers that cannot be made or read
-    ├── EvaluationError           a task, or its questions, that cannot be evaluated
-    ├── ServeError                a release or server that cannot be started or reached
-    ├── DeployError               a deployment that cannot work, or a manifest that cannot be read
-    ├── KernelError               an expert call with ids, shapes or dtypes the kernel refuses
+    │   └── ResumeError             an unfinished run has another recipe, source or calibration
+    ├── MemoryBudgetError         the work needs more memory than it may use
+    ├── RankError                 in a run on several processes, one has died or sees another input
+    ├── ProbeError                a release's expected answers cannot be made or read
+    ├── EvaluationError           a task or its questions cannot be evaluated
+    ├── ServeError                a server cannot be started or reached
+    ├── DeployError               a deployment cannot work, or a manifest cannot be read
+    ├── KernelError               a kernel was called with wrong ids, shapes or dtypes
     └── MissingDependencyError    an optional package is not installed
 
 A message names what is wrong and where, what was expected, what was found, and what to do.
@@ -32,36 +32,36 @@ Exit codes of the command line:
 
     0    done
     1    a check failed: the release is damaged, the server's answers are wrong, the model does not fit
-    2    bad input: a Moe4Error, an option that makes no sense, a file or volume that cannot be used
-    3    moe4 lint found no error, and did not look at something
-    70   a fault of moe4's own, which it asks to report
+    2    bad input: a Moe4Error, a wrong option, a file or volume that cannot be used
+    3    moe4 lint found no error, but did not examine something
+    70   a bug in moe4; the message says how to report it
     130  interrupted
-    141  the reader of standard output has left
+    141  the reader of standard output closed it
 """
 
 INPUT_EXIT_CODE = 2
-UNREAD_EXIT_CODE = 3  # of `moe4 lint`: no error, and something was not looked at
+UNREAD_EXIT_CODE = 3  # of `moe4 lint`: no error, but something was not examined
 FAULT_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 PIPE_EXIT_CODE = 141
 
 
 class Moe4Error(Exception):
-    """Base of all errors caused by input, environment or request; never by a bug of ours."""
+    """Base of all errors that the input, the environment or the request causes, and never a bug of ours."""
 
     exit_code = INPUT_EXIT_CODE
 
 
 class CheckpointError(Moe4Error):
-    """The source checkpoint cannot be read as one."""
+    """The checkpoint cannot be read."""
 
 
 class MissingFileError(CheckpointError):
-    """A file that the index or the config names is not there."""
+    """A file that the index or the config names is missing."""
 
 
 class TruncatedShardError(CheckpointError):
-    """A shard is shorter than its header says, or its header is not one."""
+    """A shard is shorter than its header says, or has no valid header."""
 
 
 class UnsafePathError(CheckpointError):
@@ -69,7 +69,7 @@ class UnsafePathError(CheckpointError):
 
 
 class TemplateError(CheckpointError):
-    """A chat template takes more time or memory than any should."""
+    """A chat template takes too much time or memory."""
 
 
 class TensorError(CheckpointError):
@@ -77,27 +77,27 @@ class TensorError(CheckpointError):
 
 
 class UnsupportedModelError(CheckpointError):
-    """The architecture is not one moe4 can stream."""
+    """moe4 cannot run this architecture layer by layer."""
 
 
 class HubError(Moe4Error):
-    """A repository on the hub that cannot be found, read or reached."""
+    """A repository on the hub cannot be found, read or reached."""
 
 
 class ArgumentError(Moe4Error, ValueError):
-    """An argument of one of moe4's functions has a value that it cannot have."""
+    """An argument of a function of `moe4` has a wrong value."""
 
 
 class AccessError(Moe4Error):
-    """The system does not let a file or folder be read or written."""
+    """The system does not allow a file or folder to be read or written."""
 
 
 class RecipeError(Moe4Error):
-    """A recipe, option or group size that cannot be followed."""
+    """A recipe, option or group size is wrong, or does not fit the model."""
 
 
 class CalibrationError(Moe4Error):
-    """A calibration file, or what it holds, cannot be used."""
+    """A calibration file or its content cannot be used."""
 
 
 class OutputError(Moe4Error):
@@ -113,35 +113,35 @@ class DiskSpaceError(OutputError):
 
 
 class ResumeError(OutputError):
-    """The output was begun with another recipe, source or calibration."""
+    """The unfinished run in the output folder has another recipe, source or calibration."""
 
 
 class MemoryBudgetError(Moe4Error):
-    """The work needs more memory than it may have."""
+    """The work needs more memory than it may use."""
 
 
 class RankError(Moe4Error):
-    """A process of a run on several has died, hangs, or sees another input than the first."""
+    """In a run on several processes, one has died, hangs, or sees another input than the first."""
 
 
 class ProbeError(Moe4Error):
-    """A release's expected answers that cannot be made, or a file of them that is damaged."""
+    """A release's expected answers cannot be made, or their file is damaged."""
 
 
 class EvaluationError(Moe4Error):
-    """A task, or its questions, that cannot be evaluated; or a harness that failed."""
+    """A task or its questions cannot be evaluated, or the harness failed."""
 
 
 class ServeError(Moe4Error):
-    """A release or server that cannot be started or reached."""
+    """A server cannot be started or reached."""
 
 
 class DeployError(Moe4Error):
-    """A deployment that cannot work, an option that does not fit it, or a manifest that cannot be read."""
+    """A deployment cannot work, an option does not fit it, or a manifest cannot be read."""
 
 
 class KernelError(Moe4Error, ValueError):
-    """An expert call with ids, shapes or dtypes that the kernel refuses."""
+    """A kernel was called with wrong ids, shapes or dtypes."""
 
 
 class MissingDependencyError(Moe4Error):

@@ -1,14 +1,14 @@
 """What is quantized and how: frozen values, read from TOML.
 
-    method = "gptq"                 # "rtn", round to nearest; "copy", the INT4 codes that the source has
+    method = "gptq"                 # or "rtn", round to nearest; "copy", keep the source's INT4 codes
     targets = ["experts"]           # also "attention", "shared_experts", "dense_mlps"
-    group_size = "auto"             # or 32, 64, 128: codes that share one scale
-    memory_budget = ""              # such as "4GiB": refuse to begin what might need more
+    group_size = "auto"             # or 32, 64, 128: number of codes that share a scale
+    memory_budget = ""              # such as "4GiB": refuse a run that may need more
 
     [gptq]                          # see `Gptq`
     [calibration]                   # see `Calibration`
 
-Unknown keys are errors. A resolved recipe has a hash that is saved with what it made.
+Unknown keys are errors. The release records the resolved recipe and its hash.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ else:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 class _Checked(ModelMetaclass):
-    """Makes a wrong value a RecipeError with one line, from Python as from a file."""
+    """Raises RecipeError with one line for a wrong value, whether it comes from Python or a file."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # of a metaclass
         try:
@@ -73,14 +73,14 @@ class _Checked(ModelMetaclass):
 
 
 class Settings(Own, metaclass=_Checked):
-    """A table of a recipe; of a key that it does not have, the message names those that it has."""
+    """A table of a recipe. The error for an unknown key lists the known ones."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse: what has been checked stays as it is. Raises RecipeError."""
+        """Refuse, because checked values do not change. Raises RecipeError."""
         raise RecipeError(f"{type(self).__name__}.{name} cannot be set: make another, with replace()")
 
     def replace(self, **changes: Any) -> Self:
-        """Return another one with these values. Raises RecipeError."""
+        """Return a copy with these values changed. Raises RecipeError."""
         return parse(type(self), {**dict(self), **changes}, type(self).__name__, RecipeError)
 
     @model_validator(mode="before")
@@ -114,31 +114,31 @@ class Gptq(Settings):
     activation_order: bool = True
     """Quantize the columns with the largest activations first."""
     signed_scales: bool = True
-    """Let a scale be negative, so that the code -8 serves whichever side of the group is longer."""
+    """Let a scale be negative, so that the extra code, -8, extends the longer side of the group."""
     scale_candidates: Annotated[int, Field(ge=1, le=1000)] = 32
-    """Shrink factors tried for each group's scale; 1 takes the full range as it is."""
+    """Number of shrink factors to try for each group's scale; 1 keeps the full range."""
     scale_shrink: Annotated[float, Field(ge=0.1, le=1)] = 0.65
-    """The smallest shrink factor tried; the largest is 1."""
+    """The smallest shrink factor to try; the largest is 1."""
     descent_sweeps: Annotated[int, Field(ge=0, le=100)] = 2
     """Passes of coordinate descent over codes and scales after the solve; 0 leaves both as solved."""
     damping: Annotated[float, Field(gt=0, le=1)] = 0.03
-    """Added to the Hessian's diagonal, as a share of its mean."""
+    """What is added to the Hessian's diagonal, as a share of its mean."""
     shrinkage_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 512
-    """How many tokens the layer's pooled Hessian counts for beside an expert's own."""
+    """Weight of the layer's pooled Hessian beside an expert's own, in tokens."""
     hessian_weighting: HessianWeighting = "none"
     """`gate` weights every token by its squared gate weight."""
 
 
 class Calibration(Settings):
-    """How much of the calibration data is used; only `method = "gptq"` uses any."""
+    """Which part of the calibration data to use, and how. Only `method = "gptq"` uses any."""
 
     num_sequences: Annotated[int, Field(ge=1, le=MOST)] = 256
-    """Documents drawn from the data, in seeded order; fewer if it holds fewer."""
+    """Number of documents to draw, in an order that the seed decides; all of them if there are fewer."""
     max_sequence_tokens: Annotated[int, Field(ge=1, le=MOST)] = 1024
-    """Longer documents are cut."""
+    """Cut documents to this length."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     compute_dtype: ComputeDtype = "bfloat16"
-    """Of hidden states and of the weights they meet; bfloat16 is what the release is served in."""
+    """Type of the hidden states and weights in the forward pass; releases are served in bfloat16."""
 
 
 class Recipe(Settings):
@@ -147,15 +147,15 @@ class Recipe(Settings):
     method: Method = "gptq"
     targets: Annotated[tuple[Target, ...], Field(strict=False)] = ("experts",)
     group_size: GroupSize = AUTO_GROUP_SIZE
-    """Codes that share a scale; `auto` in files. A run resolves that to the largest size that divides every
-    quantized weight and leaves the experts' inner width two groups or more."""
+    """Number of codes that share a scale. A run resolves `auto` to the largest size that divides every
+    quantized weight and leaves at least two groups in the experts' inner width."""
     gptq: Gptq = Gptq()
     calibration: Calibration = Calibration()
     memory_budget: str = ""
-    """The most memory a process may need; not part of the digest, for it changes no byte of a release."""
+    """The most memory that a process may need. Not in the digest, because it does not affect the release."""
 
     def faults(self) -> Iterator[str]:
-        """Yield targets that cannot be followed, and a budget that is no size."""
+        """Yield faults: targets that contradict the rules, and a budget that is not a size."""
         if "experts" not in self.targets:
             yield "targets must contain 'experts'"
         if len(set(self.targets)) != len(self.targets):
@@ -188,11 +188,11 @@ class Recipe(Settings):
 
 
 RecipeLike: TypeAlias = Recipe | Mapping[str, Any] | str | os.PathLike[str]
-"""A recipe; a dict of what differs from the default; a TOML file."""
+"""A recipe, a dict of the keys that differ from the default, or a TOML file."""
 
 
 def parse_size(text: str, where: str) -> int:
-    """Return the bytes that a size such as `4GiB`, `500 MB` or `1e9` means. Raises RecipeError."""
+    """Return the bytes of a size such as `4GiB`, `500 MB` or `1e9`. Raises RecipeError, naming `where`."""
     size = _size(text)
     if size is None:
         raise RecipeError(f"{where} {_size_fault(text)}")
@@ -229,7 +229,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def override(recipe: Part, **changes: Any) -> Part:
-    """Return the recipe, or a part of one, with the changes that are not None. Raises RecipeError."""
+    """Return a recipe, or a part of one, with the changes that are not None. Raises RecipeError."""
     given = {key: value for key, value in changes.items() if value is not None}
     if not given:
         return recipe
@@ -247,10 +247,10 @@ def resolve_recipe(
     seed: int | None = None,
     memory_budget: str | None = None,
 ) -> Recipe:
-    """Return a recipe with what is not None put over it; the default recipe if none is given.
+    """Return the given recipe, or the default one, with every other argument that is not None set in it.
 
-    given: a recipe, a dict of what differs from the default, or a TOML file. targets: names, or "all".
-    Raises RecipeError.
+    given: a Recipe, a dict of the keys that differ from the default, or a TOML file. targets: names, or
+    "all". num_sequences, sequence_tokens, seed: of the calibration. Raises RecipeError.
     """
     if given is None:
         recipe = Recipe()

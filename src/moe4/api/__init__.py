@@ -1,1 +1,1 @@
-"""What `import moe4` offers: a function for each command. They compute and return; none prints."""
+"""The functions of `import moe4`, one per command. They compute and return; none prints."""

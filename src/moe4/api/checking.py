@@ -1,4 +1,4 @@
-"""Check a release: its files, and the answers of a server that serves it."""
+"""Check a release: its files, and the answers of a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +23,13 @@ def verify(
     family_as_is: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "Verification":
-    """Check a release: every file, every tensor, its config, its codes; against its source if one is given.
+    """Check a release's files, tensors, config and codes, and compare them with its source if one is given.
 
-    revision: the branch, tag or commit of a release on the hub; ID@REVISION says it of a source.
-    family_as_is: the release is of a family that is not listed. What is wrong is in `problems`; it raises
-    CheckpointError only where there is no release at all, or HubError.
+    The result lists what is wrong in `problems`.
+    release, source: a folder, or an id on the hub; give a source's revision as ID@REVISION.
+    revision: branch, tag or commit of a release on the hub. device: where to decode, cpu, cuda or cuda:N.
+    family_as_is: accept a family that is not listed. on_progress: called with a `Progress` at each step.
+    Raises CheckpointError if there is no release, and HubError.
 
         >>> moe4.verify("release", source="k2-tiny").ok
         True
@@ -57,10 +59,13 @@ def probe(
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> ProbeResult:
-    """Compute a release's expected answers in float32 and write them into `output`, or moe4-probe.json.
+    """Compute a release's expected answers in float32 and write them to a file.
 
-    `quantize` has done so already; this is for a release without them. source: record its answers beside the
-    release's. revision: of a release on the hub, whose answers need an `output`. force: overwrite the file.
+    `quantize` already writes them; use this for a release that has none.
+    release, source: a folder, or an id on the hub; with a source, its answers are recorded too.
+    revision: branch, tag or commit of a release on the hub. device: cpu, cuda or cuda:N.
+    output: the file, RELEASE/moe4-probe.json if None; required for a release on the hub. force: overwrite it.
+    trust_remote_code: let the tokenizer run the checkpoint's code. on_progress: called at each step.
     Raises CheckpointError, HubError, OutputError or ProbeError.
 
         >>> moe4.probe("release", output="answers.json").num_sequences
@@ -96,12 +101,13 @@ def check_answers(
     api_key: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> AnswerCheck:
-    """Ask a server for a release's expected answers: does it compute what the release holds?
+    """Compare a server's answers with a release's expected answers; `ok` is the verdict.
 
-    release: its folder, its id on the hub, at `revision`, or a file of expected answers. model: the server's
-    first if None. timeout: seconds one answer may take. insecure: do not check the server's certificate.
-    api_key: VLLM_API_KEY's if None.
-    Raises ProbeError where the file or the server cannot be used.
+    release: a folder, an id on the hub, or a file of expected answers. url: with or without /v1.
+    model: the first that the server lists if None. revision: branch, tag or commit of a release on the hub.
+    timeout: seconds to wait for one answer. insecure: do not check the server's certificate.
+    api_key: the value of VLLM_API_KEY if None. on_progress: called with a `Progress` at each step.
+    Raises HubError, and ProbeError if the file or the server cannot be used.
     """
     from moe4.probe.ask import ask_server
 
@@ -118,7 +124,7 @@ def check_answers(
 
 
 def probe_script() -> str:
-    """Return the check of a server as one file of Python that needs no moe4."""
+    """Return the server check as a stand-alone Python script, which does not need moe4."""
     from moe4.probe.ask import script_text
 
     return script_text()

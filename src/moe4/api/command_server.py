@@ -1,4 +1,4 @@
-"""What `moe4 serve` needs beyond `serve`: it owns its process, so it passes signals on and hides keys."""
+"""What `moe4 serve` needs beyond `serve`: it owns its process, so it forwards signals and hides keys."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def find_release(release: AnyPath, revision: str | None, on_progress: OnProgress = ignore) -> Path:
-    """Return the folder of a release, downloaded whole if it lies on the hub."""
+    """Return a release's folder; download the whole release if it is on the hub. Raises HubError."""
     return open_source(release, revision, on_progress)
 
 
 def check_log(log: Path | None) -> None:
-    """Raise ServeError unless a log that the user named can be written."""
+    """Raise ServeError if the log that the user named cannot be written."""
     from moe4.serve.process import check_log as check
 
     if log is not None:
@@ -27,21 +27,21 @@ def check_log(log: Path | None) -> None:
 
 
 def make_log(port: int) -> Path:
-    """Make an empty log in the folder for temporary files."""
+    """Create an empty log in the folder for temporary files; return its path."""
     from moe4.serve.process import new_log_path
 
     return new_log_path(port)
 
 
 def hide_keys(vllm_options: Sequence[str]) -> None:
-    """Overwrite API keys among the words of this process's command line, which `ps` shows."""
+    """Overwrite API keys in this process's command line, which `ps` shows."""
     from moe4.serve.extra import hide_arguments, take_keys
 
     hide_arguments(take_keys(tuple(vllm_options))[1])
 
 
 def is_open(host: str) -> bool:
-    """Say whether other machines can reach a server that listens there."""
+    """Return whether other machines can reach a server that listens on this address."""
     from moe4.serve.host import is_loopback
 
     return not is_loopback(host)
@@ -57,10 +57,10 @@ def run_server(
     on_ready: "Callable[[Ready], None]",
     on_progress: OnProgress = ignore,
 ) -> None:
-    """Serve until the user or vLLM itself ends it; SIGINT, SIGTERM and SIGHUP are passed on.
+    """Run vLLM until the user stops it or it exits; forward SIGINT, SIGTERM and SIGHUP to it.
 
-    check: ask for the release's expected answers first. show_log: copy vLLM's log to stderr. Raises
-    ServeError where vLLM does not start, or ends by itself.
+    check: check the release's expected answers first. show_log: copy vLLM's log to stderr. on_ready: called
+    once the server is ready. Raises ServeError if vLLM does not start, or exits by itself.
     """
     from moe4.serve.process import LogFollower
     from moe4.serve.run import run_server as run

@@ -45,7 +45,7 @@ class DeployRequest:
     check_answers: bool
 
     def deployment(self) -> "Deployment":
-        """Return what was asked for. Raises DeployError for what cannot work."""
+        """Return the deployment. Raises DeployError if it cannot work."""
         from moe4.deploy.manifests.options import check_name, default_name
         from moe4.deploy.manifests.write import write_deployment
         from moe4.deploy.sizing.choose import pick
@@ -104,7 +104,7 @@ class DeployRequest:
         )
 
     def _check_script(self) -> str | None:
-        """Return the program that asks for the expected answers. Raises DeployError if there are none."""
+        """Return the script that checks the expected answers. Raises DeployError if the release has none."""
         from moe4.errors import DeployError
         from moe4.probe.ask import script_text
         from moe4.probe.form import PROBE_NAME
@@ -125,7 +125,7 @@ def _dashboard(name: str) -> "Deployment":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deployment:
-    """A deployment's text, or a dashboard's files by name; `str(deployment)` is what is deployed."""
+    """A deployment's text, or a dashboard's files by name. `str(deployment)` is the text to deploy."""
 
     text: str
     files: dict[str, str]
@@ -177,10 +177,17 @@ def deploy(
     disk: float = 0.3,
     check_answers: bool = False,
 ) -> Deployment:
-    """Write a deployment that works: every value derived from the release or asked for.
+    """Return a deployment whose values all come from the release or from your arguments.
 
-    form: podman, quadlet, compose, kserve, llmd, kubernetes, leaderworkerset or dashboard. release: as in
-    `fit`. The others are the options of `moe4 deploy`. Raises DeployError for what cannot work.
+    form: podman, quadlet, compose, kserve, llmd, kubernetes, leaderworkerset or dashboard.
+    release, gpu, gpu_memory, gpus, data_parallel, expert_parallel, max_model_len, concurrency, group_size,
+    plugin: as in `fit`. model: where the server finds the weights (pvc://, oci://, hf:// or file://); the
+    release itself if None. name: of the objects and of the model. engine: vllm, rhaiis or cpu.
+    image: replaces the engine's. memory: GiB of a CPU server. port: the server's. namespace, tolerations,
+    node_selector: of the Kubernetes objects. api_key_secret, hf_secret: names of secrets. openshift: let it
+    choose the user. trust_remote_code: run the tokenizer's code. disk: GB/s at which weights load.
+    check_answers: become ready only with the expected answers.
+    Raises DeployError if it cannot work, and what `fit` raises.
 
         >>> "podman run" in str(moe4.deploy("podman", "k2-tiny", gpu="l40s"))
         True

@@ -1,4 +1,4 @@
-"""Lint the files of deployments. Nothing here needs torch."""
+"""Lint deployment files. Nothing here needs torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LintResult:
-    """What was found in files of deployments. unchecked: what was not looked at for want of an option."""
+    """Findings in deployment files. mended: what was fixed. unchecked: what needs an option not given."""
 
     findings: "tuple[Finding, ...]"
     mended: "tuple[Finding, ...]"
@@ -21,12 +21,12 @@ class LintResult:
     unchecked: tuple[str, ...]
 
     def count(self, level: str) -> int:
-        """Return how many findings are an `error`, a `warning`, a `note`, or `unread`."""
+        """Return the number of findings of a level: `error`, `warning`, `note` or `unread`."""
         return sum(finding.level == level for finding in self.findings)
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error. What was not read may hold some: `count("unread")`."""
+        """Whether no error was found. Files counted by `count("unread")` may hold some."""
         return not self.count("error")
 
     def as_list(self) -> list[JsonObject]:
@@ -40,7 +40,7 @@ class LintResult:
         return sarif(list(self.findings))
 
     def totals(self) -> str:
-        """Return one line: how many of what, and what was not checked."""
+        """Return one line: the number of findings of each level, and what was not checked."""
         not_read = self.count("unread")
         skipped = f", {not_read} not read" if not_read else ""
         unseen = f"; not checked: {', '.join(self.unchecked)}" if self.unchecked else ""
@@ -67,11 +67,13 @@ def lint(
     cluster: bool = False,
     fix: bool = False,
 ) -> LintResult:
-    """Find what keeps a deployment from working. Files are looked at together.
+    """Find what keeps a deployment from working. All files are examined together.
 
-    release: what is to be served, as in `fit`; without it sizes are not judged. gpu, gpu_memory: the GPU that
-    is there. crds: a folder of CustomResourceDefinition files; cluster: take them from the cluster that
-    kubectl speaks to. fix: mend what is safe to mend first. Raises DeployError or MissingFileError.
+    files: YAML, JSON, quadlet units, shell scripts or Markdown. release, group_size: the release to serve, as
+    in `fit`; without one, sizes are not checked. gpu, gpu_memory: the GPU of the machine.
+    plugin: the images have moe4's plugin. disk: GB/s at which weights load.
+    crds: folder of CustomResourceDefinition files; cluster: take them from kubectl's cluster.
+    fix: first fix what can be fixed safely. Raises DeployError or MissingFileError.
     """
     from moe4.deploy.lint.rules import Context
     from moe4.deploy.lint.run import fix_files, lint_files

@@ -1,4 +1,4 @@
-"""Make a release: plan, quantize, load its report."""
+"""Make a release: plan, quantize, load the report."""
 
 import os
 from pathlib import Path
@@ -37,14 +37,14 @@ def plan(
     trust_remote_code: bool = False,
     time_it: bool = True,
 ) -> "Plan":
-    """Say what `quantize` would write, need and take, and every reason it would fail.
+    """Predict a `quantize` run: the release's size, memory, disk and time, and every reason it would fail.
 
-    source: a checkpoint's folder, one with its config.json alone, or a repository on the hub, of which only
-    headers are read. out: only looked at. calibration, its split, revision, stream: as `quantize` takes them.
-    show_sample: `calibration.sample` is the first document as it would be calibrated on. family_as_is: try a
-    family that is not listed. time_it: solve one expert of made-up weights to tell the time.
+    source: folder of a checkpoint or of its config.json alone, or an id on the hub, where only headers are
+    read. out: where the release would go; nothing is written. show_sample: `calibration.sample` of the result
+    is the first document as the template renders it. time_it: solve one expert of random weights to estimate
+    the time. The other arguments are those of `quantize`.
 
-    Raises CheckpointError or HubError if the source cannot be read at all, RecipeError or CalibrationError.
+    Raises CheckpointError or HubError if the source cannot be read at all, RecipeError and CalibrationError.
 
         >>> plan = moe4.plan("k2-tiny", recipe={"method": "rtn"})
         >>> plan.ok, plan.release.group_size
@@ -90,16 +90,16 @@ def quantize(
 ) -> Report:
     """Quantize the checkpoint in `source` to an INT4 (W4A16) release in `out`, layer by layer.
 
-    source: a folder, or the id of a repository on the hub, at `revision`; stream: fetch its shards as layers
-    need them, and drop them after.
-    recipe: a Recipe, a dict of what differs from the default one, or a TOML file. calibration: JSON lines, a
-    JSON array or Parquet of messages, conversations, prompt and response, or text; OWNER/NAME of a data set
-    on the hub, with its split; "reference" is k2-tiny's own. show_sample: log the first document as the
-    template renders it. device: cpu, cuda or cuda:N. resume: continue an unfinished run. allow_extra: leave
-    out tensors that the model has no place for. family_as_is: try a family that is not listed. on_progress:
-    hears each step as a `Progress`. ranks: `find_ranks()` in a script that torchrun starts.
+    source: a folder, or an id on the hub, at `revision`. stream: download its shards as layers need them, and
+    delete them after use. out: a new or empty folder. recipe: a Recipe, a dict of the keys that differ from
+    the default, or a TOML file. calibration: a file of JSON lines, a JSON array or Parquet, or OWNER/NAME of
+    a data set on the hub, with calibration_split; "reference" is k2-tiny's data. show_sample: log the first
+    document as the template renders it. device: cpu, cuda or cuda:N. resume: continue an unfinished run.
+    allow_extra: leave out tensors that the model has no place for. family_as_is: try a family that is not
+    listed. trust_remote_code: let the tokenizer run the checkpoint's code. on_progress: called with a
+    `Progress` at each step. ranks: `find_ranks()`, in a script that torchrun starts.
 
-    An exception, KeyboardInterrupt too, leaves what was committed; `resume=True` goes on from there. Raises
+    After any exception, KeyboardInterrupt included, `resume=True` continues from the last commit. Raises
     CheckpointError, HubError, RecipeError, CalibrationError, OutputError, MemoryBudgetError or RankError.
 
         >>> report = moe4.quantize("k2-tiny", "release", recipe={"method": "rtn"})
@@ -130,7 +130,7 @@ def quantize(
 
 @operation
 def load_report(release: PathLike) -> Report:
-    """Return what a run said of its release (`moe4-report.json`). Raises CheckpointError.
+    """Return the report of a release, from its `moe4-report.json`. Raises CheckpointError.
 
     >>> moe4.load_report("release").recipe.method
     'rtn'

@@ -1,4 +1,4 @@
-"""Measure what the quantization cost: predictions, scores, tool calls; and what calibration reaches."""
+"""Measure what quantization cost (predictions, scores, tool calls) and which experts calibration reaches."""
 
 import json
 from collections.abc import Sequence
@@ -46,12 +46,14 @@ def compare(
     output: PathLike | None = None,
     on_progress: OnProgress = ignore,
 ) -> ComparisonResult:
-    """Compare a release's predictions with its source's on a text, layer by layer, token by token.
+    """Compare a release's predictions with its source's on the same text, by token, layer and expert.
 
-    revision: of a source on the hub; ID@REVISION says it of the release, too.
-    data: JSONL of held-out {messages} or {text}; moe4's own if None; "reference" is k2-tiny's chats.
-    max_tokens: longer documents are cut. work: a folder for hidden states. output: also write the result to
-    this JSON file. Raises CheckpointError, HubError, CalibrationError, EvaluationError or OutputError.
+    source, release: folders, or ids on the hub. revision: the source's; give a release's as ID@REVISION.
+    data: JSONL of held-out {messages} or {text}; moe4's own text if None; "reference" is k2-tiny's chats.
+    num_sequences: documents to read. max_tokens: cut documents to this length. dtype: bfloat16 or float32,
+    to compute in. device: cpu, cuda or cuda:N. work: folder for hidden states. trust_remote_code: let the
+    tokenizer run the checkpoint's code. output: JSON file for the result. on_progress: called at each step.
+    Raises CheckpointError, HubError, CalibrationError, EvaluationError or OutputError.
 
         >>> moe4.compare("k2-tiny", "release", data="reference", num_sequences=4).top1_agreement > 0.8
         True
@@ -97,12 +99,14 @@ def coverage(
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "CoverageSummary":
-    """Count the tokens that a calibration file sends to every expert; name the cold ones and what to add.
+    """Count the calibration tokens that reach each expert; name cold experts, and documents to add.
 
-    cold_tokens: an expert with fewer is cold. choose, output: choose so many documents that reach the experts
-    evenly, and write them to this JSONL file. evaluation: JSONL files of questions that must not be in the
-    calibration; see `ok`. revision: of a source on the hub. Raises CheckpointError, HubError,
-    CalibrationError or OutputError.
+    source: a folder, or an id on the hub, at `revision`. calibration: JSONL, or "reference".
+    num_documents: only the first ones. max_tokens: cut documents to this length. cold_tokens: an expert with
+    fewer tokens is cold. choose: choose this many documents that reach the experts evenly; output: JSONL file
+    for them. evaluation: JSONL of questions that the calibration must not contain; see `ok`. device: cpu,
+    cuda or cuda:N. trust_remote_code: let the tokenizer run the checkpoint's code. on_progress: called at
+    each step. Raises CheckpointError, HubError, CalibrationError or OutputError.
     """
     from moe4.evaluate.coverage import coverage as module
     from moe4.evaluate.coverage.overlap import find_overlap, read_questions
@@ -154,13 +158,16 @@ def eval(
     output: PathLike | None = None,
     on_progress: OnProgress = ignore,
 ) -> "ScoreComparison | Measured":
-    """Evaluate a model with lm-evaluation-harness, beside a baseline if one is given.
+    """Evaluate a model with lm-evaluation-harness, and compare it with a baseline if one is given.
 
-    model, against: folders or ids on the hub; with `base_url` names of models on that server. tasks: the
-    harness', or k2_tiny_problems. Without one, nor `gsm8k_dir`, it measures what any model allows:
-    predictions beside `against`, or a server's tool calls. Answers are kept in `cache`: what was asked once
-    is not asked again. output: also write scores and answers to this JSON file. Raises EvaluationError,
-    CheckpointError, HubError, ServeError, OutputError or MissingDependencyError.
+    model, against: folders or ids on the hub; with base_url, names of models on that server. tasks: of the
+    harness, or k2_tiny_problems; without any, compare predictions with `against`, or check a server's tool
+    calls. limit: first questions of each task. data_dir, gsm8k_dir: folders of k2-tiny's problems and GSM8K.
+    tensor_parallel_size: GPUs to split the model over. trust_remote_code: run the tokenizer's code.
+    include_path: folder of more tasks. tokenizer, revision: with base_url, the tokenizer's folder and a name
+    for the weights. cache, use_cache: folder of kept answers, and whether to reuse them. output: JSON file
+    for scores and answers. on_progress: called at each step. Raises EvaluationError, CheckpointError,
+    HubError, ServeError, OutputError or MissingDependencyError.
     """
     from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
 
@@ -210,12 +217,16 @@ def toolcheck(
     thresholds: Sequence[Text] = (),
     on_progress: OnProgress = ignore,
 ) -> ToolcheckResult:
-    """Check how a server calls tools: decisions, schemas, ids, streaming; see `failures`.
+    """Check a server's tool calls: decisions, schemas, ids, streaming. See `failures` of the result.
 
-    against: the server of the baseline. requests: JSONL files of request bodies; moe4's hard cases if there
-    are none, "reference" adds k2-tiny's turns. reference: another run's results, whose decisions to call are
-    the reference. output: JSONL of all answers, from which a run that was cut off goes on. thresholds:
-    "NAME=SHARE". Raises EvaluationError for bad requests, ServeError where nothing answers.
+    url, model: the server, and the first model that it lists if None. against, against_model: the baseline's.
+    requests: JSONL files of request bodies; moe4's hard cases if none; "reference" adds k2-tiny's turns.
+    reference: results of another run, whose decisions to call are the reference. output: JSONL file for all
+    answers; an interrupted run continues from it. limit: first requests of each file. concurrency: requests
+    at the same time. retries: of a request that fails. timeout: seconds to wait for an answer.
+    keep_sampling: send the requests' own temperature. stream: send each request streamed as well.
+    thresholds: "NAME=SHARE". on_progress: called with a `Progress` at each step.
+    Raises EvaluationError for bad requests, and ServeError if no server answers.
     """
     from moe4.evaluate.toolcheck import ToolcheckOptions, run_toolcheck
 

@@ -1,4 +1,4 @@
-"""What every function of the API has in common: arguments checked by their types, errors of moe4.errors."""
+"""What all API functions share: arguments checked against their types, and the errors of moe4.errors."""
 
 import contextlib
 import functools
@@ -57,21 +57,21 @@ def _refusal(text: str, value: Any) -> PydanticCustomError:
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 PathLike: TypeAlias = Annotated[AnyPath, PlainValidator(_check_path)]
-"""A file or folder; an empty text is neither nothing nor this folder."""
+"""A file or folder. An empty string is an error, not the current folder."""
 Source: TypeAlias = PathLike
-"""Where a checkpoint or release lies: a folder, or OWNER/NAME[@REVISION] on the hub; see `open_source`."""
+"""A checkpoint or release: a folder, or OWNER/NAME[@REVISION] on the hub; see `open_source`."""
 RecipeArgument: TypeAlias = Annotated[RecipeLike, PlainValidator(_check_recipe)]
 Text: TypeAlias = Annotated[str, PlainValidator(_check_text)]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 
 
 def say(text: str) -> None:
-    """Log what an operation has to say."""
+    """Log a message: warnings and notes as warnings, anything else as information."""
     logger.log(logging.WARNING if text.startswith(("warning:", "note:")) else logging.INFO, "%s", text)
 
 
 def open_source(source: AnyPath, revision: str | None = None, on_progress: OnProgress = ignore) -> Path:
-    """Return the folder of a checkpoint or release, downloaded whole if it lies on the hub.
+    """Return the folder of a checkpoint or release; download it whole if it is on the hub.
 
     Raises HubError or DiskSpaceError.
     """
@@ -86,20 +86,20 @@ def open_source(source: AnyPath, revision: str | None = None, on_progress: OnPro
 
 
 def optional_path(path: AnyPath | None) -> Path | None:
-    """Return a path as such; None stays None."""
+    """Return a Path; None stays None."""
     return None if path is None else Path(path)
 
 
 def paths(given: Sequence[AnyPath]) -> tuple[Path, ...]:
-    """Return paths as such."""
+    """Return each as a Path."""
     return tuple(map(Path, given))
 
 
 def operation(function: Callable[P, R]) -> Callable[P, R]:
-    """Check a function's arguments by their annotations before it begins.
+    """Check a function's arguments against their annotations before it runs.
 
-    A wrong value is an ArgumentError with one line, what the system refuses an AccessError. An argument that
-    the function does not have is a TypeError, as everywhere in Python.
+    A wrong value raises ArgumentError with one line; a call that the system refuses raises AccessError. An
+    unknown argument raises TypeError, as everywhere in Python.
     """
     signature = inspect.signature(function)
 
@@ -116,14 +116,14 @@ def operation(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_arguments(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments, checked. Raises ArgumentError."""
+    """Return the checked arguments. Raises ArgumentError."""
     checked = parse(_model(function), given, f"{function.__name__}()", ArgumentError)
     return {name: getattr(checked, name) for name in given}
 
 
 @contextlib.contextmanager
 def naming_refusals() -> Iterator[None]:
-    """Turn what the system refuses into an AccessError."""
+    """Turn an OSError that the system caused into an AccessError."""
     try:
         yield
     except OSError as error:

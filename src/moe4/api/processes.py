@@ -1,4 +1,4 @@
-"""What a program that owns its process may do before a run, and several processes on one run."""
+"""Runs on several processes, and the set-up of a process that does nothing but a run."""
 
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ def find_ranks() -> "Ranks":
 
 
 def own_process(ranks: "Ranks | None" = None) -> None:
-    """Set up a process that does nothing but a run, as the command does; `quantize` itself never does.
+    """Set up a process that does nothing but a run, as the command does; `quantize` itself never does this.
 
-    Large blocks of memory go back to the system as soon as they are free, which the bound on memory counts
-    with. Among several ranks SIGTERM, by which a launcher ends the others when one has died, is a RankError.
+    Large freed blocks of memory return to the system at once, as the bound on memory assumes. With several
+    ranks, SIGTERM raises RankError: a launcher sends it to the other ranks when one has died.
+    ranks: `find_ranks()`; a single process if None.
     """
     from moe4.quantize.transfer.ranks import Ranks
     from moe4.quantize.transfer.ranks import own_process as own

@@ -1,4 +1,4 @@
-"""Show what was measured: everything in one run, the report's page, the model card, the hub."""
+"""Measure everything in one run; write the report and the model card; upload to the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,14 +46,16 @@ def prove(
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "Proved":
-    """Measure what the quantization cost: verify, eval, compare, toolcheck, probe; write report and card.
+    """Measure what quantization cost (verify, eval, compare, toolcheck, probe); write report and card.
 
-    Results lie in RELEASE/proof; a run that was cut off goes on where it was. What cannot be measured here is
-    in `left_out`, with what it would need. quick: a hundred questions, twenty texts, forty tool requests.
-    skip: "evaluation", "comparison", "tools" or "probe". What is shown to be below `min_recovery` or
-    `min_agreement`, or fails the probe, is in `failures`. again: measure what was measured already, too.
-    repo, base_model, license_name: for the card. revision: of a source on the hub. Raises EvaluationError,
-    CheckpointError, HubError, ServeError or OutputError.
+    Results go to RELEASE/proof; an interrupted run continues. The result lists in `left_out` what could not
+    be measured and why, and in `failures` what failed the probe or is significantly below min_recovery or
+    min_agreement. source: a folder, or an id on the hub, at `revision`. quick: only a hundred questions,
+    twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in
+    `toolcheck`. skip: "evaluation", "comparison", "tools" or "probe". cache: folder of kept answers.
+    again: repeat finished measurements. repo, base_model, license_name: as in `card`. on_progress: called at
+    each step. tensor_parallel_size: GPUs to split the models over. trust_remote_code: run the tokenizer's
+    code. Raises EvaluationError, CheckpointError, HubError, ServeError or OutputError.
     """
     from moe4.prove.options import ProveOptions
     from moe4.prove.run import prove as run
@@ -82,9 +84,9 @@ def prove(
 
 @operation
 def report(release: PathLike, *, proof: PathLike | None = None, output: PathLike | None = None) -> Path:
-    """Write one page with all that was measured of a release; return its path.
+    """Write one page with all measured results of a release; return its path.
 
-    proof: the folder of the results; RELEASE/proof if None. output: RELEASE/proof/report.html if None.
+    proof: folder of the results, RELEASE/proof if None. output: the page, RELEASE/proof/report.html if None.
     Raises CheckpointError, EvaluationError or OutputError.
     """
     from moe4.checkpoint.report_file import PROOF_FOLDER
@@ -110,11 +112,12 @@ def card(
     proof: PathLike | None = None,
     write: bool = True,
 ) -> "Card":
-    """Make the model card, from measured results only, and write it to RELEASE/README.md.
+    """Write the model card, RELEASE/README.md, from measured results only.
 
-    What its user wrote or changed in a card stays when it is written again; see `kept`. repo: OWNER/NAME on
-    the hub, for the commands in it. base_model: that of the source. license_name: the hub's name of the
-    licence, where it is not found. Raises CheckpointError, EvaluationError or OutputError.
+    Text that you wrote or changed in the card stays; see `kept` of the result. repo: OWNER/NAME of the
+    release on the hub, for the commands in the card. base_model: OWNER/NAME of the source.
+    license_name: the hub's name for the licence, if moe4 does not find it. proof: folder of the results.
+    write: False only returns the card. Raises CheckpointError, EvaluationError or OutputError.
 
         >>> moe4.card("release", write=False).path.name
         'README.md'
@@ -137,7 +140,7 @@ def card(
 def list_uploads(release: PathLike, repo: Text) -> "list[Upload]":
     """Return the files that `push` would upload to this repository, with their sizes.
 
-    Raises OutputError for a name that the hub would not take, CheckpointError for an unfinished release.
+    Raises OutputError if the hub would not accept the name, and CheckpointError if the release is unfinished.
     """
     from moe4.publish.push import check_repo
     from moe4.publish.push import list_uploads as find
@@ -150,7 +153,8 @@ def list_uploads(release: PathLike, repo: Text) -> "list[Upload]":
 def push(release: PathLike, repo: Text, *, private: bool = False) -> str:
     """Upload a release and its card to the hub; return the repository's address.
 
-    private: create the repository private. The token is huggingface_hub's own (HF_TOKEN). Raises OutputError.
+    repo: OWNER/NAME. private: create a private repository. The token is huggingface_hub's (HF_TOKEN).
+    Raises OutputError or CheckpointError.
     """
     from moe4.publish.push import push as upload
 

@@ -1,9 +1,9 @@
-"""What to say of a call that the system refused."""
+"""Messages for calls that the system refused."""
 
 import errno
 import os
 
-# An OSError with one of these is a call of ours that makes no sense; any other is the state of the machine.
+# These are bugs of ours; any other OSError comes from the machine's state.
 OWN_MISTAKES = (errno.EBADF, errno.EFAULT, errno.EINVAL)
 REMEDIES = {
     errno.EACCES: "check the permissions, or run it as another user",
@@ -19,12 +19,12 @@ REMEDIES = {
 
 
 def is_refusal(error: Exception) -> bool:
-    """Say whether an exception is the machine's doing, not a mistake of ours."""
+    """Return whether the machine's state caused an exception, rather than a bug of ours."""
     return isinstance(error, OSError) and error.errno is not None and error.errno not in OWN_MISTAKES
 
 
 def describe_refusal(error: OSError) -> str:
-    """Return one line: the path, what the system says, what to do."""
+    """Return one line: the path, the system's reason, and what to do."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:

@@ -1,6 +1,6 @@
-"""What the functions return where no layer below has a type for it: attributes, JSON, and lines to read.
+"""Results of API functions that no layer below defines.
 
-`str(result)` is what the command prints, `result.as_dict()` what it prints with `--json`.
+`str(result)` is what the command prints; `result.as_dict()` is what it prints with `--json`.
 """
 
 from typing import cast
@@ -15,13 +15,13 @@ from moe4.strict_json import JsonObject
 
 
 class ProbeResult(ProbeSummary):
-    """The expected answers that were written, in figures. output: their file."""
+    """A summary of the expected answers that were written. output: their file."""
 
     output: str
 
     @property
     def ok(self) -> bool:
-        """They were written."""
+        """Always true: the answers were written."""
         return True
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class AnswerDivergence(Own):
 
 
 class AnswerGroup(Own):
-    """The shift of one kind of question: figures over `num` comparisons, and the bounds they must keep."""
+    """The shifts of one kind of question over `num` comparisons, and the bounds that they must meet."""
 
     name: str
     num: int
@@ -46,7 +46,7 @@ class AnswerGroup(Own):
 
 
 class AnswerCheck(Own):
-    """The verdict on a server: whether it computes what the release holds."""
+    """The verdict on a server: whether it gives the release's expected answers."""
 
     url: str
     model: str
@@ -64,7 +64,7 @@ class AnswerCheck(Own):
 
 
 class ComparisonResult(ComparisonFile):
-    """How far a release's predictions are from its source's, and where that begins."""
+    """How far a release's predictions differ from its source's, by token, layer and expert."""
 
     def as_dict(self) -> JsonObject:
         """Return plain JSON types."""
@@ -77,11 +77,11 @@ class ComparisonResult(ComparisonFile):
 
 
 class ToolcheckResult(ToolcheckFile):
-    """How a server calls tools, and where it is not as it should be."""
+    """How a server calls tools, and what is wrong with its calls."""
 
     @property
     def failures(self) -> list[str]:
-        """What missed its threshold."""
+        """The measures that missed their thresholds."""
         from moe4.evaluate.toolcheck.summary import failed_checks
 
         return failed_checks(self)

@@ -1,4 +1,4 @@
-"""Serve a release, talk to a server, and look at the machine that is to serve."""
+"""Serve a release, talk to a server, and examine the machine that serves."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -48,9 +48,10 @@ def serve_command(
     vllm_options: Sequence[str] = (),
     find_port: bool = True,
 ) -> "ServeCommand":
-    """Return the command that serves a release, with the variables it sets; nothing is started.
+    """Return the command that serves a release, with the variables it sets, without starting it.
 
-    The arguments are those of `serve`. find_port: make sure that the port is free; 0 becomes a free one.
+    The arguments are those of `serve`. find_port: check that the port is free, and replace 0 by a free one.
+    Raises ServeError, CheckpointError, HubError or MissingDependencyError.
     """
     from moe4.serve.command import ServeOptions, read_tokens
     from moe4.serve.run import prepare
@@ -87,16 +88,15 @@ def serve(
     log: PathLike | None = None,
     on_progress: OnProgress = ignore,
 ) -> AbstractContextManager["RunningServer"]:
-    """Serve a release with vLLM for as long as a `with` block lasts; it gets the server once that answers.
+    """Serve a release with vLLM during a `with` block, which begins when the server is ready.
 
-    revision: of a release on the hub. port: 0 takes a free one. max_model_len: tokens a conversation may
-    have, also as "32k". rest: on a CPU the type of all that is not routed experts, bfloat16 or int8.
-    expert_cache: on a CPU, GB for the experts.
-    api_key: what requests must carry; VLLM_API_KEY's if None. vllm_options: further options, as vLLM takes
-    them. check: ask for the release's expected answers first; see `probe`. log: a file for vLLM's log.
-
-    The server is stopped however the block is left. Raises ServeError, with vLLM's first-hand reason, if it
-    does not start; CheckpointError or MissingDependencyError for what cannot be served.
+    release: a folder, or an id on the hub, at `revision`. host, port: to listen on; 0 is any free port.
+    max_model_len: longest conversation in tokens, also as "32k". tensor_parallel_size: GPUs, or CPU ranks.
+    rest: on a CPU, type of everything but the routed experts, bfloat16 or int8. expert_cache: on a CPU, GB
+    for a cache of experts. open_metrics: answer /metrics without the key. api_key: that requests must carry,
+    the value of VLLM_API_KEY if None. vllm_options: more options for vLLM. check: check the expected answers
+    first; the server's `probe` has the verdict. log: file for vLLM's log. on_progress: called at each step.
+    Raises ServeError, quoting vLLM's error, CheckpointError, HubError or MissingDependencyError.
 
         >>> with moe4.serve("release") as server:
         ...     answer = server.client().chat.completions.create(
@@ -139,10 +139,12 @@ def chat(
     max_tokens: Positive | None = None,
     temperature: Annotated[float, Field(ge=0)] | None = None,
 ) -> "Conversation":
-    """Begin a conversation with a served model; `ask` sends a message and yields the answer as it comes.
+    """Start a conversation with a served model. Its method `ask` sends a message and streams the answer.
 
-    model: the server's first if None. system: the chat template's if None. temperature: 0 always takes the
-    likeliest token. The API key is taken from VLLM_API_KEY. Raises ServeError if no server answers.
+    base_url: the server, with or without /v1. model: the first that the server lists if None. system: system
+    message, the chat template's if None. max_tokens: longest answer. temperature: 0 takes the likeliest token
+    each time; the model's own if None. The API key comes from VLLM_API_KEY. Raises ServeError if no server
+    answers.
     """
     from moe4.serve.chat import Conversation, connect
 
@@ -154,7 +156,7 @@ def chat(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmokeResult:
-    """The first questions to a server, and what came of each."""
+    """The outcome of each check of a server."""
 
     url: str
     model: str | None
@@ -162,7 +164,7 @@ class SmokeResult:
 
     @property
     def ok(self) -> bool:
-        """Whether every answer was right."""
+        """Whether every check passed."""
         return all(check.ok for check in self.checks)
 
     def as_dict(self) -> JsonObject:
@@ -185,10 +187,11 @@ def smoke(
     api_key: str | None = None,
     on_outcome: Callable[..., None] = lambda outcome: None,
 ) -> SmokeResult:
-    """Ask a server its models, a chat, a stream with usage and a tool call; `ok` says if all were right.
+    """Check a server: its models, a chat, a stream with usage and a tool call; `ok` if all are right.
 
-    probe: also ask for the expected answers of this release. timeout: seconds one answer may take. insecure:
-    do not check the server's certificate. api_key: VLLM_API_KEY's if None. on_outcome: hears each of them.
+    url, model: the server, and the first model that it lists if None. probe: also check the expected answers
+    of this release. timeout: seconds to wait for one answer. insecure: do not check the server's certificate.
+    api_key: the value of VLLM_API_KEY if None. on_outcome: called with the outcome of each check.
     """
     from moe4.deploy.smoke import SmokeTest
 
@@ -209,7 +212,7 @@ def smoke(
 
 @operation
 def doctor(*, measure: bool = False) -> "Diagnosis":
-    """Say what this machine offers: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernels' path.
+    """Describe this machine: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernel path in use.
 
     measure: also measure how fast memory is read. Raises KernelError if MOE4_KERNEL names a path that this
     machine cannot run.

@@ -1,4 +1,4 @@
-"""Size a release: what machine holds it, and how fast it can be there. Nothing here needs torch."""
+"""Size a release: which machines hold it, and how fast it can be there. Nothing here needs torch."""
 
 import io
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ TEXT_WIDTH = 160
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizing:
-    """How a release fits: on the machine that was asked for, or on every one of the table.
+    """How a release fits on one machine, or on every known one.
 
-    fits: one for each machine. smallest, recommended: two of the table's; of one machine both are its fit.
-    disk: bytes a second that weights are loaded at.
+    fits: one per machine. smallest, recommended: two of them; for one machine, both are its fit. surveyed:
+    whether all known machines were sized. disk: bytes per second at which weights load.
     """
 
     release: "ReleaseSize"
@@ -31,7 +31,7 @@ class Sizing:
 
     @property
     def ok(self) -> bool:
-        """Whether it works on the machine asked for; true for the table."""
+        """Whether the release can be served on the machine; always true if all known machines were sized."""
         return self.surveyed or self.fits[0].works
 
     def as_dict(self) -> JsonObject:
@@ -46,7 +46,7 @@ class Sizing:
         return facts | {name: item and fit_facts(item) for name, item in picked.items()}
 
     def text(self, width: int = TEXT_WIDTH) -> str:
-        """Return it as a table of this width."""
+        """Return a table of this width, as `moe4 fit` prints it."""
         from rich.console import Console
 
         from moe4.deploy.sizing.choose import Survey
@@ -86,12 +86,13 @@ def fit(
     plugin: bool = False,
     disk: float = 1.0,
 ) -> Sizing:
-    """Size a release: memory per GPU, cache, speed's ceiling; on one machine, or on all of the table.
+    """Size a release on one machine, or on every known one: memory per GPU, cache, ceiling on speed.
 
-    release: a folder, a config.json or a repository on the hub. gpu: l40s, a100, h100, h200, b200 or mi300x;
-    gpu_memory: GiB of another. gpus: how many; the fewest that work if None. concurrency: conversations of
-    `max_model_len` tokens at once. group_size: of the release that a config alone would become. plugin: vLLM
-    has moe4's plugin there. disk: GB/s. Raises DeployError, CheckpointError or UnsupportedModelError.
+    release: a folder, a config.json, or a repository on the hub. gpu: l40s, a100, h100, h200, b200 or mi300x;
+    gpu_memory: GiB of another GPU. gpus: the fewest that work if None. tensor_parallel, pipeline_parallel,
+    data_parallel, expert_parallel: the layout; chosen if None. concurrency: conversations of max_model_len
+    tokens at the same time. group_size: to assume for a config alone. plugin: vLLM has moe4's plugin.
+    disk: GB/s at which weights load. Raises DeployError, CheckpointError or HubError.
 
         >>> moe4.fit("k2-tiny", gpu="h100").fits[0].verdict
         'comfortable'

@@ -1,1 +1,1 @@
-"""The command line: one module per command; each parses, calls and prints, with no logic of its own."""
+"""The command line: one module per command. Each parses, calls the API and prints; it has no other logic."""

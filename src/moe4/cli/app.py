@@ -1,6 +1,6 @@
 """Assemble the commands.
 
-torch, transformers and vllm are imported inside the commands, so that `moe4 --help` answers at once.
+Commands import torch, transformers and vllm only when they run, so that `moe4 --help` is fast.
 """
 
 import importlib
@@ -42,7 +42,7 @@ GROUPS = {
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 
-# What typer raises for wrong arguments; it exports only this class of them, which some are not.
+# What typer raises for wrong arguments. It exports only this subclass, so take the base of that.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""What all commands have in common: -h, -q, -v and --log-file; help in groups, with examples."""
+"""What all commands share: -h, -q, -v and --log-file; help in groups, with examples."""
 
 import time
 from collections import defaultdict
@@ -47,11 +47,11 @@ def _common(
         ),
     ] = None,
 ) -> None:
-    """Have the options of every command."""
+    """Declare the options of every command."""
 
 
 def _common_options() -> list[Any]:
-    """Return the options of every command, as typer makes them of a function."""
+    """Return the options of every command, as typer builds them from a function."""
     app = typer.Typer(add_completion=False)
     app.command()(_common)
     return list(get_command(app).params)
@@ -63,7 +63,7 @@ COMMON = _common_options()
 class Command(TyperCommand):
     """A command with the common options, which refuses `--name ''`.
 
-    An empty text is neither nothing nor this folder. The epilog is its examples, one a line.
+    An empty value means neither "not given" nor the current folder. The epilog holds examples, one per line.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class Command(TyperCommand):
         self.params += COMMON
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments as typer does, once none is found to be empty."""
+        """Parse the arguments as typer does, after checking that none is empty."""
         words, kept = self._take_foreign(list(args))
         given, _, _ = self.make_parser(ctx).parse_args(args=list(words))
         parameter: Any  # typer's own kind, which it does not export
@@ -104,7 +104,7 @@ class Command(TyperCommand):
         return words, kept
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, with its messages as the user wants them."""
+        """Run the command, with messages as -q, -v and --log-file say."""
         quiet, verbosity, log_file = (ctx.params.pop(name) for name in self.common)
         if quiet and verbosity:
             raise typer.BadParameter("--quiet and --verbose contradict each other", ctx=ctx)
@@ -119,7 +119,7 @@ class Command(TyperCommand):
                 logger.debug("moe4 %s: %.1f s", self.name, time.monotonic() - began)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options in their groups, the plain ones first."""
+        """Write arguments and options in their groups, ungrouped ones first."""
         panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
         panels["Arguments"] = []
         panels[PLAIN_PANEL] = []
@@ -135,7 +135,7 @@ class Command(TyperCommand):
         _write(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples as they are."""
+        """Write the examples unchanged."""
         if self.epilog:
             with formatter.section("Examples"):
                 for line in self.epilog.splitlines():

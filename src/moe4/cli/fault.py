@@ -1,4 +1,4 @@
-"""What to say of an exception that no command expected, and where its traceback is kept."""
+"""Messages for exceptions that no command expected; their tracebacks are saved to a file."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ SECRET = re.compile(r"(?i)(key|token|secret|password)")
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit code and the line for an exception that escaped a command.
 
-    A fault of ours leaves its traceback in a file of the folder for temporary files.
+    For a bug of ours, the traceback is saved in the folder for temporary files.
     """
     if isinstance(error, OSError) and is_refusal(error):
         return INPUT_EXIT_CODE, f"error: {describe_refusal(error)}"
@@ -38,7 +38,7 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def _innermost(error: Exception) -> str:
-    """Return `file:line` of the last place in moe4 that the exception passed."""
+    """Return `file:line` of the innermost place in moe4 in the traceback."""
     package = Path(moe4.__file__).parent
     found = "moe4"
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -49,7 +49,7 @@ def _innermost(error: Exception) -> str:
 
 
 def _save(error: Exception) -> str:
-    """Write the traceback into a file; say where it is and what to do with it."""
+    """Write the traceback to a file; return a sentence that names it and says what to do."""
     versions = f"moe4 {moe4.__version__}, Python {platform.python_version()}, {platform.platform()}"
     text = f"{versions}\n{_arguments()}\n\n{''.join(traceback.format_exception(error))}"
     try:
@@ -62,7 +62,7 @@ def _save(error: Exception) -> str:
 
 
 def _arguments() -> str:
-    """Return the command line without values that are secret."""
+    """Return the command line with secret values masked."""
     shown: list[str] = ["moe4"]
     hide = False
     for argument in sys.argv[1:]:

@@ -1,4 +1,4 @@
-"""Where `moe4` begins. Hardly anything is imported before `main` runs, so that it hears Ctrl-C."""
+"""Entry point of `moe4`. It imports almost nothing before `main` runs, so that Ctrl-C works at once."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from moe4.errors import INTERRUPTED_EXIT_CODE
 
 
 def main() -> None:
-    """Run the command line and leave with one of the exit codes in moe4.errors."""
+    """Run the command line and exit with one of the codes in moe4.errors."""
     try:
         from moe4.cli.net import run
 

@@ -1,6 +1,6 @@
-"""What a command says beside its result: lines on stderr and in a log file, all of them by logging.
+"""A command's messages besides its result: lines on stderr and in a log file, all through logging.
 
--q leaves warnings and errors, -v adds what else is logged. One Messages is in force at a time: the command's.
+-q keeps only warnings and errors; -v adds everything else that is logged. One Messages is active at a time.
 """
 
 import json
@@ -25,7 +25,7 @@ logger = logging.getLogger("moe4")
 
 @dataclass(kw_only=True, slots=True)
 class Messages:
-    """How much is said. live: what is drawn at the bottom of the terminal, above which lines go."""
+    """Which messages are shown. live: the display at the bottom of the terminal; lines go above it."""
 
     quiet: bool = False
     verbosity: int = 0
@@ -33,12 +33,12 @@ class Messages:
 
     @property
     def level(self) -> int:
-        """The least important lines that are shown."""
+        """The lowest level that is shown."""
         return logging.WARNING if self.quiet else LEVELS.get(self.verbosity, logging.DEBUG)
 
     @property
     def draws(self) -> bool:
-        """Whether something that moves may be drawn: on a terminal, unless nothing is to be said."""
+        """Whether progress may be drawn: on a terminal, without -q."""
         return not self.quiet and sys.stderr.isatty()
 
 
@@ -46,7 +46,7 @@ current = Messages()
 
 
 class _Lines(logging.Handler):
-    """Writes lines to stderr, above what is drawn there."""
+    """Writes lines to stderr, above the progress display."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = visible_lines(record.getMessage())
@@ -57,24 +57,24 @@ class _Lines(logging.Handler):
 
 
 class _OneLine(logging.Formatter):
-    """Keeps every record on a line: whatever a name holds begins no line of its own."""
+    """Keeps every record on one line, even if a name in it contains line breaks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
 def echo(text: object = "", *, nl: bool = True) -> None:
-    """Print a result to stdout; control characters but newlines and tabs are written out."""
+    """Print a result to stdout, with control characters escaped, except newlines and tabs."""
     typer.echo(visible_lines(str(text)), nl=nl)
 
 
 def echo_json(value: object, *, ensure_ascii: bool = True, indent: int | None = None) -> None:
-    """Print a result to stdout as JSON that stays JSON whatever its strings hold."""
+    """Print a result to stdout as JSON that stays valid whatever its strings contain."""
     typer.echo(visible_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)))
 
 
 def echo_result(result: Any, as_json: bool, *, ensure_ascii: bool = True, indent: int | None = None) -> None:
-    """Print a result of the API as lines to read, or as JSON."""
+    """Print a result of the API as text, or as JSON."""
     if as_json:
         echo_json(result.as_dict(), ensure_ascii=ensure_ascii, indent=indent)
     else:
@@ -82,18 +82,18 @@ def echo_result(result: Any, as_json: bool, *, ensure_ascii: bool = True, indent
 
 
 def say(text: str) -> None:
-    """Say a line to whoever watches the command."""
+    """Show a line to the user, unless -q is given."""
     logger.info("%s", text)
 
 
 def warn(text: str) -> None:
-    """Say a line that is shown with -q, too."""
+    """Show a line to the user, even with -q."""
     logger.warning("%s", text)
 
 
 @contextmanager
 def messages(*, quiet: bool, verbosity: int, log_file: str | None) -> Iterator[None]:
-    """Have lines shown and logged as the user wants them. Raises OutputError for a log that cannot be."""
+    """Show and log messages as the options say. Raises OutputError if the log file cannot be written."""
     global current
     handlers: list[logging.Handler] = [_Lines()]
     if log_file is not None:

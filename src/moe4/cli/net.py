@@ -1,4 +1,4 @@
-"""The last net: run a command, and turn whatever escapes it into one line on stderr and an exit code."""
+"""Run a command, and turn any exception that escapes it into one line on stderr and an exit code."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from moe4.escape import visible
 
 IMPORT_SECONDS = 0.5
 COMPLETION_VARIABLE = "_MOE4_COMPLETE"
-LONGEST_LINE = 1000  # of a message: what a user gave or a file holds may be of any length
+LONGEST_LINE = 1000  # of a message, which may quote a value of any length
 
 
 def run() -> int:
@@ -62,7 +62,7 @@ def _run() -> int:
 def _run_command() -> int:
     """Parse the arguments and call the command.
 
-    This is what typer's app() does, without its own answers to broken pipes, interrupts and usage errors.
+    Does what typer's app() does, without its handling of broken pipes, interrupts and usage errors.
     """
     import typer
     from typer.main import get_command
@@ -89,7 +89,7 @@ def _run_command() -> int:
 
 
 def say(text: str) -> None:
-    """Print `moe4: text` as one line on stderr: control characters escaped, a long one cut in the middle."""
+    """Print `moe4: text` as one line on stderr; escape control characters, cut long lines in the middle."""
     line = visible(text.strip())
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE - 300]} [...] {line[-300:]}"
@@ -97,7 +97,7 @@ def say(text: str) -> None:
 
 
 def _interrupted() -> int:
-    """Say so. From here on Ctrl-C ends the process at once."""
+    """Say so and return the exit code. From here on, Ctrl-C ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     say("interrupted")
     return INTERRUPTED_EXIT_CODE
@@ -105,9 +105,9 @@ def _interrupted() -> int:
 
 @contextmanager
 def _hearing_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, but not inside an import: libraries take it for a failed one.
+    """Raise KeyboardInterrupt on Ctrl-C, but not inside an import: libraries would report it as failed.
 
-    An import that is under way gets IMPORT_SECONDS to end; then the process ends at once.
+    A running import gets IMPORT_SECONDS to finish; then the process ends at once.
     """
     since: float | None = None
 
@@ -138,7 +138,7 @@ def _hearing_interrupts() -> Iterator[None]:
 
 
 def _show_traceback(error: BaseException) -> None:
-    """Print the traceback for whoever asks for it with MOE4_TRACEBACK=1."""
+    """Print the traceback if MOE4_TRACEBACK=1 is set."""
     if os.environ.get("MOE4_TRACEBACK", "") not in ("", "0"):
         import traceback
 

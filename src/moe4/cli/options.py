@@ -1,4 +1,4 @@
-"""The commands' arguments and options, each with its help, in one place; those in several commands once."""
+"""Arguments and options that several commands share, with their help."""
 
 import enum
 from pathlib import Path
@@ -38,7 +38,7 @@ class DtypeOption(enum.StrEnum):
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-# Checkpoints and releases. They are handed on as they are given: the API knows what they may be.
+# Checkpoints and releases. Commands pass them on unchanged; the API checks them.
 Source: TypeAlias = Annotated[
     str,
     typer.Argument(
@@ -50,7 +50,7 @@ PlannedSource: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder of the source checkpoint, or with its config.json alone; or an id on the hub.",
+        help="Folder of the source checkpoint or of its config.json alone, or an id on the hub.",
     ),
 ]
 Release: TypeAlias = Annotated[str, typer.Argument(metavar="RELEASE", help="Folder of its release.")]
@@ -88,8 +88,8 @@ Method: TypeAlias = Annotated[
 GroupSize: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Codes that share a scale: 32, 64 or 128. By default the largest that leaves experts two "
-        "groups.",
+        help="Number of codes that share a scale: 32, 64 or 128. By default the largest that leaves "
+        "experts two groups.",
         rich_help_panel=RECIPE,
     ),
 ]
@@ -134,7 +134,10 @@ ShowSample: TypeAlias = Annotated[
     bool, typer.Option("--show-sample", help="Show the first document as the chat template renders it.")
 ]
 PlannedBudget: TypeAlias = Annotated[
-    str | None, typer.Option(help="Most memory that the run may need, such as 4GiB.", rich_help_panel=RUN)
+    str | None,
+    typer.Option(
+        help="Report a problem if the run may need more memory than this, such as 4GiB.", rich_help_panel=RUN
+    ),
 ]
 Revision: TypeAlias = Annotated[
     str | None,
@@ -229,7 +232,7 @@ Url: TypeAlias = Annotated[
     str, typer.Argument(metavar="URL", help="Address of the server, with or without /v1.")
 ]
 ServedModel: TypeAlias = Annotated[
-    str | None, typer.Option(help="Name of the model; by default the first that the server lists.")
+    str | None, typer.Option(help="Model name; by default the first that the server lists.")
 ]
 Timeout: TypeAlias = Annotated[float, typer.Option(help="Seconds to wait for an answer.")]
 Insecure: TypeAlias = Annotated[
@@ -259,11 +262,11 @@ ProofFolder: TypeAlias = Annotated[
 # The machine that is to serve.
 Gpu: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="The GPU: l40s, a100, h100, h200, b200, mi300x.", rich_help_panel=MACHINE),
+    typer.Option(help="GPU: l40s, a100, h100, h200, b200 or mi300x.", rich_help_panel=MACHINE),
 ]
 GpuMemory: TypeAlias = Annotated[
     float | None,
-    typer.Option(help="GiB of memory of a GPU that is not in the list.", rich_help_panel=MACHINE),
+    typer.Option(help="Memory in GiB of a GPU that is not listed.", rich_help_panel=MACHINE),
 ]
 NumGpus: TypeAlias = Annotated[
     int | None,
@@ -271,18 +274,19 @@ NumGpus: TypeAlias = Annotated[
 ]
 CpuMemory: TypeAlias = Annotated[
     float | None,
-    typer.Option(help="GiB of memory of a CPU server, with --engine cpu.", rich_help_panel=MACHINE),
+    typer.Option(help="Memory in GiB of a CPU server, with --engine cpu.", rich_help_panel=MACHINE),
 ]
 TensorParallel: TypeAlias = Annotated[
     int | None, typer.Option(help="Split each matrix over this many GPUs.", rich_help_panel=MACHINE)
 ]
 PipelineParallel: TypeAlias = Annotated[
-    int | None, typer.Option(help="Split the layers over this many.", rich_help_panel=MACHINE)
+    int | None, typer.Option(help="Split the layers over this many stages.", rich_help_panel=MACHINE)
 ]
 DataParallel: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Copies of everything but the routed experts; needs --expert-parallel.", rich_help_panel=MACHINE
+        help="Number of copies of everything except the routed experts; needs --expert-parallel.",
+        rich_help_panel=MACHINE,
     ),
 ]
 ExpertParallel: TypeAlias = Annotated[
@@ -300,15 +304,15 @@ Concurrency: TypeAlias = Annotated[int, typer.Option(help="Conversations of that
 ConfigGroupSize: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        help="Group size to assume if RELEASE is a config alone; by default the one `quantize` would choose."
+        help="Group size to assume if RELEASE is only a config; by default the one `quantize` would choose."
     ),
 ]
 Plugin: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--plugin", help="Assume that vLLM has moe4's plugin, which corrects experts with one group a GPU."
+        "--plugin", help="Assume that vLLM has moe4's plugin, which corrects experts with one group per GPU."
     ),
 ]
 Disk: TypeAlias = Annotated[
-    float, typer.Option(help="GB/s at which weights are loaded.", rich_help_panel=MACHINE)
+    float, typer.Option(help="Speed at which weights load, in GB/s.", rich_help_panel=MACHINE)
 ]

@@ -1,4 +1,4 @@
-"""How far a command is: on a terminal something that moves, elsewhere a line now and then."""
+"""Progress of a command: a moving display on a terminal, an occasional line elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ LINE_SECONDS = 30.0  # between two lines where there is no terminal
 
 
 class Shown:
-    """Shows steps; it is what the API calls with each of them. Nothing is shown after `stop`."""
+    """Shows the steps that the API reports; the API calls it. Shows nothing after `stop`."""
 
     def __init__(self, what: str) -> None:
         self._bar: Any = _make_bar() if messages.current.draws else None
@@ -35,14 +35,14 @@ class Shown:
             messages.say(str(step))
 
     def start(self) -> None:
-        """Draw, from here on."""
+        """Start drawing."""
         if self._bar is not None:
             self._bar.start()
             messages.current.live = self._bar
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Draw nothing for as long as something is printed."""
+        """Stop drawing while something is printed."""
         drawn = self._bar is not None and not self._stopped
         if drawn:
             messages.current.live = None
@@ -52,7 +52,7 @@ class Shown:
             self.start()
 
     def stop(self) -> None:
-        """Leave no trace on the terminal, and show nothing more."""
+        """Clear the display, and show nothing more."""
         self._stopped = True
         if self._bar is not None:
             messages.current.live = None
@@ -79,7 +79,7 @@ def _make_bar() -> Any:
 
 @contextmanager
 def progress(what: str) -> Iterator[Shown]:
-    """Yield what shows the steps of a command; it spins at once, for torch takes seconds to import."""
+    """Yield an object that shows a command's steps; start it at once, as torch takes seconds to import."""
     shown = Shown(what)
     shown.start()
     try:

@@ -1,4 +1,4 @@
-"""The standard streams as a command may rely on them: open, and honest about what could not be written."""
+"""Standard streams that a command can rely on: always open, and reporting failed writes."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class OutputLost(Exception):  # noqa: N818
-    """Standard output cannot be written. No OSError, so that nobody takes it for one of a file."""
+    """Standard output cannot be written. Not an OSError, so that no handler mistakes it for a file's."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(str(reason))
@@ -17,7 +17,7 @@ class OutputLost(Exception):  # noqa: N818
 
 
 class _Output(io.FileIO):
-    """Standard output, which says when it is lost."""
+    """Standard output; a failed write raises OutputLost."""
 
     def write(self, data: Any) -> int:
         try:
@@ -27,7 +27,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Standard error. Work does not end because nobody can read how it goes."""
+    """Standard error; failed writes are ignored, so that work goes on when nobody can read its messages."""
 
     def write(self, data: Any) -> int:
         try:
@@ -38,11 +38,11 @@ class _Messages(io.FileIO):
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Open what the shell has closed (`>&-`), and replace sys.stdout and sys.stderr by the above.
+    """Open streams that the shell has closed (`>&-`), and replace sys.stdout and sys.stderr by the above.
 
-    A closed standard output becomes one that cannot be written, a closed standard error one that is quiet.
-    Names that the terminal's encoding does not have are escaped. Raises OutputLost, when it is left at the
-    latest. sys.stderr stays as it is then, for what is to be said of that.
+    A closed standard output becomes one that cannot be written; a closed standard error becomes silent.
+    Characters that the terminal's encoding lacks are escaped. Raises OutputLost, at the latest on exit; then
+    sys.stderr stays replaced, so that the error can be reported.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _fill(number, flags)
@@ -58,7 +58,7 @@ def standard_streams() -> Iterator[None]:
 
 
 def _fill(number: int, flags: int) -> None:
-    """Open a closed descriptor, or the next file that is opened would get its number."""
+    """Open a closed descriptor; otherwise the next opened file would get its number."""
     try:
         os.fstat(number)
     except OSError:
@@ -69,7 +69,7 @@ def _fill(number: int, flags: int) -> None:
 
 
 def _replace(stream: TextIO | None, number: int, kind: type[io.FileIO]) -> TextIO:
-    """Return a text stream over the descriptor, or the stream itself where it is another's, as in a test."""
+    """Return a text stream over the descriptor, or the stream itself if someone replaced it, as in a test."""
     if stream is not None and (type(stream) is not io.TextIOWrapper or stream.fileno() != number):
         return stream
     raw = kind(number, "w", closefd=False)

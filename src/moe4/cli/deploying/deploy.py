@@ -89,7 +89,7 @@ Openshift: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--openshift",
-        help="Set no user, which OpenShift's security constraints choose.",
+        help="Set no user; OpenShift's security constraints choose one.",
         rich_help_panel=options.OBJECTS,
     ),
 ]
@@ -99,7 +99,7 @@ CheckAnswers: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--check-answers",
-        help="Start up only with the release's expected answers (kserve, kubernetes, leaderworkerset).",
+        help="Become ready only if the answers are the expected ones (kserve, kubernetes, leaderworkerset).",
         rich_help_panel=options.SERVER,
     ),
 ]

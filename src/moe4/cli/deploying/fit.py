@@ -33,7 +33,7 @@ def command(
     disk: options.Disk = 1.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Size a release: GPUs, memory, cache, the ceiling on speed.
+    """Size a release: GPUs, memory, cache, ceiling on speed.
 
     Reads config.json and headers only, here or on the hub; HF_TOKEN gives access to private repositories.
     Lists all known machines. With --gpu or --gpu-memory it sizes that one, and exits with 1 if the release

@@ -64,7 +64,7 @@ def command(
 ) -> None:
     """Find what keeps a deployment from working.
 
-    Exits with 1 if there is an error; with 3 if there is none but lint did not examine something: Helm
+    Exits with 1 if there is an error, and with 3 if there is none but lint did not examine something: Helm
     charts, kustomizations, unknown kinds. It examines all files together, so that a service finds its
     runtime.
     """

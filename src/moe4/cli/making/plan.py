@@ -35,9 +35,9 @@ def command(
     time_it: options.TimeIt = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Predict a run: size of the release, memory, disk, time, faults.
+    """Predict a run: size, memory, disk, time and problems.
 
-    Reads config and headers, not the weights. Exits with 1 if the run would fail.
+    Reads the config and headers, not the weights. Exits with 1 if the run would fail.
     """
     resolved = moe4.resolve_recipe(
         recipe,

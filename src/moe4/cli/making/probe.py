@@ -36,7 +36,7 @@ Url: TypeAlias = Annotated[
 ]
 Model: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Name of the model; by default the first that the server lists.", rich_help_panel=ASK),
+    typer.Option(help="Model name; by default the first that the server lists.", rich_help_panel=ASK),
 ]
 Timeout: TypeAlias = Annotated[
     float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=ASK)
@@ -48,7 +48,7 @@ PrintScript: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--print-script",
-        help="Print the check as a Python file that needs no moe4.",
+        help="Print the check as a Python script that does not need moe4.",
         rich_help_panel=ASK,
     ),
 ]
@@ -85,10 +85,11 @@ def command(
 ) -> None:
     """Compute a release's expected answers, or ask a server for them.
 
-    moe4 quantize writes moe4-probe.json already; this makes it for a release without one, in float32.
+    moe4 quantize already writes moe4-probe.json; this command writes it for a release that has none, in
+    float32.
 
-    With --url it computes and writes nothing: it asks a running server for the answers, and exits with 1 if
-    they are wrong. The variable VLLM_API_KEY holds the API key.
+    With --url it writes nothing. It asks a running server for the answers, and exits with 1 if they are
+    wrong. The variable VLLM_API_KEY holds the API key.
     """
     if print_script:
         echo(moe4.probe_script(), nl=False)

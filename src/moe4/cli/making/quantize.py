@@ -47,7 +47,7 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to an INT4 (W4A16) release, layer by layer."""
+    """Quantize a checkpoint to INT4 (W4A16), layer by layer."""
     resolved = moe4.resolve_recipe(
         recipe,
         method=method,

@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Check a release: its files, tensors, config and codes.
 
-    Names what is wrong and exits with 1. The list of files is in moe4-report.json; without it verify fails,
-    because it cannot check them.
+    Names every problem and exits with 1 if there is one. moe4-report.json lists the files; without it, verify
+    fails, because it cannot check them.
     """
     with progress("checking") as shown:
         result = moe4.verify(

@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Write the model card, OUT/README.md; upload it if asked to.
 
-    The card has measured results only. What you wrote or changed in it stays when moe4 writes it again.
+    The card shows measured results only. moe4 keeps text that you wrote or changed in it.
     --push uses huggingface_hub's token (HF_TOKEN).
     """
     with progress("reading"):

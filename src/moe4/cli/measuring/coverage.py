@@ -25,7 +25,7 @@ Calibration: TypeAlias = Annotated[
 ]
 NumDocuments: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use only the first N documents.")]
 MaxTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Cut documents to this many tokens.")]
-ColdTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Call an expert with fewer tokens cold.")]
+ColdTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="An expert that gets fewer tokens is cold.")]
 Choose: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Choose N documents that reach the experts evenly.", rich_help_panel=CHOICE),

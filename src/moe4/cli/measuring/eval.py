@@ -103,8 +103,8 @@ def command(
     """Evaluate a model with lm-evaluation-harness.
 
     Prints scores with standard errors. With --against it adds recovery with its interval, and says whether
-    the change is within noise. It keeps answers: an interrupted evaluation continues, and a repeated one
-    asks nothing.
+    the change is within noise. It keeps answers, so an interrupted evaluation continues, and a repeated
+    one asks nothing again.
 
     Without --task it compares predictions with those of --against, or checks a server's tool calls.
     """

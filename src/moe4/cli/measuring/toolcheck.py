@@ -41,10 +41,10 @@ Limit: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Send only the first N requests of each file.")
 ]
 Concurrency: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Requests at the same time.", rich_help_panel=ASKING)
+    int, typer.Option(min=1, help="Number of requests at the same time.", rich_help_panel=ASKING)
 ]
 Retries: TypeAlias = Annotated[
-    int, typer.Option(min=0, help="Retries of a request that fails.", rich_help_panel=ASKING)
+    int, typer.Option(min=0, help="Number of retries if a request fails.", rich_help_panel=ASKING)
 ]
 Timeout: TypeAlias = Annotated[
     float, typer.Option(min=1, help="Seconds to wait for an answer.", rich_help_panel=ASKING)
@@ -63,7 +63,7 @@ Stream: TypeAlias = Annotated[
 ]
 Threshold: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--threshold", help="NAME=SHARE to reach; may be repeated."),
+    typer.Option("--threshold", help="NAME=SHARE that a measure must reach; may be repeated."),
 ]
 
 

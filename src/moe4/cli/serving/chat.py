@@ -28,7 +28,7 @@ EXAMPLES = (
 
 BaseUrl: TypeAlias = Annotated[str, typer.Option(help="The server's address, with or without /v1.")]
 Model: TypeAlias = Annotated[
-    str | None, typer.Option(help="Name of the model; by default the first that the server lists.")
+    str | None, typer.Option(help="Model name; by default the first that the server lists.")
 ]
 System: TypeAlias = Annotated[
     str | None, typer.Option(help="System message; the chat template's by default.")
@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Chat with a served model in the terminal.
 
-    Without a terminal, it reads one message a line.
+    Without a terminal, it reads one message per line.
     """
     for option, given in (("--message", message), ("--system", system)):
         if given is not None:

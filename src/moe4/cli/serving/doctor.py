@@ -15,10 +15,10 @@ Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Also measur
 
 
 def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
-    """Show what this machine offers, and which kernels it runs.
+    """Show this machine's hardware, software and kernel path.
 
-    Versions, vLLM, GPUs, memory, disk, hub, compiler and the path of the CPU kernels. The variable
-    MOE4_KERNEL forces a path; one that this machine cannot run is an error.
+    Shows versions, vLLM, GPUs, memory, disk, hub, compiler and the path of the CPU kernels. The variable
+    MOE4_KERNEL forces a path; it is an error if this machine cannot run it.
     """
     with progress("looking at this machine"):
         found = moe4.doctor(measure=measure)

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Check a server: models, chat, streaming, a tool call.
 
-    Exits with 1 if one of them is wrong. The variable VLLM_API_KEY holds the API key.
+    Exits with 1 if any of them is wrong. The variable VLLM_API_KEY holds the API key.
     """
     with progress("asking the server") as shown:
 
