@@ -163,6 +163,18 @@ def test_bad_source(
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_values_whose_squares_overflow(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+    poison(EXPERT, 1e30)(copy)
+    arguments = ["quantize", str(copy), str(tmp_path / "out"), "--method", "rtn"]
+    code, _, err = run_cli(arguments, monkeypatch, capfd)
+    assert code == 2
+    assert f"moe4: error: {EXPERT} holds values so large that their squares overflow float32" in err
+
+
 def test_fp8_without_scales(
     fp8_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

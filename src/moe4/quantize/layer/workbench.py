@@ -1,5 +1,6 @@
 """What every layer of a run shares, and how one quantized or copied tensor is written."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from moe4.checkpoint.packed import pack
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
+from moe4.errors import TensorError
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
 from moe4.model.names import Part
@@ -56,13 +58,26 @@ class Workbench:
 def stored_tensors(
     weight: QuantizedWeight, result: QuantizedMatrix, to_host: Callable[[Tensor], Tensor] = Tensor.cpu
 ) -> dict[str, Tensor]:
-    """Return a matrix as `weight_packed`, `weight_scale` and `weight_shape`, by full name, on the CPU."""
+    """Return a matrix as `weight_packed`, `weight_scale` and `weight_shape`, by full name, on the CPU.
+
+    Raises TensorError where its error is not finite.
+    """
+    require_finite_error(weight, result)
     base = weight.name.removesuffix("weight")
     return {
         base + "weight_packed": to_host(pack(result.codes)),
         base + "weight_scale": to_host(result.scales.to(torch.bfloat16)),
         base + "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
     }
+
+
+def require_finite_error(weight: QuantizedWeight, result: QuantizedMatrix) -> None:
+    """Raise TensorError where the squares of a matrix's values leave float32's range."""
+    if not math.isfinite(result.error):
+        raise TensorError(
+            f"{weight.name} holds values so large that their squares overflow float32; expected magnitudes "
+            "below about 1e18; the checkpoint is damaged, or its scales are of another form"
+        )
 
 
 def write_all(writer: ShardWriter, tensors: dict[str, Tensor]) -> None:

@@ -21,7 +21,13 @@ from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route, inputs_path
 from moe4.quantize.layer.expert_stream import ExpertStream
 from moe4.quantize.layer.host_solver import HostSolver
-from moe4.quantize.layer.workbench import Workbench, copy_tensors, stored_tensors, write_all
+from moe4.quantize.layer.workbench import (
+    Workbench,
+    copy_tensors,
+    require_finite_error,
+    stored_tensors,
+    write_all,
+)
 from moe4.quantize.planning.release_plan import QuantizedWeight, ShardPlan, expert_weight
 from moe4.quantize.reporting.layer_record import expert_record, matrix_record
 from moe4.quantize.transfer.device_memory import make_activations
@@ -43,7 +49,8 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
     def round_linear(number: int) -> Parcel:
         weight = linears[number]
         result = quantize_alone(bench, weight, bench.checkpoint.read(weight.name))
-        return Parcel(facts=matrix_record(result).as_dict(), tensors=stored_tensors(weight, result))
+        tensors = stored_tensors(weight, result)
+        return Parcel(facts=matrix_record(result).as_dict(), tensors=tensors)
 
     for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
@@ -184,6 +191,7 @@ def _quantize_linears(
     originals = [reader.load(weight.name).to(bench.device).float() for weight in stage]
     results = quantize_gptq(originals, factorize(hessian.mean(), settings), bench.recipe.group_size, settings)
     for weight, module, name, result in zip(stage, modules, names, results, strict=True):
+        require_finite_error(weight, result)
         module.weight = nn.Parameter(bench.served(result), requires_grad=False)
         record.linears[name] = matrix_record(result)
         if writer is not None:
