@@ -84,7 +84,7 @@ RULES = {
     "parallel-mismatch": Rule(level="error", title="The parallel sizes multiply to the GPUs"),
     "parallel-divide": Rule(level="error", title="The parallel sizes divide heads and groups"),
     "parallel-one-group": Rule(
-        level="error", title="Experts have more than one group a GPU, or vLLM has moe4's plugin"
+        level="error", title="Experts have more than one group per GPU, or vLLM has moe4's plugin"
     ),
     "max-model-len": Rule(level="error", title="The length is given, and one the model was made for"),
     "tools-missing": Rule(level="error", title="A model that calls tools has its parser on"),
