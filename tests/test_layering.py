@@ -29,7 +29,7 @@ STOREYS = (
     {"verify", "vllm_plugin"},
     {"deploy"},  # it knows what serve would start
     {"publish"},  # it shows how a release is deployed
-    {"prove"},
+    {"prove", "power"},
     {"api"},
     {"cli"},
 )
@@ -118,6 +118,9 @@ LIBRARIES = {
         "gptq",
         "kernels",
         "model",
+        "power.faults",
+        "power.passes",
+        "power.run",
         "probe.make",
         "probe.passes",
         "quantize",

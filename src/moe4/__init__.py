@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moe4.api.measuring import compare as compare
     from moe4.api.measuring import coverage as coverage
     from moe4.api.measuring import eval as eval
+    from moe4.api.measuring import power as power
     from moe4.api.measuring import toolcheck as toolcheck
     from moe4.api.processes import find_ranks as find_ranks
     from moe4.api.processes import own_process as own_process
@@ -73,6 +74,7 @@ _PLACES = {
     "load_report": "api.making",
     "own_process": "api.processes",
     "plan": "api.making",
+    "power": "api.measuring",
     "probe": "api.checking",
     "probe_script": "api.checking",
     "prove": "api.publishing",
@@ -105,7 +107,7 @@ def __dir__() -> list[str]:
 
 # Python sets a package as an attribute of moe4 when it is first imported, and never again. These bear a
 # function's name: they are imported now, which costs next to nothing, so that the name stays the function's.
-for _name in ("deploy", "probe", "prove", "quantize", "serve", "verify"):
+for _name in ("deploy", "power", "probe", "prove", "quantize", "serve", "verify"):
     importlib.import_module(f"moe4.{_name}")
     del globals()[_name]
 del _name

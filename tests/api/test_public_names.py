@@ -35,6 +35,7 @@ NAMES = [
     "load_report",
     "own_process",
     "plan",
+    "power",
     "probe",
     "probe_script",
     "prove",
@@ -90,6 +91,7 @@ def test_looking_at_every_name_imports_neither_torch_nor_vllm() -> None:
 
 MODULES = {
     "deploy": "smoke",
+    "power": "search",
     "probe": "check",
     "prove": "run",
     "quantize": "planning",

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publish.measured import TASK, comparison, evaluation, toolcheck
+from publish.measured import TASK, comparison, evaluation, power, toolcheck
 
 from moe4.errors import EvaluationError
 from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
+    POWER,
     TOOLCHECK,
     ComparisonFile,
     EvaluationFile,
+    PowerFile,
     ToolcheckFile,
     read_result,
     to_json,
@@ -22,8 +24,13 @@ from moe4.evaluate.result_files import (
 from moe4.evaluate.toolcheck.client import Reply
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, summarize_endpoint
 
-KINDS: dict[str, Any] = {EVALUATION: EvaluationFile, COMPARISON: ComparisonFile, TOOLCHECK: ToolcheckFile}
-FILES = {EVALUATION: evaluation(), COMPARISON: comparison(), TOOLCHECK: toolcheck()}
+KINDS: dict[str, Any] = {
+    EVALUATION: EvaluationFile,
+    COMPARISON: ComparisonFile,
+    TOOLCHECK: ToolcheckFile,
+    POWER: PowerFile,
+}
+FILES = {EVALUATION: evaluation(), COMPARISON: comparison(), TOOLCHECK: toolcheck(), POWER: power()}
 
 
 def write(folder: Path, name: str, content: Any) -> Path:

@@ -33,6 +33,7 @@ def write_measured_release(folder: Path, group_size: int = 64) -> Path:
     (proof / "evaluation.json").write_text(json.dumps({**to_json(scores.to_file(3)), "run": RUN}))
     (proof / "comparison.json").write_text(json.dumps({**comparison(), "run": RUN}))
     (proof / "toolcheck.json").write_text(json.dumps({**toolcheck(), "run": RUN}))
+    (proof / "power.json").write_text(json.dumps({**power(), "run": {**RUN, "command": ["moe4", "power"]}}))
     (proof / "probe.json").write_text(json.dumps({"passed": True, "summary": "PASS", "run": RUN}))
     return out
 
@@ -155,4 +156,39 @@ def toolcheck() -> dict[str, Any]:
         "release": {"model": "r", "measures": measures, "num_requests": 40, "faults": []},
         "baseline": {"model": "b", "measures": measures, "num_requests": 40, "faults": []},
         "agreement": {"num": 40, "decision_agreement": measure(0.975)},
+    }
+
+
+def power() -> dict[str, Any]:
+    def noticed(value: float, limit: float, smallest: float | None = None) -> dict[str, Any]:
+        return {"value": value, "limit": limit, "noticed": value > limit, "smallest": smallest}
+
+    return {
+        "data": "held-out.jsonl",
+        "num_sequences": 10,
+        "num_tokens": 1234,
+        "num_asked": 64,
+        "num_experts": 8,
+        "faults_planted": [
+            {
+                "name": "scaled_expert",
+                "title": "scales of one expert too large",
+                "unit": "factor",
+                "size": 0.05,
+                "measures": {"verify": noticed(0.01, 0.5), "probe": noticed(1.25, 1.0, 0.02)},
+            },
+            {
+                "name": "rounded_experts",
+                "title": "experts rounded to <nearest>",
+                "unit": "experts",
+                "size": 1,
+                "measures": {"kl": noticed(0.001, 0.002, 8.0), "experts": noticed(0.2, 0.1, 1.0)},
+            },
+            {
+                "name": "template",
+                "title": "another chat template",
+                "measures": {"verify": noticed(1.0, 0.0), "top1": noticed(0.9, 0.95)},
+            },
+        ],
+        "left_out": {"router's bias": "this model's router has no bias"},
     }

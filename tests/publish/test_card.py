@@ -75,6 +75,19 @@ def test_figures_are_the_measured_ones(card: str) -> None:
     ]
 
 
+def test_planted_faults_and_what_noticed_them(card: str, release: Path) -> None:
+    section = card.partition("### What this proof would have noticed")[2].partition("\n## ")[0]
+    assert "| scales of one expert too large | at no size tried | from x 1.02 | not tried |" in section
+    assert "| from 8 experts | not tried | from 1 expert |" in section
+    assert "| another chat template | yes | not tried | not tried | no | not tried |" in section
+    shown = re.search(rf"\| {re.escape(TASK)} .* ([\d.]+ points) \|", card.replace("\\_", "_"))
+    assert shown is not None
+    assert f"a loss of {shown[1]} or more" in section
+    assert "Not tried: router's bias: this model's router has no bias." in section
+    (release / "proof" / "power.json").unlink()
+    assert "would have noticed" not in update_card(read_proof(release), CardNames(), None).text
+
+
 def test_nothing_that_was_not_measured(release: Path) -> None:
     shutil.rmtree(release / "proof")
     card = update_card(read_proof(release), CardNames(repo="me/a-release"), None).text

@@ -116,6 +116,20 @@ def test_it_is_whole_and_needs_nothing_else(page: str) -> None:
     assert "url(" not in page
 
 
+def test_planted_faults_and_what_noticed_them(page: str, release: Path, tmp_path: Path) -> None:
+    section = page.partition('<h2 id="power">')[2].partition("<h2")[0]
+    text = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    assert "scales of one expert too large at no size tried from x 1.02 not tried" in text
+    assert (
+        "experts rounded to &lt;nearest&gt; not tried not tried from 8 experts not tried from 1 expert"
+        in text
+    )
+    assert "this model&#39;s router has no bias" in text
+    copy = shutil.copytree(release, tmp_path / "copy")
+    (copy / "proof" / "power.json").unlink()
+    assert "would have noticed" not in render_report(read_proof(copy))
+
+
 def test_what_a_model_wrote_is_text(page: str) -> None:
     assert "<script>alert(1)</script>" in Outline(page).text
     assert "&lt;script&gt;alert(1)" in page

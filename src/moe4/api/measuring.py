@@ -18,7 +18,7 @@ from moe4.api.operation import (
     paths,
     say,
 )
-from moe4.api.results import ComparisonResult, ToolcheckResult
+from moe4.api.results import ComparisonResult, PowerResult, ToolcheckResult
 from moe4.errors import CalibrationError
 from moe4.evaluate.result_files import to_json
 from moe4.progress import OnProgress, Pace, ignore
@@ -248,3 +248,39 @@ def toolcheck(
     )
     found = run_toolcheck(options, Pace(on_progress, "asking").count)
     return ToolcheckResult.model_construct(found.model_fields_set, **dict(found))
+
+
+@operation
+def power(
+    source: Source,
+    release: PathLike,
+    *,
+    revision: Text | None = None,
+    data: PathLike | None = None,
+    num_sequences: Positive = 20,
+    max_tokens: Annotated[int, Field(ge=2)] = 1024,
+    device: str = "cpu",
+    work: PathLike | None = None,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress = ignore,
+) -> PowerResult:
+    """Plant faults in a release, in memory; find out which of its measures notice them, and how small ones.
+
+    The result is written to RELEASE/proof/power.json, where `report` and `card` find it. revision: of a
+    source on the hub. data, max_tokens, work: as in `compare`. Raises CheckpointError, HubError,
+    CalibrationError, EvaluationError, ProbeError or OutputError.
+    """
+    from moe4.power.run import PowerOptions, measure_power
+
+    options = PowerOptions(
+        source=open_source(source, revision, on_progress),
+        release=Path(release),
+        data=optional_path(data),
+        num_sequences=num_sequences,
+        max_sequence_tokens=max_tokens,
+        device=device,
+        work=optional_path(work),
+        trust_remote_code=trust_remote_code,
+    )
+    found = measure_power(options, lambda text: say(f"moe4: {text}"), on_progress)
+    return PowerResult.model_construct(found.model_fields_set, **dict(found))

@@ -5,7 +5,7 @@
 
 from typing import cast
 
-from moe4.evaluate.result_files import ComparisonFile, ToolcheckFile, to_json
+from moe4.evaluate.result_files import ComparisonFile, PowerFile, ToolcheckFile, to_json
 from moe4.probe.ask import describe as describe_verdict
 from moe4.probe.check import Verdict
 from moe4.probe.summary import ProbeSummary
@@ -72,6 +72,19 @@ class ComparisonResult(ComparisonFile):
 
     def __str__(self) -> str:
         from moe4.evaluate.comparison.compare import describe
+
+        return describe(self)
+
+
+class PowerResult(PowerFile):
+    """Which planted faults the measures of a release noticed, and how small ones."""
+
+    def as_dict(self) -> JsonObject:
+        """Return plain JSON types."""
+        return to_json(self)
+
+    def __str__(self) -> str:
+        from moe4.power.run import describe
 
         return describe(self)
 

@@ -31,6 +31,7 @@ GROUPS = {
         "coverage": "measuring.coverage",
         "toolcheck": "measuring.toolcheck",
         "prove": "measuring.prove",
+        "power": "measuring.power",
         "report": "measuring.report",
         "card": "measuring.card",
     },

@@ -18,6 +18,7 @@ EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 TOOLCHECK = "toolcheck.json"
 PROBE = "probe.json"
+POWER = "power.json"
 ANSWERS = "answers.json"
 REMEDY = "measure it again: moe4 prove SOURCE OUT --again"
 
@@ -283,7 +284,58 @@ class ProbeFile(Own):
     stamp: str = ""
 
 
-Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile, ProbeFile)
+MeasureName = Literal["verify", "probe", "kl", "top1", "experts"]
+
+
+class Noticed(Own):
+    """Whether a measure noticed a fault: its value beside the limit of what a right release gives.
+
+    smallest: of a fault with sizes, the smallest that the measure noticed, as it did all larger ones that
+    were tried; null where it noticed none.
+    """
+
+    value: Measured
+    limit: Measured
+    noticed: bool
+    smallest: float | None = None
+
+
+class PlantedFault(Own):
+    """A fault, and what each measure made of it. size: the one that `measures` are of, in `unit`."""
+
+    name: str
+    title: str
+    unit: Annotated[Literal["factor", "experts"] | None, NotNull] = None
+    size: Annotated[float | None, NotNull] = None
+    measures: Annotated[dict[MeasureName, Noticed], Field(min_length=1)]
+
+    def faults(self) -> Iterator[str]:
+        """Yield a unit without a size, or a size without a unit."""
+        if (self.unit is None) != (self.size is None):
+            yield "unit and size go together"
+
+
+class PowerFile(Own):
+    """`power.json`: which planted faults the measures of a release would have noticed.
+
+    left_out: measures and faults that were not tried, each with the reason.
+    """
+
+    version: Literal[1] = 1
+    data: str
+    num_sequences: Count
+    num_tokens: Count
+    num_asked: Count
+    """Sequences of the probe."""
+    num_experts: Count
+    """In all layers together."""
+    faults_planted: Annotated[list[PlantedFault], Field(min_length=1)]
+    left_out: dict[str, str] = Field(default_factory=dict)
+    run: Annotated[Run | None, NotNull] = None
+    stamp: str = ""
+
+
+Result = TypeVar("Result", EvaluationFile, ComparisonFile, ToolcheckFile, ProbeFile, PowerFile)
 
 
 def read_result(path: Path, kind: type[Result]) -> Result:

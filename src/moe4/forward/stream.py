@@ -6,7 +6,7 @@ experts, one expert and a batch.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +105,16 @@ class Stream:
         ids, gates = in_token_order(chosen)
         routes = sort_by_expert(ids, gates, shape.num_experts)
         return LayerPass(total=total, inputs=inputs, ids=ids, routes=routes)
+
+    def follow(self, other: "Stream", passed: LayerPass) -> LayerPass:
+        """Take over what another pass has, up to this layer's experts; return what is this pass's own of it.
+
+        It is valid until the other pass finishes the layer.
+        """
+        self.hidden.copy_(other.hidden)
+        self._forward = other._forward
+        total = self._map("total", torch.float32, passed.total.shape[1])
+        return replace(passed, total=total.copy_(passed.total))
 
     def complete(self, output: LayerPass) -> Tensor:
         """Return the layer's output, float32 [tokens, state_width], once its experts are added."""

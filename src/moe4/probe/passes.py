@@ -147,17 +147,21 @@ class ProbePasses:
 
     def expectations(self, name: str) -> list[Expectation]:
         """Return what one model expects after each sequence; after the last layer."""
-        logprobs = self.streams[name].last_logprobs(self._last_rows).clamp(min=LEAST_LOGPROB)
-        # Equal log-probabilities stay in the order of their ids.
-        values, ids = torch.sort(logprobs, dim=1, descending=True, stable=True)
-        top = min(TOP, logprobs.shape[1])
-        return [
-            Expectation(
-                ids=row_ids[:top].tolist(),
-                logprobs=[round(value, DECIMALS) + 0.0 for value in row[:top].tolist()],
-            )
-            for row_ids, row in zip(ids, values, strict=True)
-        ]
+        return likeliest(self.streams[name].last_logprobs(self._last_rows))
+
+
+def likeliest(logprobs: Tensor) -> list[Expectation]:
+    """Return the likeliest ids of each row of log-probabilities [rows, vocabulary], as in the file."""
+    # Equal log-probabilities stay in the order of their ids.
+    values, ids = torch.sort(logprobs.clamp(min=LEAST_LOGPROB), dim=1, descending=True, stable=True)
+    top = min(TOP, logprobs.shape[1])
+    return [
+        Expectation(
+            ids=row_ids[:top].tolist(),
+            logprobs=[round(value, DECIMALS) + 0.0 for value in row[:top].tolist()],
+        )
+        for row_ids, row in zip(ids, values, strict=True)
+    ]
 
 
 def join_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:

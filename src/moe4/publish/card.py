@@ -6,6 +6,7 @@ them.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moe4.checkpoint.report_file import ReportedSource
@@ -16,10 +17,10 @@ from moe4.deploy.manifests.write import write_deployment
 from moe4.deploy.sizing.choose import Wanted, pick
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import Moe4Error, OutputError
-from moe4.escape import markdown_block
+from moe4.escape import markdown_block, shell_line
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
-from moe4.evaluate.result_files import TaskResult, ToolcheckFile
+from moe4.evaluate.result_files import PowerFile, TaskResult, ToolcheckFile
 from moe4.publish.commands import (
     choose_layout,
     prove_command,
@@ -29,7 +30,7 @@ from moe4.publish.commands import (
 )
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
-from moe4.publish.words import sentences, smallest_loss
+from moe4.publish.words import CHANCES, MEASURES, power_rows, sentences, smallest_loss
 from moe4.strict_json import JsonObject
 from moe4.units import duration, format_bytes, percent
 
@@ -227,6 +228,8 @@ def _evaluation(proof: Proof) -> str:
         )
     if proof.toolcheck is not None:
         parts.append(_tool_table(proof.toolcheck))
+    if proof.power is not None:
+        parts.append(_power_table(proof.power, tasks))
     if not parts:
         return "## Evaluation\n\nNot measured."
     return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4, with 95 % intervals."
@@ -256,6 +259,32 @@ def _tool_table(found: ToolcheckFile) -> str:
         share = percent(found.agreement.decision_agreement.value, 1)
         table += f"\n\nDecisions to call agree with the source's on {share}."
     return table
+
+
+def _power_table(found: PowerFile, tasks: Mapping[str, TaskResult]) -> str:
+    """Return which planted faults the measures noticed, and which losses the tasks would have shown."""
+    heads = ["fault", *MEASURES.values()]
+    rows = [[title, *cells.values()] for title, cells in power_rows(found)]
+    table = "\n".join(f"| {' | '.join(map(text, row))} |" for row in (heads, *rows))
+    head, _, body = table.partition("\n")
+    section = (
+        "### What this proof would have noticed\n\nFaults were planted in the release in memory, one at a "
+        "time: which measure notices which, and from which size on.\n\n"
+        f"{head}\n|{' --- |' * len(heads)}\n{body}"
+    )
+    losses = [
+        f"{text(name)}: a loss of {loss} or more"
+        for name, result in tasks.items()
+        if (loss := smallest_loss(result.change))
+    ]
+    if losses:
+        section += f"\n\nTasks, with a probability of {CHANCES}: {'; '.join(losses)}."
+    if found.run is not None:
+        section += f"\n\nMeasured with {code(shell_line(found.run.command))}."
+    if found.left_out:
+        reasons = "; ".join(f"{text(what)}: {text(why)}" for what, why in found.left_out.items())
+        section += f"\n\nNot tried: {reasons}."
+    return section
 
 
 def _deployment(release: ReleaseSize, repo: str) -> str:

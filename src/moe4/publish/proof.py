@@ -11,10 +11,12 @@ from moe4.errors import MissingFileError
 from moe4.evaluate.result_files import (
     COMPARISON,
     EVALUATION,
+    POWER,
     PROBE,
     TOOLCHECK,
     ComparisonFile,
     EvaluationFile,
+    PowerFile,
     ProbeFile,
     Result,
     Run,
@@ -34,6 +36,7 @@ class Proof:
     comparison: ComparisonFile | None
     toolcheck: ToolcheckFile | None
     probe: ProbeFile | None
+    power: PowerFile | None
 
     @property
     def name(self) -> str:
@@ -71,6 +74,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
         comparison=_read(folder / COMPARISON, ComparisonFile),
         toolcheck=_read(folder / TOOLCHECK, ToolcheckFile),
         probe=_read(folder / PROBE, ProbeFile),
+        power=_read(folder / POWER, PowerFile),
     )
 
 

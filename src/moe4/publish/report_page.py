@@ -21,7 +21,7 @@ from moe4.publish.commands import (
     vllm_command,
 )
 from moe4.publish.proof import Proof
-from moe4.publish.words import CHANCES, CONFIDENCE, sentences, smallest_loss
+from moe4.publish.words import CHANCES, CONFIDENCE, MEASURES, power_rows, sentences, smallest_loss
 from moe4.units import duration, format_bytes, percent
 
 WORST_EXPERTS = 10
@@ -82,6 +82,9 @@ def _context(proof: Proof) -> dict[str, object]:
         "comparison": proof.comparison,
         "toolcheck": proof.toolcheck,
         "probe": proof.probe,
+        "power": proof.power,
+        "power_rows": power_rows(proof.power) if proof.power else [],
+        "measures": MEASURES,
         "worst_experts": worst_experts(moe),
         "layers": [_layer_row(layer) for layer in report.layers],
         "error_map": _error_map(moe),
@@ -113,6 +116,7 @@ def _contents(proof: Proof, *, flips: bool) -> list[tuple[str, str]]:
         ("changed", "Answers that changed", flips),
         ("predictions", "Predictions", proof.comparison),
         ("tools", "Tool calls", proof.toolcheck),
+        ("power", "What this proof would have noticed", proof.power),
         ("experts", "Experts", True),
         ("made", "How it was made", True),
         ("repeat", "Repeat it, serve it", True),

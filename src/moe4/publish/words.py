@@ -1,10 +1,18 @@
 """What the statistics of a comparison say, in plain words."""
 
-from moe4.evaluate.result_files import TaskChange, TaskResult
+from moe4.evaluate.result_files import MeasureName, PlantedFault, PowerFile, TaskChange, TaskResult
 from moe4.evaluate.statistics import LEVEL, POWER
 
 CHANCES = f"{POWER:.0%}".replace("%", " %")
 CONFIDENCE = f"{LEVEL:.0%}".replace("%", " %")
+MEASURES: dict[MeasureName, str] = {
+    "verify": "verify --source",
+    "probe": "expected answers",
+    "kl": "KL divergence",
+    "top1": "likeliest token",
+    "experts": "expert's error",
+}
+"""What measures a fault that is planted."""
 
 
 def points(share: float) -> str:
@@ -48,3 +56,34 @@ def sentences(result: TaskResult) -> list[str]:
             f"{CHANCES} or more, at {CONFIDENCE} confidence."
         )
     return found
+
+
+def power_rows(power: PowerFile) -> list[tuple[str, dict[MeasureName, str]]]:
+    """Return each planted fault and a cell for every measure, in the order of MEASURES."""
+    return [
+        (fault.title, {name: noticed_words(fault, name) for name in MEASURES})
+        for fault in power.faults_planted
+    ]
+
+
+def noticed_words(fault: PlantedFault, measure: MeasureName) -> str:
+    """Return whether a measure noticed a planted fault, or from which size on: "from x 1.05"."""
+    found = fault.measures.get(measure)
+    if found is None:
+        return "not tried"
+    if fault.unit is None:
+        return "yes" if found.noticed else "no"
+    return "at no size tried" if found.smallest is None else f"from {_size(fault, found.smallest)}"
+
+
+def figures(fault: PlantedFault, measure: MeasureName) -> str:
+    """Return a measure's value beside its limit: "0.0021, limit 0.0017, at x 1.05"."""
+    found = fault.measures[measure]
+    text = f"{found.value:.4g}, limit {found.limit:.4g}"
+    return text if fault.size is None else f"{text}, at {_size(fault, fault.size)}"
+
+
+def _size(fault: PlantedFault, size: float) -> str:
+    if fault.unit == "factor":
+        return f"x {1 + size:.4g}"
+    return f"{size:.0f} expert{'' if size == 1 else 's'}"

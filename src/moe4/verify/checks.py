@@ -267,7 +267,7 @@ class _Verifier:
         differs = self.decoder.differs(name, original) if self.decoder else None
         if differs:
             return [differs]
-        error = float((weight - original).square().sum() / original.square().sum().clamp(min=1e-30))
+        error = weight_error(weight, original)
         self.weight_errors[name] = error
         if error > LARGEST_WEIGHT_ERROR:
             return [f"{name} does not resemble the source's: its relative squared error is {error:.3g}"]
@@ -368,8 +368,7 @@ class _Verifier:
 
     def _check_side_files(self, source: Checkpoint) -> None:
         for path in source.side_files():
-            copy = self.out / path.name
-            if not copy.is_file() or file_sha256(copy) != file_sha256(path):
+            if not is_copy(self.out / path.name, path):
                 self.problems.append(f"{path.name} is missing or differs from the source")
         theirs, ours = source.config.document, self.config.document
         for key in sorted(set(theirs) | set(ours)):
@@ -412,6 +411,16 @@ class _Verifier:
             worst=self.report.summary.worst if self.report else [],
             worst_weight_errors=[WeightError(matrix=name, error=error) for name, error in ordered],
         )
+
+
+def weight_error(weight: Tensor, original: Tensor) -> float:
+    """Return |W - Q|^2 / |W|^2; a release may have at most LARGEST_WEIGHT_ERROR."""
+    return float((weight - original).square().sum() / original.square().sum().clamp(min=1e-30))
+
+
+def is_copy(copy: Path, original: Path) -> bool:
+    """Say whether a side file of a release is the source's, byte for byte."""
+    return copy.is_file() and file_sha256(copy) == file_sha256(original)
 
 
 def _same_bytes(one: StoredTensor, source: Checkpoint, name: str) -> bool:

@@ -147,7 +147,7 @@ def _run_layer(before: Stream, after: Stream, layer: int, predicts: Tensor) -> L
     if shape is not None:
         added = _run_experts(before, after, layer, shape, source, release)
     expected, found = before.complete(source), after.complete(release)
-    error = _ratio((found - expected).square().sum(), expected.square().sum())
+    error = error_ratio((found - expected).square().sum(), expected.square().sum())
     before.finish_layer(source)
     after.finish_layer(release)
     kl = early_kl(before, after, predicts)
@@ -174,7 +174,7 @@ def _run_experts(
         source.total.index_add_(0, rows, expected)
         routed.index_add_(0, rows, expected)
         added.index_add_(0, rows, change)
-        errors.append(_ratio(change.square().sum(), expected.square().sum()))
+        errors.append(error_ratio(change.square().sum(), expected.square().sum()))
         counts.append(int(rows.numel()))
         rows, gates = release.rows_of(expert)
         output = run_expert(maths[1], expert, quantized, release.inputs[rows])
@@ -182,15 +182,16 @@ def _run_experts(
     same = (source.ids.unsqueeze(2) == release.ids.unsqueeze(1)).any(2).float().mean()
     return ExpertsDifference(
         layer=layer,
-        added_error=_ratio(added.square().sum(), source.total.square().sum()),
-        experts_error=_ratio(added.square().sum(), routed.square().sum()),
+        added_error=error_ratio(added.square().sum(), source.total.square().sum()),
+        experts_error=error_ratio(added.square().sum(), routed.square().sum()),
         same_experts=float(same),
         expert_errors=errors,
         expert_tokens=counts,
     )
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
+def error_ratio(part: Tensor, whole: Tensor) -> float:
+    """Return a relative squared error, to six digits; 0 of nothing."""
     return float(f"{float(part) / max(float(whole), 1e-30):.6g}")
 
 

@@ -38,7 +38,12 @@ class TokenResults:
     @property
     def top1_agreement(self) -> float:
         """The share of tokens before which both models have the same likeliest token."""
-        return float((self.best[:, 0] == self.best[:, 1]).double().mean())
+        return float(self.same_best.mean())
+
+    @property
+    def same_best(self) -> Tensor:
+        """Whether both models have the same likeliest token: float64 [predictions], 0 or 1."""
+        return (self.best[:, 0] == self.best[:, 1]).double()
 
     @property
     def top5_agreement(self) -> float:
@@ -56,14 +61,17 @@ class TokenResults:
         median, p99 = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
         return Divergence(
             mean=float(kl.mean()),
-            interval=self._interval(kl).as_list(),
+            interval=self.interval(kl).as_list(),
             median=median,
             p99=p99,
             max=float(kl.max()),
         )
 
-    def _interval(self, values: Tensor) -> Interval:
-        """Resample sequences, not tokens, which within a sequence are alike."""
+    def interval(self, values: Tensor) -> Interval:
+        """Return the interval of the mean of float64 values, one for each token.
+
+        It resamples sequences, not tokens, which within a sequence are alike.
+        """
         num = int(self.sequence.max()) + 1
         sums = torch.zeros(num, dtype=torch.float64).index_add_(0, self.sequence, values)
         counts = torch.bincount(self.sequence, minlength=num).double()

@@ -1,0 +1,51 @@
+"""`moe4 power`."""
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+import moe4
+from moe4.cli import options
+from moe4.cli.messages import echo_result
+from moe4.cli.progress import progress
+
+EXAMPLES = (
+    "moe4 power Kimi-K2-Instruct OUT --data held-out.jsonl --device cuda",
+    "moe4 power reference/k2-tiny OUT --data reference",
+)
+
+NumSequences: TypeAlias = Annotated[int, typer.Option(min=1, help="Number of documents to read.")]
+
+
+def command(
+    source: options.Source,
+    release: options.Release,
+    revision: options.Revision = None,
+    data: options.HeldOutText = None,
+    num_sequences: NumSequences = 20,
+    max_tokens: options.MaxTokens = 1024,
+    device: options.Device = "cpu",
+    work: options.Work = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find out how small a fault the proof of a release would have noticed.
+
+    Plants faults in memory, one at a time: scales too large, experts rounded to nearest, swapped or lost,
+    the router's bias dropped, another chat template. Prints which measures notice each, and from which size
+    on. Writes RELEASE/proof/power.json, which moe4 report and moe4 card show; changes no other file.
+    """
+    with progress("loading") as shown:
+        result = moe4.power(
+            source,
+            release,
+            revision=revision,
+            data=data,
+            num_sequences=num_sequences,
+            max_tokens=max_tokens,
+            device=device,
+            work=work,
+            trust_remote_code=trust_remote_code,
+            on_progress=shown,
+        )
+    echo_result(result, as_json, ensure_ascii=False)
