@@ -90,7 +90,8 @@ def serve(
     """Serve a release with vLLM for as long as a `with` block lasts; it gets the server once that answers.
 
     revision: of a release on the hub. port: 0 takes a free one. max_model_len: tokens a conversation may
-    have, also as "32k". rest: on a CPU the type of all that is not routed experts, bfloat16 or int8.
+    have, also as "32k". rest: on a CPU the type of all that is not routed experts: bfloat16, int8
+    or int4.
     expert_cache: on a CPU, GB for the experts.
     api_key: what requests must carry; VLLM_API_KEY's if None. vllm_options: further options, as vLLM takes
     them. check: ask for the release's expected answers first; see `probe`. log: a file for vLLM's log.
