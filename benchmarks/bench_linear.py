@@ -3,8 +3,8 @@
     python benchmarks/bench_linear.py [--shapes 18432x7168 ...] [--tokens 1,2,4,8,16,64,256]
 
 Each is called with several matrices in turn, which together exceed any cache; all take turns, with torch's
-threads. *int8* and *int4*: moe4's, int4 in groups of 32; *int8pack*: torch's _weight_int8pack_mm; *bf16*: the
-product of the weights before they were converted. *Reading*: a loop that reads the int8 weights and does
+threads. *int8* and *int4*: moe4's, int4 in groups of 128; *int8pack*: torch's _weight_int8pack_mm; *bf16*:
+the product of the weights before they were converted. *Reading*: a loop that reads the int8 weights and does
 nothing else, just before. *Error*: of int8's and int4's products, relative to float64's with the
 same integers. A Markdown table on stdout.
 """
@@ -23,7 +23,7 @@ from moe4.kernels.inspection import read_tensors
 from moe4.kernels.reference import dequantize
 
 COLD_BYTES = 256 << 20
-GROUP_SIZE = 32
+GROUP_SIZE = 128
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,7 +3,7 @@
     python benchmarks/bench_rest_weights.py [--tokens 8000]
 
 The matrices that the loader converts are replaced by their decoded integers; the routed experts stay as they
-are. int4 in groups of 128 is for comparison: the loader takes 32. Held-out chats, every position, float32.
+are. int4 in groups of 32 is for comparison: the loader takes 128. Held-out chats, every position, float32.
 JSON on stdout. `bench_rest.py` measures the same inside vLLM.
 """
 

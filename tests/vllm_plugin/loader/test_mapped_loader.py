@@ -260,7 +260,7 @@ def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
     assert re.search(r"moe4: mapped 96 experts of 4 layers, .* copied 0 B", mapped_log)
     assert cached == default
     assert re.search(r"there is memory for 2.0 MB of them, in a cache", cached_log)
-    for (found, rounded_log), kind in zip(rounded, ("int8", "int4 in groups of 32"), strict=True):
+    for (found, rounded_log), kind in zip(rounded, ("int8", "int4 in groups of 128"), strict=True):
         assert f"beside the routed experts rounded to {kind}" in rounded_log
         differences = [
             abs(left - right)

@@ -34,7 +34,7 @@ def test_a_release_of_all_targets_runs_on_our_kernel(tmp_path: Path) -> None:
     assert "beside the routed experts" not in vllms_log
     # Three of attention in each of five layers, two of the dense layer and of each layer's shared experts.
     assert "25 matrices beside the routed experts run on the release's own INT4 codes" in log
-    assert "1 matrix beside the routed experts rounded to int4 in groups of 32" in log
+    assert "1 matrix beside the routed experts rounded to int4 in groups of 128" in log
     differences = [
         abs(left - right)
         for one, other in zip(vllms, ours, strict=True)

@@ -1,7 +1,7 @@
 """`rest`: linear layers beside the routed experts, and the head, converted while the model is loaded."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ logger = init_logger("vllm.plugins.moe4")
 # MLA takes kv_b_proj apart; routers are small, and one that is off by little chooses other experts.
 KEPT = ("kv_b_proj", "gate", "shared_expert_gate", "router")
 PLAIN = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
-ROUND = {"int4": int4.round_layer, "int8": int8.round_layer}
+ROUND: dict[str, Callable[[Any], str | None]] = {"int4": int4.round_layer, "int8": int8.round_layer}
 
 
 def convert_rest(model: nn.Module, rest: Literal["int4", "int8"]) -> None:
@@ -30,31 +30,30 @@ def convert_rest(model: nn.Module, rest: Literal["int4", "int8"]) -> None:
 
     Raises ServeError if the model does not run in bfloat16.
     """
-    before = after = 0
     count: Counter[str] = Counter()
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
     for name, module in _layers(model):
         if rest == "int4" and int4.take_codes(module):
-            count["taken"] += 1
+            count["run on the release's own INT4 codes"] += 1
         elif type(module.quant_method) in PLAIN:
             if module.weight.dtype != torch.bfloat16:
                 raise ServeError(f"rest: {rest} needs --dtype bfloat16, and {name} is {module.weight.dtype}")
             num_bytes = module.weight.nbytes
-            if not ROUND[rest](module):
-                count["kept"] += 1
+            kind = ROUND[rest](module)
+            if kind is None:
+                count["left in bfloat16, in a shape that the kernel does not take"] += 1
                 continue
-            count["rounded"] += 1
-            before += num_bytes
-            after += sum(parameter.nbytes for key, parameter in module.named_parameters() if key != "bias")
-    groups = f" in groups of {int4.GROUP_SIZE}" if rest == "int4" else ""
-    outcomes = {
-        "taken": "run on the release's own INT4 codes",
-        "rounded": f"rounded to {rest}{groups}, {format_bytes(before)} to {format_bytes(after)}",
-        "kept": "left in bfloat16, in a shape that the kernel does not take",
-    }
-    for outcome, text in outcomes.items():
-        if count[outcome]:
-            noun = "matrix" if count[outcome] == 1 else "matrices"
-            logger.info("moe4: %d %s beside the routed experts %s", count[outcome], noun, text)
+            outcome = f"rounded to {kind}"
+            count[outcome] += 1
+            before[outcome] += num_bytes
+            after[outcome] += sum(held.nbytes for key, held in module.named_parameters() if key != "bias")
+    for outcome, number in count.items():
+        noun = "matrix" if number == 1 else "matrices"
+        sizes = (
+            f", {format_bytes(before[outcome])} to {format_bytes(after[outcome])}" if before[outcome] else ""
+        )
+        logger.info("moe4: %d %s beside the routed experts %s%s", number, noun, outcome, sizes)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -77,10 +77,10 @@ class Int8LinearMethod(LinearMethodBase):  # type: ignore[misc]  # vllm is untyp
         return y if bias is None else y + bias
 
 
-def round_layer(module: Any) -> bool:
-    """Round a layer's weight in place; any shape can be, so return True."""
+def round_layer(module: Any) -> str:
+    """Round a layer's weight in place and return to what; any shape can be."""
     codes, scales = quantize_rows(module.weight.data)
     module.weight = Parameter(codes, requires_grad=False)
     module.weight_scale = Parameter(scales, requires_grad=False)
     module.quant_method = Int8LinearMethod()
-    return True
+    return "int8"
