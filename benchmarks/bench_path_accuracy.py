@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_rest_int8 import CHATS, REFERENCE
+from bench_rest import CHATS, REFERENCE
 
 BATCH = 20  # sequences whose distributions vLLM holds as Python objects at once
 MAX_TOKENS = 512

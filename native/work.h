@@ -9,6 +9,9 @@
 
 namespace moe4 {
 
+constexpr int64_t kThreadWork = 1 << 20;  // multiplications (15 to 70 us) for which it pays to wake a thread
+constexpr int64_t kMaxThreads = 512;      // a limit on mistakes: OpenMP ends the process if it gets no more threads
+
 // Call function(slot, item, next) once for each item 0..count-1, on at most num_threads threads. A thread's slot is its
 // own, below num_threads: scratch memory may be chosen by it. With kAhead `next` is the item that the thread has taken
 // to follow this one, or at least count if it has none; without, it is count: the next is taken when this one is done,

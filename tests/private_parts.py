@@ -8,7 +8,8 @@ CONFIG = "tests/vllm_plugin/test_plugin.py::test_registering_twice_gives_our_con
 EXPERTS = "tests/vllm_plugin/test_plugin.py::test_parameters_have_the_checkpoints_layout"
 LOADER = "tests/vllm_plugin/loader/test_mapped_loader.py::test_answers_are_those_of_vllms_loader"
 MLA = "tests/vllm_plugin/cpu/test_mla_layout.py::test_vllm_takes_the_plugins_backend"
-REST = "tests/vllm_plugin/rest/test_rest_int8.py::test_what_is_converted_and_what_is_kept"
+REST = "tests/vllm_plugin/rest/test_convert_rest.py::test_what_is_converted_and_what_is_kept"
+CODES = "tests/vllm_plugin/rest/test_convert_rest.py::test_a_releases_codes_are_used_as_they_are"
 THREADS = "tests/vllm_plugin/cpu/test_threads.py::test_vllm_is_changed_only_where_it_was_asked_for"
 WAITING = "tests/vllm_plugin/cpu/test_threads.py::test_a_reader_waits_asleep_and_misses_nothing"
 COLLECTIVES = "tests/vllm_plugin/cpu/test_collectives.py::test_vllm_gets_them_where_it_lacks_them"
@@ -34,6 +35,8 @@ PARTS = {
     "vllm.logger:init_logger": CONFIG,
     f"{LAYERS}.quantization:register_quantization_config": CONFIG,
     f"{SCHEMES}:CompressedTensorsConfig": CONFIG,
+    f"{SCHEMES}:CompressedTensorsLinearMethod": CODES,
+    f"{LAYERS}.quantization.compressed_tensors.schemes:CompressedTensorsWNA16": CODES,
     f"{LAYERS}.fused_moe:RoutedExperts": CONFIG,
     f"{LAYERS}.fused_moe:FusedMoEMethodBase": EXPERTS,
     f"{LAYERS}.fused_moe.activation:MoEActivation": EXPERTS,

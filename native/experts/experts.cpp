@@ -1,12 +1,10 @@
 #include "experts.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
+#include "arranged.h"
 #include "numbers.h"
 #include "work.h"
 
@@ -17,27 +15,6 @@ constexpr int64_t kTileRows = 64;  // rows of one work item at most, or a group:
 constexpr int64_t kDownRows = 128; // of down, where tokens are few: the longer it goes on in one expert, the better
 constexpr int64_t kDownSums = 256 << 10;  // bytes of the sums of such an item, at most
 constexpr int64_t kMinRows = 32;   // and at least: the number of rows of any matrix is a multiple of this
-constexpr int64_t kThreadWork = 1 << 20;  // multiplications (15 to 70 us) for which it pays to wake a thread
-constexpr int64_t kMaxThreads = 512;      // a limit on mistakes: OpenMP ends the process if it gets no more threads
-constexpr int64_t kArrangeWork = 32;      // arranging an element takes the time of so many
-
-// --- memory ---------------------------------------------------------------------------------------------------------
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Uninitialized memory on a cache line's boundary.
-class Buffer {
-  public:
-    explicit Buffer(int64_t bytes) : data_(::operator new(static_cast<size_t>(bytes), std::align_val_t(64))) {}
-    ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    char* bytes() const { return static_cast<char*>(data_); }
-    float* floats() const { return static_cast<float*>(data_); }
-
-  private:
-    void* data_;
-};
 
 // --- routing --------------------------------------------------------------------------------------------------------
 
@@ -90,8 +67,8 @@ class Forward {
           call_(call),
           routing_(routing),
           threads_(useful_threads(call, static_cast<int64_t>(routing.token.size()))),
-          x_row_bytes_(row_bytes(call.hidden)),
-          act_row_bytes_(row_bytes(call.inter)),
+          x_elements_(path, call.hidden, call.group_size),
+          act_elements_(path, call.inter, call.group_size),
           gate_up_rows_(item_rows(call.inter, static_cast<int64_t>(routing.chosen.size()), kTileRows,
                                   path.arrange_groups ? call.group_size : kMinRows)),
           down_rows_(item_rows(call.hidden, 1, call.tokens * kDownRows * 4 <= kDownSums ? kDownRows : kTileRows,
@@ -99,12 +76,12 @@ class Forward {
           tile_rows_(std::max(gate_up_rows_, down_rows_)),
           tile_tokens_(std::min(kTileTokens, static_cast<int64_t>(routing.token.size()))),
           scratch_floats_(round_up(2 * tile_tokens_ * tile_rows_ + call.tokens * down_rows_ + call.hidden, 16)),
-          x_(call.tokens * x_row_bytes_),
-          act_(static_cast<int64_t>(routing.token.size()) * act_row_bytes_),
+          x_(call.tokens * x_elements_.row_bytes()),
+          act_(static_cast<int64_t>(routing.token.size()) * act_elements_.row_bytes()),
           scratch_(threads_ * scratch_floats_ * static_cast<int64_t>(sizeof(float))) {
-        for (int64_t token : routing.token) x_rows_.push_back(x_.bytes() + token * x_row_bytes_);
+        for (int64_t token : routing.token) x_rows_.push_back(x_.bytes() + token * x_elements_.row_bytes());
         for (size_t pair = 0; pair < routing.token.size(); ++pair)
-            act_rows_.push_back(act_.bytes() + static_cast<int64_t>(pair) * act_row_bytes_);
+            act_rows_.push_back(act_.bytes() + static_cast<int64_t>(pair) * act_elements_.row_bytes());
     }
 
     void run() {
@@ -118,13 +95,6 @@ class Forward {
   private:
     // What to do, what this thread will do after it (-1: nothing), and memory for it.
     using Step = void (Forward::*)(int64_t item, int64_t next, float* scratch);
-
-    // Rows of whole lines, and not a multiple of 512 bytes apart: those would compete for few places in a cache.
-    int64_t row_bytes(int64_t columns) const {
-        const int64_t extra = columns / call_.group_size * path_.group_bytes;
-        const int64_t bytes = round_up(round_up(columns, kLineCodes) * path_.x_bytes + extra, 256);
-        return bytes % 512 ? bytes : bytes + 256;
-    }
 
     static int64_t useful_threads(const Call& call, int64_t pairs) {
         const int64_t work = call.hidden * (3 * pairs * call.inter + call.tokens * kArrangeWork);
@@ -152,17 +122,7 @@ class Forward {
     }
 
     void arrange_token(int64_t token, int64_t, float* scratch) {
-        float* row = scratch;
-        char* arranged = x_.bytes() + token * x_row_bytes_;
-        read_row(call_.dtype, call_.x, token * call_.hidden, call_.hidden, row);
-        if (call_.hidden % kLineCodes) std::memset(arranged, 0, x_row_bytes_);
-        arrange(row, 0, call_.hidden, call_.hidden, arranged);
-    }
-
-    // Put some columns, of so many in the row, at their places in the arranged row.
-    void arrange(const float* src, int64_t first, int64_t count, int64_t columns, char* row) const {
-        if (path_.arrange_groups) path_.arrange_groups(src, first, count, {columns, call_.group_size}, row);
-        else path_.arrange(src, first, count, row);
+        x_elements_.put_row(call_.dtype, call_.x, token, scratch, x_.bytes() + token * x_elements_.row_bytes());
     }
 
     // Tokens to multiply before the next rows are taken: equal parts of what is left, as a small one would spend its
@@ -211,17 +171,11 @@ class Forward {
             for (int64_t t = 0; t < tokens; ++t) {
                 float* g = gate + t * tile_rows_;
                 activate(g, up + t * tile_rows_, rows);
-                char* row = act_.bytes() + (pair + t) * act_row_bytes_;
-                if (last && path_.arrange && call_.inter % kLineCodes) clear_tail(row);
-                arrange(g, first, rows, call_.inter, row);
+                char* row = act_.bytes() + (pair + t) * act_elements_.row_bytes();
+                if (last) act_elements_.clear_tail(row);
+                act_elements_.put(g, first, rows, row);
             }
         }
-    }
-
-    // Zero the places of an arranged row that lie beyond its columns.
-    void clear_tail(char* row) const {
-        const float zeros[kLineCodes] = {};
-        path_.arrange(zeros, call_.inter, round_up(call_.inter, kLineCodes) - call_.inter, row);
     }
 
     // Some rows of down for all experts: these columns of the output. Experts come in ascending order, so the order
@@ -262,7 +216,7 @@ class Forward {
     const Call& call_;
     const Routing& routing_;
     const int64_t threads_;
-    const int64_t x_row_bytes_, act_row_bytes_;
+    const Arrangement x_elements_, act_elements_;
     const int64_t gate_up_rows_, down_rows_, tile_rows_;
     const int64_t tile_tokens_, scratch_floats_;
     Buffer x_, act_, scratch_;

@@ -12,8 +12,6 @@ namespace moe4 {
 #ifdef MOE4_HAVE_AVX512_BF16
 namespace {
 
-constexpr int64_t kThreadWork = 1 << 20;  // multiplications for which it pays to wake a thread
-
 // Some tokens' products with all rows; threads take the next rows when they are done with some.
 class Product {
   public:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "experts.h"
+#include "int4_linear.h"
 #include "int8_linear.h"
 #include "paths.h"
 #include "read.h"
@@ -58,6 +59,13 @@ void run_scattered(size_t path, int64_t tokens, int64_t hidden, int64_t inter, i
     run_experts(*usable_paths().at(path), call);
 }
 
+void int4_linear(size_t path, int64_t tokens, int64_t rows, int64_t columns, int group_size, int num_threads, int dtype,
+                 uintptr_t x, uintptr_t packed, uintptr_t scales, uintptr_t out) {
+    run_int4_linear(*usable_paths().at(path),
+                    {tokens, rows, columns, group_size, num_threads, static_cast<Dtype>(dtype), pointer<const void*>(x),
+                     pointer<const uint32_t*>(packed), pointer<const uint16_t*>(scales), pointer<void*>(out)});
+}
+
 void int8_linear(int64_t tokens, int64_t rows, int64_t columns, int num_threads, uintptr_t x, uintptr_t codes,
                  uintptr_t scales, uintptr_t out) {
     run_int8_linear({pointer<const uint16_t*>(x), pointer<const int8_t*>(codes), pointer<const uint16_t*>(scales),
@@ -93,6 +101,10 @@ NB_MODULE(_experts, module) {
     module.def("read_tensors", &moe4::read_tensors, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
                nb::arg("addresses"), nb::arg("sizes"), nb::arg("num_threads"),
                "The exclusive or of all whole 64-bit words at these addresses.");
+    module.def("int4_linear", &moe4::int4_linear, nb::call_guard<nb::gil_scoped_release>(), nb::arg("path"),
+               nb::kw_only(), nb::arg("tokens"), nb::arg("rows"), nb::arg("columns"), nb::arg("group_size"),
+               nb::arg("num_threads"), nb::arg("dtype"), nb::arg("x"), nb::arg("packed"), nb::arg("scales"),
+               nb::arg("out"), "One INT4 matrix times the rows of x, on checked pointers.");
     module.def("int8_linear_is_usable", &moe4::int8_linear_is_usable, "Whether this machine can run int8_linear.");
     module.def("int8_linear", &moe4::int8_linear, nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(),
                nb::arg("tokens"), nb::arg("rows"), nb::arg("columns"), nb::arg("num_threads"), nb::arg("x"),

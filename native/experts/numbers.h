@@ -1,5 +1,5 @@
-// Rows of floats to and from the dtypes of a call, and the activation between the two products. For experts.cpp alone,
-// which is compiled for any machine of its architecture.
+// Rows of floats to and from the dtypes of a call, and the activation between the two products. For files that are
+// compiled for any machine of their architecture.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,11 @@
 """Run the kernel on buffers between unreadable pages; a read or write outside one kills the process.
 
     python guard_pages.py PATH          exit 0 if the path stays inside
-    python guard_pages.py int8_linear   the same for int8_linear, but its result's memory
+    python guard_pages.py int4_linear   the same for int4_linear on all paths, but its result's memory
+    python guard_pages.py int8_linear   the same for int8_linear
     python guard_pages.py PATH --touch  read one byte past a buffer first, to show that the guard works
 
-Run by test_guard_pages.py and test_int8_linear.py.
+Run by test_guard_pages.py, test_int4_linear.py and test_int8_linear.py.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import torch
 from expert_cases import make_case
 from torch import Tensor
 
-from moe4.kernels import fused_experts, int8_linear
+from moe4.kernels import available_paths, fused_experts, int4_linear, int8_linear
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -74,6 +75,17 @@ def main(path: str, touch: bool) -> None:
                 fused_experts(**arguments, group_size=group_size, out=out, path=path, num_threads=2)
 
 
+def check_int4_linear() -> None:
+    for rows, columns, group_size in ((32, 32, 32), (96, 224, 32), (32, 192, 64), (160, 640, 128)):
+        for tokens in (1, 3, 9):
+            for at_end in (True, False):
+                x = guarded(torch.ones(tokens, columns, dtype=torch.bfloat16), at_end=at_end)
+                words = guarded(torch.ones(rows, columns // 8, dtype=torch.int32), at_end=at_end)
+                scales = guarded(torch.ones(rows, columns // group_size, dtype=torch.bfloat16), at_end=at_end)
+                for path in available_paths():
+                    int4_linear(x, words, scales, group_size=group_size, path=path, num_threads=2)
+
+
 def check_int8_linear() -> None:
     for rows, columns in ((4, 32), (12, 96), (68, 1056), (132, 2048)):
         for tokens in (1, 3, 9):
@@ -85,6 +97,8 @@ def check_int8_linear() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "int8_linear":
-        sys.exit(check_int8_linear())
-    main(sys.argv[1], "--touch" in sys.argv)
+    linears = {"int4_linear": check_int4_linear, "int8_linear": check_int8_linear}
+    if sys.argv[1] in linears:
+        linears[sys.argv[1]]()
+    else:
+        main(sys.argv[1], "--touch" in sys.argv)

@@ -9,7 +9,7 @@ from moe4.kernels import available_paths
 
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).resolve().parents[2] / "native"
-COMMON = ("experts", "int8_linear", "paths", "path_portable")
+COMMON = ("experts", "int4_linear", "int8_linear", "paths", "path_portable")
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 EXACT = "-ffp-contract=off"

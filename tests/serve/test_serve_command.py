@@ -3,15 +3,23 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from moe4.errors import ServeError
 from moe4.machine.processors import Processors
-from moe4.serve.command import TOOL_PARSER_FILE, ServeCommand, ServeOptions, build_command, read_tokens
+from moe4.serve.command import (
+    REST_TYPES,
+    TOOL_PARSER_FILE,
+    ServeCommand,
+    ServeOptions,
+    build_command,
+    read_tokens,
+)
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
+from moe4.vllm_plugin.loader.options import Rest
 
 GIB = 1 << 30
 TINY: dict[str, Any] = {
@@ -188,8 +196,11 @@ def test_the_loaders_options_reach_it() -> None:
     extra = built.arguments[built.arguments.index("--model-loader-extra-config") + 1]
     assert json.loads(extra) == {"expert_cache_gb": 1.5, "rest": "int8"}
     assert "--model-loader-extra-config" not in build().arguments
+    assert get_args(Rest) == REST_TYPES
+    for rest in REST_TYPES[1:]:
+        assert json.dumps({"rest": rest}) in build(rest=rest).arguments
     for options, reason in (
-        ({"rest": "int4"}, "--rest int4 is not one of bfloat16, int8"),
+        ({"rest": "int2"}, "--rest int2 is not one of bfloat16, int8, int4"),
         ({"expert_cache_gb": -1.0}, "--expert-cache -1 is not a size in GB"),
         ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
         ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),

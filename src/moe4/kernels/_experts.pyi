@@ -48,6 +48,20 @@ def run_scattered(
     ids: int,
 ) -> None: ...
 def read_tensors(*, addresses: list[int], sizes: list[int], num_threads: int) -> int: ...
+def int4_linear(
+    path: int,
+    *,
+    tokens: int,
+    rows: int,
+    columns: int,
+    group_size: int,
+    num_threads: int,
+    dtype: int,
+    x: int,
+    packed: int,
+    scales: int,
+    out: int,
+) -> None: ...
 def int8_linear_is_usable() -> bool: ...
 def int8_linear(
     *,

@@ -30,7 +30,10 @@ def selected_path() -> str:
     return chosen(Variable.KERNEL, PATHS, next(path for path in PATHS if path not in ON_REQUEST))
 
 
-def _path_index(name: str) -> int:
+def path_index(name: str | None) -> int:
+    """Return a path's number, the selected one's for None. Raises KernelError if this machine lacks it."""
+    if name is None:
+        name = selected_path()
     if name not in PATHS:
         raise KernelError(f"path: expected one of {', '.join(PATHS)} on this machine, found {name!r}")
     return PATHS.index(name)
@@ -113,7 +116,7 @@ def call_kernel(
     x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.long().contiguous()
     try:
         function(
-            _path_index(path) if path else PATHS.index(selected_path()),
+            path_index(path),
             tokens=x.shape[0],
             hidden=x.shape[1],
             top_k=ids.shape[1],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it reads checkpoints, which what starts and stops vLLM can 
 CACHED_CONVERSATIONS = 8
 PLUGIN = "moe4"  # its entry point's name in pyproject.toml
 LOAD_FORMAT = "moe4"  # as moe4.vllm_plugin registers it
+REST_TYPES = ("bfloat16", "int8", "int4")  # as its loader takes them
 TOOL_PARSER_FILE = Path(__file__).resolve().parents[1] / "vllm_plugin" / "tool_parser.py"
 
 
@@ -50,13 +51,14 @@ class ServeOptions:
 class ServeCommand:
     """The program and its arguments, and the variables set for it beside the ones already there.
 
-    secrets: variables whose values are printed nowhere.
+    secrets: variables whose values are printed nowhere. rest: what `--rest` asked for.
     """
 
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     model_name: str
+    rest: str = "bfloat16"
     url: str
     port: int
 
@@ -135,6 +137,7 @@ def build_command(
         environment={key: value for key, value in variables.items() if key not in environment},
         secrets=secrets,
         model_name=name,
+        rest=options.rest,
         url=_url(options),
         port=options.port,
     )
@@ -229,8 +232,8 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
             )
         wanted["expert_cache_gb"] = options.expert_cache_gb
     if options.rest != "bfloat16":
-        if options.rest != "int8":
-            raise ServeError(f"--rest {options.rest} is not one of bfloat16, int8")
+        if options.rest not in REST_TYPES:
+            raise ServeError(f"--rest {options.rest} is not one of {', '.join(REST_TYPES)}")
         wanted["rest"] = options.rest
     return wanted
 

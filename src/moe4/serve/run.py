@@ -21,6 +21,10 @@ NOT_THE_RELEASE = (
     "moe4: this server's answers are not the release's, but it keeps serving. "
     "Stop it, and read docs/probe-check.md"
 )
+FURTHER_ROUNDED = (
+    "moe4: --rest {rest} rounds what the release has in more bits, which may move answers beyond the bounds. "
+    "To check the release itself, serve it without --rest"
+)
 STARTING = "starting vLLM: half a minute, longer for a large model"
 
 Say = Callable[[str], None]
@@ -171,5 +175,5 @@ def _check(
     if not server.stopping:
         say(text)
         if ok is False:
-            say(NOT_THE_RELEASE)
+            say(NOT_THE_RELEASE if built.rest == "bfloat16" else FURTHER_ROUNDED.format(rest=built.rest))
     return ok

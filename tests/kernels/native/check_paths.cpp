@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "experts.h"
+#include "int4_linear.h"
 #include "paths.h"
 
 namespace {
@@ -200,18 +201,14 @@ struct Case {
     // the analysis of tests/kernels/expert_cases.py. Arm's bfdot rounds with up to twice the unit.
     Bound expected(Rounding to, bool round_weights) const {
         Bound bound{std::vector<double>(tokens * hidden, 0.0), std::vector<double>(tokens * hidden, 0.0)};
-        const double chain = 2 * (group + 18), dot2 = (chain + inter / 32.0) * kU32;
-        const double dot13 = (chain + hidden / 32.0) * kU32;
+        const double dot2 = (chain() + inter / 32.0) * kU32;
         for (int64_t i = 0; i < tokens * top_k; ++i) {
             if (ids[i] < 0) continue;
             const Expert& expert = experts[ids[i]];
             const auto first = x.begin() + i / top_k * hidden;
             const std::vector<double> row(first, first + hidden);
-            std::vector<double> size(row), act(inter), act_size(inter), most(inter), reach(inter);
-            for (double& value : size) value = std::fabs(value);
-            std::vector<double> row_reach = rounding(
-                size, to == Rounding::kBf16 && dtype == Dtype::kBf16 ? Rounding::kNone : to);
-            for (int64_t k = 0; k < hidden; ++k) row_reach[k] += dot13 * (size[k] + row_reach[k]);
+            const std::vector<double> row_reach = reach_of(row, to);
+            std::vector<double> act(inter), act_size(inter), most(inter), reach(inter);
             for (int64_t r = 0; r < inter; ++r) {
                 const Sum gate = product(expert.gate, r, row, row_reach, round_weights);
                 const Sum up = product(expert.up, r, row, row_reach, round_weights);
@@ -233,10 +230,43 @@ struct Case {
                 bound.error[place] += std::fabs(weights[i]) * (e.size + (top_k + 1) * kU32 * y.size);
             }
         }
-        const double unit = dtype == Dtype::kBf16 ? kU16 : dtype == Dtype::kF16 ? kU11 : kU32;
-        for (size_t i = 0; i < bound.error.size(); ++i)
-            bound.error[i] += unit * (std::fabs(bound.value[i]) + bound.error[i]) + 0x1p-25;
+        for (size_t i = 0; i < bound.error.size(); ++i) bound.error[i] += rounding_of_result(bound.value[i], bound.error[i]);
         return bound;
+    }
+
+    // The same for int4_linear with the first expert's gate.
+    Bound expected_linear(Rounding to, bool round_weights) const {
+        Bound bound;
+        for (int64_t t = 0; t < tokens; ++t) {
+            const std::vector<double> row(x.begin() + t * hidden, x.begin() + (t + 1) * hidden);
+            const std::vector<double> reach = reach_of(row, to);
+            for (int64_t r = 0; r < inter; ++r) {
+                const Sum y = product(experts[0].gate, r, row, reach, round_weights);
+                bound.value.push_back(y.value);
+                bound.error.push_back(y.size + rounding_of_result(y.value, y.size));
+            }
+        }
+        return bound;
+    }
+
+  private:
+    double chain() const { return 2 * (group + 18); }
+
+    // How far off a product of each element with a weight of 1 may be: what x is off, and what products and sums add.
+    std::vector<double> reach_of(const std::vector<double>& row, Rounding to) const {
+        std::vector<double> size(row);
+        for (double& value : size) value = std::fabs(value);
+        std::vector<double> reach =
+            rounding(size, to == Rounding::kBf16 && dtype == Dtype::kBf16 ? Rounding::kNone : to);
+        const double dot = (chain() + hidden / 32.0) * kU32;
+        for (int64_t k = 0; k < hidden; ++k) reach[k] += dot * (size[k] + reach[k]);
+        return reach;
+    }
+
+    // What is lost when a result that is off by `error` is rounded to the call's dtype.
+    double rounding_of_result(double value, double error) const {
+        const double unit = dtype == Dtype::kBf16 ? kU16 : dtype == Dtype::kF16 ? kU11 : kU32;
+        return unit * (std::fabs(value) + error) + 0x1p-25;
     }
 };
 
@@ -245,6 +275,29 @@ struct Case {
                  what, long(c.tokens), long(c.hidden), long(c.inter), long(c.down_stride), long(c.group), long(c.top_k),
                  int(c.dtype));
     std::abort();
+}
+
+// int4_linear on the first expert's gate: near float64, and a token alone gets the same bits.
+int64_t check_linear(const Case& c, const moe4::Path& path, const char* x, int threads, int64_t offset) {
+    const Bound bound = c.expected_linear(rounding_of(path), !std::strcmp(path.name, "avx512_bf16"));
+    const Matrix& gate = c.experts[0].gate;
+    const int64_t width = element_bytes(c.dtype);
+    Block<char> out(c.tokens * c.inter * width, offset * width), alone(c.inter * width, offset * width);
+    std::memset(out.data(), 0xff, static_cast<size_t>(out.bytes()));
+    moe4::Int4Linear call{c.tokens, c.inter, c.hidden, static_cast<int>(c.group), threads, c.dtype,
+                          x, gate.packed.data(), gate.scale.data(), out.data()};
+    moe4::run_int4_linear(path, call);
+    for (int64_t i = 0; i < c.tokens * c.inter; ++i)
+        if (!(std::fabs(element(c.dtype, out.data(), i) - bound.value[i]) <= bound.error[i]))
+            fail(c, path.name, "int4_linear is too far from float64");
+    if (!c.tokens) return 0;
+    call.x = x + (c.tokens - 1) * c.hidden * width;
+    call.tokens = call.num_threads = 1;
+    call.out = alone.data();
+    moe4::run_int4_linear(path, call);
+    if (std::memcmp(alone.data(), out.data() + (c.tokens - 1) * c.inter * width, static_cast<size_t>(alone.bytes())))
+        fail(c, path.name, "int4_linear gives a token other bits in another batch");
+    return c.tokens * c.inter;
 }
 
 }  // namespace
@@ -320,6 +373,7 @@ int64_t check_case(const uint8_t* data, size_t size) {
                 fail(c, path->name, "is too far from float64");
             ++compared;
         }
+        compared += check_linear(c, *path, x.data(), threads, offset);
         if (!c.tokens) continue;
         // One token alone, on one thread: the same bits.
         const int64_t token = static_cast<int64_t>(random.bits() % static_cast<uint64_t>(c.tokens));

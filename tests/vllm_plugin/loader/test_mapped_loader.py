@@ -219,7 +219,7 @@ def test_options_are_ours_or_vllms() -> None:
     assert options == LoaderOptions(rest="int8")
     assert rest == {"num_threads": 4}
     for extra, reason in (
-        ({"rest": "int4"}, "rest: expected one of bfloat16, int8"),
+        ({"rest": "int2"}, "rest: expected one of bfloat16, int8, int4, found 'int2'"),
         ({"expert_cache_gb": -1}, "at least 0"),
         ({"expert_cache_gb": True}, "at least 0, found True"),
     ):
@@ -237,7 +237,7 @@ def test_a_cache_is_for_experts_that_do_not_fit() -> None:
 
 @pytest.mark.vllm
 def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
-    """Mapped or cached experts give the same bits; int8 beside them moves log-probabilities by little."""
+    """Mapped or cached experts give the same bits; a rounded rest moves log-probabilities by little."""
     release = write_rounded_release(REFERENCE_MODEL, tmp_path / "release", 64)
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE_MODEL)
     rng = random.Random(3)
@@ -250,19 +250,21 @@ def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
         # Room for some 30 of 96 experts: the layers drive each other's out.
         {**ours, "model_loader_extra_config": {"expert_cache_gb": 0.002}},
         {**ours, "model_loader_extra_config": {"rest": "int8"}},
+        {**ours, "model_loader_extra_config": {"rest": "int4"}},
     ]
     results = run_engines([{**request, "engine": engine} for engine in runs], tmp_path / "engine")
-    (default, log), (mapped, mapped_log), (cached, cached_log), (rounded, rounded_log) = results
+    (default, log), (mapped, mapped_log), (cached, cached_log), *rounded = results
     assert mapped == default
     assert "mapped from the release" not in log
     assert "mapped from the release" in mapped_log
     assert re.search(r"moe4: mapped 96 experts of 4 layers, .* copied 0 B", mapped_log)
     assert cached == default
     assert re.search(r"there is memory for 2.0 MB of them, in a cache", cached_log)
-    assert "beside the routed experts to int8" in rounded_log
-    differences = [
-        abs(left - right)
-        for one, other in zip(default, rounded, strict=True)
-        for left, right in zip(one["prompt_logprobs"], other["prompt_logprobs"], strict=True)
-    ]
-    assert 0 < sum(differences) / len(differences) < 0.1
+    for (found, rounded_log), kind in zip(rounded, ("int8", "int4 in groups of 128"), strict=True):
+        assert f"beside the routed experts rounded to {kind}" in rounded_log
+        differences = [
+            abs(left - right)
+            for one, other in zip(default, found, strict=True)
+            for left, right in zip(one["prompt_logprobs"], other["prompt_logprobs"], strict=True)
+        ]
+        assert 0 < sum(differences) / len(differences) < 0.1

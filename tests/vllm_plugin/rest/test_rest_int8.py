@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from moe4.vllm_plugin.loader.options import LoaderOptions
-
 pytestmark = pytest.mark.vllm
 
 
@@ -52,33 +50,3 @@ def test_product_agrees_with_float64(
     magnitude = x.double().abs() @ weight.abs().T
     bound = columns * 2.0**-24 * magnitude + 2.1 * 2.0**-8 * expected.abs()
     assert bool(((result.double() - expected).abs() <= bound).all())
-
-
-def test_what_is_converted_and_what_is_kept() -> None:
-    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
-
-    from moe4.errors import ServeError
-    from moe4.vllm_plugin.rest.int8 import Int8LinearMethod, convert_rest
-
-    class Linear(LinearBase):  # type: ignore[misc]
-        """A layer as vLLM's, made without its configuration."""
-
-        def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
-            torch.nn.Module.__init__(self)
-            self.weight = torch.nn.Parameter(torch.ones(4, 32, dtype=dtype), requires_grad=False)
-            self.quant_method = UnquantizedLinearMethod()
-
-    names = ["o_proj", "kv_b_proj", "gate", "gate_up_proj"]
-    model = torch.nn.Module()
-    for name in names:
-        model.add_module(name, Linear())
-    convert_rest(model)
-    for name in names:
-        module = model.get_submodule(name)
-        converted = name in ("o_proj", "gate_up_proj")
-        assert isinstance(module.quant_method, Int8LinearMethod) == converted
-        assert module.weight.dtype == (torch.int8 if converted else torch.bfloat16)
-    model.add_module("other", Linear(torch.float32))
-    with pytest.raises(ServeError, match=r"rest: int8 needs --dtype bfloat16, and other is torch.float32"):
-        convert_rest(model)
-    assert LoaderOptions(rest="int8").rest == "int8"

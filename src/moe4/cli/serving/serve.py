@@ -66,7 +66,7 @@ OpenMetrics: TypeAlias = Annotated[
 Rest: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="Type of everything but the routed experts: bfloat16, or int8, faster and less exact.",
+        help="Type of everything but the routed experts: bfloat16; int8 or int4, faster and less exact.",
         metavar="TYPE",
         rich_help_panel=CPU,
     ),

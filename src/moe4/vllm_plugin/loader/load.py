@@ -25,7 +25,7 @@ from moe4.vllm_plugin.loader.method import MappedW4A16ExpertsMethod
 from moe4.vllm_plugin.loader.ops import add_supply
 from moe4.vllm_plugin.loader.options import LOAD_FORMAT, take_options
 from moe4.vllm_plugin.loader.supply import ReadAhead, Supply
-from moe4.vllm_plugin.rest.int8 import convert_rest
+from moe4.vllm_plugin.rest.convert import convert_rest
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -43,8 +43,8 @@ class MappedModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is un
         """Map the routed experts, load what is left, convert it if asked to, and see what memory is left."""
         experts = self._map_experts(model, model_config)
         super().load_weights(model, model_config)
-        if self.options.rest == "int8":
-            convert_rest(model)
+        if self.options.rest != "bfloat16":
+            convert_rest(model, self.options.rest)
         supplies = self._supplies(experts)
         for module, layer, supply in zip(experts.modules, experts.layers, supplies, strict=True):
             module.quant_method.attach(module, layer, add_supply(supply))

@@ -10,7 +10,7 @@ from moe4.strict_json import JsonObject
 LOAD_FORMAT = "moe4"
 # Of the memory that is left: vLLM's activations need some, and so do other programs.
 CACHE_SHARE = 0.8
-Rest = Literal["bfloat16", "int8"]
+Rest = Literal["bfloat16", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,8 @@ class LoaderOptions:
 
     expert_cache_gb: memory for experts read with direct I/O, in 10^9 bytes; 0 maps them, and None maps them
         if they fit into memory and otherwise takes most of what is free.
-    rest: the type of what is not routed experts: attention, shared experts, dense layers and the head.
+    rest: the type of what is not routed experts: attention, shared experts, dense layers and the head. int4
+        takes a release's own codes where it has them.
     """
 
     expert_cache_gb: float | None = None

@@ -1,4 +1,4 @@
-"""`rest: int8`: what is not routed experts, held as 8-bit integers with a scale for each output.
+"""`rest: int8`: a linear layer held as 8-bit integers with a scale for each output.
 
 Activations stay as they are (W8A16). moe4's kernel multiplies where the processor has AVX512-BF16. Elsewhere
 few tokens go through torch's kernel, which reads the integers, and for more of them some rows at a time are
@@ -8,25 +8,17 @@ decoded to bfloat16.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import linear
-from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
+from vllm.model_executor.layers.linear import LinearMethodBase
 
 import moe4.kernels
-from moe4.errors import ServeError
 from moe4.kernels import has_int8_linear
-from moe4.units import format_bytes
-
-logger = init_logger("vllm.plugins.moe4")
 
 FEW_TOKENS = 8
 TORCH_COLUMNS = 16  # torch's kernel reads past the end of rows that are no multiple of this
 DECODED_ELEMENTS = 1 << 19  # 1 MiB in bfloat16: they stay in a core's cache until they are multiplied
-# MLA takes kv_b_proj apart; routers are small, and one that is off by little chooses other experts.
-KEPT = ("kv_b_proj", "gate", "shared_expert_gate", "router")
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +63,7 @@ torch.library.register_fake(
 
 
 class Int8LinearMethod(LinearMethodBase):  # type: ignore[misc]  # vllm is untyped here
-    """Run a linear layer, or the head, whose weight `convert_rest` has converted."""
+    """Run a linear layer, or the head, whose weight `round_layer` has rounded."""
 
     def create_weights(self, layer: Any, *_: Any, **__: Any) -> None:
         """Do nothing: the layer has its weight already."""
@@ -85,40 +77,10 @@ class Int8LinearMethod(LinearMethodBase):  # type: ignore[misc]  # vllm is untyp
         return y if bias is None else y + bias
 
 
-def convert_rest(model: nn.Module) -> None:
-    """Convert the weights of linear layers and of the head in place, one after the other.
-
-    Raises ServeError if the model does not run in bfloat16.
-    """
-    before = after = count = 0
-    method = Int8LinearMethod()
-    embeddings = {
-        id(module.weight) for name, module in model.named_modules() if name.endswith("embed_tokens")
-    }
-    for name, module in model.named_modules():
-        if not _is_plain_linear(module) or name.rpartition(".")[2] in KEPT or id(module.weight) in embeddings:
-            continue
-        weight = module.weight
-        if weight.dtype != torch.bfloat16:
-            raise ServeError(f"rest: int8 needs --dtype bfloat16, and {name} is {weight.dtype}")
-        codes, scales = quantize_rows(weight.data)
-        before += weight.nbytes
-        after += codes.nbytes + scales.nbytes
-        count += 1
-        module.weight = Parameter(codes, requires_grad=False)
-        module.weight_scale = Parameter(scales, requires_grad=False)
-        module.quant_method = method
-    logger.info(
-        "moe4: converted %d matrices beside the routed experts to int8, %s to %s",
-        count,
-        format_bytes(before),
-        format_bytes(after),
-    )
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    kinds = {LinearBase: UnquantizedLinearMethod, ParallelLMHead: UnquantizedEmbeddingMethod}
-    return any(
-        isinstance(module, layer) and type(getattr(module, "quant_method", None)) is method
-        for layer, method in kinds.items()
-    )
+def round_layer(module: Any) -> str:
+    """Round a layer's weight in place and return to what; any shape can be."""
+    codes, scales = quantize_rows(module.weight.data)
+    module.weight = Parameter(codes, requires_grad=False)
+    module.weight_scale = Parameter(scales, requires_grad=False)
+    module.quant_method = Int8LinearMethod()
+    return "int8"

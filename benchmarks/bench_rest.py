@@ -1,6 +1,6 @@
-"""What `--rest int8` does to k2-tiny's predictions: KL divergence from the BF16 model, all in vLLM.
+"""What `--rest int8` and `int4` do to k2-tiny's predictions: KL divergence from the BF16 model, all in vLLM.
 
-    python benchmarks/bench_rest_int8.py RELEASE [--tokens 1500]
+    python benchmarks/bench_rest.py RELEASE [--tokens 1500]
 
 Each model runs in a process of its own over the same held-out chats; every position's whole distribution is
 compared. JSON on stdout.
@@ -87,8 +87,10 @@ def main() -> None:
     runs: dict[str, tuple[Path, dict[str, Any]]] = {
         "BF16": (REFERENCE, {}),
         "W4A16": (arguments.release, ours),
-        "W4A16, rest int8": (arguments.release, {**ours, "model_loader_extra_config": {"rest": "int8"}}),
     }
+    for rest in ("int8", "int4"):
+        engine = {**ours, "model_loader_extra_config": {"rest": rest}}
+        runs[f"W4A16, rest {rest}"] = (arguments.release, engine)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (model, engine) in runs.items():
