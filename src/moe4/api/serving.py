@@ -92,10 +92,11 @@ def serve(
 
     release: a folder, or an id on the hub, at `revision`. host, port: to listen on; 0 is any free port.
     max_model_len: longest conversation in tokens, also as "32k". tensor_parallel_size: GPUs, or CPU ranks.
-    rest: on a CPU, type of everything but the routed experts: bfloat16, int8 or int4. expert_cache: on a CPU,
-    GB for a cache of experts. open_metrics: answer /metrics without the key. api_key: that requests must carry,
-    the value of VLLM_API_KEY if None. vllm_options: more options for vLLM. check: check the expected answers
-    first; the server's `probe` has the verdict. log: file for vLLM's log. on_progress: called at each step.
+    rest: on a CPU, type of everything but the routed experts: bfloat16, int8 or int4. expert_cache: on a
+    CPU, GB for a cache of experts. open_metrics: answer /metrics without the key. api_key: that requests
+    must carry, the value of VLLM_API_KEY if None. vllm_options: more options for vLLM. check: check the
+    expected answers first; the server's `probe` has the verdict. log: file for vLLM's log. on_progress:
+    called at each step.
     Raises ServeError, quoting vLLM's error, CheckpointError, HubError or MissingDependencyError.
 
         >>> with moe4.serve("release") as server:
