@@ -46,6 +46,7 @@ MISSING = {
     "verify": (["verify", "{release}"], "quantize"),
     "compare": (["compare", "{source}", "{release}", "--data", "{folder}/text.jsonl"], "quantize"),
     "coverage": (["coverage", "{release}"], "quantize"),
+    "power": (["power", "{source}", "{release}"], "quantize"),
     "doctor": (["doctor"], "quantize"),
     "prove": (["prove", "{source}", "{release}"], "quantize"),
     "serve": (["serve", "{release}"], "cpu"),
