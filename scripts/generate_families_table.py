@@ -22,8 +22,9 @@ compressed-tensors, as a whole model in transformers.
 - transformers' own config class reads the others; the network and the names are transformers' too.
 - **Twin in vLLM** says whether a test also compares the release's answers in vLLM on a CPU with the twin's.
 
-moe4 tries any other family with `--family-as-is`. It makes a small random model of the config, and runs it
-layer by layer and as a whole in transformers. If the results differ, moe4 says so in one line and stops.
+moe4 tries any other family with `--family-as-is`, an option of every command that reads a model's weights.
+It makes a small random model of the config, and runs it layer by layer and as a whole in transformers. If the
+results differ, moe4 says so in one line and stops.
 
 """
 MODELS = {

@@ -56,6 +56,7 @@ def probe(
     output: PathLike | None = None,
     force: bool = False,
     device: str = "cpu",
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> ProbeResult:
@@ -65,8 +66,8 @@ def probe(
     release, source: a folder, or an id on the hub; with a source, its answers are recorded too.
     revision: branch, tag or commit of a release on the hub. device: cpu, cuda or cuda:N.
     output: the file, RELEASE/moe4-probe.json if None; required for a release on the hub. force: overwrite it.
-    trust_remote_code: let the tokenizer run the checkpoint's code. on_progress: called at each step.
-    Raises CheckpointError, HubError, OutputError or ProbeError.
+    family_as_is: try a family that is not listed. trust_remote_code: let the tokenizer run the checkpoint's
+    code. on_progress: called at each step. Raises CheckpointError, HubError, OutputError or ProbeError.
 
         >>> moe4.probe("release", output="answers.json").num_sequences
         64
@@ -83,6 +84,7 @@ def probe(
         output=optional_path(output),
         force=force,
         device=device,
+        family_as_is=family_as_is,
         trust_remote_code=trust_remote_code,
     )
     found = summarize(make_probe(options, say, on_progress))

@@ -42,6 +42,7 @@ def compare(
     dtype: ComputeDtype = "bfloat16",
     device: str = "cpu",
     work: PathLike | None = None,
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     output: PathLike | None = None,
     on_progress: OnProgress = ignore,
@@ -51,8 +52,9 @@ def compare(
     source, release: folders, or ids on the hub. revision: the source's; give a release's as ID@REVISION.
     data: JSONL of held-out {messages} or {text}; moe4's own text if None; "reference" is k2-tiny's chats.
     num_sequences: documents to read. max_tokens: cut documents to this length. dtype: bfloat16 or float32,
-    to compute in. device: cpu, cuda or cuda:N. work: folder for hidden states. trust_remote_code: let the
-    tokenizer run the checkpoint's code. output: JSON file for the result. on_progress: called at each step.
+    to compute in. device: cpu, cuda or cuda:N. work: folder for hidden states. family_as_is: try a family
+    that is not listed. trust_remote_code: let the tokenizer run the checkpoint's code. output: JSON file for
+    the result. on_progress: called at each step.
     Raises CheckpointError, HubError, CalibrationError, EvaluationError or OutputError.
 
         >>> moe4.compare("k2-tiny", "release", data="reference", num_sequences=4).top1_agreement > 0.8
@@ -75,6 +77,7 @@ def compare(
         compute_dtype=dtype,
         device=device,
         work=optional_path(work),
+        family_as_is=family_as_is,
         trust_remote_code=trust_remote_code,
     )
     found = run(options, say, on_progress)
@@ -96,6 +99,7 @@ def coverage(
     output: PathLike | None = None,
     evaluation: Sequence[PathLike] = (),
     device: str = "cpu",
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "CoverageSummary":
@@ -105,8 +109,9 @@ def coverage(
     num_documents: only the first ones. max_tokens: cut documents to this length. cold_tokens: an expert with
     fewer tokens is cold. choose: choose this many documents that reach the experts evenly; output: JSONL file
     for them. evaluation: JSONL of questions that the calibration must not contain; see `ok`. device: cpu,
-    cuda or cuda:N. trust_remote_code: let the tokenizer run the checkpoint's code. on_progress: called at
-    each step. Raises CheckpointError, HubError, CalibrationError or OutputError.
+    cuda or cuda:N. family_as_is: try a family that is not listed. trust_remote_code: let the tokenizer run
+    the checkpoint's code. on_progress: called at each step. Raises CheckpointError, HubError,
+    CalibrationError or OutputError.
     """
     from moe4.evaluate.coverage import coverage as module
     from moe4.evaluate.coverage.overlap import find_overlap, read_questions
@@ -124,6 +129,7 @@ def coverage(
         cold_tokens=cold_tokens,
         choose=choose,
         device=device,
+        family_as_is=family_as_is,
         trust_remote_code=trust_remote_code,
     )
     questions = [question for path in paths(evaluation) for question in read_questions(path)]
@@ -261,14 +267,15 @@ def power(
     max_tokens: Annotated[int, Field(ge=2)] = 1024,
     device: str = "cpu",
     work: PathLike | None = None,
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> PowerResult:
     """Plant faults in a release, in memory; find out which of its measures notice them, and how small ones.
 
     The result is written to RELEASE/proof/power.json, where `report` and `card` find it. revision: of a
-    source on the hub. data, max_tokens, work: as in `compare`. Raises CheckpointError, HubError,
-    CalibrationError, EvaluationError, ProbeError or OutputError.
+    source on the hub. data, max_tokens, work, family_as_is: as in `compare`. Raises CheckpointError,
+    HubError, CalibrationError, EvaluationError, ProbeError or OutputError.
     """
     from moe4.power.run import PowerOptions, measure_power
 
@@ -280,6 +287,7 @@ def power(
         max_sequence_tokens=max_tokens,
         device=device,
         work=optional_path(work),
+        family_as_is=family_as_is,
         trust_remote_code=trust_remote_code,
     )
     found = measure_power(options, lambda text: say(f"moe4: {text}"), on_progress)

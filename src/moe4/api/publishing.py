@@ -43,6 +43,7 @@ def prove(
     base_model: Text | None = None,
     license_name: Text | None = None,
     tensor_parallel_size: Positive = 1,
+    family_as_is: bool = False,
     trust_remote_code: bool = False,
     on_progress: OnProgress = ignore,
 ) -> "Proved":
@@ -54,8 +55,9 @@ def prove(
     twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in
     `toolcheck`. skip: "evaluation", "comparison", "tools" or "probe". cache: folder of kept answers.
     again: repeat finished measurements. repo, base_model, license_name: as in `card`. on_progress: called at
-    each step. tensor_parallel_size: GPUs to split the models over. trust_remote_code: run the tokenizer's
-    code. Raises EvaluationError, CheckpointError, HubError, ServeError or OutputError.
+    each step. tensor_parallel_size: GPUs to split the models over. family_as_is: try a family that is not
+    listed. trust_remote_code: run the tokenizer's code. Raises EvaluationError, CheckpointError, HubError,
+    ServeError or OutputError.
     """
     from moe4.prove.options import ProveOptions
     from moe4.prove.run import prove as run
@@ -76,6 +78,7 @@ def prove(
         base_model=base_model,
         license_name=license_name,
         tensor_parallel_size=tensor_parallel_size,
+        family_as_is=family_as_is,
         trust_remote_code=trust_remote_code,
         again=again,
     )

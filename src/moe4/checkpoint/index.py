@@ -56,18 +56,23 @@ class CheckpointIndex:
     """
 
     def __init__(
-        self, folder: Path, problems: list[str] | None = None, provider: ShardProvider | None = None
+        self,
+        folder: Path,
+        problems: list[str] | None = None,
+        provider: ShardProvider | None = None,
+        *,
+        family_as_is: bool = False,
     ) -> None:
         """Read the folder. Raises CheckpointError or one of its children.
 
-        provider: has the shards, where the folder has not.
+        provider: has the shards, where the folder has not. family_as_is: its family need not be a listed one.
         With a list of `problems`, what is wrong with single shards and tensors is put there instead, and they
         are left out.
         """
         self.folder = folder
         self._problems = problems
         self.provider = provider or FolderShards(folder)
-        self.config = read_config(folder)
+        self.config = read_config(folder, family_as_is=family_as_is)
         if problems is None:  # else the caller looks at every file himself
             check_files(folder)
         try:
@@ -123,7 +128,7 @@ class CheckpointIndex:
         self._problems.append(str(error))
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, *, family_as_is: bool = False) -> ModelConfig:
     """Return a checkpoint's config.json. Raises CheckpointError or one of its children."""
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
@@ -134,7 +139,7 @@ def read_config(folder: Path) -> ModelConfig:
     if not os.path.lexists(folder / CONFIG_NAME):
         raise MissingFileError(f"{folder} is not a checkpoint: it has no {CONFIG_NAME}")
     path = checked_path(folder, CONFIG_NAME)
-    return parse_config(read_json_object(path, MAX_CONFIG_BYTES), path)
+    return parse_config(read_json_object(path, MAX_CONFIG_BYTES), path, family_as_is=family_as_is)
 
 
 def has_weights(folder: Path) -> bool:

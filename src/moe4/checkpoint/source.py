@@ -38,12 +38,15 @@ class Checkpoint:
     dropped: tensors for quantized activations, which no weight needs.
     """
 
-    def __init__(self, folder: Path, provider: ShardProvider | None = None) -> None:
+    def __init__(
+        self, folder: Path, provider: ShardProvider | None = None, *, family_as_is: bool = False
+    ) -> None:
         """Read all headers; the shards are in the folder or come from a provider.
 
-        Raises CheckpointError or one of its children.
+        family_as_is: the model's family need not be a listed one. Raises CheckpointError or one of its
+        children.
         """
-        index = CheckpointIndex(folder, provider=provider)
+        index = CheckpointIndex(folder, provider=provider, family_as_is=family_as_is)
         self.provider = index.provider
         self.folder, self.config, self.shards = folder, index.config, index.shards
         self.unlisted = index.unlisted

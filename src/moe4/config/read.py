@@ -151,7 +151,9 @@ class ModelConfig:
             raise UnsupportedModelError(f"{self.where}: {'; '.join(missing)}")
 
 
-def parse_config(document: JsonObject, where: object = "config.json") -> ModelConfig:
+def parse_config(
+    document: JsonObject, where: object = "config.json", *, family_as_is: bool = False
+) -> ModelConfig:
     """Return config.json's object as a typed value; `where` names the file in messages.
 
     A config of a family that moe4 quantizes is checked in full, one of another only for what serving reads.
@@ -193,4 +195,5 @@ def parse_config(document: JsonObject, where: object = "config.json") -> ModelCo
         text_document=text,
         text_prefix=prefix,
         quantization=next((part for part, given in quantized if given), None),
+        family_as_is=family_as_is,
     )

@@ -1,7 +1,6 @@
 """One way to read weights by name, from a source checkpoint or from a W4A16 release."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -49,8 +48,7 @@ def open_model(
 
     family_as_is: whether its family need not be a listed one. Raises CheckpointError's children.
     """
-    weights = Checkpoint(folder)
-    weights.config = replace(weights.config, family_as_is=family_as_is)
+    weights = Checkpoint(folder, family_as_is=family_as_is)
     network = Network(weights.config, compute_dtype)
     take_experts_apart(weights, network)
     for problem in Accounting(network, weights.config).check(weights.specs, {}).problems:

@@ -18,6 +18,7 @@ from moe4.evaluate.record import record_run
 from moe4.evaluate.result_files import POWER, PlantedFault, PowerFile
 from moe4.files.durable import check_output, make_folder
 from moe4.forward.device import usable_device
+from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
 from moe4.model.architecture import Network
 from moe4.power.faults import FaultKind, list_faults
@@ -53,6 +54,7 @@ class PowerOptions:
     max_sequence_tokens: int = 1024
     device: str = "cpu"
     work: Path | None = None
+    family_as_is: bool = False
     trust_remote_code: bool = False
 
     @property
@@ -64,6 +66,7 @@ class PowerOptions:
             num_sequences=self.num_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
             device=self.device,
+            family_as_is=self.family_as_is,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -127,8 +130,10 @@ def measure_power(options: PowerOptions, say: Say, on_progress: OnProgress = ign
 
 def _open(options: PowerOptions) -> tuple[Models, int]:
     """Return both models, and the codes of the release that share a scale."""
-    source, source_network = open_model(options.source, torch.bfloat16)
-    release, network = open_model(options.release, torch.bfloat16)
+    as_is = options.family_as_is
+    source, source_network = open_model(options.source, torch.bfloat16, family_as_is=as_is)
+    release, network = open_model(options.release, torch.bfloat16, family_as_is=as_is)
+    try_family(source.config)
     quantization = release.config.quantization
     group_size = quantization.w4a16_group_size if quantization else None
     if group_size is None:

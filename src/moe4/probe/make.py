@@ -15,6 +15,7 @@ from moe4.errors import CalibrationError, OutputError, ProbeError
 from moe4.escape import visible
 from moe4.files.durable import check_output, write_output
 from moe4.forward.device import usable_device
+from moe4.forward.trial import try_family
 from moe4.forward.weights import Weights, open_model
 from moe4.model.architecture import Network
 from moe4.probe.form import (
@@ -43,6 +44,7 @@ class ProbeOptions:
     output: Path | None = None
     force: bool = False
     device: str = "cpu"
+    family_as_is: bool = False
     trust_remote_code: bool = False
 
     @property
@@ -59,10 +61,12 @@ def make_probe(options: ProbeOptions, say: Say, on_progress: OnProgress = ignore
     check_output(options.path)
     if options.path.exists() and not options.force:
         raise OutputError(f"{options.path} already exists; --force overwrites it")
-    release, network = open_model(options.release, torch.float32)
+    as_is = options.family_as_is
+    release, network = open_model(options.release, torch.float32, family_as_is=as_is)
+    try_family(release.config)
     models: dict[str, Weights] = {"released": release}
     if options.source is not None:
-        models["source"], other = open_model(options.source, torch.float32)
+        models["source"], other = open_model(options.source, torch.float32, family_as_is=as_is)
         _check_alike(options, network, other)
     try:
         tokenizer = load_tokenizer(

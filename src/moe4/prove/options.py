@@ -44,6 +44,7 @@ class ProveOptions:
     base_model: str | None = None
     license_name: str | None = None
     tensor_parallel_size: int = 1
+    family_as_is: bool = False
     trust_remote_code: bool = False
     again: bool = False
 
@@ -74,6 +75,7 @@ class ProveOptions:
             release=self.release,
             data=self.data,
             num_sequences=QUICK_SEQUENCES if self.quick else 100,
+            family_as_is=self.family_as_is,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -92,6 +94,7 @@ class ProveOptions:
         words += [word for path in self.requests for word in ("--requests", _name(path))]
         words += [word for part in self.skip for word in ("--skip", part)]
         words += ["-tp", str(self.tensor_parallel_size)] if self.tensor_parallel_size != 1 else []
+        words += ["--family-as-is"] if self.family_as_is else []
         return [*words, *(["--trust-remote-code"] if self.trust_remote_code else [])]
 
 

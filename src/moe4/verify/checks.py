@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +53,20 @@ def verify(
     """
     if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
         raise MissingFileError(f"{out} is not a release: {CONFIG_NAME} or {INDEX_NAME} is missing")
-    verifier = _Verifier(out, Checkpoint(source) if source else None, require_device(device), on_progress)
-    verifier.config = replace(verifier.config, family_as_is=family_as_is)
+    original = Checkpoint(source, family_as_is=family_as_is) if source else None
+    verifier = _Verifier(out, original, require_device(device), on_progress, family_as_is)
     with one_thread_an_operation():
         return verifier.run()
 
 
 class _Verifier:
     def __init__(
-        self, out: Path, source: Checkpoint | None, device: torch.device, on_progress: Progress | None
+        self,
+        out: Path,
+        source: Checkpoint | None,
+        device: torch.device,
+        on_progress: Progress | None,
+        family_as_is: bool,
     ) -> None:
         self.out, self.source, self.device = out, source, device
         if source is not None:
@@ -70,7 +74,7 @@ class _Verifier:
         self.decoder = SourceDecoder(source) if source is not None else None
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.index = CheckpointIndex(out, self.problems)
+        self.index = CheckpointIndex(out, self.problems, family_as_is=family_as_is)
         self.config, self.tensors = self.index.config, self.index.tensors
         self.num_listed = 0
         self.report: Report | None = None

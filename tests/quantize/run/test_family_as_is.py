@@ -1,7 +1,6 @@
 """--family-as-is: a family that is not listed is tried on a small random model of it, before any work."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +45,28 @@ def test_it_is_planned_quantized_and_verified(
     assert json.loads((out / "config.json").read_text())["model_type"] == OTHER
 
 
+def test_its_release_is_measured(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, text = tmp_path / "out", tmp_path / "text.jsonl"
+    text.write_text('{"text": "Twelve engineers share one long table."}\n' * 2)
+    code, _, err = run_cli(
+        ["quantize", str(other), str(out), "--method", "rtn", "--family-as-is"], monkeypatch, capfd
+    )
+    assert code == 0, err
+    for command in (
+        ["compare", str(other), str(out), "--data", str(text), "--num-sequences", "2"],
+        ["coverage", str(other), "--calibration", str(text)],
+        ["probe", str(out), "--source", str(other), "--force"],
+        ["power", str(other), str(out), "--data", str(text), "--num-sequences", "2"],
+    ):
+        code, _, err = run_cli(command, monkeypatch, capfd)
+        assert code == 2, command
+        assert f"model_type '{OTHER}' is not supported" in err
+        code, _, err = run_cli([*command, "--family-as-is"], monkeypatch, capfd)
+        assert code == 0, err
+
+
 def test_one_that_comes_out_differently_is_refused_before_any_work(
     other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,5 +93,5 @@ def test_a_trial_leaves_random_numbers_as_they_were(other: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    trial.try_family(replace(read_config(other), family_as_is=True))
+    trial.try_family(read_config(other, family_as_is=True))
     assert torch.equal(torch.rand(3), expected)

@@ -80,6 +80,7 @@ def command(
     output: Output = None,
     force: Force = False,
     device: options.Device = "cpu",
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -105,6 +106,7 @@ def command(
             output=output,
             force=force,
             device=device,
+            family_as_is=family_as_is,
             trust_remote_code=trust_remote_code,
         )
     else:

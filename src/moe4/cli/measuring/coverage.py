@@ -51,6 +51,7 @@ def command(
     output: Output = None,
     evaluation: Evaluation = None,
     device: options.Device = "cpu",
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -71,6 +72,7 @@ def command(
             output=output,
             evaluation=evaluation or (),
             device=device,
+            family_as_is=family_as_is,
             trust_remote_code=trust_remote_code,
             on_progress=shown,
         )

@@ -26,6 +26,7 @@ def command(
     max_tokens: options.MaxTokens = 1024,
     device: options.Device = "cpu",
     work: options.Work = None,
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
             max_tokens=max_tokens,
             device=device,
             work=work,
+            family_as_is=family_as_is,
             trust_remote_code=trust_remote_code,
             on_progress=shown,
         )

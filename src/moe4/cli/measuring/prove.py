@@ -60,6 +60,7 @@ def command(
     base_model: options.BaseModel = None,
     license_name: options.LicenseName = None,
     tensor_parallel_size: options.TensorParallelSize = 1,
+    family_as_is: options.FamilyAsIs = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -87,6 +88,7 @@ def command(
             base_model=base_model,
             license_name=license_name,
             tensor_parallel_size=tensor_parallel_size,
+            family_as_is=family_as_is,
             trust_remote_code=trust_remote_code,
             on_progress=shown,
         )

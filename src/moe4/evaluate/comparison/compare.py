@@ -24,6 +24,7 @@ from moe4.evaluate.comparison.divergence import compare_tokens, early_kl, predic
 from moe4.evaluate.result_files import ComparisonFile, ExpertsDifference, LayerDifference
 from moe4.forward.device import usable_device
 from moe4.forward.stream import LayerPass, Stream, run_expert
+from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
 from moe4.model.architecture import Network
 from moe4.model.outline import ExpertShape
@@ -49,6 +50,7 @@ class CompareOptions:
     compute_dtype: ComputeDtype = "bfloat16"
     device: str = "cpu"
     work: Path | None = None
+    family_as_is: bool = False
     trust_remote_code: bool = False
 
 
@@ -57,8 +59,10 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
     pace = Pace(on_progress, "comparing")
     dtype = DTYPES[options.compute_dtype]
     (source, network), (release, other) = (
-        open_model(folder, dtype) for folder in (options.source, options.release)
+        open_model(folder, dtype, family_as_is=options.family_as_is)
+        for folder in (options.source, options.release)
     )
+    try_family(source.config)
     networks = [network, other]
     _check_alike(options, *networks)
     corpus = load_text(options, networks[0].config)
@@ -103,7 +107,8 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
 def check_comparison(options: CompareOptions) -> None:
     """Raise what `compare` would raise for bad options, models or text, from headers and the text alone."""
     networks = [
-        open_model(folder, DTYPES[options.compute_dtype])[1] for folder in (options.source, options.release)
+        open_model(folder, DTYPES[options.compute_dtype], family_as_is=options.family_as_is)[1]
+        for folder in (options.source, options.release)
     ]
     _check_alike(options, *networks)
     predicting_rows(load_text(options, networks[0].config))

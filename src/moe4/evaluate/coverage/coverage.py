@@ -24,6 +24,7 @@ from moe4.errors import CalibrationError
 from moe4.evaluate.coverage.overlap import Overlap, describe_overlap
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
+from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.strict_json import JsonObject
@@ -46,6 +47,7 @@ class CoverageOptions:
     cold_tokens: int = 512
     choose: int | None = None
     device: str = "cpu"
+    family_as_is: bool = False
     trust_remote_code: bool = False
 
 
@@ -65,7 +67,8 @@ def measure(
 ) -> Coverage:
     """Run the documents through the model and count. Raises CheckpointError or CalibrationError."""
     pace = Pace(on_progress, "counting")
-    weights, network = open_model(options.model, torch.bfloat16)
+    weights, network = open_model(options.model, torch.bfloat16, family_as_is=options.family_as_is)
+    try_family(weights.config)
     drawn = draw(options.model, options.calibration, options.num_documents)
     say(drawn.describe())
     documents = drawn.documents

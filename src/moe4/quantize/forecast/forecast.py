@@ -1,7 +1,6 @@
 """`moe4 plan`: what a run would read, write, need and take, and every reason it would fail."""
 
 from collections import Counter
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -49,9 +48,9 @@ from moe4.schema import given
 class SketchedCheckpoint(Checkpoint):
     """A checkpoint of which only the config is there: the tensors it would have, in the dtypes it says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, family_as_is: bool = False) -> None:
         self.folder, self.shards, self.unlisted = folder, {}, {}
-        self.config = read_config(folder)
+        self.config = read_config(folder, family_as_is=family_as_is)
         quantization, prefix = self.config.quantization, self.config.text_prefix
         plain = {
             prefix + entry.name.replace("{expert}", str(number)): entry
@@ -97,8 +96,12 @@ def forecast(request: Request, *, has_out: bool, time_it: bool) -> Plan:
 def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool) -> Plan:
     problems: list[str] = []
     is_whole = source.stream is not None or has_weights(source.folder)
-    checkpoint = Checkpoint(source.folder, source.stream) if is_whole else SketchedCheckpoint(source.folder)
-    checkpoint.config = replace(checkpoint.config, family_as_is=request.family_as_is)
+    as_is = request.family_as_is
+    checkpoint = (
+        Checkpoint(source.folder, source.stream, family_as_is=as_is)
+        if is_whole
+        else SketchedCheckpoint(source.folder, family_as_is=as_is)
+    )
     network = _outline(checkpoint, request.recipe)
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)

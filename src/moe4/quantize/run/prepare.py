@@ -1,6 +1,6 @@
 """What is known before anything is written: source, plan, tokens, the fingerprint of it all."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -84,8 +84,7 @@ def prepare(
     request: Request, located: Located, environment: RunEnvironment, kept: KeptTokens | None
 ) -> Prepared:
     """Look at everything; `kept`: what an unfinished run keeps of its tokens."""
-    checkpoint = Checkpoint(located.folder, located.stream)
-    checkpoint.config = replace(checkpoint.config, family_as_is=request.family_as_is)
+    checkpoint = Checkpoint(located.folder, located.stream, family_as_is=request.family_as_is)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards, located.elsewhere)
     try_family(checkpoint.config)
     network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
