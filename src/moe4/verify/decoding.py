@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from moe4.checkpoint.encodings import Encoding, Role
+from moe4.checkpoint.index import CONFIG_NAME
 from moe4.checkpoint.source import Checkpoint
+from moe4.errors import CheckpointError
 from moe4.quantize.transfer.device_memory import to_device
+from moe4.schema import parse
 
 # What compressed-tensors calls the parts of a weight.
 LEAVES: dict[Role, str] = {
@@ -25,7 +28,10 @@ LEAVES: dict[Role, str] = {
 
 
 class SourceDecoder:
-    """Decodes one checkpoint's weights. Any thread may call it."""
+    """Decodes one checkpoint's weights. Any thread may call it.
+
+    Raises CheckpointError where the library of the checkpoint's format refuses its config.
+    """
 
     def __init__(self, source: Checkpoint) -> None:
         self._source = source
@@ -39,7 +45,8 @@ class SourceDecoder:
             document = source.config.document.get("quantization_config") or source.config.text_document.get(
                 "quantization_config"
             )
-            self._groups = QuantizationConfig.model_validate(document).config_groups
+            where = f"{source.folder / CONFIG_NAME}: compressed-tensors does not accept quantization_config"
+            self._groups = parse(QuantizationConfig, document, where, CheckpointError).config_groups
 
     def differs(self, name: str, ours: Tensor) -> str | None:
         """Return what is wrong with our decoding, float32 [out, in], of a weight; None if nothing is."""

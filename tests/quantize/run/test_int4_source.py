@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from moe4.checkpoint.report_file import describe, read_report
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import RecipeError, TensorError
+from moe4.errors import CheckpointError, RecipeError, TensorError
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.recipe import Recipe
 from moe4.verify.checks import verify
@@ -128,6 +128,19 @@ def test_other_groups_are_quantized_again(int4_source: Path, tmp_path: Path) -> 
     assert report["summary"]["mean_error"] > 0
     result = verify(tmp_path / "out", int4_source)
     assert result.ok, result.problems
+
+
+def test_a_config_that_the_formats_library_refuses_is_one_line(int4_source: Path, tmp_path: Path) -> None:
+    """What only the library reads: the weights could not be decoded a second time."""
+    source = tmp_path / "source"
+    shutil.copytree(int4_source, source)
+    run_quantize(source, tmp_path / "out", Recipe())
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["quantization_status"] = "../x"
+    (source / "config.json").write_text(json.dumps(config))
+    expected = r"config\.json: compressed-tensors does not accept quantization_config: quantization_status: "
+    with pytest.raises(CheckpointError, match=expected):
+        verify(tmp_path / "out", source)
 
 
 def test_gptq_of_codes_costs_less_than_rounding_them(
