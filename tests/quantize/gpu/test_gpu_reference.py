@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 def release(out: Path, device: str) -> dict[str, Any]:
     request = Request(source=SOURCE, out=out, recipe=Recipe(), calibration=Path("reference"), device=device)
-    return quantize(request)
+    return quantize(request).as_dict()
 
 
 def codes_and_scales(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
