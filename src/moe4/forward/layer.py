@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moe4.calibration.activations import Activations, Batch
+from moe4.forward.device import forward_mode
 from moe4.model.architecture import Network
 from moe4.model.experts import Capture, set_capture
 
@@ -77,14 +78,14 @@ class LayerForward:
             self._set_capture(lambda inputs, *_: scale * torch.ones_like(inputs).cumsum(1).cos())
             return self._call(states).double()
 
-        with torch.inference_mode():
+        with forward_mode():
             found = run(8.0) - run(2.0)
             expected = 6.0 * torch.ones_like(found).flatten(2).cumsum(2).cos().view(found.shape)
         return float((found - expected).norm() / expected.norm()) < ADDS_WITHIN
 
     def run(self, batch: Batch) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, state_width] in the compute dtype."""
-        with torch.inference_mode():
+        with forward_mode():
             states = batch.gather(self._hidden, self._device)
             output = self._call(states.view(*states.shape[:2], *self._network.state_shape))
             return batch.select(output.flatten(2))

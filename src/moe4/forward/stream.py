@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe4.calibration.activations import ResidentActivations, make_batches
 from moe4.errors import EvaluationError
+from moe4.forward.device import forward_mode
 from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_expert
 from moe4.forward.weights import Weights, gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
@@ -154,7 +155,7 @@ class Stream:
         bias = self._head_bias()
 
         def log_probabilities(rows: slice | Tensor) -> Tensor:
-            with torch.inference_mode():
+            with forward_mode():
                 logits = ending(self.hidden[rows].to(self._device)) @ weight.T
                 logits = self.network.finish_logits(logits if bias is None else logits + bias)
                 return torch.log_softmax(_checked(logits).float(), dim=-1)
@@ -168,7 +169,7 @@ class Stream:
         """
         ending, bias, first = self.network.build_ending(self.weights.load, self._device), self._head_bias(), 0
         logits = []
-        with torch.inference_mode():
+        with forward_mode():
             states = ending(self.hidden[rows.to(self._place)].to(self._device))
             for piece in self.weights.iterate_rows(self.network.head_name):
                 product = states @ piece.to(self._device, self.network.compute_dtype).T
@@ -211,7 +212,7 @@ def _checked(logits: Tensor) -> Tensor:
 def run_expert(math: ExpertMath, expert: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
     gate, up, down = weights
-    with torch.inference_mode():
+    with forward_mode():
         x = inputs.to(gate.device)
         output = math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
         return output.float().to(inputs.device)

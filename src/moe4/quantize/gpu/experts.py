@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moe4.errors import CalibrationError
+from moe4.forward.device import forward_mode
 from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver
 from moe4.gptq.hessian import shares
@@ -61,7 +62,7 @@ class ExpertQuantizer:
         the experts' inner states and outputs.
         """
         stage, shape = self.solver.stage, self.shape
-        with torch.inference_mode():
+        with forward_mode():
             with stage("read weights"):
                 W = self._stack(tasks, ("gate", "up"))
             with stage("Hessians"):
