@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 
 MEMORY_BYTES = 1 << 30  # beyond what the process has when it begins
 FILE_BYTES = 256 << 20
@@ -80,7 +80,10 @@ def run_confined(folder: Path, work: Callable[[], int], seconds: float) -> Endin
     try:
         poll = select.poll()
         poll.register(watch, select.POLLIN)
-        in_time = bool(poll.poll((seconds + 1) * 1000))
+        in_time = bool(poll.poll(seconds * 1000))
+        if not in_time:
+            os.kill(pid, signal.SIGUSR1)  # what it is at goes into the ending's stack
+            poll.poll(1000)
     finally:
         os.close(watch)
     with contextlib.suppress(ProcessLookupError):
@@ -118,7 +121,7 @@ def _child(folder: Path, work: Callable[[], int], seconds: float) -> None:
         _set_environment(folder)
         stack = (folder / "stack").open("w")
         faulthandler.enable(stack)
-        faulthandler.dump_traceback_later(seconds, file=stack)
+        faulthandler.register(signal.SIGUSR1, stack)  # a watchdog's dump can crash what it looks at
         _confine(folder)
         code = work()
     except BaseException:
