@@ -45,6 +45,21 @@ def test_a_tokenizer_that_cannot_be_loaded(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["vocabulary", "added"])
+def test_an_id_beyond_any_model(where: str, tmp_path: Path) -> None:
+    """The library's memory grows with the largest id, and it aborts where there is none."""
+    document = json.loads((REFERENCE_MODEL / "tokenizer.json").read_text())
+    if where == "vocabulary":
+        document["model"]["vocab"]["false"] = 1_337_982_976
+    else:
+        document["added_tokens"].append({**document["added_tokens"][0], "content": "false", "id": 2**32 - 1})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(
+        CalibrationError, match=r'the id of "false" must be less than 16,777,216, found \d+; '
+    ):
+        load_tokenizer(tmp_path, None)
+
+
 def test_a_vocabulary_alone_is_enough(tmp_path: Path) -> None:
     shutil.copy(REFERENCE_MODEL / "tokenizer.json", tmp_path)
     assert len(load_tokenizer(tmp_path, None)) > 1000

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from moe4.cli.app import app
 from moe4.probe.make import ProbeOptions, make_probe
 from moe4.verify import threads as verify_threads
-from moe4.verify.checks import verify
+from moe4.verify.checks import is_copy, verify
 from moe4.verify.result import describe
 from moe4.verify.threads import num_threads
 
@@ -412,3 +412,13 @@ def test_threads_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, expected in ((1 << 40, 32), (10 << 30, 5), (1 << 20, 1)):
         monkeypatch.setattr(verify_threads, "available_memory_bytes", lambda free=free: free)
         assert num_threads(1 << 30, torch.device("cpu")) == expected
+
+
+def test_a_side_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    """A sparse file of a terabyte takes an hour to read."""
+    for name, size in (("source", 100), ("release", 1 << 40)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    assert not is_copy(tmp_path / "release", tmp_path / "source")
+    (tmp_path / "same").write_bytes(bytes(100))
+    assert is_copy(tmp_path / "same", tmp_path / "source")

@@ -17,9 +17,11 @@ from moe4.config import TokenizerConfig, parse_tokenizer_config
 from moe4.config.tokenizer import TOKENIZER_NAME
 from moe4.errors import CalibrationError, CheckpointError
 from moe4.files.regular import read_json_object, read_text
+from moe4.schema import show
 
 TEMPLATE_NAME = "chat_template.jinja"
 VOCABULARIES = (TOKENIZER_NAME, "tokenizer.*", "*.model", "*.tiktoken", "tekken.json", "vocab.*")
+MOST_IDS = 1 << 24  # tokenizers' memory grows with the largest id, not with the number of tokens
 FLAG = "--trust-remote-code runs it"
 
 
@@ -32,6 +34,7 @@ def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool =
     kimi = _load_without_code(folder, may_run=trust_remote_code)
     if kimi is not None:
         return kimi
+    _check_ids(folder / TOKENIZER_NAME)
     from transformers import AutoTokenizer
 
     try:
@@ -71,6 +74,28 @@ def _load_without_code(folder: Path, *, may_run: bool) -> Any:
             f"add the model's {TOKENIZER_CONFIG_NAME} and the code it names, or a {TOKENIZER_NAME}"
         )
     return None
+
+
+def _check_ids(path: Path) -> None:
+    """Raise CalibrationError if a tokenizer's file gives a token an id that no model has room for."""
+    if not path.is_file():
+        return
+    try:
+        document = read_json_object(path)
+    except CheckpointError:
+        return  # transformers reads it next, and what it says is told
+    model, added = document.get("model"), document.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, dict):
+            ids[str(token.get("content"))] = token.get("id")
+    for token, number in ids.items():
+        if isinstance(number, int) and number >= MOST_IDS:
+            raise CalibrationError(
+                f"{path}: the id of {show(token)} must be less than {MOST_IDS:,}, found {number}; "
+                "copy the file from the model's repository again"
+            )
 
 
 def _read_config(folder: Path) -> TokenizerConfig:
