@@ -47,6 +47,7 @@ MISSING = {
     "compare": (["compare", "{source}", "{release}", "--data", "{folder}/text.jsonl"], "quantize"),
     "coverage": (["coverage", "{release}"], "quantize"),
     "power": (["power", "{source}", "{release}"], "quantize"),
+    "tune": (["tune", "{source}", "{release}", "{folder}/out"], "quantize"),
     "doctor": (["doctor"], "quantize"),
     "prove": (["prove", "{source}", "{release}"], "quantize"),
     "serve": (["serve", "{release}"], "cpu"),

@@ -29,7 +29,7 @@ STOREYS = (
     {"verify", "vllm_plugin"},
     {"deploy"},  # it knows what serve would start
     {"publish"},  # it shows how a release is deployed
-    {"prove", "power"},
+    {"prove", "power", "tune"},
     {"api"},
     {"cli"},
 )
@@ -124,6 +124,7 @@ LIBRARIES = {
         "probe.make",
         "probe.passes",
         "quantize",
+        "tune",
         "verify",
         "vllm_plugin",
     },

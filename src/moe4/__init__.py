@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moe4.api.making import load_report as load_report
     from moe4.api.making import plan as plan
     from moe4.api.making import quantize as quantize
+    from moe4.api.making import tune as tune
     from moe4.api.measuring import compare as compare
     from moe4.api.measuring import coverage as coverage
     from moe4.api.measuring import eval as eval
@@ -86,6 +87,7 @@ _PLACES = {
     "serve_command": "api.serving",
     "smoke": "api.serving",
     "toolcheck": "api.measuring",
+    "tune": "api.making",
     "verify": "api.checking",
 }
 
@@ -107,7 +109,7 @@ def __dir__() -> list[str]:
 
 # Python sets a package as an attribute of moe4 when it is first imported, and never again. These bear a
 # function's name: they are imported now, which costs next to nothing, so that the name stays the function's.
-for _name in ("deploy", "power", "probe", "prove", "quantize", "serve", "verify"):
+for _name in ("deploy", "power", "probe", "prove", "quantize", "serve", "tune", "verify"):
     importlib.import_module(f"moe4.{_name}")
     del globals()[_name]
 del _name

@@ -47,6 +47,7 @@ NAMES = [
     "serve_command",
     "smoke",
     "toolcheck",
+    "tune",
     "verify",
 ]
 FUNCTIONS = [name for name in NAMES if inspect.isfunction(getattr(moe4, name))]
@@ -96,6 +97,7 @@ MODULES = {
     "prove": "run",
     "quantize": "planning",
     "serve": "extra",
+    "tune": "scales",
     "verify": "decoding",
 }
 

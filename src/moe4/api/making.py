@@ -1,14 +1,18 @@
-"""Make a release: plan, quantize, load the report."""
+"""Make a release: plan, quantize, tune, load the report."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from moe4.api.operation import (
     PathLike,
+    Positive,
     RecipeArgument,
     Source,
     Text,
+    open_source,
     operation,
     optional_path,
     say,
@@ -126,6 +130,61 @@ def quantize(
         stream=stream,
     )
     return run(request, ProgressReporter(on_progress, say), ranks)
+
+
+@operation
+def tune(
+    source: Source,
+    release: PathLike,
+    out: PathLike,
+    *,
+    calibration: PathLike | None = None,
+    num_sequences: Positive = 768,
+    max_tokens: Annotated[int, Field(ge=2)] = 1024,
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0,
+    epochs: Positive = 4,
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 1e-3,
+    batch_tokens: Positive = 8192,
+    device: str = "cpu",
+    revision: Text | None = None,
+    resume: bool = False,
+    work: PathLike | None = None,
+    family_as_is: bool = False,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress = ignore,
+) -> Report:
+    """Learn the scales of a release's experts from its source's answers; write the tuned release to `out`.
+
+    The codes, the format and the size stay. source, release: what `quantize` read and wrote. calibration,
+    seed, revision: as in `quantize`. num_sequences: documents to draw, a tenth of which is not learned from:
+    on it the KL divergence is measured before and after. max_tokens: of a document. epochs: passes over the
+    text. learning_rate: of Adam, for a scale's relative change. batch_tokens: of a step, at least. work:
+    folder for the source's hidden states. resume: continue an unfinished run.
+
+    Raises CheckpointError, HubError, CalibrationError, MemoryBudgetError, OutputError, ResumeError, or
+    EvaluationError where tuning did not help: then nothing is written.
+    """
+    from moe4.tune.run import TuneOptions
+    from moe4.tune.run import tune as run
+
+    options = TuneOptions(
+        source=open_source(source, revision, on_progress),
+        release=Path(release),
+        out=Path(out),
+        calibration=optional_path(calibration),
+        num_sequences=num_sequences,
+        max_sequence_tokens=max_tokens,
+        seed=seed,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_tokens=batch_tokens,
+        device=device,
+        resume=resume,
+        work=optional_path(work),
+        family_as_is=family_as_is,
+        trust_remote_code=trust_remote_code,
+    )
+    return run(options, lambda text: say(f"moe4: {text}"), on_progress)
 
 
 @operation

@@ -5,6 +5,7 @@ index and the config are written last, so nothing mistakes an unfinished release
 folder only regular files with names that a run gives are touched; where there is anything else, nothing is.
 """
 
+import contextlib
 import enum
 import fcntl
 import hashlib
@@ -38,7 +39,8 @@ REPORT_NAME = "moe4-report.json"
 WORK_FILES = re.compile(
     r"lock|journal\.jsonl|rest\.json|tokens\.json|layer-\d{5,}\.json|(hidden|probe)-\d{5,}\.bin|probe-\w+-\w+"
     r"|(hidden|inputs|total)-\d{5,}\.partial|model-\d{5,}-of-\d{5,}\.safetensors\.partial"
-    r"|source-\d{5,}\.(safetensors|incomplete)|\.moe4-\w+\.partial|\.nfs\w+"
+    r"|source-\d{5,}\.(safetensors|incomplete)|tuning\.json|tuning-\d{5,}\.safetensors(\.partial)?"
+    r"|\.moe4-\w+\.partial|\.nfs\w+"
 )
 
 
@@ -87,7 +89,7 @@ class ReleaseFolder:
         self._lock_folder()
         if _look_at(self.folder) is not self.state:
             self.close()
-            raise OutputError(f"another moe4 quantize was writing to {self.folder}; start again")
+            raise OutputError(f"another moe4 command was writing to {self.folder}; start again")
         for leftover in self.work.glob(f"*{PARTIAL_SUFFIX}"):
             leftover.unlink()
         return Journal(self.work)
@@ -109,7 +111,7 @@ class ReleaseFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise OutputError(f"another moe4 quantize is writing to {self.folder}") from None
+            raise OutputError(f"another moe4 command is writing to {self.folder}") from None
 
     def require_space(self, needed_bytes: int) -> None:
         """Raise DiskSpaceError unless the volume has room."""
@@ -144,6 +146,12 @@ class ReleaseFolder:
         for name, data in last.items():
             write_file(self.folder / name, data, self.work)
         self.remove_work_folder()
+
+    def discard(self) -> None:
+        """Remove what a run that comes to nothing has left, and the folder if nothing else is in it."""
+        self.remove_work_folder()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def remove_work_folder(self) -> None:
         """Remove the work folder of a finished release, the journal first: it needs the other files.

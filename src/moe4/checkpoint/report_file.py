@@ -181,6 +181,29 @@ class ReportedProbe(Growing):
         return self.num_sequences is not None
 
 
+class Tuning(Growing):
+    """What `moe4 tune` did to the scales.
+
+    kl_before, kl_after: from the source's answers, in nats a token of the documents held back.
+    """
+
+    data: str
+    num_sequences: Count
+    num_tokens: Count
+    num_held_back: Count
+    num_scales: Count
+    num_steps: Count
+    epochs: Count
+    learning_rate: float
+    batch_tokens: Count
+    seed: Count
+    kl_before: float
+    kl_after: float
+    recipe: Hash
+    """Of these settings and the release that was tuned."""
+    seconds: float
+
+
 class Report(Growing):
     """`moe4-report.json` (docs/release-format.md). Reports of older versions lack some of it."""
 
@@ -191,6 +214,7 @@ class Report(Growing):
     calibration: ReportedCalibration | None
     release: ReportedRelease
     probe: ReportedProbe | None = None
+    tuning: Tuning | None = None
     summary: Summary
     layers: list[LayerRecord]
     timing: Timing | None = None
@@ -307,6 +331,12 @@ def describe(report: Report) -> str:
     if (used := report.calibration) is not None:
         lines.append(
             f"text      {used.num_tokens:,} tokens of {used.num_sequences:,} documents from {used.data}"
+        )
+    if (tuned := report.tuning) is not None:
+        lines.append(
+            f"tuned     {tuned.num_scales:,} scales in {tuned.num_steps} steps, after the errors above: KL "
+            f"{tuned.kl_before:.3e} -> {tuned.kl_after:.3e} nats a token on {tuned.num_held_back} documents "
+            "held back"
         )
     if (tokens := summary.expert_tokens) is not None:
         lines.append(

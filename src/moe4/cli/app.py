@@ -16,6 +16,7 @@ GROUPS = {
     "Make a release": {
         "plan": "making.plan",
         "quantize": "making.quantize",
+        "tune": "making.tune",
         "verify": "making.verify",
         "probe": "making.probe",
     },

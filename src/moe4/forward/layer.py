@@ -1,5 +1,6 @@
 """One decoder layer on a batch of hidden states, without its routed experts, and who is routed where."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,9 @@ from moe4.calibration.activations import Activations, Batch
 from moe4.forward.device import forward_mode
 from moe4.model.architecture import Network
 from moe4.model.experts import Capture, set_capture
+
+SumExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Gives the experts' sum, float32 [tokens, hidden], of inputs [tokens, hidden], ids, gates [tokens, top_k]."""
 
 SAMPLE_TOKENS = 4
 ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far below
@@ -119,6 +123,29 @@ class LayerForward:
 
         self._set_capture(give)
         return self.run(batch)
+
+    def through(self, batch: Batch, states: Tensor, experts: SumExperts | None) -> Tensor:
+        """Return the layer's output for a batch's real tokens, [tokens, state_width] like `states`.
+
+        Whoever calls decides on gradients: it is differentiable in the states and in whatever `experts` uses,
+        which gives the experts' sum; None for a layer without them.
+        """
+        is_token = batch.is_token.flatten().to(states.device)
+        places = is_token.nonzero()[:, 0]
+        which = torch.where(is_token, is_token.cumsum(0) - 1, 0)  # padding repeats the first token
+
+        def give(*call: Tensor) -> Tensor:
+            assert experts is not None
+            inputs, ids, gates = (batch.select(values) for values in call)
+            sums = experts(inputs, ids.long(), gates.float())
+            whole = sums.new_zeros(len(is_token), sums.shape[1]).index_copy(0, places, sums)
+            passed_on = self._passed_on(*call)
+            return (whole if passed_on is None else whole + passed_on).to(call[0].dtype)
+
+        if experts is not None:
+            self._set_capture(give)
+        output = self._call(states[which].view(*batch.rows.shape, *self._network.state_shape))
+        return batch.select(output.flatten(2))
 
     def _call(self, states: Tensor) -> Tensor:
         """Return the layer's output for hidden states [batch, length, ...]."""

@@ -43,7 +43,7 @@ def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
 
 def open_model(
     folder: Path, compute_dtype: torch.dtype, *, family_as_is: bool = False
-) -> tuple[Weights, Network]:
+) -> tuple[Checkpoint, Network]:
     """Open a release or a plain checkpoint with its network, once it is seen to hold every tensor of it.
 
     family_as_is: whether its family need not be a listed one. Raises CheckpointError's children.

@@ -119,7 +119,7 @@ class Surroundings:
             recorders = (_Recorder(layer, recording, number) for number, layer in enumerate(self._layers))
             self._frame._modules["layers"] = nn.ModuleList(recorders)
             try:
-                with torch.inference_mode():
+                with torch.set_grad_enabled(output is not None and output.requires_grad):
                     found = self._frame(inputs_embeds=embeddings, use_cache=False)
                 recording.last = found.last_hidden_state
             except _EndedError:

@@ -361,7 +361,7 @@ class TestOutputFolder:
             arguments = ["quantize", str(source), str(tmp_path / "out"), "--method", "rtn", *options]
             code, _, err = run_cli(arguments, monkeypatch, capfd)
             assert code == 2
-            assert "another moe4 quantize is writing" in err
+            assert "another moe4 command is writing" in err
         first.close()
 
 

@@ -64,7 +64,7 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
     )
     try_family(source.config)
     networks = [network, other]
-    _check_alike(options, *networks)
+    require_alike(options.source, options.release, *networks)
     corpus = load_text(options, networks[0].config)
     say(corpus.recognized)
     tokenizer = load_tokenizer(
@@ -110,7 +110,7 @@ def check_comparison(options: CompareOptions) -> None:
         open_model(folder, DTYPES[options.compute_dtype], family_as_is=options.family_as_is)[1]
         for folder in (options.source, options.release)
     ]
-    _check_alike(options, *networks)
+    require_alike(options.source, options.release, *networks)
     predicting_rows(load_text(options, networks[0].config))
 
 
@@ -135,12 +135,13 @@ def load_text(options: CompareOptions, config: Any) -> Corpus:
     )
 
 
-def _check_alike(options: CompareOptions, source: Network, release: Network) -> None:
+def require_alike(source_folder: Path, release_folder: Path, source: Network, release: Network) -> None:
+    """Raise EvaluationError unless two models may be a source and its release."""
     for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
         ours, theirs = getattr(source.config, name), getattr(release.config, name)
         if ours != theirs:
             raise EvaluationError(
-                f"{options.release} is not a release of {options.source}: {name} is {theirs}, not {ours}"
+                f"{release_folder} is not a release of {source_folder}: {name} is {theirs}, not {ours}"
             )
 
 

@@ -1,0 +1,196 @@
+"""A release's forward and backward pass, one decoder layer at a time, with gradients for its scales.
+
+In memory are the hidden states before every layer of one step's text, a layer without its experts, and an
+expert: its weights are decoded again on the way back (Chen et al., arXiv:1604.06174). Layers and experts that
+there is room for stay.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from moe4.calibration.activations import Batch, ResidentActivations, make_batches
+from moe4.checkpoint.source import Checkpoint
+from moe4.errors import EvaluationError
+from moe4.forward.layer import LayerForward, sort_by_expert
+from moe4.forward.weights import gather_rows
+from moe4.machine.at_once import BATCH_TOKENS
+from moe4.model.architecture import Network
+from moe4.model.experts import ExpertMath
+from moe4.model.names import PARTS
+from moe4.model.outline import ExpertShape
+from moe4.tune.scales import TunedScales
+
+LOGITS = 1 << 22  # values of log-probabilities at a time
+
+LogProbabilities = Callable[[Tensor], Tensor]
+"""Gives log-probabilities, float32 [rows, vocabulary], of rows of the step's tokens."""
+
+
+class Text:
+    """A step's sequences: their tokens one after another, int64 [tokens], and the batches they run in."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        self.batches = list(make_batches([len(sequence) for sequence in sequences], BATCH_TOKENS))
+
+
+class Student:
+    """The release, whose experts' scales are those of `scales`. `network` computes in float32."""
+
+    def __init__(
+        self,
+        release: Checkpoint,
+        network: Network,
+        scales: TunedScales,
+        device: torch.device,
+        keep_bytes: int,
+    ) -> None:
+        self.network, self.scales = network, scales
+        self._release, self._device, self._room = release, device, keep_bytes
+        self._weights: dict[str, Tensor] = {}
+        self._layers: dict[int, tuple[LayerForward, ExpertMath | None]] = {}
+        self._ending: Callable[[Tensor], Tensor] | None = None
+        self._first = next(layer for layer, found in enumerate(scales.of_layer) if found)
+
+    def forward(self, text: Text, on_layer: Callable[[], None]) -> list[Tensor]:
+        """Return the states before every layer and after the last one, float32 [tokens, state_width] each."""
+        embeddings = gather_rows(self._release, self.network.embedding_name, text.tokens)
+        states = [self.network.begin(embeddings).to(self._device, torch.float32)]
+        for layer in range(self.network.num_layers):
+            output = torch.empty_like(states[-1])
+            for batch in text.batches:
+                rows = batch.token_rows.to(self._device)
+                with torch.no_grad():
+                    output[rows] = self._run(layer, batch, states[-1][rows])
+            states.append(output)
+            on_layer()
+        return states
+
+    def backward(
+        self, text: Text, states: list[Tensor], gradient: Tensor, step: Callable[[int], None]
+    ) -> None:
+        """Go back from the loss's gradient to the last states, and take the states apart on the way.
+
+        `step` hears of each layer whose scales have their gradients.
+        """
+        for layer in range(self.network.num_layers - 1, self._first - 1, -1):
+            states.pop()
+            before = torch.empty_like(gradient)
+            for batch in text.batches:
+                rows = batch.token_rows.to(self._device)
+                inputs = states[-1][rows].requires_grad_()
+                with torch.enable_grad():
+                    output = self._run(layer, batch, inputs)
+                torch.autograd.backward(output, gradient[rows])
+                assert inputs.grad is not None
+                before[rows] = inputs.grad
+            gradient = before
+            if self.scales.of_layer[layer]:
+                step(layer)
+
+    def divergence(
+        self, last: Tensor, source: LogProbabilities, *, with_gradient: bool
+    ) -> tuple[float, Tensor]:
+        """Return KL(source || release) in nats, summed over tokens, and its gradient over the mean's.
+
+        last: states after the last layer, [tokens, state_width]; the gradient has its shape, of the mean over
+        tokens. Raises EvaluationError on NaN or Inf.
+        """
+        weight, bias = self._head()
+        ending, total, gradient = self._end(), 0.0, torch.zeros_like(last)
+        rows_at_once = max(1, LOGITS // len(weight))
+        for rows in torch.split(torch.arange(len(last), device=last.device), rows_at_once):
+            expected = source(rows).clone()
+            states = last[rows].requires_grad_(with_gradient)
+            with torch.set_grad_enabled(with_gradient):
+                logits = ending(states) @ weight.T
+                logits = self.network.finish_logits(logits if bias is None else logits + bias)
+                found = torch.log_softmax(logits.float(), dim=-1)
+                loss = (expected.exp() * (expected - found)).sum()
+            if not torch.isfinite(loss):
+                raise EvaluationError(
+                    "the release's answers hold NaN or Inf; a smaller learning rate may help"
+                )
+            total += float(loss.detach())
+            if with_gradient:
+                torch.autograd.backward(loss / len(last))
+                assert states.grad is not None
+                gradient[rows] = states.grad
+        return total, gradient
+
+    def _run(self, layer: int, batch: Batch, states: Tensor) -> Tensor:
+        if layer not in self._layers:
+            self._layers = {number: kept for number, kept in self._layers.items() if number in self._kept()}
+            self._layers[layer] = self._build(layer)
+        forward, math = self._layers[layer]
+        shape = self.network.experts[layer]
+        if shape is None:
+            return forward.through(batch, states, None)
+        assert math is not None
+
+        def experts(inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
+            return self._sum(shape, math, inputs, ids, gates)
+
+        return forward.through(batch, states, experts)
+
+    def _sum(
+        self, shape: ExpertShape, math: ExpertMath, inputs: Tensor, ids: Tensor, gates: Tensor
+    ) -> Tensor:
+        """Return the experts' weighted sum, float32 [tokens, hidden]."""
+        routes = sort_by_expert(ids, gates, shape.num_experts)
+        total = torch.zeros_like(inputs)
+
+        def run(expert: int, x: Tensor) -> Tensor:
+            gate, up, down = (self._weight(shape.weight_name(expert, part)) for part in PARTS)
+            return math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
+
+        for expert in range(shape.num_experts):
+            rows, weights = routes.of_expert(expert)
+            if not len(rows):
+                continue
+            if torch.is_grad_enabled():
+                output = checkpoint(run, expert, inputs[rows], use_reentrant=False, preserve_rng_state=False)
+            else:
+                output = run(expert, inputs[rows])
+            total = total.index_add(0, rows, weights[:, None] * output)
+        return total
+
+    def _weight(self, name: str) -> Tensor:
+        """Return a tuned weight, float32 [out, in]."""
+        decoded = self._load(name)
+        ratio = self.scales.by_name[name].ratio()
+        return (decoded.view(*ratio.shape, -1) * ratio[..., None]).view(decoded.shape)
+
+    def _load(self, name: str) -> Tensor:
+        """Return a weight as the release has it, float32 on the device; it stays if there is room."""
+        kept = self._weights.get(name)
+        if kept is not None:
+            return kept
+        tensor = self._release.load(name).to(self._device, torch.float32)
+        if tensor.nbytes <= self._room:
+            self._room -= tensor.nbytes
+            self._weights[name] = tensor
+        return tensor
+
+    def _build(self, layer: int) -> tuple[LayerForward, ExpertMath | None]:
+        module = self.network.build_layer(layer, self._load, self._device)
+        no_states = ResidentActivations(torch.empty(0, self.network.state_width))
+        forward = LayerForward(self.network, layer, module, no_states, self._device)
+        has_experts = self.network.experts[layer] is not None
+        return forward, self.network.expert_math(layer, self._load, self._device) if has_experts else None
+
+    def _kept(self) -> set[int]:
+        """Return the layers that stay built: all of them, as long as their weights do."""
+        return set(self._layers) if self._room > 0 else set()
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        name = self.network.names.head_bias
+        return self._load(self.network.head_name), None if name is None else self._load(name)
+
+    def _end(self) -> Callable[[Tensor], Tensor]:
+        if self._ending is None:
+            self._ending = self.network.build_ending(self._load, self._device)
+        return self._ending

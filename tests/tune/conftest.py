@@ -1,0 +1,7 @@
+from release_fixtures import (
+    _one_thread,
+    calibration,
+    small_source,
+)
+
+__all__ = ["_one_thread", "calibration", "small_source"]
