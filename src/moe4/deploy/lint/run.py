@@ -18,6 +18,7 @@ from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.render import Rendering, render, sort_files
 from moe4.deploy.lint.rules import Context, check_server
 from moe4.deploy.lint.rules_pod import check_object, check_running
+from moe4.deploy.lint.rules_service import check_services
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
@@ -107,6 +108,7 @@ def _lint(
     described = gather(documents)
     for document in documents:
         findings += check_read(document, described)
+    findings += check_services(documents, described)
     servers += described
     for server in servers:
         findings += check_options(server)
@@ -158,7 +160,7 @@ def _parse(source: LintedFile) -> Iterator[Finding]:
         try:
             source.units = list(read_unit(file, source.text))
         except ValueError as error:
-            yield _unreadable(file, f"a line of the unit cannot be split into words: {error}")
+            yield _unreadable(file, f"the unit cannot be read: {error}")
     elif file.suffix == ".md":
         for language, block in _blocks(lines):
             if language in SHELLS:

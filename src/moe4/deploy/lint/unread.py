@@ -65,15 +65,17 @@ def check_read(document: Document, servers: list[DescribedServer]) -> Iterator[F
         why = "values of a Helm chart that is not among the files"
         yield root.find("not-read", why, f"give the chart too, or {RENDER_HELM}")
     elif "services" in mapping(document.data) and not kind:
+        if not get(document.data, "services"):
+            yield root.find("not-read", "the compose file has no service", "give the file that is deployed")
         yield from _unknown_program(root, list(mapping(get(document.data, "services")).values()))
     elif not kind:
         fix = "give manifests, compose files or units; " + RENDER_HELM
         yield root.find("not-read", "no Kubernetes object and no compose file", fix)
     elif kind not in NO_SERVER and kind not in RUNTIMES:
         pods = pods_within(root)
-        known = kind in WORKLOADS or document.group in ("", "apps", "batch", KSERVE)
+        known = kind in WORKLOADS or document.group in ("apps", "batch", KSERVE)
         if not pods and not known:
-            yield root.find("not-read", f"{document.group} {kind} is not read", "check it yourself")
+            yield root.find("not-read", f"{document.group} {kind} is not read".strip(), "check it yourself")
         for pod in pods:
             yield from _unknown_program(pod, entries((pod / "containers").value))
 
