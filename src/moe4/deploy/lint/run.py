@@ -16,13 +16,13 @@ from moe4.deploy.lint.gather import gather
 from moe4.deploy.lint.place import Document, entries, get
 from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.render import Rendering, render, sort_files
-from moe4.deploy.lint.rules import Context, check_server
-from moe4.deploy.lint.rules_pod import check_object, check_running
-from moe4.deploy.lint.rules_service import check_services
+from moe4.deploy.lint.rules.needs import Context, check_server
+from moe4.deploy.lint.rules.pod import check_object, check_running
+from moe4.deploy.lint.rules.service import check_services
+from moe4.deploy.lint.rules.values import check_values
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
-from moe4.deploy.lint.values import check_values
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError
 from moe4.files.durable import check_output, write_output
