@@ -77,7 +77,7 @@ def lint(
     crds: folder of CustomResourceDefinition files; cluster: take them from kubectl's cluster.
     fix: first fix what can be fixed safely. Raises DeployError or MissingFileError.
     """
-    from moe4.deploy.lint.rules.needs import Context
+    from moe4.deploy.lint.checks.needs import Context
     from moe4.deploy.lint.run import fix_files, lint_files
     from moe4.deploy.lint.schema import read_schemas
     from moe4.deploy.sizing.fit import read_speed

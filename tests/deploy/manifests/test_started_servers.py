@@ -21,7 +21,7 @@ from shared_data import find_shared
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.deploy.lint.rules.needs import Context
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.run import lint_files
 from moe4.deploy.lint.schema import Schemas, read_schemas
 

@@ -9,6 +9,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from moe4.deploy.lint.checks.needs import Context, check_server
+from moe4.deploy.lint.checks.pod import check_object, check_running
+from moe4.deploy.lint.checks.service import check_services
+from moe4.deploy.lint.checks.values import check_values
 from moe4.deploy.lint.command.options import check_options
 from moe4.deploy.lint.command.shell import Script, check_script, read_servers
 from moe4.deploy.lint.finding import RULES, Finding
@@ -16,10 +20,6 @@ from moe4.deploy.lint.gather import gather
 from moe4.deploy.lint.place import Document, entries, get
 from moe4.deploy.lint.quadlet import read_unit
 from moe4.deploy.lint.render import Rendering, render, sort_files
-from moe4.deploy.lint.rules.needs import Context, check_server
-from moe4.deploy.lint.rules.pod import check_object, check_running
-from moe4.deploy.lint.rules.service import check_services
-from moe4.deploy.lint.rules.values import check_values
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread

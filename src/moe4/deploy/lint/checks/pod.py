@@ -6,10 +6,10 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.finding import Finding, Level
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
-from moe4.deploy.lint.rules.needs import Context
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import moves, starts_as_root
 from moe4.deploy.sizing.fit import load_seconds

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from moe4.deploy.lint.checks.pod import listens_on
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
-from moe4.deploy.lint.rules.pod import listens_on
 from moe4.deploy.lint.server import DescribedServer
 
 
