@@ -139,7 +139,7 @@ def test_a_release_is_compared_with_its_source_shard_by_shard(
     with pytest.raises(ArgumentError, match="no source is given"):
         moe4.verify(out, stream=True)
     monkeypatch.setattr(release_folder, "free_bytes", lambda _: 1000)
-    with pytest.raises(DiskSpaceError, match="1.0 kB free"):
+    with pytest.raises(DiskSpaceError, match=r"1\.0 kB free"):
         moe4.verify(out, REPOSITORY, stream=True)
     assert not any(temporary.iterdir())
 
