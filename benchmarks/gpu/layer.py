@@ -58,6 +58,12 @@ class MemoryCheckpoint:
         weight, scales = self.stored[name]
         return weight.clone(), scales.clone()
 
+    def read_together(self, names: list[str], *, pinned: bool = False) -> list[tuple[Tensor, ...]]:
+        return [self.read(name) for name in names]
+
+    def place(self, name: str) -> str:
+        return name
+
     def decode(self, name: str, pieces: tuple[Tensor, ...]) -> Tensor:
         weight = dequantize_blocks(pieces[0], pieces[1], (BLOCK, BLOCK))
         assert torch.isfinite(weight.sum()), name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from facts import FACTS, Manifest, rebuild, reduce_text
 
-from moe4.deploy.lint.rules import Context
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.run import lint_files
 
 SOURCES = Path(__file__).parent / "sources.toml"

@@ -8,8 +8,8 @@ from pathlib import Path
 from facts import Manifest, rebuild
 from mutations import MUTATIONS, Mutation, close_scripts, open_scripts
 
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.finding import Finding
-from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.run import lint_files
 
 Told = tuple[str, str, str, str]

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from hypothesis import strategies as st
 from release_tools import Interrupted, contents
 from stand_in_hub import REPOSITORY, StandInHub, commit_of, split_in_shards
 
+import moe4
+from moe4.checkpoint import release_folder
 from moe4.checkpoint.journal import CommittedShard, Journal
 from moe4.checkpoint.report_file import Report
 from moe4.checkpoint.source import Checkpoint
-from moe4.errors import HubError, ResumeError
+from moe4.errors import ArgumentError, DiskSpaceError, HubError, ResumeError
 from moe4.hub.locate import locate_source
 from moe4.hub.window import MOST_HELD, ReadingOrder
 from moe4.quantize.planning.request import Request
@@ -58,7 +61,7 @@ def without_hub(found: dict[str, bytes], pin: dict[str, str]) -> dict[str, bytes
 
 
 @contextmanager
-def watched(work: Path) -> Iterator[list[set[str]]]:
+def watched(work: Path, pattern: str = "source-*") -> Iterator[list[set[str]]]:
     """Yield what lies of the source in a work folder, at every moment that is looked at."""
     seen: list[set[str]] = []
     stop = threading.Event()
@@ -66,7 +69,7 @@ def watched(work: Path) -> Iterator[list[set[str]]]:
     def watch() -> None:
         while not stop.wait(0.001):
             try:
-                seen.append({path.name for path in work.glob("source-*")})
+                seen.append({path.name for path in work.glob(pattern)})
             except OSError:
                 continue
 
@@ -112,6 +115,33 @@ def test_a_run_holds_three_shards_and_gives_the_folders_bytes(
     assert max(map(len, seen)) == MOST_HELD
     assert {name for names in seen for name in names} >= {"source-00004.safetensors"}
     assert not any((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_release_is_compared_with_its_source_shard_by_shard(
+    hub: StandInHub, six: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    run(six, out, calibration)
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with watched(temporary, "*/source-*") as seen:
+        found = moe4.verify(out, REPOSITORY, stream=True)
+    assert found == moe4.verify(out, six)
+    assert found.ok and found.worst_weight_errors
+    assert 0 < max(map(len, seen)) <= MOST_HELD
+    assert not any(temporary.iterdir()) and not any((tmp_path / "cache").rglob("*.safetensors"))
+    others = split_in_shards(six, tmp_path / "others", 2, lambda _, name: int("layers.1" in name))
+    hub.repositories["someone/others"] = [others]
+    (problem,) = moe4.verify(out, "someone/others", stream=True).problems
+    assert "describes another source" in problem
+    with pytest.raises(HubError, match="leave --stream out"):
+        moe4.verify(out, six, stream=True)
+    with pytest.raises(ArgumentError, match="no source is given"):
+        moe4.verify(out, stream=True)
+    monkeypatch.setattr(release_folder, "free_bytes", lambda _: 1000)
+    with pytest.raises(DiskSpaceError, match=r"1\.0 kB free"):
+        moe4.verify(out, REPOSITORY, stream=True)
+    assert not any(temporary.iterdir())
 
 
 def test_tensors_in_any_shard(

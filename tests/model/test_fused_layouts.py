@@ -20,6 +20,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
+from moe4.checkpoint import shard
 from moe4.checkpoint.reads import ReadLog
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import TensorError
@@ -201,6 +202,37 @@ def test_fused_fp8_decodes_as_transformers_does(
             assert decoder.differs(f"{PREFIX}.{expert}.{part}_proj.weight", loaded) is None
     assert len(found.tensors) == 3 * EXPERTS
     assert found.dropped == [f"{PREFIX}.down_proj.activation_scale"]
+
+
+@pytest.mark.parametrize("is_interleaved", [False, True])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_gate_and_up_are_read_from_the_disk_once(
+    is_turned: bool, is_interleaved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {
+        "gate_up_proj": torch.randn(EXPERTS, 2 * WIDTH, HIDDEN),
+        "down_proj": torch.randn(EXPERTS, HIDDEN, WIDTH),
+    }
+    stored = {name: t.transpose(1, 2) if is_turned else t for name, t in tensors.items()}
+    found = open_apart(
+        tmp_path, stored, FusedLayout(is_turned=is_turned, is_interleaved=is_interleaved), None
+    )
+    names = [f"{PREFIX}.1.{part}_proj.weight" for part in ("gate", "up", "down")]
+    alone = [found.read(name) for name in names]
+    filled: list[int] = []
+
+    def fill(tensor: Tensor, *rest: Any) -> None:
+        filled.append(tensor.nbytes)
+        original(tensor, *rest)
+
+    original = shard._fill
+    monkeypatch.setattr(shard, "_fill", fill)
+    together = found.read_together(names)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one[0], other[0])
+    assert sum(filled) == 4 * 3 * WIDTH * HIDDEN  # float32: each byte of the expert once
+    assert (found.place(names[0]) == found.place(names[1])) == (is_turned or is_interleaved)
+    assert found.place(names[1]) != found.place(names[2])
 
 
 def test_what_transformers_quantizes_is_read(tmp_path: Path) -> None:

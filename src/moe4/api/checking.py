@@ -1,11 +1,21 @@
 """Check a release: its files, and the answers of a server."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe4.api.operation import PathLike, Source, Text, open_source, operation, optional_path, say
+from moe4.api.operation import (
+    PathLike,
+    Source,
+    Text,
+    open_source,
+    operation,
+    optional_path,
+    say,
+    stream_source,
+)
 from moe4.api.results import AnswerCheck, ProbeResult
-from moe4.errors import ProbeError
+from moe4.errors import ArgumentError, ProbeError
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.schema import parse
 
@@ -19,6 +29,7 @@ def verify(
     source: Source | None = None,
     *,
     revision: Text | None = None,
+    stream: bool = False,
     device: str = "cpu",
     family_as_is: bool = False,
     on_progress: OnProgress = ignore,
@@ -27,9 +38,11 @@ def verify(
 
     The result lists what is wrong in `problems`.
     release, source: a folder, or an id on the hub; give a source's revision as ID@REVISION.
-    revision: branch, tag or commit of a release on the hub. device: where to decode, cpu, cuda or cuda:N.
-    family_as_is: accept a family that is not listed. on_progress: called with a `Progress` at each step.
-    Raises CheckpointError if there is no release, and HubError.
+    revision: branch, tag or commit of a release on the hub. stream: download the source's shards one after
+    another into the folder for temporary files, and delete them after use. device: where to decode, cpu, cuda
+    or cuda:N. family_as_is: accept a family that is not listed. on_progress: called with a `Progress` at each
+    step.
+    Raises CheckpointError if there is no release, HubError and DiskSpaceError.
 
         >>> moe4.verify("release", source="k2-tiny").ok
         True
@@ -37,14 +50,20 @@ def verify(
     from moe4.verify.checks import verify as check
 
     folder = open_source(release, revision, on_progress)
-    against = None if source is None else open_source(source, None, on_progress)
-    return check(
+    checked = partial(
+        check,
         folder,
-        against,
         device=device,
         family_as_is=family_as_is,
         on_progress=Pace(on_progress, "checking").count,
+        say=lambda text: say(text if text.startswith("warning:") else f"moe4: {text}"),
     )
+    if not stream:
+        return checked(None if source is None else open_source(source, None, on_progress))
+    if source is None:
+        raise ArgumentError("stream is for a source on the hub, and no source is given")
+    with stream_source(source) as located:
+        return checked(located.folder, stream=located.stream)
 
 
 @operation

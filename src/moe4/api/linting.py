@@ -69,13 +69,15 @@ def lint(
 ) -> LintResult:
     """Find what keeps a deployment from working. All files are examined together.
 
-    files: YAML, JSON, quadlet units, shell scripts or Markdown. release, group_size: the release to serve, as
-    in `fit`; without one, sizes are not checked. gpu, gpu_memory: the GPU of the machine.
+    files: YAML, JSON, quadlet units, shell scripts or Markdown; Helm charts, with files of values, and
+    kustomizations, which `helm`, `kustomize` or `kubectl` renders if it is installed.
+    release, group_size: the release to serve, as in `fit`; without one, sizes are not checked.
+    gpu, gpu_memory: the GPU of the machine.
     plugin: the images have moe4's plugin. disk: GB/s at which weights load.
     crds: folder of CustomResourceDefinition files; cluster: take them from kubectl's cluster.
     fix: first fix what can be fixed safely. Raises DeployError or MissingFileError.
     """
-    from moe4.deploy.lint.rules import Context
+    from moe4.deploy.lint.checks.needs import Context
     from moe4.deploy.lint.run import fix_files, lint_files
     from moe4.deploy.lint.schema import read_schemas
     from moe4.deploy.sizing.fit import read_speed

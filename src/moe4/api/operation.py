@@ -5,9 +5,10 @@ import functools
 import inspect
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
 from pydantic_core import PydanticCustomError
@@ -17,6 +18,9 @@ from moe4.errors import AccessError, ArgumentError
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.recipe import Recipe, RecipeLike
 from moe4.schema import parse, show
+
+if TYPE_CHECKING:
+    from moe4.hub.locate import Located
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,6 +87,23 @@ def open_source(source: AnyPath, revision: str | None = None, on_progress: OnPro
         say=lambda text: say(f"moe4: {text}"),
         on_progress=Pace(on_progress, "downloading").count,
     )
+
+
+@contextlib.contextmanager
+def stream_source(source: AnyPath) -> "Iterator[Located]":
+    """Give a checkpoint on the hub whose shards are fetched as they are read, into a temporary folder.
+
+    Raises HubError.
+    """
+    from moe4.hub.locate import locate_source
+
+    with tempfile.TemporaryDirectory(prefix="moe4-source-") as folder:
+        located = locate_source(os.fspath(source), stream_to=Path(folder))
+        try:
+            yield located
+        finally:
+            if located.stream is not None:
+                located.stream.close()
 
 
 def optional_path(path: AnyPath | None) -> Path | None:

@@ -62,10 +62,15 @@ HASH_BYTES = 1 << 20  # read back at a time: little enough to stay in a processo
 SYNC_BYTES = 1 << 30  # written before the disk is asked to catch up, so that little is left at the end
 
 
-def read_tensor(stored: StoredTensor, *, pinned: bool = False) -> Tensor:
+Slabs = dict[tuple[Path, int], Tensor]
+"""What lies whole at a place of a file, for the tensors that are cut out of it."""
+
+
+def read_tensor(stored: StoredTensor, *, pinned: bool = False, slabs: Slabs | None = None) -> Tensor:
     """Read one tensor into fresh memory, in its stored dtype and shape.
 
-    `pinned` memory is what a GPU copies from at full speed; it needs CUDA.
+    `pinned` memory is what a GPU copies from at full speed; it needs CUDA. slabs: what was read for tensors
+    before, to which what this one is cut out of is added.
     Raises TensorError for a dtype that torch does not have.
     """
     if stored.spec.dtype not in DTYPES:
@@ -74,12 +79,18 @@ def read_tensor(stored: StoredTensor, *, pinned: bool = False) -> Tensor:
         )
     cut, dtype = stored.cut, DTYPES[stored.spec.dtype]
     shape = stored.spec.shape if cut is None else cut.slab
-    tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned and cut is None)
-    with stored.path.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        _fill(tensor, file, stored)
+    before = None if slabs is None or cut is None else slabs.get((stored.path, stored.offset))
+    if before is None:
+        tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned and cut is None)
+        with stored.path.open("rb", buffering=0) as file:
+            file.seek(stored.offset)
+            _fill(tensor, file, stored)
+    else:
+        tensor = before
     if cut is None:
         return tensor
+    if slabs is not None:
+        slabs[stored.path, stored.offset] = tensor
     places = slice(cut.places.start, cut.places.stop, cut.places.step)
     part = tensor[(slice(None),) * cut.axis + (places,)]
     whole = torch.empty(stored.spec.shape, dtype=dtype, pin_memory=pinned)

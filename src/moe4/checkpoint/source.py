@@ -6,7 +6,7 @@ What is in the headers needs no torch; reading a tensor does.
 import hashlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ from moe4.files.regular import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from moe4.checkpoint.shard import Slabs
 
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "read_json_object"]
 
@@ -107,16 +109,27 @@ class Checkpoint:
         """
         return self.decode(name, self.read(name))
 
-    def read(self, name: str, *, pinned: bool = False) -> tuple["Tensor", ...]:
+    def read_together(self, names: Iterable[str], *, pinned: bool = False) -> list[tuple["Tensor", ...]]:
+        """Return tensors as `read` does; what several of them are cut out of is read once."""
+        slabs: Slabs = {}
+        return [self.read(name, pinned=pinned, slabs=slabs) for name in names]
+
+    def place(self, name: str) -> tuple[Path | None, int | str]:
+        """Return where what is read for a tensor lies, the same for all that are cut out of it."""
+        stored = self._parts(name)[0]
+        return (None, name) if stored.cut is None else (stored.path, stored.offset)
+
+    def read(self, name: str, *, pinned: bool = False, slabs: "Slabs | None" = None) -> tuple["Tensor", ...]:
         """Return a tensor as it is stored, with its scales if it is quantized. Any thread may call this.
 
         Scales that are stored as exponents come as the float32 powers of two that they mean. `pinned` memory
-        is for copies to a GPU.
+        is for copies to a GPU. slabs: what other tensors were cut out of (`read_together`).
         """
         from moe4.checkpoint.shard import read_tensor, tensor_bytes
 
         with self.provider.holding(self.paths(name)):
-            pieces = tuple(read_tensor(stored, pinned=pinned) for stored in self._parts(name))
+            parts = self._parts(name)
+            pieces = tuple(read_tensor(stored, pinned=pinned, slabs=slabs) for stored in parts)
         self._add_bytes(sum(piece.nbytes for piece in pieces))
         if self.reads is not None:
             self.reads.add(name, map(tensor_bytes, pieces))

@@ -151,6 +151,13 @@ Stream: TypeAlias = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+StreamSource: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Download the source's shards from the hub one after another, and delete them after use.",
+    ),
+]
 MemoryBudget: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Refuse a run that may need more memory than this, such as 4GiB.", rich_help_panel=RUN),

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from moe4.errors import ServeError
+from moe4.probe.check import is_address
 from moe4.strict_json import JsonObject
 
 TIMEOUT_SECONDS = 10
 
 
 def normalise_url(base_url: str) -> str:
-    """Return the URL up to and with /v1, whatever of it the user wrote."""
+    """Return the URL up to and with /v1, whatever of it the user wrote. Raises ServeError."""
     url = base_url.rstrip("/")
     for ending in ("/completions", "/chat", "/models"):
         url = url.removesuffix(ending)
     if "://" not in url:
         url = f"http://{url}"
+    if not is_address(url):
+        raise ServeError(f"{base_url} is not an address; give one such as http://127.0.0.1:8000")
     return url if url.endswith("/v1") else f"{url}/v1"
 
 

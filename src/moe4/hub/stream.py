@@ -35,7 +35,7 @@ class ShardStream:
     def __init__(self, listing: Listing, names: Sequence[str], work: Path) -> None:
         """names: of the shards that make the checkpoint."""
         self.pin, self.meter = listing.pin, DownloadMeter()
-        self._top_names, self._work = listing.top_names(), work
+        self._top_names, self.work = listing.top_names(), work
         self._paths = {
             name: work / f"source-{number:05d}.safetensors" for number, name in enumerate(sorted(names), 1)
         }
@@ -168,7 +168,7 @@ class ShardStream:
         """Keep what an earlier run has left of the window's shards; remove what it has left of others."""
         window = self._order.window()
         parts = {part_path(path) for path in self._names}
-        for path in self._work.glob("source-*"):
+        for path in self.work.glob("source-*"):
             if path not in self._names and path not in parts:  # of another checkpoint
                 path.unlink()
         for name, path in self._paths.items():

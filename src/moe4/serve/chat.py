@@ -7,6 +7,7 @@ from typing import Any
 
 from moe4 import extras
 from moe4.errors import ServeError
+from moe4.probe.check import is_address
 from moe4.strict_json import JsonObject
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -94,6 +95,8 @@ def open_client(base_url: str, key: str | None) -> Any:
     extras.require("openai")
     import openai
 
+    if not is_address(base_url):
+        raise ServeError(f"{base_url} is not an address; give one such as http://127.0.0.1:8000")
     address = base_url.rstrip("/")
     try:
         return openai.OpenAI(

@@ -1,7 +1,7 @@
 """`moe4 verify`: read a release as its users will and name everything that is wrong with it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, CheckpointIndex
 from moe4.checkpoint.matching import find_matching
 from moe4.checkpoint.packed import dequantize, unpack
 from moe4.checkpoint.reads import ReadLog
-from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME
+from moe4.checkpoint.release_folder import REPORT_NAME, WORK_NAME, require_space
 from moe4.checkpoint.report_file import NOT_COVERED, Report, compare_files, read_report
 from moe4.checkpoint.shard import StoredTensor, iterate_bytes, read_tensor
 from moe4.checkpoint.source import PLAIN_DTYPES, Checkpoint
 from moe4.errors import CheckpointError, MissingFileError, ProbeError
 from moe4.files.durable import file_sha256
+from moe4.hub.stream import ShardStream
 from moe4.model.accounting import LINEAR, Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
@@ -29,6 +30,7 @@ from moe4.quantize.transfer.device_memory import require_device, to_device
 from moe4.recipe import GROUP_SIZES
 from moe4.verify.decoding import SourceDecoder
 from moe4.verify.result import Verification, WeightError
+from moe4.verify.steps import Matrix, Step, steps_by_shard
 from moe4.verify.threads import ByteCount, Progress, one_thread_an_operation, spread
 
 LARGEST_WEIGHT_ERROR = 0.5  # |W - Q|^2 / |W|^2 above this is another tensor's data, not quantization
@@ -41,20 +43,24 @@ def verify(
     out: Path,
     source: Path | None = None,
     *,
+    stream: ShardStream | None = None,
     device: str = "cpu",
     family_as_is: bool = False,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Verification:
     """Check a release; return what was found, with `problems` empty if nothing is wrong.
 
     Tensors are read and hashed by as many threads as there are processors and memory for, and decoded on
-    `device`. family_as_is: whether the release's family need not be a listed one. Raises CheckpointError's
-    children if `out` is no release or `source` no checkpoint at all.
+    `device`. stream: fetches the source's shards, which are then not in its folder; `say` is told of each.
+    family_as_is: whether the release's family need not be a listed one. Raises CheckpointError's children if
+    `out` is no release or `source` no checkpoint at all, and HubError or DiskSpaceError where a shard of it
+    cannot be fetched.
     """
     if not os.path.lexists(out / CONFIG_NAME) or not os.path.lexists(out / INDEX_NAME):
         raise MissingFileError(f"{out} is not a release: {CONFIG_NAME} or {INDEX_NAME} is missing")
-    original = Checkpoint(source, family_as_is=family_as_is) if source else None
-    verifier = _Verifier(out, original, require_device(device), on_progress, family_as_is)
+    original = Checkpoint(source, stream, family_as_is=family_as_is) if source else None
+    verifier = _Verifier(out, original, require_device(device), on_progress, say, family_as_is)
     with one_thread_an_operation():
         return verifier.run()
 
@@ -66,12 +72,15 @@ class _Verifier:
         source: Checkpoint | None,
         device: torch.device,
         on_progress: Progress | None,
+        say: Callable[[str], None],
         family_as_is: bool,
     ) -> None:
-        self.out, self.source, self.device = out, source, device
+        self.out, self.source, self.device, self.say = out, source, device, say
         if source is not None:
             source.reads = ReadLog()
         self.decoder = SourceDecoder(source) if source is not None else None
+        self.hashes: dict[str, str] = {}
+        """Of the source's tensors, by name, as they were read."""
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.index = CheckpointIndex(out, self.problems, family_as_is=family_as_is)
@@ -102,9 +111,8 @@ class _Verifier:
         if self.scheme is not None:
             accounting = Accounting(network, self.config)
             quantized = sorted(self._check_names(accounting))
-            most = max((rows * columns for _, (rows, columns) in quantized), default=0)
-            self.problems += spread(self._check_quantized, quantized, BYTES_A_CODE * most, self.device)
-            self._check_plain([base for base, _ in quantized])
+            for step in self._steps(quantized):
+                self._check_step(step)
             self._check_left_out([base for base, _ in quantized], accounting)
             self.warnings += group_size_warnings(self.group_size, network)
         self._check_tied_head(network)
@@ -115,6 +123,30 @@ class _Verifier:
             self._check_side_files(self.source)
             self._check_source(self.source)
         return self._result()
+
+    def _steps(self, quantized: list[Matrix]) -> Iterator[Step]:
+        """Yield what is to be checked at a time: shard by shard where the source's shards are fetched."""
+        packed = {base + leaf for base, _ in quantized for leaf in PACKED_LEAVES}
+        plain = sorted(set(self.tensors) - packed)
+        if self.source is None or not isinstance(self.source.provider, ShardStream):
+            yield Step(matrices=quantized, plain=plain)
+            return
+        provider, listed = self.source.provider, self.report.source.tensors if self.report else {}
+        steps = steps_by_shard(self.source, quantized, plain, listed)
+        paths = [step.paths for step in steps]
+        require_space(provider.work, provider.room(paths))
+        provider.expect(paths, self.say)
+        for step in steps:
+            yield step
+            provider.step_done()
+
+    def _check_step(self, step: Step) -> None:
+        most = max((rows * columns for _, (rows, columns) in step.matrices), default=0)
+        self.problems += spread(self._check_quantized, step.matrices, BYTES_A_CODE * most, self.device)
+        most = max((self.tensors[name].spec.num_bytes for name in step.plain), default=0)
+        self.problems += spread(self._check_plain_tensor, step.plain, BYTES_A_PLAIN_BYTE * most, self.device)
+        if self.source is not None:
+            self.hashes |= {name: self.source.tensor_sha256(name) for name in step.unread}
 
     def _check_index(self) -> None:
         """Check what vLLM reads beside the tensors that the index names, and the index's own sum."""
@@ -175,7 +207,7 @@ class _Verifier:
         if not wrong:
             self.scheme, self.group_size = scheme, int(weights.group_size)
 
-    def _check_names(self, accounting: Accounting) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _check_names(self, accounting: Accounting) -> Iterator[Matrix]:
         """Check that every tensor is there; yield each quantized matrix without its leaf, and its shape."""
         ignore = (self.config.quantization and self.config.quantization.ignore) or []
         linears = {name.removesuffix(".weight") for name in accounting.needed if LINEAR.search(name)}
@@ -206,7 +238,7 @@ class _Verifier:
             elif accounting.kind(name) == "unknown":
                 self.problems.append(f"{name} has no place in the model that {CONFIG_NAME} describes")
 
-    def _check_quantized(self, matrix: tuple[str, tuple[int, ...]]) -> list[str]:
+    def _check_quantized(self, matrix: Matrix) -> list[str]:
         """Check one matrix's shapes, dtypes, scales and codes, and its likeness to the source's."""
         base, shape = matrix
         rows, columns = shape
@@ -281,14 +313,8 @@ class _Verifier:
         """Return a tensor of the source, decoded on the device."""
         return source.decode(name, tuple(to_device(piece, self.device) for piece in source.read(name)))
 
-    def _check_plain(self, quantized: list[str]) -> None:
-        """Check tensors that are not quantized: finite, and the source's bytes."""
-        packed = {base + leaf for base in quantized for leaf in PACKED_LEAVES}
-        names = sorted(set(self.tensors) - packed)
-        most = max((self.tensors[name].spec.num_bytes for name in names), default=0)
-        self.problems += spread(self._check_plain_tensor, names, BYTES_A_PLAIN_BYTE * most, self.device)
-
     def _check_plain_tensor(self, name: str) -> list[str]:
+        """Check a tensor that is not quantized: finite, and the source's bytes."""
         stored, problems = self.tensors[name], []
         tensor = read_tensor(stored) if stored.spec.dtype in PLAIN_DTYPES else None
         if tensor is not None and not torch.isfinite(tensor).all():
@@ -389,7 +415,7 @@ class _Verifier:
         if self.keeps_codes:
             changed = [name for name, error in self.weight_errors.items() if error]
             self.problems.extend(f"the codes of {name} differ from the source's" for name in sorted(changed))
-        read = source.reads.take() if source.reads else {}
+        read = self.hashes | (source.reads.take() if source.reads else {})
         for name, sha256 in self.report.source.tensors.items():
             if name not in source.tensors:
                 self.problems.append(f"{name} is not in the source, and the release was made of it")

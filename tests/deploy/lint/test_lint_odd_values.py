@@ -11,9 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.place import Document, Place, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
-from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.run import fix_files, lint_files
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import DeployError, Moe4Error

@@ -18,7 +18,9 @@ from moe4.evaluate.built_in import HARD_CASES
 from moe4.evaluate.result_files import Measure, ToolcheckFile
 from moe4.evaluate.toolcheck import ToolcheckOptions, describe, failed_checks, run_toolcheck
 from moe4.evaluate.toolcheck import client as client_module
-from moe4.evaluate.toolcheck.requests import read_requests, request_files
+from moe4.evaluate.toolcheck.checks import check
+from moe4.evaluate.toolcheck.client import Reply
+from moe4.evaluate.toolcheck.requests import ToolRequest, read_requests, request_files
 
 
 @pytest.fixture
@@ -60,8 +62,8 @@ def test_a_perfect_server_passes_everything(server: ToolServer) -> None:
 @pytest.mark.parametrize(
     ("fault", "hurt"),
     [
-        ("broken json", {"schema_accuracy", "calls_exact", "empty_arguments"}),
-        ("other types", {"schema_accuracy", "calls_exact", "empty_arguments"}),
+        ("broken json", {"schema_accuracy", "calls_exact"}),
+        ("other types", {"schema_accuracy", "calls_exact"}),
         ("nothing for empty", {"stream_equal", "empty_arguments"}),
         ("cut calls are calls", {"schema_accuracy", "truncated_safe"}),
         ("cut calls could run", {"truncated_safe"}),
@@ -235,7 +237,7 @@ def test_our_own_output_is_a_reference(server: ToolServer, tmp_path: Path) -> No
 def test_the_hard_cases_are_sound() -> None:
     """Every expected call fits its tool's schema; names differ; every kind the docs name is there."""
     cases = hard_cases()
-    assert len({case["name"] for case in cases}) == len(cases) == 45
+    assert len({case["name"] for case in cases}) == len(cases) == 46
     for case in cases:
         tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case["tools"]}
         for schema in tools.values():
@@ -307,3 +309,52 @@ def test_the_command(server: ToolServer, tmp_path: Path) -> None:
         checked(server, thresholds=("f1=0.9",))
     with pytest.raises(ServeError, match=f"has no model other; it has {MODEL}"):
         checked(server, model="other")
+
+
+WEATHER = {
+    "messages": [{"role": "user", "content": "x"}],
+    "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}],
+    "max_tokens": 8,
+}
+
+
+def reply(finish: str, *calls: tuple[str, Any]) -> Reply:
+    usage = {"prompt_tokens": 1, "completion_tokens": 8, "total_tokens": 9}
+    made = [{"id": f"functions.{name}:0", "name": name, "arguments": text} for name, text in calls]
+    return Reply(finish_reason=finish, calls=made, usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("answer", "consistent", "safe"),
+    [
+        (reply("length", ("get_weather", '{"city')), True, True),
+        (reply("length"), True, True),
+        (reply("length", ("get_weather", '{"city": "Rome"}'), ("get_weather", '{"ci')), True, True),
+        (reply("length", ("functions.get_weather:", "{}")), True, False),
+        (reply("length", ("get_wea", "")), True, False),
+        (reply("tool_calls", ("get_weather", '{"city')), True, None),
+        (reply("stop", ("get_weather", '{"city": "Rome"}')), False, None),
+    ],
+)
+def test_a_cut_that_no_one_announced(answer: Reply, consistent: bool, safe: bool | None) -> None:
+    request = ToolRequest(where="1", name="a", body=WEATHER, expected_call=None, expected_calls=None)
+    found = check(request, answer, answer)
+    assert (found.finish_consistent, found.truncated_safe) == (consistent, safe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("{}", True),
+        (" {} ", True),
+        ("", False),
+        (None, False),
+        ("null", False),
+        ('{"time": "10:0"}', None),
+        ("{", None),
+    ],
+)
+def test_arguments_that_are_none(arguments: Any, expected: bool | None) -> None:
+    request = ToolRequest(where="1", name="a", body=WEATHER, expected_call=None, expected_calls=None)
+    answer = reply("tool_calls", ("get_weather", arguments))
+    assert check(request, answer, answer).empty_arguments is expected

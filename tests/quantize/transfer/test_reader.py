@@ -74,7 +74,7 @@ def test_an_error_in_the_reader_is_the_callers(source: Path, monkeypatch: pytest
     experts = Network(checkpoint.config, torch.bfloat16).experts[1]
     assert experts is not None
 
-    def fail(name: str) -> Stored:
+    def fail(name: str, **_: object) -> Stored:
         raise TensorError(f"{name} is broken")
 
     monkeypatch.setattr(checkpoint, "read", fail)
@@ -98,8 +98,10 @@ def test_the_source_is_read_once(
     opened: list[Checkpoint] = []
 
     class Observed(Checkpoint):
-        def __init__(self, folder: Path, provider: ShardProvider | None = None) -> None:
-            super().__init__(folder, provider)
+        def __init__(
+            self, folder: Path, provider: ShardProvider | None = None, *, family_as_is: bool = False
+        ) -> None:
+            super().__init__(folder, provider, family_as_is=family_as_is)
             opened.append(self)
 
     monkeypatch.setattr(prepare, "Checkpoint", Observed)

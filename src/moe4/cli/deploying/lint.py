@@ -15,13 +15,16 @@ SCHEMAS = "Schemas"
 EXAMPLES = (
     "moe4 lint deployment.yaml --release OUT --gpu h200",
     "moe4 lint *.yaml --crds crds/ --sarif",
+    "moe4 lint charts/k2 values-production.yaml",
     "moe4 lint README.md --fix",
 )
 
 Files: TypeAlias = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...", help="YAML, JSON, quadlet units, shell scripts, Markdown with code blocks."
+        metavar="FILE...",
+        help="YAML, JSON, quadlet units, shell scripts, Markdown with code blocks; Helm charts and "
+        "kustomizations, also as folders.",
     ),
 ]
 ServedRelease: TypeAlias = Annotated[
@@ -64,9 +67,9 @@ def command(
 ) -> None:
     """Find what keeps a deployment from working.
 
-    Exits with 1 if there is an error, and with 3 if there is none but lint did not examine something: Helm
-    charts, kustomizations, unknown kinds. It examines all files together, so that a service finds its
-    runtime.
+    Exits with 1 if there is an error, and with 3 if there is none but lint did not examine something, such as
+    a kind that it does not know, or a chart without helm. It examines all files together, so that a service
+    finds its runtime.
     """
     if as_json and as_sarif:
         raise DeployError("give --json or --sarif, not both")

@@ -14,6 +14,7 @@ def command(
     out: options.CheckedRelease,
     source: options.OtherSource = None,
     revision: options.Revision = None,
+    stream: options.StreamSource = False,
     device: options.Device = "cpu",
     family_as_is: options.FamilyAsIs = False,
     as_json: options.AsJson = False,
@@ -25,7 +26,13 @@ def command(
     """
     with progress("checking") as shown:
         result = moe4.verify(
-            out, source, revision=revision, device=device, family_as_is=family_as_is, on_progress=shown
+            out,
+            source,
+            revision=revision,
+            stream=stream,
+            device=device,
+            family_as_is=family_as_is,
+            on_progress=shown,
         )
     echo_result(result, as_json)
     if not result.ok:

@@ -77,6 +77,7 @@ RULES = {
     "probe-missing": Rule(level="warning", title="Readiness and liveness are probed"),
     "probe-port": Rule(level="error", title="Probes ask the port the server listens on"),
     "probe-path": Rule(level="error", title="Probes ask a route that the server has"),
+    "service-port": Rule(level="error", title="Services reach the port the server listens on"),
     "host-loopback": Rule(level="error", title="Clients outside the container can reach the server"),
     "option-unknown": Rule(level="error", title="vLLM has every option that is given"),
     "option-value": Rule(level="error", title="vLLM takes the options' values"),

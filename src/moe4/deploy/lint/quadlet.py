@@ -12,7 +12,7 @@ DEVICE_FILES = ("/dev/kfd", "/dev/dri", "/dev/accel", "/dev/davinci", "/dev/neur
 
 
 def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
-    """Yield the server of a unit, with each value at its line."""
+    """Yield the server of a unit, with each value at its line. Raises ValueError for what is no unit."""
     entries = list(_entries(text))
     container = [(key, value, line) for section, key, value, line in entries if section == "Container"]
     named = {key: value for key, value, _ in container}
@@ -63,7 +63,7 @@ def read_unit(file: Path, text: str) -> Iterator[DescribedServer]:
 
 
 def _entries(text: str) -> Iterator[tuple[str, str, str, int]]:
-    """Yield (section, key, value, line); a backslash at the end joins lines."""
+    """Yield (section, key, value, line); a backslash at the end joins lines. Raises ValueError."""
     section, joined, first = "", "", 0
     for number, line in enumerate(text.splitlines(), start=1):
         stripped = line.strip()
@@ -77,6 +77,8 @@ def _entries(text: str) -> Iterator[tuple[str, str, str, int]]:
         if joined.endswith("\\"):
             joined = joined[:-1] + " "
             continue
-        key, _, value = joined.partition("=")
+        key, equals, value = joined.partition("=")
+        if not equals:
+            raise ValueError(f"line {first}, column 1 is neither [SECTION] nor KEY=VALUE")
         yield section, key.strip(), value.strip(), first
         joined = ""

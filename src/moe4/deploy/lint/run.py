@@ -9,18 +9,20 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from moe4.deploy.lint.checks.needs import Context, check_server
+from moe4.deploy.lint.checks.pod import check_object, check_running
+from moe4.deploy.lint.checks.service import check_services
+from moe4.deploy.lint.checks.values import check_values
 from moe4.deploy.lint.command.options import check_options
 from moe4.deploy.lint.command.shell import Script, check_script, read_servers
 from moe4.deploy.lint.finding import RULES, Finding
 from moe4.deploy.lint.gather import gather
 from moe4.deploy.lint.place import Document, entries, get
 from moe4.deploy.lint.quadlet import read_unit
-from moe4.deploy.lint.rules import Context, check_server
-from moe4.deploy.lint.rules_pod import check_object, check_running
+from moe4.deploy.lint.render import Rendering, render, sort_files
 from moe4.deploy.lint.schema import Schemas
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.lint.unread import check_read, refuse_file, refuse_template, unread
-from moe4.deploy.lint.values import check_values
 from moe4.deploy.manifests.documents import parse
 from moe4.errors import CheckpointError, DeployError, MissingFileError
 from moe4.files.durable import check_output, write_output
@@ -36,7 +38,10 @@ SHELLS = ("sh", "bash", "shell", "console", "zsh")
 
 @dataclass(kw_only=True, slots=True)
 class LintedFile:
-    """One file, read: its documents, its scripts, and what it is written back from."""
+    """One file, read: its documents, its scripts, and what it is written back from.
+
+    is_rendered: the text is what a program made of the file, so that places in it are none of the file's.
+    """
 
     file: Path
     text: str
@@ -44,6 +49,7 @@ class LintedFile:
     scripts: list[Script] = field(default_factory=list)
     units: list[DescribedServer] = field(default_factory=list)
     is_yaml: bool = False
+    is_rendered: bool = False
 
 
 def lint_files(files: Sequence[Path], context: Context, schemas: Schemas | None) -> list[Finding]:
@@ -51,14 +57,15 @@ def lint_files(files: Sequence[Path], context: Context, schemas: Schemas | None)
 
     Raises MissingFileError.
     """
-    findings, _ = _lint([_read(file) for file in files], context, schemas)
-    return findings
+    plain, renderings = sort_files(files)
+    return _lint([_read(file) for file in plain], renderings, context, schemas)
 
 
 def fix_files(files: Sequence[Path], context: Context, schemas: Schemas | None) -> list[Finding]:
     """Mend what is safe to mend, write those files, and return the findings that were mended."""
-    sources = [_read(file) for file in files]
-    findings, _ = _lint(sources, context, schemas)
+    plain, renderings = sort_files(files)
+    sources = [_read(file) for file in plain]
+    findings = _lint(sources, renderings, context, schemas)
     mended = [finding for finding in findings if finding.repair is not None]
     for finding in mended:
         assert finding.repair is not None
@@ -72,14 +79,23 @@ def fix_files(files: Sequence[Path], context: Context, schemas: Schemas | None) 
 
 
 def _lint(
-    sources: list[LintedFile], context: Context, schemas: Schemas | None
-) -> tuple[list[Finding], list[DescribedServer]]:
+    sources: list[LintedFile], renderings: list[Rendering], context: Context, schemas: Schemas | None
+) -> list[Finding]:
     findings: list[Finding] = []
     documents: list[Document] = []
     servers: list[DescribedServer] = []
     for source in sources:
         findings += _parse(source)
-        documents += [item for data in source.documents for item in _objects(source.file, data)]
+    rendered = []
+    for rendering in renderings:
+        texts, not_read = render(rendering)
+        findings += [] if not_read is None else [not_read]
+        rendered += [LintedFile(file=item.file, text=item.text, is_rendered=True) for item in texts]
+    for source in rendered:
+        findings += _parse_yaml(source, source.text)
+    for source in [*sources, *rendered]:
+        start = (1, 1) if source.is_rendered else None
+        documents += [item for data in source.documents for item in _objects(source.file, data, start)]
         for script in source.scripts:
             findings += check_script(script)
             servers += read_servers(script)
@@ -92,6 +108,7 @@ def _lint(
     described = gather(documents)
     for document in documents:
         findings += check_read(document, described)
+    findings += check_services(documents, described)
     servers += described
     for server in servers:
         findings += check_options(server)
@@ -102,17 +119,16 @@ def _lint(
         item if not item.path or item.file in mendable else replace(item, repair=None) for item in findings
     ]
     unique = {(item.rule, item.file, item.line, item.column, item.path, item.why): item for item in findings}
-    ordered = sorted(unique.values(), key=lambda item: (str(item.file), item.line, item.column, item.rule))
-    return ordered, servers
+    return sorted(unique.values(), key=lambda item: (str(item.file), item.line, item.column, item.rule))
 
 
-def _objects(file: Path, data: Any) -> list[Document]:
+def _objects(file: Path, data: Any, start: tuple[int, int] | None) -> list[Document]:
     """Return a document, or the objects of a list such as `kubectl get -o yaml` prints, or of a template."""
     if get(data, "kind") == "Template" and isinstance(get(data, "objects"), list):
-        return [item for part in entries(get(data, "objects")) for item in _objects(file, part)]
+        return [item for part in entries(get(data, "objects")) for item in _objects(file, part, start)]
     if str(get(data, "kind") or "").endswith("List") and isinstance(get(data, "items"), list):
-        return [item for part in entries(get(data, "items")) for item in _objects(file, part)]
-    return [Document(file=file, data=data)]
+        return [item for part in entries(get(data, "items")) for item in _objects(file, part, start)]
+    return [Document(file=file, data=data, start=start)]
 
 
 def _read(file: Path) -> LintedFile:
@@ -144,7 +160,7 @@ def _parse(source: LintedFile) -> Iterator[Finding]:
         try:
             source.units = list(read_unit(file, source.text))
         except ValueError as error:
-            yield _unreadable(file, f"a line of the unit cannot be split into words: {error}")
+            yield _unreadable(file, f"the unit cannot be read: {error}")
     elif file.suffix == ".md":
         for language, block in _blocks(lines):
             if language in SHELLS:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moe4.deploy.lint.command.commandline import Words
+from moe4.deploy.lint.command.commandline import Words, script_variables
 from moe4.deploy.lint.place import Place, entries, get, mapping, whole
 from moe4.deploy.lint.quantities import parse_quantity
 from moe4.deploy.lint.recognize import STARTS, hide_computed
@@ -41,7 +41,7 @@ class DescribedServer:
     partial: a part stands in a file that is not seen, so that nothing can be called missing.
     by_moe4: moe4 serve starts vLLM, and adds its options.
     model_images: images with weights.
-    container, volumes: where a volume could be added.
+    container, volumes: where a volume could be added. assigned: variables that the script itself sets.
     nodes: machines of one replica; total_gpus: their GPUs, where the machines differ.
     command: what starts the server, its words as the file has them; has_program: it does not begin with the
     image's own entry point. additional: words that a template adds to vLLM's.
@@ -58,6 +58,7 @@ class DescribedServer:
     flags: dict[str, tuple[str, Place]] = field(default_factory=dict)
     flags_place: Place
     variables: dict[str, Place] = field(default_factory=dict)
+    assigned: dict[str, str] = field(default_factory=dict)
     resources: Place | None = None
     shm: Place | None = None
     shm_size: str | None = None
@@ -171,8 +172,11 @@ class DescribedServer:
         given = self.flags.get(flag)
         return None if given is None else self.fill(given[0])
 
-    def fill(self, text: str) -> str | None:
-        """Return a text with its variables' values; None where one of them is not seen."""
+    def fill(self, text: str, within: tuple[str, ...] = ()) -> str | None:
+        """Return a text with its variables' values; None where one of them is not seen.
+
+        within: variables whose values are being filled in, of which none may hold itself.
+        """
         if TEMPLATE in text:
             return None
         unknown = False
@@ -180,8 +184,11 @@ class DescribedServer:
         def put_in(found: re.Match[str]) -> str:
             nonlocal unknown
             name = found["a"] or found["b"] or found["c"]
-            value = None if self.on_host else self.variable(name)
-            value = found["default"] if value is None else value
+            value = None if self.on_host or name in within else self.variable(name)
+            if value is not None:
+                value = self.fill(value, (*within, name))
+            elif found["default"] is not None:
+                value = self.fill(found["default"], within)
             unknown = unknown or value is None
             return value or ""
 
@@ -190,6 +197,8 @@ class DescribedServer:
 
     def variable(self, name: str) -> str | None:
         """Return what the file sets a variable of the environment to; None if it does not say."""
+        if name in self.assigned:
+            return self.assigned[name]
         place = self.variables.get(name)
         if place is None:
             return None
@@ -257,6 +266,7 @@ def read_container(
             words += added
             server.flags_place = place
     server.read_flags(words)
+    server.assigned = script_variables([text for text, _ in server.command])
     if (container / "resources").value is not None:
         server.resources = container / "resources"
         server.claims = bool(entries((container / "resources" / "claims").value))

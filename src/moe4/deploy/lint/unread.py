@@ -8,7 +8,6 @@ from moe4.deploy.lint.gather import KSERVE, RUNTIMES, WORKLOADS, pods_within
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping
 from moe4.deploy.lint.server import TEMPLATE, DescribedServer, is_accelerator
 
-KUSTOMIZE = ("kustomization.yaml", "kustomization.yml")
 SYSTEMD = (".service", ".kube", ".pod", ".volume", ".network", ".image", ".build", ".socket")
 RENDER_HELM = "render it with `helm template` and lint what that prints"
 RENDER_KUSTOMIZE = "render it with `kubectl kustomize` and lint what that prints"
@@ -40,7 +39,7 @@ def refuse_file(file: Path, text: str) -> Finding | None:
         return unread(file, "the file is empty", "give the file that is deployed")
     if file.suffix in SYSTEMD:
         return unread(file, f"{file.suffix} units are not read", "give the .container unit")
-    if file.suffix in (".tpl", ".gotmpl") or file.name == "Chart.yaml":
+    if file.suffix in (".tpl", ".gotmpl"):
         return unread(file, "a part of a Helm chart", RENDER_HELM)
     return None
 
@@ -59,20 +58,24 @@ def check_read(document: Document, servers: list[DescribedServer]) -> Iterator[F
     if any(server.place.document is document for server in servers):
         return
     kind = document.kind
-    if document.file.name in KUSTOMIZE or kind in ("Kustomization", "Component"):
-        yield root.find("not-read", "a kustomization: its bases and patches are not read", RENDER_KUSTOMIZE)
+    if kind in ("Kustomization", "Component"):
+        why = "a kustomization under another name than kustomization.yaml"
+        yield root.find("not-read", why, RENDER_KUSTOMIZE)
     elif kind in ("HelmRelease", "HelmChart", "HelmChartConfig") or document.file.name == "values.yaml":
-        yield root.find("not-read", "values of a Helm chart, whose templates are not read", RENDER_HELM)
+        why = "values of a Helm chart that is not among the files"
+        yield root.find("not-read", why, f"give the chart too, or {RENDER_HELM}")
     elif "services" in mapping(document.data) and not kind:
+        if not get(document.data, "services"):
+            yield root.find("not-read", "the compose file has no service", "give the file that is deployed")
         yield from _unknown_program(root, list(mapping(get(document.data, "services")).values()))
     elif not kind:
         fix = "give manifests, compose files or units; " + RENDER_HELM
         yield root.find("not-read", "no Kubernetes object and no compose file", fix)
     elif kind not in NO_SERVER and kind not in RUNTIMES:
         pods = pods_within(root)
-        known = kind in WORKLOADS or document.group in ("", "apps", "batch", KSERVE)
+        known = kind in WORKLOADS or document.group in ("apps", "batch", KSERVE)
         if not pods and not known:
-            yield root.find("not-read", f"{document.group} {kind} is not read", "check it yourself")
+            yield root.find("not-read", f"{document.group} {kind} is not read".strip(), "check it yourself")
         for pod in pods:
             yield from _unknown_program(pod, entries((pod / "containers").value))
 

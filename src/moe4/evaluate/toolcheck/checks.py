@@ -18,6 +18,8 @@ from moe4.strict_json import JsonObject
 # Special tokens of Kimi's chat form; none may reach a client as text.
 MARKER = re.compile(r"<\|(?:tool_calls?_\w+|im_\w+|media_\w+)\|>|\[(?:EOS|BOS|EOT)\]")
 CALL_ID = re.compile(r"functions\.(?P<name>.+):(?P<index>[0-9]+)", re.DOTALL)
+CUT = "length"  # the finish reason of an answer that `max_tokens` ended
+NO_ARGUMENTS = ("", "{}", "null")
 USAGE_KEYS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -26,8 +28,9 @@ class Findings:
     """What was found of one request; None: does not apply.
 
     called: the finish reason is tool_calls, which is how the K2 Vendor Verifier tells a decision to call.
-    truncated_safe: an answer that `max_tokens` ends says `length`, and no client would execute a call of it.
-    empty_arguments: a call without arguments has `{}`, whole and streamed.
+    truncated_safe: an answer that `max_tokens` is meant to end says `length`, and no client would execute a
+    call of it; one that says so by itself names no tool that does not exist.
+    empty_arguments: a call that came without arguments has `{}`, whole and streamed.
     """
 
     called: bool
@@ -60,9 +63,10 @@ def check(request: ToolRequest, whole: Reply, streamed: Reply | None) -> Finding
         equal = difference is None
         if difference:
             notes.append(f"stream: {difference}")
-    cut_faults = [_cut_fault(request, reply) for reply in replies] if request.truncated else []
+    cut = [reply for reply in replies if request.truncated or reply.finish_reason == CUT]
+    cut_faults = [_cut_fault(request, reply) for reply in cut]
     notes += [fault for fault in dict.fromkeys(cut_faults) if fault]
-    empty = _empty_arguments(request, replies)
+    empty = _empty_arguments([reply for reply in replies if reply not in cut])
     if empty is False:
         notes.append("a call without arguments has something else than {}")
     leaks = [leak for reply in replies for leak in _leaks(reply)]
@@ -71,13 +75,13 @@ def check(request: ToolRequest, whole: Reply, streamed: Reply | None) -> Finding
         called=called,
         schema=schema,
         calls_exact=_calls_exact(request.expected_calls, whole.calls),
-        finish_consistent=request.truncated or all(map(_finish_fits, replies)),
+        finish_consistent=all(_finish_fits(reply) for reply in replies if reply not in cut),
         id_form=_id_form(whole.calls) if whole.calls else None,
         id_counts=_id_counts(request, whole.calls) if whole.calls else None,
         no_markers=not leaks,
         usage=all(_has_usage(reply) for reply in replies),
         stream_equal=equal,
-        truncated_safe=not any(cut_faults) if request.truncated else None,
+        truncated_safe=not any(cut_faults) if cut else None,
         empty_arguments=empty,
         notes=tuple(notes),
     )
@@ -88,11 +92,17 @@ def _finish_fits(reply: Reply) -> bool:
 
 
 def _cut_fault(request: ToolRequest, reply: Reply) -> str | None:
-    """Return what a client would take for a whole answer in one that `max_tokens` ended; None if nothing."""
+    """Return what a client would take for a whole answer in one that `max_tokens` ended; None if nothing.
+
+    Where the request does not say that the cut is inside the first call, calls before it may be whole.
+    """
+    if not request.truncated:
+        invented = next((call["name"] for call in reply.calls if call["name"] not in request.tools), None)
+        return None if invented is None else f"cut off, and it calls {invented!r}, which is no tool"
     used = (reply.usage or {}).get("completion_tokens")
     if reply.finish_reason == "stop" and isinstance(used, int) and used < request.body.get("max_tokens", 0):
         return None  # the model had less to say
-    if reply.finish_reason != "length":
+    if reply.finish_reason != CUT:
         return f"cut off, and finish_reason is {reply.finish_reason}"
     for call in reply.calls:
         try:
@@ -103,13 +113,14 @@ def _cut_fault(request: ToolRequest, reply: Reply) -> str | None:
     return None
 
 
-def _empty_arguments(request: ToolRequest, replies: Sequence[Reply]) -> bool | None:
-    """Say whether calls without arguments have `{}`; None where none is expected or none came."""
-    expected = [call["arguments"] for call in request.expected_calls or ()]
+def _empty_arguments(replies: Sequence[Reply]) -> bool | None:
+    """Say whether calls that came without arguments have `{}`; None where none came.
+
+    Arguments that a model invents for a tool without any are another measure's matter.
+    """
     texts = [call["arguments"] for reply in replies for call in reply.calls]
-    if not expected or any(expected) or not texts:
-        return None
-    return all(isinstance(text, str) and text.strip() == "{}" for text in texts)
+    empty = [text for text in texts if text in (None, {}) or str(text).strip() in NO_ARGUMENTS]
+    return all(isinstance(text, str) and text.strip() == "{}" for text in empty) if empty else None
 
 
 def _schema_fault(request: ToolRequest, call: JsonObject) -> str | None:

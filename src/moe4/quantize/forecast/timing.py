@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe4.calibration.activations import ActivationStore, Batch
+from moe4.checkpoint.shard import Slabs
 from moe4.checkpoint.source import Checkpoint
 from moe4.forward.layer import Routes
 from moe4.model.architecture import Network
@@ -44,7 +45,7 @@ class _MadeUp(Checkpoint):
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
 
-    def read(self, name: str, *, pinned: bool = False) -> Stored:
+    def read(self, name: str, *, pinned: bool = False, slabs: Slabs | None = None) -> Stored:
         shape = self._shapes[name]
         if len(shape) == 1:
             return (torch.ones(shape),)

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import chain, count, groupby
 from types import TracebackType
 from typing import Self
 
@@ -99,12 +99,14 @@ class Batches:
         checkpoint, shape, device = self._bench.checkpoint, self._experts, self._bench.device
         pinned = device.type == "cuda"
 
-        def read(name: str) -> Stored:
-            return checkpoint.read(name, pinned=pinned)
+        def read(names: list[str]) -> list[Stored]:
+            return checkpoint.read_together(names, pinned=pinned)
 
         names = [shape.weight_name(expert, part) for expert in experts for part in PARTS]
+        groups = [list(group) for _, group in groupby(names, checkpoint.place)]
         with _on(self._copies):
-            weights = [tuple(to_device(t, device) for t in stored) for stored in self._files.map(read, names)]
+            found = chain.from_iterable(self._files.map(read, groups))
+            weights = [tuple(to_device(tensor, device) for tensor in stored) for stored in found]
         pieces = iter(weights)
         stored: list[dict[Part, Stored]] = [{part: next(pieces) for part in PARTS} for _ in experts]
         arrived = self._copies.record_event() if self._copies else None

@@ -114,8 +114,21 @@ def memory_need(
         max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
     )
     solving = _solve_bytes(shape, item, num_tokens)
-    phases["an expert"] = 6 * stored + solving + routing + mapped + probed_expert
+    kept = _kept_bytes(plan, network, checkpoint)
+    phases["an expert"] = 6 * stored + solving + routing + mapped + probed_expert + kept
     return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
+
+
+def _kept_bytes(plan: ReleasePlan, network: Outline, checkpoint: Checkpoint) -> int:
+    """Return what is kept of a layer while its experts are solved, for it to run again with their sum.
+
+    Only families that are not checked may need that (`forward/layer.py`, `adds_experts`); which of them do is
+    known only once a layer has run.
+    """
+    if checkpoint.config.is_checked:
+        return 0
+    layers = (shard for shard in plan.shards if shard.experts is not None)
+    return max((_layer_bytes(shard, network, network.item_bytes) for shard in layers), default=0)
 
 
 def _staging_bytes(plan: ReleasePlan, checkpoint: Checkpoint, shape: ExpertShape) -> int:

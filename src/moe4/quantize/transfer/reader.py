@@ -55,7 +55,8 @@ class ExpertReader:
         self._next = None if number is None else (number, self._thread.submit(self._read, number))
 
     def _read(self, expert: int) -> dict[Part, Stored]:
-        return {part: self._checkpoint.read(self._experts.weight_name(expert, part)) for part in PARTS}
+        names = [self._experts.weight_name(expert, part) for part in PARTS]
+        return dict(zip(PARTS, self._checkpoint.read_together(names), strict=True))
 
 
 class Prefetcher:

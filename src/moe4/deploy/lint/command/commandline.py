@@ -1,5 +1,6 @@
 """Which words of a container's command are options of `vllm serve`: through shells and image entry points."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import takewhile
@@ -10,6 +11,7 @@ from moe4.deploy.lint.recognize import hide_computed
 Words = list[tuple[str, Place]]
 SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 MODULE = "vllm.entrypoints.openai.api_server"
+NAME = re.compile(r"[A-Za-z_]\w*", re.A)
 SEPARATORS, REDIRECTIONS = ";&|()\n", "<>"
 
 
@@ -65,6 +67,29 @@ def _from_script(items: Words) -> Words | None:
     for word in found[0]:
         result += given if word in ("$@", "${@}") else [(word, place)]
     return result
+
+
+def script_variables(texts: Sequence[str]) -> dict[str, str]:
+    """Return the variables that `sh -c SCRIPT` sets before it starts vLLM, with or without `export`.
+
+    One that is set twice, as in the branches of an `if`, is left out.
+    """
+    if not texts or texts[0].rpartition("/")[2] not in SHELLS:
+        return {}
+    found: dict[str, str] = {}
+    twice = set()
+    for script in texts[1:]:
+        for words in split_script(script):
+            if _after_program(words) is not None:
+                break
+            kept = words[1:] if words[0] in ("export", "then", "do", "else") else words
+            for name, equals, value in (word.partition("=") for word in kept):
+                if not equals or not NAME.fullmatch(name):
+                    break
+                if name in found:
+                    twice.add(name)
+                found[name] = value
+    return {name: value for name, value in found.items() if name not in twice}
 
 
 def split_script(script: str) -> list[list[str]]:

@@ -133,11 +133,17 @@ def _refusal(facts: VllmOption, text: str, value: str | None) -> str | None:
 def _check_words(server: DescribedServer, words: Words, table: Table, version: str) -> Iterator[Finding]:
     by_name = {name: option for option, facts in table.items() for name in facts.names}
     given = {word.partition("=")[0].replace("_", "-") for word, _ in words}
-    position = 0
+    position, num_models = 0, 0
     while position < len(words):
         word, place = words[position]
         position += 1
-        if not is_option(word) or word.startswith("-O"):
+        if not is_option(word):
+            num_models += 0 if server.fill(word) is None else 1  # an unseen variable may be empty
+            if num_models > 1:
+                why = f"vLLM takes one model, and ends at {word}"
+                yield place.find("option-unknown", why, "leave it out, or write the option it belongs to")
+            continue
+        if word.startswith("-O"):
             continue
         name, equals, value = word.partition("=")
         option = find_option(name, by_name)

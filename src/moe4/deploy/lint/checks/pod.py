@@ -6,10 +6,10 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
+from moe4.deploy.lint.checks.needs import Context
 from moe4.deploy.lint.finding import Finding, Level
 from moe4.deploy.lint.gather import KSERVE, RUNTIMES
 from moe4.deploy.lint.place import Document, Place, entries, get, mapping, whole
-from moe4.deploy.lint.rules import Context
 from moe4.deploy.lint.server import DescribedServer
 from moe4.deploy.manifests.images import moves, starts_as_root
 from moe4.deploy.sizing.fit import load_seconds
@@ -99,8 +99,8 @@ def _no_startup(server: DescribedServer, load: float | None) -> Iterator[Finding
 
 def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
     """Yield probes that ask a port on which nothing listens."""
-    port = _listens_on(server)
-    named = _named_ports(server)
+    port = listens_on(server)
+    named = named_ports(server)
     for probe in server.probes.values():
         for way in ("httpGet", "tcpSocket", "grpc"):
             place = probe / way / "port"
@@ -117,25 +117,26 @@ def _probe_ports(server: DescribedServer) -> Iterator[Finding]:
                 yield place.find("probe-port", why, f"use {port}")
 
 
-def _listens_on(server: DescribedServer) -> str | None:
+def listens_on(server: DescribedServer) -> str | None:
     """Return the server's port; None if it is not seen."""
     if flags.PORT in server.flags:
         return server.value(flags.PORT)
     return None if server.partial else "8000"
 
 
-def _named_ports(server: DescribedServer) -> dict[str, object]:
+def named_ports(server: DescribedServer) -> dict[str, object]:
+    """Return the numbers of the ports that the server's container names."""
     ports = entries((server.container / "ports").value) if server.container is not None else []
     return {str(get(item, "name")): get(item, "containerPort") for item in ports if get(item, "name")}
 
 
 def _probe_paths(server: DescribedServer) -> Iterator[Finding]:
     """Yield probes of a path that vLLM answers with 404."""
-    port = _listens_on(server)
+    port = listens_on(server)
     for probe in server.probes.values():
         place = probe / "httpGet" / "path"
         path, asked = place.value, get(probe.value, "httpGet", "port")
-        asked = _named_ports(server).get(str(asked), asked)
+        asked = named_ports(server).get(str(asked), asked)
         if (
             not isinstance(path, str)
             or "{{" in path
@@ -303,6 +304,13 @@ def check_object(document: Document) -> Iterator[Finding]:
     if services is not None and not document.kind and not isinstance(services, dict):
         why = "the services of a compose file must be a mapping of names to services"
         yield (root / "services").find("file-unreadable", why, "give each service its name")
+    elif not document.kind:
+        for name, service in mapping(services).items():
+            if not isinstance(service, dict):
+                why = f"the service {name} must be a mapping with an image or a build"
+                yield (root / "services" / str(name)).find(
+                    "file-unreadable", why, "describe it, or remove it"
+                )
     if document.group != KSERVE:
         return
     annotations = root / "metadata" / "annotations"

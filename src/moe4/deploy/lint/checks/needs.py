@@ -215,7 +215,7 @@ def _shm(server: DescribedServer) -> Iterator[Finding]:
     elif server.shm_size is None:
         why = "the volume may take half the node's memory, beside the pod's limit"
         yield server.shm.find("shm-unbounded", why, "give it a sizeLimit")
-    elif server.gpus and is_less(server.shm_size, MIN_SHM_BYTES, on_host=server.on_host):
+    elif (server.gpus or server.all_gpus) and is_less(server.shm_size, MIN_SHM_BYTES, on_host=server.on_host):
         why = f"{server.shm_size} of shared memory is less than 1 GiB"
         yield server.shm.find("shm-missing", why, f"use {wanted}")
 

@@ -1,4 +1,4 @@
-"""Values that a cluster refuses, and keys that stand twice."""
+"""Values that a cluster refuses, also by their shape, and keys that stand twice."""
 
 import re
 from collections.abc import Iterator
@@ -15,6 +15,9 @@ COUNTS = ("periodSeconds", "failureThreshold", "initialDelaySeconds", "timeoutSe
 QUANTITY = re.compile(
     r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E|[eE][+-]?[0-9]+)?"
 )
+LISTS = ("command", "args", "env", "envFrom", "ports", "volumeMounts")  # of a container
+MAPPINGS = ("resources", "securityContext", *PROBES)
+POD_KINDS = ("Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob")
 MAX_SHOWN = 60
 
 
@@ -24,8 +27,15 @@ def check_values(document: Document) -> Iterator[Finding]:
     yield from _doubled(root)
     if not document.kind:
         return
-    for pod in pods_within(root):
+    yield from _shape(root / "metadata", dict)
+    pods = pods_within(root)
+    if not pods and document.kind in POD_KINDS:
+        why = f"a {document.kind} needs a pod with a list of containers, and the cluster refuses it without"
+        yield (root / "spec").find("value-refused", why, "give its pod a list of containers")
+    for pod in pods:
+        yield from _shape(pod / "volumes", list)
         for number in range(len(entries((pod / "containers").value))):
+            yield from _shapes(pod / "containers" / number)
             yield from _container(pod / "containers" / number)
         for number, volume in enumerate(entries((pod / "volumes").value)):
             yield from _quantity(
@@ -43,6 +53,32 @@ def _doubled(root: Place) -> Iterator[Finding]:
             yield (place / key).find_at(at, "key-doubled", why, "keep one")
         keys: list[Key] = list(range(len(value))) if isinstance(value, list) else list(mapping(value))
         waiting += [place / key for key in keys if isinstance(get(value, key), dict | list)]
+
+
+def _shapes(container: Place) -> Iterator[Finding]:
+    """Yield the parts of a container that are lists, mappings or texts where others are wanted."""
+    yield from _shape(container, dict)
+    for name in LISTS:
+        yield from _shape(container / name, list)
+    for name in MAPPINGS:
+        yield from _shape(container / name, dict)
+    for side in ("requests", "limits"):
+        yield from _shape(container / "resources" / side, dict)
+    for number, item in enumerate(entries((container / "env").value)):
+        value = get(item, "value")
+        if value is not None and not isinstance(value, str):
+            place = container / "env" / number / "value"
+            why = f"{_shown(value)} is no text, and the cluster takes texts alone for variables"
+            yield place.find("value-refused", why, f'write "{_shown(value)}"')
+
+
+def _shape(place: Place, wanted: type) -> Iterator[Finding]:
+    """Yield a value that is neither absent, open nor of the wanted type."""
+    value = place.value
+    if value is not None and not _is_open(value) and not isinstance(value, wanted):
+        name = "list" if wanted is list else "mapping"
+        why = f"{_shown(value)} is no {name}, and the cluster refuses the object"
+        yield place.find("value-refused", why, f"write a {name}")
 
 
 def _container(container: Place) -> Iterator[Finding]:
