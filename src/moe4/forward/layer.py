@@ -13,7 +13,7 @@ from moe4.model.architecture import Network
 from moe4.model.experts import Capture, set_capture
 
 SumExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Gives the experts' sum, float32 [tokens, hidden], of inputs [tokens, hidden], ids, gates [tokens, top_k]."""
+"""Gives their sum, float32 [tokens, hidden], of inputs [tokens, hidden], ids, gates [tokens, top_k]."""
 
 SAMPLE_TOKENS = 4
 ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far below
