@@ -43,7 +43,7 @@ def test_a_folder_wins_over_a_repository_of_its_name(
     split_in_shards(six, Path(REPOSITORY), 2)
     assert locate(REPOSITORY) == Path(REPOSITORY)
     assert hub.log == []
-    with pytest.raises(HubError, match=f"^--revision main is for a repository on the hub; {REPOSITORY}"):
+    with pytest.raises(HubError, match=f'^revision="main" is for a repository on the hub; {REPOSITORY}'):
         locate(REPOSITORY, "main")
 
 

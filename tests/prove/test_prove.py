@@ -104,13 +104,13 @@ def test_a_release_without_a_probe_is_told_how_to_get_one(folder: Path, tmp_path
 
 
 BAD = [
-    ({"skip": ("speed",)}, "--skip speed: expected one of"),
-    ({"min_recovery": float("nan")}, "--min-recovery nan: expected a share"),
-    ({"min_agreement": -1.0}, "--min-agreement -1: expected a share"),
-    ({"limit": 0}, "--limit 0: expected at least 1"),
-    ({"tensor_parallel_size": 0}, "--tensor-parallel-size 0: expected at least 1"),
-    ({"repo": "no/good/name"}, "--repo no/good/name: expected OWNER/NAME"),
-    ({"license_name": "my own!"}, "--license my own!: expected"),
+    ({"skip": ("speed",)}, 'skip="speed": expected one of'),
+    ({"min_recovery": float("nan")}, "min_recovery=nan: expected a share"),
+    ({"min_agreement": -1.0}, "min_agreement=-1: expected a share"),
+    ({"limit": 0}, "limit=0: expected at least 1"),
+    ({"tensor_parallel_size": 0}, "tensor_parallel_size=0: expected at least 1"),
+    ({"repo": "no/good/name"}, 'repo="no/good/name": expected OWNER/NAME'),
+    ({"license_name": "my own!"}, 'license_name="my own!": expected'),
     ({"data": Path("not-there.jsonl")}, "not-there.jsonl"),
     ({"requests": (Path("no-requests.jsonl"),), "skip": ("evaluation",)}, "no-requests.jsonl"),
     ({"skip": ("tools",), "tasks": ("gsm8k",), "source": Path("no-model")}, "no-model"),

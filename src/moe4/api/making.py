@@ -42,7 +42,8 @@ def plan(
     source: folder of a checkpoint or of its config.json alone, or an id on the hub, where only headers are
     read. out: where the release would go; nothing is written. show_sample: `calibration.sample` of the result
     is the first document as the template renders it. time_it: solve one expert of random weights to estimate
-    the time. The other arguments are those of `quantize`.
+    the time. recipe, calibration, calibration_split, revision, stream, allow_extra, family_as_is,
+    trust_remote_code: as in `quantize`.
 
     Raises CheckpointError or HubError if the source cannot be read at all, RecipeError and CalibrationError.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from moe4.arguments import argument
 from moe4.calibration.kimi_code import CLASS, VOCABULARY_NAME, read_kimi_code
 from moe4.checkpoint.index import CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from moe4.config import TokenizerConfig, parse_tokenizer_config
@@ -20,7 +21,6 @@ from moe4.files.regular import read_json_object, read_text
 
 TEMPLATE_NAME = "chat_template.jinja"
 VOCABULARIES = (TOKENIZER_NAME, "tokenizer.*", "*.model", "*.tiktoken", "tekken.json", "vocab.*")
-FLAG = "--trust-remote-code runs it"
 
 
 def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -63,7 +63,8 @@ def _load_without_code(folder: Path, *, may_run: bool) -> Any:
     if named is not None:
         raise CalibrationError(
             f"the tokenizer in {folder} is Python code ({named} in auto_map), and there is no "
-            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; {FLAG}"
+            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; "
+            f"{argument('trust_remote_code', True)} runs it"
         )
     if (folder / VOCABULARY_NAME).is_file():
         raise CalibrationError(
@@ -108,7 +109,8 @@ def _load_kimi(folder: Path, config: TokenizerConfig, *, may_run: bool) -> Any:
         if may_run:
             return None
         raise CalibrationError(
-            f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; {FLAG}"
+            f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; "
+            f"{argument('trust_remote_code', True)} runs it"
         ) from None
     from moe4.calibration.kimi_tokenizer import KimiTokenizer
 
@@ -144,7 +146,12 @@ def _refused(folder: Path, error: Exception, *, may_run: bool) -> CalibrationErr
             return CalibrationError(f"{damage}; copy the model's file again")
     named = _read_config(folder).code_class or _class_in_model_config(folder)
     if named is not None:
-        return _cannot_load(folder, error, f" ({named} in auto_map)" + ("" if may_run else f"; {FLAG}"))
+        return _cannot_load(
+            folder,
+            error,
+            f" ({named} in auto_map)"
+            + ("" if may_run else f"; {argument('trust_remote_code', True)} runs it"),
+        )
     if TOKENIZER_NAME in found:
         return _cannot_load(folder, error, f"; copy the model's {TOKENIZER_NAME} again")
     return _cannot_load(folder, error, f" (found {', '.join(found)}); add the model's {TOKENIZER_NAME}")

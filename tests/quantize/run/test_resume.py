@@ -281,7 +281,7 @@ def test_what_another_put_into_the_folder_is_left_alone(
 
 def test_without_resume_nothing_is_touched(small_source: Path, calibration: Path, unfinished: Path) -> None:
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
-    with pytest.raises(OutputNotEmptyError, match="holds an unfinished run; add --resume"):
+    with pytest.raises(OutputNotEmptyError, match="holds an unfinished run; add resume=True"):
         run_quantize(small_source, unfinished, RECIPE, calibration)
     assert before == {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
 
