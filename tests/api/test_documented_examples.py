@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +60,7 @@ def test_the_guide(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 NEEDS_A_SERVER = ("check_answers", "chat", "smoke", "toolcheck")
-TOO_LONG = ("compare", "eval", "power", "prove", "serve")  # each has tests of its own
+TOO_LONG = ("compare", "eval", "power", "probe", "prove", "quantize", "serve")  # each has tests of its own
 NEEDS_THE_HUB = ("push",)
 FUNCTIONS = [name for name in moe4.__all__ if inspect.isfunction(getattr(moe4, name))]
 
@@ -85,9 +84,7 @@ def test_the_docstrings(folder: Path) -> None:
     for name in FUNCTIONS:
         if name in left_out or (name == "serve_command" and not find_spec("vllm")):
             continue
-        if name in ("quantize", "probe"):
-            shutil.rmtree(folder / "made", ignore_errors=True)
-        run_docstring(name, {'"release", recipe': '"made", recipe'} if name == "quantize" else {})
+        run_docstring(name, {})
 
 
 def test_the_docstrings_of_what_asks_a_server(folder: Path) -> None:

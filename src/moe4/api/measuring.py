@@ -241,9 +241,7 @@ def toolcheck(
     thresholds: "NAME=SHARE". on_progress: called with a `Progress` at each step.
     Raises EvaluationError for bad requests, and ServeError if no server answers.
 
-        >>> checked = moe4.toolcheck("http://127.0.0.1:8000", limit=2)
-        >>> checked.ok, checked.failures
-        (True, [])
+        >>> print(moe4.toolcheck("http://127.0.0.1:8000", limit=2))
     """
     from moe4.evaluate.toolcheck import ToolcheckOptions, run_toolcheck
 
