@@ -24,7 +24,8 @@ def podman_script(workload: Workload) -> str:
         ("--security-opt no-new-privileges --cap-drop all", "the server needs no rights"),
     ]
     if workload.gpus:
-        words.append((_podman_devices(workload), f"{workload.gpus} GPUs: {workload.gpus_why}"))
+        gpus = "1 GPU" if workload.gpus == 1 else f"{workload.gpus} GPUs"
+        words.append((_podman_devices(workload), f"{gpus}: {workload.gpus_why}"))
         words.append(("--security-opt label=disable", "SELinux otherwise hides the GPUs' devices"))
     words.append((f"--volume {shell_word(_volume(workload))}", _volume_why(workload)))
     for variable in workload.variables:
