@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moe4.api.operation import PathLike, Source, Text, operation, optional_path, paths
 from moe4.arguments import argument
 from moe4.strict_json import JsonObject
+from moe4.units import counted
 
 if TYPE_CHECKING:
     from moe4.deploy.lint.finding import Finding
@@ -46,10 +47,8 @@ class LintResult:
         not_read = self.count("unread")
         skipped = f", {not_read} not read" if not_read else ""
         unseen = f"; not checked: {', '.join(self.unchecked)}" if self.unchecked else ""
-        return (
-            f"{self.count('error')} errors, {self.count('warning')} warnings{skipped} in "
-            f"{self.num_files} files{unseen}"
-        )
+        found = ", ".join(counted(self.count(level), level) for level in ("error", "warning"))
+        return f"{found}{skipped} in {counted(self.num_files, 'file')}{unseen}"
 
     def __str__(self) -> str:
         return "\n".join([*(finding.describe() for finding in self.findings), self.totals()])
