@@ -141,7 +141,9 @@ def test_a_hub_that_does_not_answer(hub: StandInHub, monkeypatch: pytest.MonkeyP
 
 def test_a_cache_without_room(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module, "free_bytes", lambda _: 1_000_000)
-    with pytest.raises(DiskSpaceError, match="free; set HF_HOME to a larger one, or quantize with --stream"):
+    with pytest.raises(
+        DiskSpaceError, match="free; set HF_HOME to a larger one, or quantize with stream=True"
+    ):
         locate(REPOSITORY)
     assert not any(
         "safetensors" in path and method == "GET" for method, path, _ in hub.log if ".json" not in path

@@ -89,11 +89,11 @@ def test_without_options_it_does_what_it_can(folder: Path, monkeypatch: pytest.M
     found = prove(options(folder, data=None, skip=()), said.append)
     assert found.comparison is not None and found.comparison.data == "hard-cases.jsonl"
     assert list(found.left_out) == ["evaluation", "tools", "probe"]
-    assert "give --task" in found.left_out["evaluation"]
+    assert "give tasks" in found.left_out["evaluation"]
     assert "pip install" in found.left_out["tools"]
     assert found.left_out["probe"] == found.left_out["tools"]
-    assert any(line.startswith("evaluation: not measured: give --task") for line in said)
-    assert "evaluation: not measured: give --task" in describe(found)
+    assert any(line.startswith("evaluation: not measured: give tasks") for line in said)
+    assert "evaluation: not measured: give tasks" in describe(found)
     assert found.as_dict()["left_out"] == found.left_out
     log = json.loads((folder / "release" / "proof" / "every_eval_ever.json").read_text())
     assert log["evaluation_results"][0]["score_details"]["score"] == found.comparison.kl.mean
