@@ -134,7 +134,8 @@ def test_offline(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_does_not_answer(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        HubError, match=r"the hub http://127\.0\.0\.1:9 does not answer .*; check the network, and HF"
+        HubError,
+        match=r"is not a folder here, and the hub http://127\.0\.0\.1:9 does not answer .*; check the network, and HF",
     ):
         locate(REPOSITORY)
 
