@@ -55,7 +55,7 @@ def screenshot(report: Path, image: Path) -> None:
     if chromium is None:
         sys.exit("make_pictures: install Chromium for the screenshot (Debian: apt-get install chromium)")
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--window-size=1100,445", f"--screenshot={image}", report.resolve().as_uri()]
+    command += ["--window-size=1200,655", f"--screenshot={image}", report.resolve().as_uri()]
     subprocess.run(command, check=True, capture_output=True)
 
 

@@ -218,7 +218,8 @@ def test_the_shell_can_complete() -> None:
 def test_the_command_line_calls_the_api_and_nothing_else() -> None:
     """Beside it only what names errors, writes text and files, and tells sizes."""
     allowed = tuple(
-        f"moe4.{name}" for name in ("api", "cli", "errors", "escape", "extras", "files", "progress", "units")
+        f"moe4.{name}"
+        for name in ("api", "arguments", "cli", "errors", "escape", "extras", "files", "progress", "units")
     )
     types_only = "if TYPE_CHECKING:"
     for file in (Path(moe4.__file__).parent / "cli").rglob("*.py"):

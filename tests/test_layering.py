@@ -17,7 +17,7 @@ MOST_MODULES = 14
 
 # From the ground up: a package may import packages of lower storeys, and itself.
 STOREYS = (
-    {"errors", "escape", "strict_json", "units"},
+    {"arguments", "errors", "escape", "strict_json", "units"},
     {"extras", "progress", "schema"},
     {"environment", "files", "machine", "bounded", "reference"},
     {"recipe", "config", "fingerprint"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe4.units import clock, count_text, duration, format_bytes, gigabytes, percent
+from moe4.units import clock, count_text, counted, duration, format_bytes, gigabytes, percent
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from moe4.units import clock, count_text, duration, format_bytes, gigabytes, per
         (count_text(146_490_000_000), "146.49B"),
         (count_text(1_200_000), "1.20M"),
         (count_text(999), "999"),
+        (counted(1, "file"), "1 file"),
+        (counted(0, "file"), "0 files"),
         (duration(12.34), "12.3 s"),
         (duration(200), "3 min 20 s"),
         (duration(7500), "2 h 05 min"),

@@ -33,6 +33,7 @@ from typing import (
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from moe4.arguments import argument
 from moe4.errors import RecipeError
 from moe4.schema import Own, fault_line, parse, show
 from moe4.strict_json import JsonObject
@@ -233,7 +234,7 @@ def override(recipe: Part, **changes: Any) -> Part:
     given = {key: value for key, value in changes.items() if value is not None}
     if not given:
         return recipe
-    return parse(type(recipe), {**dict(recipe), **given}, "options", RecipeError)
+    return parse(type(recipe), {**dict(recipe), **given}, "options", RecipeError, argument)
 
 
 def resolve_recipe(
@@ -249,8 +250,12 @@ def resolve_recipe(
 ) -> Recipe:
     """Return the given recipe, or the default one, with every other argument that is not None set in it.
 
-    given: a Recipe, a dict of the keys that differ from the default, or a TOML file. targets: names, or
-    "all". num_sequences, sequence_tokens, seed: of the calibration. Raises RecipeError.
+    given: a Recipe, a dict of the keys that differ from the default, or a TOML file. method: gptq, rtn or
+    copy. group_size: 32, 64, 128 or "auto". targets: names, or "all". num_sequences, sequence_tokens, seed:
+    of the calibration. memory_budget: such as "4GiB". Raises RecipeError.
+
+        >>> moe4.resolve_recipe({"group_size": 32}, method="rtn").method
+        'rtn'
     """
     if given is None:
         recipe = Recipe()

@@ -7,7 +7,7 @@ boolean as an integer.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -133,7 +133,7 @@ def show(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        text = f"a {type(value).__name__} that JSON cannot write"
+        text = f"a {type(value).__name__}"
     text = visible(text)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
@@ -146,18 +146,23 @@ def given(**fields: Any) -> dict[str, Any]:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(model: type[Model], data: Any, where: object, error: type[Moe4Error]) -> Model:
-    """Return `data` as a `model`. Raises `error` with one line: where, which fields, expected, found."""
+def parse(
+    model: type[Model], data: Any, where: object, error: type[Moe4Error], named: Callable[[str], str] = str
+) -> Model:
+    """Return `data` as a `model`. Raises `error` with one line: where, which fields, expected, found.
+
+    named: what the message calls a field of the outermost object.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as caught:
-        line = fault_line(where, caught)
+        line = fault_line(where, caught, named)
     raise error(line)
 
 
-def fault_line(where: object, caught: ValidationError) -> str:
+def fault_line(where: object, caught: ValidationError, named: Callable[[str], str] = str) -> str:
     """Return pydantic's faults as one line: where, which fields, expected, found."""
-    faults = [_describe(fault) for fault in caught.errors(include_url=False)]
+    faults = [_describe(fault, named) for fault in caught.errors(include_url=False)]
     rest = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
     return visible(f"{where}: {'; '.join(faults[:MAX_FAULTS])}{rest}")
 
@@ -170,11 +175,11 @@ def decode(text: str | bytes, where: object, error: type[Moe4Error]) -> Any:
         raise error(visible(f"{where}: not JSON: {caught}")) from None
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, named: Callable[[str], str]) -> str:
     """Return one of pydantic's faults as a clause that names the field."""
     name = ""
     for part in fault["loc"]:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else named(str(part))
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "missing":
         return f"{name} is missing"

@@ -41,6 +41,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(value: float, digits: int = 2) -> str:
     """Return a share of 1: "99.65 %"."""
     return f"{100 * value:.{digits}f} %"

@@ -6,11 +6,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deploy.openai_stand_in import serving as serving_chats
 from model_fixtures import REFERENCE_MODEL, REPOSITORY
+from probe.completions_stand_in import make_expected
+from probe.completions_stand_in import serving as serving_probe
 
 import moe4
 
@@ -55,15 +59,51 @@ def test_the_guide(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert shown.err == ""
 
 
+NEEDS_A_SERVER = ("check_answers", "chat", "smoke", "toolcheck")
+TOO_LONG = ("compare", "eval", "power", "probe", "prove", "quantize", "serve")  # each has tests of its own
+NEEDS_THE_HUB = ("push",)
+FUNCTIONS = [name for name in moe4.__all__ if inspect.isfunction(getattr(moe4, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_are_whole(name: str) -> None:
+    """Each names its arguments and its errors, and has an example."""
+    text = inspect.getdoc(getattr(moe4, name)) or ""
+    for argument in inspect.signature(getattr(moe4, name)).parameters:
+        assert re.search(rf"\b{argument}\b", text), argument
+    assert re.search(r"\b[Rr]aises\b", text)
+    assert ">>> " in text
+
+
 def test_the_docstrings(folder: Path) -> None:
     """After the guide, whose release they look at."""
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for name in ("plan", "load_report", "verify", "card", "fit", "deploy"):
-        text = inspect.getdoc(getattr(moe4, name))
-        assert text is not None
-        test = doctest.DocTestParser().get_doctest(text, {"moe4": moe4}, name, None, None)
-        assert test.examples, name
-        assert runner.run(test).failed == 0
+    (folder / "deployment.yaml").write_text(
+        str(moe4.deploy("kubernetes", "release", model="pvc://models/k2", gpu="l40s"))
+    )
+    left_out = (*NEEDS_A_SERVER, *TOO_LONG, *NEEDS_THE_HUB, "own_process")  # which changes this process
+    for name in FUNCTIONS:
+        if name in left_out or (name == "serve_command" and not find_spec("vllm")):
+            continue
+        run_docstring(name, {})
+
+
+def test_the_docstrings_of_what_asks_a_server(folder: Path) -> None:
+    expected = make_expected()
+    (folder / "answers.json").write_text(json.dumps(expected))
+    with serving_chats() as chats, serving_probe(expected) as probed:
+        run_docstring("check_answers", {"http://127.0.0.1:8000": probed, '"release"': '"answers.json"'})
+        for name in ("chat", "smoke"):
+            run_docstring(name, {"http://127.0.0.1:8000": chats})
+
+
+def run_docstring(name: str, replaced: dict[str, str]) -> None:
+    """Run a function's examples, with what is replaced in them."""
+    text = inspect.getdoc(getattr(moe4, name)) or ""
+    for before, after in replaced.items():
+        text = text.replace(before, after)
+    names = {"moe4": moe4, "Path": Path}
+    test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
 
 
 def test_the_notebook(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_the_reference_documents_come_where_they_are_asked_for(config: Any) -> N
 
 def test_no_model_is_calibrated_on_data_that_nobody_named(config: Any) -> None:
     """Not even k2-tiny itself, nor one that has its chat template."""
-    with pytest.raises(CalibrationError, match=r"give --calibration FILE\.jsonl"):
+    with pytest.raises(CalibrationError, match=r"give calibration=.FILE\.jsonl"):
         load_corpus(REFERENCE_MODEL, config, Calibration(), None)
 
 
@@ -131,7 +131,7 @@ def test_a_tokenizer_that_is_code_is_not_replaced_by_another(
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     described = {"tokenizer_class": "GPT2Tokenizer", "auto_map": auto_map}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
-    with pytest.raises(CalibrationError, match=r"is Python code .* --trust-remote-code runs it"):
+    with pytest.raises(CalibrationError, match=r"is Python code .* trust_remote_code=True runs it"):
         load_tokenizer(tmp_path, config)
     shutil.copy(REFERENCE_MODEL / "tokenizer.json", tmp_path)
     assert load_tokenizer(tmp_path, config)("hello")["input_ids"] == tokenizer("hello")["input_ids"]

@@ -240,7 +240,7 @@ def test_a_folder_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "split train[:20] (a data set): OpenAI messages; ignored: id" in drawn.describe()
     with pytest.raises(CalibrationError, match="split nothing, cannot be loaded: "):
         draw_from(folder, "nothing", ALL)
-    with pytest.raises(CalibrationError, match=r"is a folder; name a split .* --calibration-split"):
+    with pytest.raises(CalibrationError, match=r"is a folder; name a split .* calibration_split"):
         draw_from(folder, None, ALL)
 
 

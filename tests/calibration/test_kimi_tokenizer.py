@@ -168,7 +168,7 @@ OTHER_CODE = {
 
 @pytest.mark.parametrize("code", OTHER_CODE.values(), ids=OTHER_CODE)
 def test_other_code_is_not_stood_in_for(tmp_path: Path, code: str) -> None:
-    with pytest.raises(CalibrationError, match=r"Python code .* --trust-remote-code runs it") as caught:
+    with pytest.raises(CalibrationError, match=r"Python code .* trust_remote_code=True runs it") as caught:
         load_tokenizer(write_kimi(tmp_path, code), None)
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_tools_in_typescript_need_the_code_where_the_template_has_them(tmp_path:
     ],
 )
 def test_another_class_over_such_a_vocabulary_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(CalibrationError, match="--trust-remote-code runs it"):
+    with pytest.raises(CalibrationError, match="trust_remote_code=True runs it"):
         load_tokenizer(write_kimi(tmp_path, **changes), None)
 
 

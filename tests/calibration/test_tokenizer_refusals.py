@@ -30,7 +30,7 @@ CASES = {
     ),
     "code beside a file": (
         {"tokenizer.json": "{}", "tokenizer_config.json": json.dumps(CODE)},
-        r"it is Python code \(tokenization_x\.X in auto_map\); --trust-remote-code runs it$",
+        r"it is Python code \(tokenization_x\.X in auto_map\); trust_remote_code=True runs it$",
     ),
 }
 

@@ -7,6 +7,9 @@ from functools import cache
 import pytest
 from doc_pages import DOCS, REPOSITORY
 
+from moe4.arguments import argument, named_as_options
+from moe4.vllm_facts import flags
+
 GAP = "…"
 OURS = {"probe: FAIL"}  # put together from parts; tests/probe holds it
 
@@ -18,11 +21,25 @@ def messages() -> str:
     for path in sorted((REPOSITORY / "src" / "moe4").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else GAP for part in node.values]
-                found.append("".join(map(str, parts)))
+                found.append("".join(map(shown, node.values)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(text.replace("\n", " ") for text in found)
+
+
+def shown(part: ast.expr) -> str:
+    """Return a part of an f-string; an argument as the command line names it, a gap for other values."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    match part.value:
+        case ast.Call(func=ast.Name(id="argument"), args=[ast.Constant(value=name), *values]):
+            with named_as_options():
+                given = [value.value if isinstance(value, ast.Constant) else GAP for value in values]
+                return argument(name, *given)
+        case ast.Attribute(value=ast.Name(id="flags"), attr=name):
+            return str(getattr(flags, name))
+    return GAP
 
 
 def quoted() -> list[str]:

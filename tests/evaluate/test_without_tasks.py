@@ -34,12 +34,12 @@ def test_two_folders_are_compared_and_the_rest_is_named(tmp_path: Path) -> None:
 
 
 def test_what_leaves_nothing_to_measure_is_said_first(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"give --task: .*; or give --against SOURCE"):
+    with pytest.raises(EvaluationError, match=r'give tasks: .*; or give against="SOURCE"'):
         measure_without_tasks(EvaluationOptions(model=str(tmp_path)), lambda _: None)
     for changes, complaint in (
-        ({"tokenizer": tmp_path / "none", "base_url": "http://x"}, "--tokenizer .*none is not a folder"),
-        ({"tokenizer": tmp_path}, "--tokenizer goes with --base-url"),
-        ({"revision": "1"}, "--revision goes with --base-url"),
+        ({"tokenizer": tmp_path / "none", "base_url": "http://x"}, 'tokenizer=.*none" is not a folder'),
+        ({"tokenizer": tmp_path}, "tokenizer goes with base_url"),
+        ({"revision": "1"}, "revision goes with base_url"),
         ({"data_folder": tmp_path}, r"has no heldout-problems\.jsonl"),
     ):
         with pytest.raises(EvaluationError, match=complaint):

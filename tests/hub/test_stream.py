@@ -265,12 +265,12 @@ def test_a_run_begun_with_a_folder_is_not_streamed(
 def test_streaming_is_for_the_hub_and_for_one_process(
     hub: StandInHub, six: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(HubError, match=r"--stream is for a checkpoint on the hub; .* is a folder"):
+    with pytest.raises(HubError, match=r"stream is for a checkpoint on the hub; .* is a folder"):
         run(six, tmp_path / "out", calibration, stream=True)
     ranks = Ranks(rank=0, size=2)
     monkeypatch.setattr(ranks, "connect", lambda **_: None)
     request = Request(source=REPOSITORY, out=tmp_path / "out", recipe=RECIPE, stream=True)
-    with pytest.raises(HubError, match="--stream is for one process, and this run has 2"):
+    with pytest.raises(HubError, match="stream is for one process, and this run has 2"):
         quantize(request, ProgressReporter(), ranks)
     assert not (tmp_path / "out").exists()
 

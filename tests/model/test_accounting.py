@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Callable[[Stored], Any], str]] = {
     "a layer's number with a zero": (add("model.layers.02.norm.weight"), "model.layers.02.norm.weight"),
     "a layer's number in other digits": (add("model.layers.²."), "model.layers.²."),
     "a tower of a model without": (add("vision_tower.a.weight"), "vision_tower.a.weight"),
-    "something else": (add("foo"), "no place for 1 of the checkpoint's tensors: foo; --allow-extra"),
+    "something else": (add("foo"), "no place for 1 of the checkpoint's tensors: foo; allow_extra=True"),
     "another name": (rename("model.norm.weight", "model.final_norm.weight"), "model.final_norm.weight"),
 }
 

@@ -114,6 +114,20 @@ def test_cpu(environment: Environment, wheel: Path, reference_wheel: Path, tmp_p
             assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
 
 
+def test_all(environment: Environment, wheel: Path, reference_wheel: Path) -> None:
+    """The commands of the README and the tutorials, docs/python.md, the notebook and the docstrings."""
+    install_torch(environment)
+    environment.install(
+        f"{wheel}[all]", reference_wheel, "hypothesis", "packaging", "pytest", "pytest-timeout"
+    )
+    pip = (environment.python, "-m", "pip", "uninstall", "-q", "-y", *FOR_CUDA)
+    succeed(*pip, folder=environment.folder)
+    pages = ("tests/docs/test_page_commands.py", "tests/api/test_documented_examples.py")
+    pytest_alone = (environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    printed = succeed(*pytest_alone, *pages, folder=REPOSITORY)
+    assert "skipped" not in printed
+
+
 @contextlib.contextmanager
 def serving(environment: Environment, release: Path) -> Iterator[None]:
     """Have `moe4 serve` up; end it and what it started afterwards."""

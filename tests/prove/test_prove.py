@@ -89,11 +89,11 @@ def test_without_options_it_does_what_it_can(folder: Path, monkeypatch: pytest.M
     found = prove(options(folder, data=None, skip=()), said.append)
     assert found.comparison is not None and found.comparison.data == "hard-cases.jsonl"
     assert list(found.left_out) == ["evaluation", "tools", "probe"]
-    assert "give --task" in found.left_out["evaluation"]
+    assert "give tasks" in found.left_out["evaluation"]
     assert "pip install" in found.left_out["tools"]
     assert found.left_out["probe"] == found.left_out["tools"]
-    assert any(line.startswith("evaluation: not measured: give --task") for line in said)
-    assert "evaluation: not measured: give --task" in describe(found)
+    assert any(line.startswith("evaluation: not measured: give tasks") for line in said)
+    assert "evaluation: not measured: give tasks" in describe(found)
     assert found.as_dict()["left_out"] == found.left_out
     log = json.loads((folder / "release" / "proof" / "every_eval_ever.json").read_text())
     assert log["evaluation_results"][0]["score_details"]["score"] == found.comparison.kl.mean
@@ -104,13 +104,13 @@ def test_a_release_without_a_probe_is_told_how_to_get_one(folder: Path, tmp_path
 
 
 BAD = [
-    ({"skip": ("speed",)}, "--skip speed: expected one of"),
-    ({"min_recovery": float("nan")}, "--min-recovery nan: expected a share"),
-    ({"min_agreement": -1.0}, "--min-agreement -1: expected a share"),
-    ({"limit": 0}, "--limit 0: expected at least 1"),
-    ({"tensor_parallel_size": 0}, "--tensor-parallel-size 0: expected at least 1"),
-    ({"repo": "no/good/name"}, "--repo no/good/name: expected OWNER/NAME"),
-    ({"license_name": "my own!"}, "--license my own!: expected"),
+    ({"skip": ("speed",)}, 'skip="speed": expected one of'),
+    ({"min_recovery": float("nan")}, "min_recovery=nan: expected a share"),
+    ({"min_agreement": -1.0}, "min_agreement=-1: expected a share"),
+    ({"limit": 0}, "limit=0: expected at least 1"),
+    ({"tensor_parallel_size": 0}, "tensor_parallel_size=0: expected at least 1"),
+    ({"repo": "no/good/name"}, 'repo="no/good/name": expected OWNER/NAME'),
+    ({"license_name": "my own!"}, 'license_name="my own!": expected'),
     ({"data": Path("not-there.jsonl")}, "not-there.jsonl"),
     ({"requests": (Path("no-requests.jsonl"),), "skip": ("evaluation",)}, "no-requests.jsonl"),
     ({"skip": ("tools",), "tasks": ("gsm8k",), "source": Path("no-model")}, "no-model"),

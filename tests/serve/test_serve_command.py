@@ -200,8 +200,8 @@ def test_the_loaders_options_reach_it() -> None:
     for rest in REST_TYPES[1:]:
         assert json.dumps({"rest": rest}) in build(rest=rest).arguments
     for options, reason in (
-        ({"rest": "int2"}, "--rest int2 is not one of bfloat16, int8, int4"),
-        ({"expert_cache_gb": -1.0}, "--expert-cache -1 is not a size in GB"),
+        ({"rest": "int2"}, 'rest="int2" is not one of bfloat16, int8, int4'),
+        ({"expert_cache_gb": -1.0}, "expert_cache=-1 is not a size in GB"),
         ({"rest": "int8", "device": "gpu"}, "belong to --load-format moe4"),
         ({"expert_cache_gb": 2.0, "model": {**TINY, "group_size": None}}, "belong to --load-format moe4"),
     ):

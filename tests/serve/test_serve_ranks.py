@@ -47,11 +47,11 @@ def test_kimi_splits_over_up_to_16_ranks(tensor: int) -> None:
 
 @pytest.mark.parametrize("tensor", [32, 64])
 def test_whole_experts_need_not_split(tensor: int) -> None:
-    cut = rf"^--tensor-parallel-size {tensor}: the experts' inner width, 2048, does not split into whole"
+    cut = rf"^tensor_parallel_size={tensor}: the experts' inner width, 2048, does not split into whole"
     with pytest.raises(ServeError, match=cut) as caught:
         serve_kimi(tensor)
     assert str(caught.value).endswith(
-        f"groups of 128 codes over {tensor} ranks; use --tensor-parallel-size 1 or 2 or 4 or 8 or 16, "
+        f"groups of 128 codes over {tensor} ranks; use tensor_parallel_size 1 or 2 or 4 or 8 or 16, "
         f"or {EXPERTS_WHOLE}, which keeps experts whole"
     )
     serve_kimi(tensor, EXPERTS_WHOLE)
@@ -77,12 +77,12 @@ def test_gpus_need_the_plugin_for_one_group_a_rank(named: str) -> None:
 
 def test_engines_cut_experts_too() -> None:
     serve_kimi(8, "-dp", "2")
-    with pytest.raises(ServeError, match=r"^--tensor-parallel-size 16 --data-parallel-size 2: .* 32 ranks"):
+    with pytest.raises(ServeError, match=r"^tensor_parallel_size=16 --data-parallel-size 2: .* 32 ranks"):
         serve_kimi(16, "--data-parallel-size", "2")
     serve_kimi(16, "--data-parallel-size=2", EXPERTS_WHOLE)
     with pytest.raises(ServeError, match="32 ranks; use --enable-expert-parallel, which"):
         serve_kimi(1, "-dp", "32")
-    with pytest.raises(ServeError, match="--tensor-parallel-size 16 --prefill-context-parallel-size 2"):
+    with pytest.raises(ServeError, match="tensor_parallel_size=16 --prefill-context-parallel-size 2"):
         serve_kimi(16, "-pcp", "2")
     serve_kimi(16, "-pp", "2")  # stages have layers of their own
 
@@ -90,7 +90,7 @@ def test_engines_cut_experts_too() -> None:
 def test_heads_must_split_with_whole_experts_too() -> None:
     with pytest.raises(ServeError, match="64 attention heads do not split evenly over 3 ranks") as caught:
         serve_kimi(3, EXPERTS_WHOLE)
-    assert str(caught.value).endswith("use --tensor-parallel-size 1 or 2 or 4 or 8 or 16 or 32 or 64")
+    assert str(caught.value).endswith("use tensor_parallel_size 1 or 2 or 4 or 8 or 16 or 32 or 64")
 
 
 def test_heads_of_keys_and_values_are_split_or_copied() -> None:
@@ -121,5 +121,5 @@ def test_dense_models_have_no_experts_to_cut() -> None:
 
 
 def test_a_size_below_one() -> None:
-    with pytest.raises(ServeError, match="--tensor-parallel-size 0 is not at least 1"):
+    with pytest.raises(ServeError, match="tensor_parallel_size=0 is not at least 1"):
         build(TINY, tensor_parallel_size=0)

@@ -47,8 +47,8 @@ def test_one_group_or_less_is_named() -> None:
 
 
 def test_advice_names_only_what_helps() -> None:
-    assert quantizing_advice(128, 128) == "use --group-size 64 or 32, or serve with moe4's plugin"
-    assert quantizing_advice(64, 64) == "use --group-size 32, or serve with moe4's plugin"
+    assert quantizing_advice(128, 128) == "use group_size 64 or 32, or serve with moe4's plugin"
+    assert quantizing_advice(64, 64) == "use group_size 32, or serve with moe4's plugin"
     assert quantizing_advice(32, 32) == "serve with moe4's plugin"
     assert serving_advice(128, 128) == "use a release in groups of 64 or 32 or an image with moe4's plugin"
     assert serving_advice(2048, 32, 64) == (

@@ -15,6 +15,7 @@ from moe4.api.operation import (
     stream_source,
 )
 from moe4.api.results import AnswerCheck, ProbeResult
+from moe4.arguments import argument
 from moe4.errors import ArgumentError, ProbeError
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.schema import parse
@@ -96,7 +97,9 @@ def probe(
 
     folder = open_source(release, revision, on_progress)
     if output is None and folder != Path(release):
-        raise ProbeError(f"{release} is on the hub; name a file for the answers with --output FILE")
+        raise ProbeError(
+            f"{release} is on the hub; name a file for the answers with {argument('output', 'FILE')}"
+        )
     options = ProbeOptions(
         release=folder,
         source=None if source is None else open_source(source, None, on_progress),
@@ -129,6 +132,9 @@ def check_answers(
     timeout: seconds to wait for one answer. insecure: do not check the server's certificate.
     api_key: the value of VLLM_API_KEY if None. on_progress: called with a `Progress` at each step.
     Raises HubError, and ProbeError if the file or the server cannot be used.
+
+        >>> moe4.check_answers("release", "http://127.0.0.1:8000").ok
+        True
     """
     from moe4.probe.ask import ask_server
 
@@ -145,7 +151,10 @@ def check_answers(
 
 
 def probe_script() -> str:
-    """Return the server check as a stand-alone Python script, which does not need moe4."""
+    """Return the server check as a stand-alone Python script, which does not need moe4. This raises nothing.
+
+    >>> _ = Path("check.py").write_text(moe4.probe_script())
+    """
     from moe4.probe.ask import script_text
 
     return script_text()

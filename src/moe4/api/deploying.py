@@ -1,12 +1,13 @@
 """Write deployments and dashboards. Nothing here needs torch."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe4.api.operation import AnyPath, Text, operation
+from moe4.api.operation import AnyPath, Source, Text, operation
 
 if TYPE_CHECKING:
     from moe4.deploy.manifests.options import DeployOptions
@@ -150,7 +151,7 @@ class Deployment:
 @operation
 def deploy(
     form: Text,
-    release: Text,
+    release: Source,
     *,
     model: Text | None = None,
     name: Text | None = None,
@@ -192,4 +193,4 @@ def deploy(
         >>> "podman run" in str(moe4.deploy("podman", "k2-tiny", gpu="l40s"))
         True
     """
-    return DeployRequest(**locals()).deployment()
+    return DeployRequest(**{**locals(), "release": os.fspath(release)}).deployment()

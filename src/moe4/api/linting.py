@@ -1,11 +1,14 @@
 """Lint deployment files. Nothing here needs torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe4.api.operation import PathLike, Text, operation, optional_path, paths
+from moe4.api.operation import PathLike, Source, Text, operation, optional_path, paths
+from moe4.arguments import argument
 from moe4.strict_json import JsonObject
+from moe4.units import counted
 
 if TYPE_CHECKING:
     from moe4.deploy.lint.finding import Finding
@@ -44,10 +47,8 @@ class LintResult:
         not_read = self.count("unread")
         skipped = f", {not_read} not read" if not_read else ""
         unseen = f"; not checked: {', '.join(self.unchecked)}" if self.unchecked else ""
-        return (
-            f"{self.count('error')} errors, {self.count('warning')} warnings{skipped} in "
-            f"{self.num_files} files{unseen}"
-        )
+        found = ", ".join(counted(self.count(level), level) for level in ("error", "warning"))
+        return f"{found}{skipped} in {counted(self.num_files, 'file')}{unseen}"
 
     def __str__(self) -> str:
         return "\n".join([*(finding.describe() for finding in self.findings), self.totals()])
@@ -57,7 +58,7 @@ class LintResult:
 def lint(
     files: Sequence[PathLike],
     *,
-    release: Text | None = None,
+    release: Source | None = None,
     gpu: Text | None = None,
     gpu_memory: float | None = None,
     group_size: int | None = None,
@@ -76,6 +77,10 @@ def lint(
     plugin: the images have moe4's plugin. disk: GB/s at which weights load.
     crds: folder of CustomResourceDefinition files; cluster: take them from kubectl's cluster.
     fix: first fix what can be fixed safely. Raises DeployError or MissingFileError.
+
+        >>> found = moe4.lint(["deployment.yaml"], release="release")
+        >>> [finding.rule for finding in found.findings if finding.level == "error"]
+        []
     """
     from moe4.deploy.lint.checks.needs import Context
     from moe4.deploy.lint.run import fix_files, lint_files
@@ -86,13 +91,13 @@ def lint(
 
     speed = read_speed(disk)
     device = None if gpu is None and gpu_memory is None else asked_gpu(gpu, gpu_memory)
-    size = read_release(release, group_size) if release else None
+    size = None if release is None else read_release(os.fspath(release), group_size)
     context = Context(release=size, device=device, disk=speed, plugin=plugin)
     schemas = read_schemas(optional_path(crds), cluster)
     places = paths(files)
     mended = fix_files(places, context, schemas) if fix else []
-    missing = [] if schemas else ["schemas (--crds, --cluster)"]
-    missing += [] if context.release else ["sizes (--release)"]
+    missing = [] if schemas else [f"schemas ({argument('crds')}, {argument('cluster')})"]
+    missing += [] if context.release else [f"sizes ({argument('release')})"]
     return LintResult(
         findings=tuple(lint_files(places, context, schemas)),
         mended=tuple(mended),

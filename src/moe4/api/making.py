@@ -46,7 +46,8 @@ def plan(
     source: folder of a checkpoint or of its config.json alone, or an id on the hub, where only headers are
     read. out: where the release would go; nothing is written. show_sample: `calibration.sample` of the result
     is the first document as the template renders it. time_it: solve one expert of random weights to estimate
-    the time. The other arguments are those of `quantize`.
+    the time. recipe, calibration, calibration_split, revision, stream, allow_extra, family_as_is,
+    trust_remote_code: as in `quantize`.
 
     Raises CheckpointError or HubError if the source cannot be read at all, RecipeError and CalibrationError.
 
@@ -163,6 +164,10 @@ def tune(
 
     Raises CheckpointError, HubError, CalibrationError, MemoryBudgetError, OutputError, ResumeError, or
     EvaluationError where tuning did not help: then nothing is written.
+
+        >>> report = moe4.tune("k2-tiny", "release", "tuned", calibration="reference")
+        >>> report.tuning.kl_after < report.tuning.kl_before
+        True
     """
     from moe4.tune.run import TuneOptions
     from moe4.tune.run import tune as run

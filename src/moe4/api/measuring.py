@@ -1,6 +1,7 @@
 """Measure what quantization cost (predictions, scores, tool calls) and which experts calibration reaches."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from moe4.api.operation import (
     say,
 )
 from moe4.api.results import ComparisonResult, PowerResult, ToolcheckResult
+from moe4.arguments import argument
 from moe4.errors import CalibrationError
 from moe4.evaluate.result_files import to_json
 from moe4.progress import OnProgress, Pace, ignore
@@ -112,13 +114,16 @@ def coverage(
     cuda or cuda:N. family_as_is: try a family that is not listed. trust_remote_code: let the tokenizer run
     the checkpoint's code. on_progress: called at each step. Raises CheckpointError, HubError,
     CalibrationError or OutputError.
+
+        >>> moe4.coverage("k2-tiny", "reference", num_documents=4).num_tokens > 0
+        True
     """
     from moe4.evaluate.coverage import coverage as module
     from moe4.evaluate.coverage.overlap import find_overlap, read_questions
     from moe4.files.durable import check_output, write_output
 
     if (choose is None) != (output is None):
-        raise CalibrationError("--choose N and --output FILE go together")
+        raise CalibrationError(f"{argument('choose')} and {argument('output')} go together")
     if output is not None:
         check_output(Path(output))
     options = module.CoverageOptions(
@@ -146,9 +151,9 @@ def coverage(
 
 @operation
 def eval(
-    model: Text,
+    model: Source,
     *,
-    against: Text | None = None,
+    against: Source | None = None,
     tasks: Sequence[Text] = (),
     limit: Positive | None = None,
     data_dir: PathLike | None = None,
@@ -174,12 +179,14 @@ def eval(
     for the weights. cache, use_cache: folder of kept answers, and whether to reuse them. output: JSON file
     for scores and answers. on_progress: called at each step. Raises EvaluationError, CheckpointError,
     HubError, ServeError, OutputError or MissingDependencyError.
+
+        >>> print(moe4.eval("release", against="k2-tiny", tasks=["k2_tiny_problems_0shot"], limit=8))
     """
     from moe4.evaluate.harness.evaluation import EvaluationOptions, run_evaluation, write_scores
 
     options = EvaluationOptions(
-        model=model,
-        against=against,
+        model=os.fspath(model),
+        against=None if against is None else os.fspath(against),
         tasks=tuple(tasks),
         limit=limit,
         data_folder=optional_path(data_dir),
@@ -233,6 +240,8 @@ def toolcheck(
     keep_sampling: send the requests' own temperature. stream: send each request streamed as well.
     thresholds: "NAME=SHARE". on_progress: called with a `Progress` at each step.
     Raises EvaluationError for bad requests, and ServeError if no server answers.
+
+        >>> print(moe4.toolcheck("http://127.0.0.1:8000", limit=2))
     """
     from moe4.evaluate.toolcheck import ToolcheckOptions, run_toolcheck
 
@@ -273,9 +282,12 @@ def power(
 ) -> PowerResult:
     """Plant faults in a release, in memory; find out which of its measures notice them, and how small ones.
 
-    The result is written to RELEASE/proof/power.json, where `report` and `card` find it. revision: of a
-    source on the hub. data, max_tokens, work, family_as_is: as in `compare`. Raises CheckpointError,
-    HubError, CalibrationError, EvaluationError, ProbeError or OutputError.
+    The result is written to RELEASE/proof/power.json, where `report` and `card` find it. source, revision,
+    data, max_tokens, device, work, family_as_is, trust_remote_code, on_progress: as in `compare`.
+    num_sequences: documents to read. Raises CheckpointError, HubError, CalibrationError, EvaluationError,
+    ProbeError or OutputError.
+
+        >>> print(moe4.power("k2-tiny", "release", data="reference", num_sequences=4))
     """
     from moe4.power.run import PowerOptions, measure_power
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from moe4.api.refusals import describe_refusal, is_refusal
+from moe4.arguments import argument, called
 from moe4.errors import AccessError, ArgumentError
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.recipe import Recipe, RecipeLike
@@ -138,7 +139,7 @@ def operation(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_arguments(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return the checked arguments. Raises ArgumentError."""
-    checked = parse(_model(function), given, f"{function.__name__}()", ArgumentError)
+    checked = parse(_model(function), given, called(function.__name__), ArgumentError, argument)
     return {name: getattr(checked, name) for name in given}
 
 

@@ -7,7 +7,13 @@ if TYPE_CHECKING:
 
 
 def find_ranks() -> "Ranks":
-    """Return this process's place among those that torchrun started, for `quantize(ranks=...)`."""
+    """Return this process's place among those that torchrun started, for `quantize(ranks=...)`.
+
+    `quantize` connects them. This raises nothing.
+
+        >>> moe4.find_ranks().size
+        1
+    """
     from moe4.quantize.transfer.ranks import Ranks
 
     return Ranks.from_environment()
@@ -18,7 +24,9 @@ def own_process(ranks: "Ranks | None" = None) -> None:
 
     Large freed blocks of memory return to the system at once, as the bound on memory assumes. With several
     ranks, SIGTERM raises RankError: a launcher sends it to the other ranks when one has died.
-    ranks: `find_ranks()`; a single process if None.
+    ranks: `find_ranks()`; a single process if None. This raises nothing.
+
+        >>> moe4.own_process()
     """
     from moe4.quantize.transfer.ranks import Ranks
     from moe4.quantize.transfer.ranks import own_process as own

@@ -53,11 +53,14 @@ def prove(
     be measured and why, and in `failures` what failed the probe or is significantly below min_recovery or
     min_agreement. source: a folder, or an id on the hub, at `revision`. quick: only a hundred questions,
     twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in
-    `toolcheck`. skip: "evaluation", "comparison", "tools" or "probe". cache: folder of kept answers.
-    again: repeat finished measurements. repo, base_model, license_name: as in `card`. on_progress: called at
-    each step. tensor_parallel_size: GPUs to split the models over. family_as_is: try a family that is not
-    listed. trust_remote_code: run the tokenizer's code. Raises EvaluationError, CheckpointError, HubError,
-    ServeError or OutputError.
+    `toolcheck`. release: a folder. skip: "evaluation", "comparison", "tools" or "probe". cache: folder of
+    kept answers. again: repeat finished measurements. repo, base_model, license_name: as in `card`.
+    on_progress: called at each step. tensor_parallel_size: GPUs to split the models over. family_as_is: try
+    a family that is not listed. trust_remote_code: run the tokenizer's code. Raises EvaluationError,
+    CheckpointError, HubError, ServeError or OutputError.
+
+        >>> proved = moe4.prove("k2-tiny", "release", quick=True, data="reference")
+        >>> proved.failures, proved.left_out
     """
     from moe4.prove.options import ProveOptions
     from moe4.prove.run import prove as run
@@ -91,6 +94,9 @@ def report(release: PathLike, *, proof: PathLike | None = None, output: PathLike
 
     proof: folder of the results, RELEASE/proof if None. output: the page, RELEASE/proof/report.html if None.
     Raises CheckpointError, EvaluationError or OutputError.
+
+        >>> moe4.report("release", output="report.html").name
+        'report.html'
     """
     from moe4.checkpoint.report_file import PROOF_FOLDER
     from moe4.files.durable import make_folder, write_output
@@ -141,14 +147,18 @@ def card(
 
 @operation
 def list_uploads(release: PathLike, repo: Text) -> "list[Upload]":
-    """Return the files that `push` would upload to this repository, with their sizes.
+    """Return the files that `push` would upload, with their sizes in bytes. Nothing is sent.
 
-    Raises OutputError if the hub would not accept the name, and CheckpointError if the release is unfinished.
+    release: a folder. repo: OWNER/NAME. Raises OutputError if the hub would not accept the name, and
+    CheckpointError if the release is unfinished.
+
+        >>> sum(upload.num_bytes for upload in moe4.list_uploads("release", "owner/name")) > 10_000_000
+        True
     """
     from moe4.publish.push import check_repo
     from moe4.publish.push import list_uploads as find
 
-    check_repo(repo)
+    check_repo(repo, f"the repository {repo}")
     return find(Path(release))
 
 
@@ -158,6 +168,8 @@ def push(release: PathLike, repo: Text, *, private: bool = False) -> str:
 
     repo: OWNER/NAME. private: create a private repository. The token is huggingface_hub's (HF_TOKEN).
     Raises OutputError or CheckpointError.
+
+        >>> moe4.push("release", "owner/name", private=True)
     """
     from moe4.publish.push import push as upload
 

@@ -50,8 +50,13 @@ def serve_command(
 ) -> "ServeCommand":
     """Return the command that serves a release, with the variables it sets, without starting it.
 
-    The arguments are those of `serve`. find_port: check that the port is free, and replace 0 by a free one.
+    release, revision, host, port, max_model_len, tensor_parallel_size, rest, expert_cache, open_metrics,
+    api_key, vllm_options: as in `serve`. find_port: check that the port is free, and replace 0 by a free one.
     Raises ServeError, CheckpointError, HubError or MissingDependencyError.
+
+        >>> command = moe4.serve_command("release", port=8000, find_port=False)
+        >>> "--served-model-name" in command.arguments
+        True
     """
     from moe4.serve.command import ServeOptions, read_tokens
     from moe4.serve.run import prepare
@@ -146,6 +151,9 @@ def chat(
     message, the chat template's if None. max_tokens: longest answer. temperature: 0 takes the likeliest token
     each time; the model's own if None. The API key comes from VLLM_API_KEY. Raises ServeError if no server
     answers.
+
+        >>> "".join(moe4.chat("http://127.0.0.1:8000").ask("Hello!"))
+        'Hello.'
     """
     from moe4.serve.chat import Conversation, connect
 
@@ -192,7 +200,11 @@ def smoke(
 
     url, model: the server, and the first model that it lists if None. probe: also check the expected answers
     of this release. timeout: seconds to wait for one answer. insecure: do not check the server's certificate.
-    api_key: the value of VLLM_API_KEY if None. on_outcome: called with the outcome of each check.
+    api_key: the value of VLLM_API_KEY if None. on_outcome: called with the outcome of each check. A server
+    that does not answer fails a check; see `checks`. Raises DeployError for a wrong address, and ProbeError.
+
+        >>> moe4.smoke("http://127.0.0.1:8000").ok
+        True
     """
     from moe4.deploy.smoke import SmokeTest
 
@@ -215,8 +227,11 @@ def smoke(
 def doctor(*, measure: bool = False) -> "Diagnosis":
     """Describe this machine: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernel path in use.
 
-    measure: also measure how fast memory is read. Raises KernelError if MOE4_KERNEL names a path that this
-    machine cannot run.
+    measure: also measure how fast memory is read, in GB/s. Raises KernelError if MOE4_KERNEL names a path
+    that this machine cannot run, and MissingDependencyError.
+
+        >>> print(moe4.doctor())
+        versions   moe4 ...
     """
     from moe4.serve.doctor import diagnose
 

@@ -1,10 +1,12 @@
 """Size a release: which machines hold it, and how fast it can be there. Nothing here needs torch."""
 
 import io
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe4.api.operation import Text, operation
+from moe4.api.operation import Source, Text, operation
+from moe4.arguments import argument
 from moe4.strict_json import JsonObject
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ class Sizing:
             (fit,) = self.fits
             print_fits(console, [fit])
             if fit.longest and fit.longest < fit.max_model_len:
-                console.print(f"it would start with --max-model-len {fit.longest} or less", highlight=False)
+                console.print(
+                    f"it would start with {argument('max_model_len', fit.longest)} or less", highlight=False
+                )
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().removesuffix("\n")
 
@@ -71,7 +75,7 @@ class Sizing:
 
 @operation
 def fit(
-    release: Text,
+    release: Source,
     *,
     gpu: Text | None = None,
     gpu_memory: float | None = None,
@@ -103,7 +107,7 @@ def fit(
     from moe4.deploy.sizing.release_size import read_release
 
     speed = read_speed(disk)
-    found = read_release(release, group_size)
+    found = read_release(os.fspath(release), group_size)
     asked = Asked(
         gpu=gpu,
         gpu_memory=gpu_memory,

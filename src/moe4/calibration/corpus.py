@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe4 import reference
+from moe4.arguments import argument
 from moe4.bounded import Bounds, OutOfBoundsError, map_bounded
 from moe4.calibration.chat import tokenize
 from moe4.calibration.documents import Drawn, choose_at_random, draw_from
@@ -73,7 +74,8 @@ def draw_documents(
     """Draw the documents that a model is calibrated on. Raises CalibrationError."""
     if path is None:
         raise CalibrationError(
-            f"GPTQ needs calibration data for {model_folder}: give --calibration FILE.jsonl, with lines like "
+            f"GPTQ needs calibration data for {model_folder}: give "
+            f"{argument('calibration', 'FILE.jsonl')}, with lines like "
             '{"messages": [{"role": "user", "content": "..."}]} or {"text": "..."}'
         )
     if reference.is_asked_for(path):

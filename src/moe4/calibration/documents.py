@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe4 import extras
+from moe4.arguments import argument
 from moe4.calibration import parquet
 from moe4.calibration.formats import COLUMNS, Document, Row, parse_line, parse_row
 from moe4.calibration.json_array import array_entries
@@ -82,7 +83,7 @@ def draw_from(path: Path, split: str | None, choose: Choose[Any]) -> Drawn:
     if mode is None and HUB_NAME.fullmatch(str(path)):
         raise CalibrationError(
             f"{path} does not exist; for the hub's data set of that name add its split, such as "
-            "--calibration-split train"
+            f"{argument('calibration_split', 'train')}"
         )
     try:
         file, packing = open_unpacked(path)
@@ -179,7 +180,9 @@ def _draw_from_parquet(path: Path, name: str, choose: Choose[int]) -> Drawn:
 def _draw_from_data_set(path: Path, split: str | None, choose: Choose[int]) -> Drawn:
     """Draw from a data set that the library `datasets` loads: from the hub, or from a folder."""
     if split is None:
-        raise CalibrationError(f"{path} is a folder; name a split of its data with --calibration-split")
+        raise CalibrationError(
+            f"{path} is a folder; name a split of its data with {argument('calibration_split')}"
+        )
     if not path.is_dir() and not HUB_NAME.fullmatch(str(path)):
         raise CalibrationError(
             f"{path} does not exist, and no data set of the hub has such a name; expected owner/name"

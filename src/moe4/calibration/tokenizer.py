@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from moe4.arguments import argument
 from moe4.calibration.kimi_code import CLASS, VOCABULARY_NAME, read_kimi_code
 from moe4.checkpoint.index import CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from moe4.config import TokenizerConfig, parse_tokenizer_config
@@ -22,7 +23,6 @@ from moe4.schema import show
 TEMPLATE_NAME = "chat_template.jinja"
 VOCABULARIES = (TOKENIZER_NAME, "tokenizer.*", "*.model", "*.tiktoken", "tekken.json", "vocab.*")
 MOST_IDS = 1 << 24  # tokenizers' memory grows with the largest id, not with the number of tokens
-FLAG = "--trust-remote-code runs it"
 
 
 def load_tokenizer(folder: Path, model_config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -66,7 +66,8 @@ def _load_without_code(folder: Path, *, may_run: bool) -> Any:
     if named is not None:
         raise CalibrationError(
             f"the tokenizer in {folder} is Python code ({named} in auto_map), and there is no "
-            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; {FLAG}"
+            f"{TOKENIZER_NAME}: without its code text would be split into other tokens; "
+            f"{argument('trust_remote_code', True)} runs it"
         )
     if (folder / VOCABULARY_NAME).is_file():
         raise CalibrationError(
@@ -133,7 +134,8 @@ def _load_kimi(folder: Path, config: TokenizerConfig, *, may_run: bool) -> Any:
         if may_run:
             return None
         raise CalibrationError(
-            f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; {FLAG}"
+            f"the tokenizer in {folder} is Python code that moe4 cannot stand in for: {error}; "
+            f"{argument('trust_remote_code', True)} runs it"
         ) from None
     from moe4.calibration.kimi_tokenizer import KimiTokenizer
 
@@ -169,7 +171,12 @@ def _refused(folder: Path, error: Exception, *, may_run: bool) -> CalibrationErr
             return CalibrationError(f"{damage}; copy the model's file again")
     named = _read_config(folder).code_class or _class_in_model_config(folder)
     if named is not None:
-        return _cannot_load(folder, error, f" ({named} in auto_map)" + ("" if may_run else f"; {FLAG}"))
+        return _cannot_load(
+            folder,
+            error,
+            f" ({named} in auto_map)"
+            + ("" if may_run else f"; {argument('trust_remote_code', True)} runs it"),
+        )
     if TOKENIZER_NAME in found:
         return _cannot_load(folder, error, f"; copy the model's {TOKENIZER_NAME} again")
     return _cannot_load(folder, error, f" (found {', '.join(found)}); add the model's {TOKENIZER_NAME}")

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from moe4.arguments import argument
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.checkpoint.journal import JOURNAL_NAME, Journal
@@ -65,7 +66,8 @@ class ReleaseFolder:
             self._lock_folder()  # a run that is under way is another matter than one that was killed
             self.close()
             raise OutputNotEmptyError(
-                f"{folder} holds an unfinished run; add --resume to continue it, or choose an empty folder"
+                f"{folder} holds an unfinished run; add {argument('resume', True)} to continue it, or "
+                "choose an empty folder"
             )
         if self.state is State.FINISHED and not resume:
             raise OutputNotEmptyError(f"{folder} holds a finished release; choose an empty folder")
@@ -191,7 +193,7 @@ def _read_unchanged(path: Path, sha256: str) -> Iterator[bytes]:
     if digest.hexdigest() != sha256:
         raise CheckpointError(
             f"{path} has changed while its release was made; put the old file back and run again "
-            "with --resume"
+            f"with {argument('resume', True)}"
         )
 
 

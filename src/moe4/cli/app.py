@@ -51,6 +51,7 @@ app = typer.Typer(
     name="moe4",
     cls=Group,
     help="Quantize Mixture-of-Experts checkpoints to INT4 (W4A16); check, evaluate, serve and deploy them.",
+    epilog="moe4 quantize SOURCE OUT --calibration chats.jsonl\nmoe4 serve OUT",
     context_settings=HELP_NAMES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from moe4.arguments import named_as_options
 from moe4.cli.messages import logger, messages
 from moe4.errors import Moe4Error
 
@@ -108,7 +109,7 @@ class Command(TyperCommand):
         quiet, verbosity, log_file = (ctx.params.pop(name) for name in self.common)
         if quiet and verbosity:
             raise typer.BadParameter("--quiet and --verbose contradict each other", ctx=ctx)
-        with messages(quiet=quiet, verbosity=verbosity, log_file=log_file):
+        with named_as_options(), messages(quiet=quiet, verbosity=verbosity, log_file=log_file):
             began = time.monotonic()
             try:
                 return super().invoke(ctx)
@@ -117,6 +118,17 @@ class Command(TyperCommand):
                 raise
             finally:
                 logger.debug("moe4 %s: %.1f s", self.name, time.monotonic() - began)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line; typer's versions differ in how they write arguments."""
+        pieces = ["[OPTIONS]"]
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                name = (parameter.metavar or parameter.name).removesuffix("...") + "..." * (
+                    parameter.nargs != 1
+                )
+                pieces.append(name if parameter.required else f"[{name}]")
+        return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options in their groups, ungrouped ones first."""
@@ -136,10 +148,7 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples unchanged."""
-        if self.epilog:
-            with formatter.section("Examples"):
-                for line in self.epilog.splitlines():
-                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        _write_examples(formatter, self.epilog)
 
 
 class Group(TyperGroup):
@@ -155,12 +164,23 @@ class Group(TyperGroup):
             panels[command.rich_help_panel or "Commands"].append((name.ljust(width), text))
         _write(formatter, panels)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples unchanged."""
+        _write_examples(formatter, self.epilog)
+
 
 def _write(formatter: Any, panels: dict[str, list[tuple[str, str]]]) -> None:
     for name, records in panels.items():
         if records:
             with formatter.section(name):
                 formatter.write_dl(records)
+
+
+def _write_examples(formatter: Any, lines: str | None) -> None:
+    if lines:
+        with formatter.section("Examples"):
+            for line in lines.splitlines():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
 def _texts(given: Any) -> Iterable[Any]:

@@ -83,7 +83,8 @@ def _run_command() -> int:
             error.show()  # the help
         else:
             place = error.ctx.command_path if error.ctx else "moe4"
-            say(f"error: {error.format_message().rstrip('.')}; see {place} --help")
+            what = error.format_message().rstrip(".")
+            say(f"error: {what}{' See' if what.endswith('?') else '; see'} {place} --help")
         return INPUT_EXIT_CODE
     return 0
 

@@ -43,7 +43,7 @@ Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder of the source checkpoint (BF16, FP8, INT8 or INT4), or its id on the hub.",
+        help="Folder of the source checkpoint (BF16, FP8, FP4, INT8 or INT4), or its id on the hub.",
     ),
 ]
 PlannedSource: TypeAlias = Annotated[
@@ -69,7 +69,7 @@ SizedRelease: TypeAlias = Annotated[
 ]
 Out: TypeAlias = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the release; new or empty.")]
 PlannedOut: TypeAlias = Annotated[
-    Path | None, typer.Argument(metavar="[OUT]", help="Where the release would go. Nothing is written.")
+    Path | None, typer.Argument(metavar="OUT", help="Where the release would go. Nothing is written.")
 ]
 OtherSource: TypeAlias = Annotated[
     str | None, typer.Option(help="Source checkpoint to compare with: a folder, or ID[@REVISION].")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moe4.arguments import argument
 from moe4.config.families import BY_TRANSFORMERS, FAMILIES
 from moe4.config.parts import Dtype, Quantization
 from moe4.config.text import Family, TextModel
@@ -127,7 +128,7 @@ class ModelConfig:
         if found not in BY_TRANSFORMERS and not (self.family_as_is and found):
             raise UnsupportedModelError(
                 f"{self.where}: model_type {found!r:.60} is not supported; moe4 supports "
-                f"{', '.join(supported_types())}; --family-as-is tries another one"
+                f"{', '.join(supported_types())}; {argument('family_as_is', True)} tries another one"
             )
         return str(found)
 

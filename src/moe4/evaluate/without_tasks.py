@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.errors import EvaluationError
 from moe4.evaluate.comparison.compare import NUM_SEQUENCES, CompareOptions, check_comparison, compare
 from moe4.evaluate.comparison.compare import describe as describe_comparison
@@ -19,8 +20,6 @@ from moe4.files.durable import check_output
 from moe4.progress import OnProgress, Pace, ignore
 from moe4.strict_json import JsonObject
 
-NO_TASK = f"give --task: {', '.join(TASKS)} or any other of lm-evaluation-harness"
-NO_BASELINE = "give --against SOURCE, the checkpoint before quantization"
 NO_SERVER = "moe4 prove SOURCE OUT serves both models and checks their tool calls"
 
 
@@ -54,7 +53,7 @@ def measure_without_tasks(
     """Return what can be measured. Raises EvaluationError where that is nothing, before anything is done."""
     if options.output is not None:
         check_output(options.output)
-    left_out = {"accuracy": NO_TASK}
+    left_out = {"accuracy": _no_task()}
     if options.base_url is not None:
         asked = ToolcheckOptions(
             base_url=options.base_url,
@@ -78,7 +77,14 @@ def measure_without_tasks(
         left_out["tools"] = NO_SERVER
         found = Measured(comparison=compare(compared, say, on_progress), left_out=left_out)
     else:
-        raise EvaluationError(f"nothing to measure {options.model} with: {NO_TASK}; or {NO_BASELINE}")
+        raise EvaluationError(
+            f"nothing to measure {options.model} with: {_no_task()}; or give "
+            f"{argument('against', 'SOURCE')}, the checkpoint before quantization"
+        )
     if options.output is not None:
         write_json(options.output, found.as_dict())
     return found
+
+
+def _no_task() -> str:
+    return f"give {argument('tasks')}: {', '.join(TASKS)} or any other of lm-evaluation-harness"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe4.arguments import argument
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, UnsupportedModelError
 from moe4.forward.stream import Stream, run_expert
@@ -70,7 +71,8 @@ def try_family(config: ModelConfig) -> None:
 def _refusal(config: ModelConfig, reason: str) -> UnsupportedModelError:
     line = " ".join(reason.split())
     return UnsupportedModelError(
-        f"{config.where}: --family-as-is: moe4 cannot run a small random {config.model_type} layer by layer: "
+        f"{config.where}: {argument('family_as_is')}: moe4 cannot run a small random "
+        f"{config.model_type} layer by layer: "
         f"{line}"
     )
 

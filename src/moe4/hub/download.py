@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from moe4.arguments import argument
 from moe4.checkpoint.release_folder import free_bytes
 from moe4.errors import DiskSpaceError, HubError
 from moe4.files.durable import write_file
@@ -75,7 +76,8 @@ def _require_room(listing: Listing, names: Collection[str]) -> None:
     if needed > free:
         raise DiskSpaceError(
             f"{pin} needs {format_bytes(needed)} in the hub's cache {cache}, whose volume has "
-            f"{format_bytes(free)} free; set HF_HOME to a larger one, or quantize with --stream"
+            f"{format_bytes(free)} free; set HF_HOME to a larger one, or quantize with "
+            f"{argument('stream', True)}"
         )
 
 

@@ -61,9 +61,10 @@ def _explain_answer(error: Exception, hub: str, repository: str, place: str) -> 
     """Return the line for an answer's status, or for none."""
     status = status_of(error)
     if status is None:
+        why = "is not a folder here, and" if place == repository else "cannot be read:"
         return HubUnreachableError(
-            f"{place} cannot be read: the hub {hub} does not answer ({_reason(error)}); check the network, "
-            "and HF_ENDPOINT if it is set"
+            f"{place} {why} the hub {hub} does not answer ({_reason(error)}); check the network, and "
+            "HF_ENDPOINT if it is set"
         )
     if status == HTTPStatus.UNAUTHORIZED:
         return HubError(

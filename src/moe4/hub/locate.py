@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME
 from moe4.errors import HubError
 from moe4.files.regular import read_json_object
@@ -73,7 +74,10 @@ def locate_source(
     if asked is None:
         if stream_to is not None and not headers_only:
             what = "a folder" if os.path.lexists(where) else "no id of a repository"
-            raise HubError(f"--stream is for a checkpoint on the hub; {where} is {what}: leave --stream out")
+            raise HubError(
+                f"{argument('stream')} is for a checkpoint on the hub; {where} is {what}: leave "
+                f"{argument('stream')} out"
+            )
         return Located(folder=Path(where))
     repository, revision = asked
     commit = None
@@ -112,14 +116,16 @@ def asked_repository(text: str, revision: str | None = None) -> tuple[str, str] 
     found = None if os.path.lexists(text) else _ID.fullmatch(text)
     if found is not None:
         if found["revision"] and revision and found["revision"] != revision:
-            raise HubError(f"{text} and --revision {revision} name two revisions; give one of them")
+            raise HubError(
+                f"{text} and {argument('revision', revision)} name two revisions; give one of them"
+            )
         return found["id"], revision or found["revision"] or DEFAULT_REVISION
     address = None if os.path.lexists(text) else _ADDRESS.match(text)
     if address is not None:
         raise HubError(f"{text} is an address; give the repository's id: {address['id']}")
     if revision is not None:
         what = "a folder" if os.path.lexists(text) else "no id of a repository"
-        raise HubError(f"--revision {revision} is for a repository on the hub; {text} is {what}")
+        raise HubError(f"{argument('revision', revision)} is for a repository on the hub; {text} is {what}")
     return None
 
 

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moe4.arguments import argument
 from moe4.checkpoint.header import Shard, header_length, parse_shard, read_shard
 from moe4.errors import HubError
 from moe4.files.durable import publish, read_pieces
@@ -49,7 +50,7 @@ class RemoteFile:
         self._location: str | None = None
         self.num_bytes: int = self._patiently(self._ask)
         if self.num_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise HubError(f"{name} of {pin} is too large to be streamed; leave --stream out")
+            raise HubError(f"{name} of {pin} is too large to be streamed; leave {argument('stream')} out")
 
     def _ask(self) -> int:
         """Ask the hub itself for the checksum, which the place that it redirects to need not know."""
@@ -65,7 +66,8 @@ class RemoteFile:
         found = get_hf_file_metadata(self._url, headers=self._headers)
         if found.size is None:
             raise HubError(
-                f"{self.name} of {self.pin}: the hub does not say how large it is; leave --stream out"
+                f"{self.name} of {self.pin}: the hub does not say how large it is; leave "
+                f"{argument('stream')} out"
             )
         self._etag = found.etag or ""
         return int(found.size)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.header import COPY_BYTES, Shard, StoredTensor, iterate_bytes
 from moe4.checkpoint.provider import Identity
 from moe4.hub.meter import DownloadMeter
@@ -131,7 +132,7 @@ class ShardStream:
         if excess > MUCH_EXCESS:
             say(
                 f"warning: layers read shards back and forth: {excess:.1f} times their bytes are fetched; if "
-                "there is room for all of them, leave --stream out"
+                f"there is room for all of them, leave {argument('stream')} out"
             )
         self._take_over()
         for number in range(NUM_FETCHERS):

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from moe4.arguments import argument
 from moe4.checkpoint.encodings import FP8_DTYPES
 from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES
@@ -143,7 +144,8 @@ class Balance:
         return [
             TensorError(
                 f"a {self.model_type} model of this config has no place for {len(self.unknown)} of the "
-                f"checkpoint's tensors: {summarize_names(self.unknown)}; --allow-extra leaves them out of "
+                f"checkpoint's tensors: {summarize_names(self.unknown)}; "
+                f"{argument('allow_extra', True)} leaves them out of "
                 "the release"
             )
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from moe4.arguments import argument
 from moe4.calibration.tokenizer import load_tokenizer
 from moe4.checkpoint.release_folder import REPORT_NAME, dump_json
 from moe4.checkpoint.report_file import ReportedProbe, list_file, read_report
@@ -60,7 +61,7 @@ def make_probe(options: ProbeOptions, say: Say, on_progress: OnProgress = ignore
     """
     check_output(options.path)
     if options.path.exists() and not options.force:
-        raise OutputError(f"{options.path} already exists; --force overwrites it")
+        raise OutputError(f"{options.path} already exists; {argument('force', True)} overwrites it")
     as_is = options.family_as_is
     release, network = open_model(options.release, torch.float32, family_as_is=as_is)
     try_family(release.config)

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.index import PROBE_NAME
 from moe4.errors import CalibrationError, EvaluationError
 from moe4.evaluate.comparison.compare import CompareOptions, check_comparison
@@ -21,7 +22,6 @@ PARTS = ("evaluation", "comparison", "tools", "probe")
 # The short form: enough to see that everything works, and differences of a few points.
 QUICK_QUESTIONS, QUICK_SEQUENCES, QUICK_REQUESTS = 100, 20, 20
 NO_VLLM = "vLLM is not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
-NO_TASK = "give --task, such as gsm8k or any other of lm-evaluation-harness"
 NO_PROBE = f"the release has no {PROBE_NAME}: moe4 probe OUT makes it"
 
 
@@ -110,16 +110,16 @@ def check_options(options: ProveOptions) -> dict[str, str]:
     """
     unknown = set(options.skip) - set(PARTS)
     if unknown:
-        raise EvaluationError(f"--skip {sorted(unknown)[0]}: expected one of {', '.join(PARTS)}")
-    for name, share in (("--min-recovery", options.min_recovery), ("--min-agreement", options.min_agreement)):
+        raise EvaluationError(f"{argument('skip', sorted(unknown)[0])}: expected one of {', '.join(PARTS)}")
+    for name, share in (("min_recovery", options.min_recovery), ("min_agreement", options.min_agreement)):
         if not (math.isfinite(share) and 0 <= share <= 2):
-            raise EvaluationError(f"{name} {share:g}: expected a share, such as 0.99")
+            raise EvaluationError(f"{argument(name, share)}: expected a share, such as 0.99")
     for name, number in (
-        ("--limit", options.limit),
-        ("--tensor-parallel-size", options.tensor_parallel_size),
+        ("limit", options.limit),
+        ("tensor_parallel_size", options.tensor_parallel_size),
     ):
         if number is not None and number < 1:
-            raise EvaluationError(f"{name} {number}: expected at least 1")
+            raise EvaluationError(f"{argument(name, number)}: expected at least 1")
     options.names.check()
     read_card(options.release)
     checks = {
@@ -134,7 +134,7 @@ def check_options(options: ProveOptions) -> dict[str, str]:
 
 def _check_evaluation(options: ProveOptions) -> str | None:
     if not options.tasks:
-        return NO_TASK
+        return f"give {argument('tasks')}, such as gsm8k or any other of lm-evaluation-harness"
     require_vllm()
     plan_requests(options.evaluation)
     return None
@@ -146,7 +146,7 @@ def _check_text(options: ProveOptions) -> str | None:
     except CalibrationError as error:
         if options.data is not None:
             raise
-        return f"moe4's own text does not suit this model ({error}): give --data FILE.jsonl"
+        return f"moe4's own text does not suit this model ({error}): give {argument('data', 'FILE.jsonl')}"
     return None
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moe4.arguments import argument
 from moe4.checkpoint.report_file import ReportedSource
 from moe4.deploy.manifests.grammar import is_license
 from moe4.deploy.manifests.options import DeployOptions, Form, parse_source
@@ -65,12 +66,13 @@ class CardNames:
 
     def check(self) -> None:
         """Raise OutputError for a name that the hub would not take."""
-        for option, name in (("--repo", self.repo), ("--base-model", self.base_model)):
+        for which, name in (("repo", self.repo), ("base_model", self.base_model)):
             if name is not None:
-                check_repo(name, option)
+                check_repo(name, argument(which, name))
         if self.license_name is not None and not is_license(self.license_name):
             raise OutputError(
-                f"--license {self.license_name}: expected the hub's name of a licence, such as apache-2.0"
+                f"{argument('license_name', self.license_name)}: expected the hub's name of a licence, "
+                "such as apache-2.0"
             )
 
     def repo_for(self, proof: Proof) -> str:

@@ -75,8 +75,7 @@ def intervals(
     """Return a point with its interval for each (label, value, low, high), and a line at `reference`."""
     low = min([reference, *(row[2] for row in rows)])
     high = max([reference, *(row[3] for row in rows)])
-    margin = max((high - low) * 0.08, 1e-4)
-    low, high = low - margin, high + margin
+    low, high = _round_outward(low, high)
 
     def place(value: float) -> float:
         return (value - low) / (high - low) * 100
@@ -91,11 +90,20 @@ def intervals(
         )
     marks = [f'<span style="left:{place(reference):.2f}%">{100 * reference:g} %</span>']
     if place(reference) > 25:
-        marks.append(f'<span class="first" style="left:0">{100 * low:.2f} %</span>')
+        marks.append(f'<span class="first" style="left:0">{100 * low:g} %</span>')
     if place(reference) < 75:
-        marks.append(f'<span class="last" style="left:100%">{100 * high:.2f} %</span>')
+        marks.append(f'<span class="last" style="left:100%">{100 * high:g} %</span>')
     parts.append(f'<div class="scale" aria-hidden="true">{"".join(marks)}</div>')
     return _figure("intervals", title, description, parts)
+
+
+def _round_outward(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis: the interval with a margin, to one digit of its width."""
+    span = max(high - low, 1e-3)
+    digits = -math.floor(math.log10(span))
+    step, margin = 10.0**-digits, 0.04 * span
+    ends = math.floor((low - margin) / step), math.ceil((high + margin) / step)
+    return round(ends[0] * step, digits), round(ends[1] * step, digits)
 
 
 def _figure(kind: str, title: str, description: str, parts: Iterable[str]) -> str:

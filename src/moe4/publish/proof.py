@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.index import CONFIG_NAME, read_config
 from moe4.checkpoint.release_folder import REPORT_NAME
 from moe4.checkpoint.report_file import PROOF_FOLDER, Report, read_report
@@ -65,7 +66,7 @@ def read_proof(out: Path, proof: Path | None = None) -> Proof:
             raise MissingFileError(f"{out} is not a release of moe4: it has no {name}")
     folder = proof or out / PROOF_FOLDER
     if proof is not None and not proof.is_dir():
-        raise MissingFileError(f"--proof {proof} is not a folder")
+        raise MissingFileError(f"{argument('proof', proof)} is not a folder")
     return Proof(
         folder=out,
         config=read_config(out),

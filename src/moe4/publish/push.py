@@ -17,12 +17,13 @@ class Upload:
     num_bytes: int
 
 
-def check_repo(repo: str, option: str = "--push") -> str:
-    """Return the repository's name. Raises OutputError where the hub would not take it for `owner/name`."""
+def check_repo(repo: str, shown: str) -> str:
+    """Return the name of a repository, which messages call `shown`.
+
+    Raises OutputError where the hub would not take it for `owner/name`.
+    """
     if not is_repository(repo):
-        raise OutputError(
-            f"{option} {repo}: expected OWNER/NAME of letters, digits and single '-', '_' or '.'"
-        )
+        raise OutputError(f"{shown}: expected OWNER/NAME of letters, digits and single '-', '_' or '.'")
     return repo
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe4 import extras
+from moe4.arguments import argument
 from moe4.errors import ServeError
 from moe4.probe.check import is_address
 from moe4.strict_json import JsonObject
@@ -120,7 +121,7 @@ def _as_serve_error(error: Exception, client: Any) -> ServeError:
         return ServeError(f"{url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
         return ServeError(
-            f"no server answers at {url}; start one with `moe4 serve RELEASE`, or give --base-url"
+            f"no server answers at {url}; start one with `moe4 serve RELEASE`, or give {argument('base_url')}"
         )
     if isinstance(error, openai.AuthenticationError):
         return ServeError(f"{url} wants an API key: set VLLM_API_KEY")

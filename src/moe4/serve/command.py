@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe4.arguments import argument
 from moe4.errors import ServeError
 from moe4.escape import shell_line, shell_word
 from moe4.serve.binding import choose_binding
@@ -94,7 +95,8 @@ def build_command(
     ranks = read_ranks(options.tensor_parallel_size, extra)
     if model.needs_own_code and not is_given(extra, flags.TRUST_REMOTE_CODE):
         raise ServeError(
-            f"the tokenizer in {model.folder} is code: read it, and add --trust-remote-code if you trust it"
+            f"the tokenizer in {model.folder} is code: read it, and add "
+            f"{flags.TRUST_REMOTE_CODE} if you trust it"
         )
     check_ranks(model, ranks)
     if host.device == "gpu" and not _loads_plugin(environment):
@@ -122,7 +124,8 @@ def build_command(
     if loader:
         if (find_value(extra, flags.LOAD_FORMAT) or dict(defaults).get(flags.LOAD_FORMAT)) != LOAD_FORMAT:
             raise ServeError(
-                f"--rest and --expert-cache belong to --load-format {LOAD_FORMAT}, which is for W4A16 "
+                f"{argument('rest')} and {argument('expert_cache')} belong to --load-format "
+                f"{LOAD_FORMAT}, which is for W4A16 "
                 f"experts on CPUs; {model.name} is loaded in another way"
             )
         defaults.append((flags.LOADER_CONFIG, json.dumps(loader)))
@@ -148,7 +151,8 @@ def _max_model_len(model: "ServedModel", options: ServeOptions) -> int:
     longest, asked = model.max_position_embeddings, options.max_model_len
     if asked is not None and not 1 <= asked <= longest:
         raise ServeError(
-            f"--max-model-len {asked} is not in 1..{longest}, the lengths {model.name} was made for"
+            f"{argument('max_model_len', asked)} is not in 1..{longest}, the lengths {model.name} was "
+            "made for"
         )
     return asked or longest
 
@@ -173,7 +177,9 @@ def read_tokens(text: str) -> int:
     """Return the number of `--max-model-len`, written as vLLM takes it. Raises ServeError."""
     found = read_size(text)
     if found is None:
-        raise ServeError(f"--max-model-len {text} is not a number of tokens: give 32768, 32k (32,000) or 32K")
+        raise ServeError(
+            f"{argument('max_model_len', text)} is not a number of tokens: give 32768, 32k (32,000) or 32K"
+        )
     return found
 
 
@@ -228,12 +234,12 @@ def _loader_options(options: ServeOptions) -> dict[str, object]:
     if options.expert_cache_gb is not None:
         if not 0 <= options.expert_cache_gb < math.inf:
             raise ServeError(
-                f"--expert-cache {options.expert_cache_gb:g} is not a size in GB: give 0 or more"
+                f"{argument('expert_cache', options.expert_cache_gb)} is not a size in GB: give 0 or more"
             )
         wanted["expert_cache_gb"] = options.expert_cache_gb
     if options.rest != "bfloat16":
         if options.rest not in REST_TYPES:
-            raise ServeError(f"--rest {options.rest} is not one of {', '.join(REST_TYPES)}")
+            raise ServeError(f"{argument('rest', options.rest)} is not one of {', '.join(REST_TYPES)}")
         wanted["rest"] = options.rest
     return wanted
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moe4.arguments import argument
 from moe4.errors import ServeError
 from moe4.machine.memory import total_memory_bytes
 from moe4.machine.processors import Processors, read_processors
@@ -69,7 +70,8 @@ def free_port(host: str, port: int) -> int:
             raise ServeError(f"port {port} is not in 0..65535") from None
         except OSError as error:
             raise ServeError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --host or --port"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with "
+                f"{argument('host')} or {argument('port')}"
             ) from None
         return int(probe.getsockname()[1])
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex
 from moe4.config import Family, ModelConfig, TextModel, TokenizerConfig, parse_tokenizer_config
 from moe4.errors import CheckpointError
@@ -50,7 +51,8 @@ def read_served_model(folder: Path) -> ServedModel:
         raise CheckpointError(f"{folder} is not a folder; give the folder of a release")
     if (folder / JOURNAL).is_file():
         raise CheckpointError(
-            f"{folder} holds an unfinished release; finish it with the command that began it and --resume"
+            f"{folder} holds an unfinished release; finish it with the command that began it and "
+            f"{argument('resume', True)}"
         )
     config = CheckpointIndex(folder).config
     if not config.architectures:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from moe4.arguments import argument
 from moe4.errors import OutputError, ServeError
 from moe4.files.durable import check_output
 from moe4.serve.command import ServeCommand
@@ -150,11 +151,13 @@ class LogFollower:
 def check_log(path: Path) -> None:
     """Raise ServeError unless a log that the user named can be written."""
     if not path.parent.is_dir():
-        raise ServeError(f"--log {path}: there is no folder {path.parent}; create it, or give another file")
+        raise ServeError(
+            f"{argument('log', path)}: there is no folder {path.parent}; create it, or give another file"
+        )
     try:
         check_output(path)
     except OutputError as error:
-        raise ServeError(f"--log {error}") from None
+        raise ServeError(f"{argument('log')}: {error}") from None
 
 
 def new_log_path(port: int) -> Path:

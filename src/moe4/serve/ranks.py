@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from moe4.arguments import argument
 from moe4.errors import ServeError
 from moe4.serve.extra import find_whole, is_on
 from moe4.vllm_facts import flags
@@ -43,7 +44,7 @@ class ServedRanks:
 
     def __str__(self) -> str:
         """Return vLLM's options that decide what is cut."""
-        options = [f"--tensor-parallel-size {self.tensor}"]
+        options = [argument("tensor_parallel_size", self.tensor)]
         if self.replicas > 1:
             options.append(f"--data-parallel-size {self.replicas}")
         if self.contexts > 1:
@@ -65,13 +66,13 @@ def read_ranks(tensor: int, extra: Sequence[str]) -> ServedRanks:
 def check_ranks(model: "ServedModel", ranks: ServedRanks) -> None:
     """Raise ServeError where the model does not split evenly, with what would."""
     if ranks.tensor < 1:
-        raise ServeError(f"--tensor-parallel-size {ranks.tensor} is not at least 1")
+        raise ServeError(f"{argument('tensor_parallel_size', ranks.tensor)} is not at least 1")
     reason = _what_is_uneven(model, ranks)
     if reason is None:
         return
     sizes = range(1, model.num_heads + 1)
     advice = [str(size) for size in sizes if _what_is_uneven(model, replace(ranks, tensor=size)) is None]
-    ways = [f"--tensor-parallel-size {' or '.join(advice)}"] if advice else []
+    ways = [f"{argument('tensor_parallel_size')} {' or '.join(advice)}"] if advice else []
     if _what_is_uneven(model, replace(ranks, whole_experts=True)) is None:
         ways.append("--enable-expert-parallel, which keeps experts whole")
     raise ServeError(f"{ranks}: {reason}; use {', or '.join(ways) or 'fewer ranks'}")

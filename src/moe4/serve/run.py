@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moe4.arguments import argument
 from moe4.errors import ServeError
 from moe4.probe.ask import check_when_ready
 from moe4.progress import OnProgress, Pace, Progress, ignore
@@ -20,10 +21,6 @@ from moe4.strict_json import JsonObject
 NOT_THE_RELEASE = (
     "moe4: this server's answers are not the release's, but it keeps serving. "
     "Stop it, and read docs/probe-check.md"
-)
-FURTHER_ROUNDED = (
-    "moe4: --rest {rest} rounds what the release has in more bits, which may move answers beyond the bounds. "
-    "To check the release itself, serve it without --rest"
 )
 STARTING = "starting vLLM: half a minute, longer for a large model"
 
@@ -175,5 +172,13 @@ def _check(
     if not server.stopping:
         say(text)
         if ok is False:
-            say(NOT_THE_RELEASE if built.rest == "bfloat16" else FURTHER_ROUNDED.format(rest=built.rest))
+            say(NOT_THE_RELEASE if built.rest == "bfloat16" else _further_rounded(built.rest))
     return ok
+
+
+def _further_rounded(rest: str) -> str:
+    return (
+        f"moe4: {argument('rest', rest)} rounds what the release has in more bits, which may move "
+        "answers beyond "
+        f"the bounds. To check the release itself, serve it without {argument('rest')}"
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moe4.arguments import argument
 from moe4.calibration.corpus import Corpus, load_corpus
 from moe4.checkpoint.index import CONFIG_NAME, INDEX_NAME, PROBE_NAME
 from moe4.checkpoint.journal import Begin, Journal
@@ -111,7 +112,7 @@ def tune(options: TuneOptions, say: Say, on_progress: OnProgress = ignore) -> Re
             folder.discard()
             raise EvaluationError(
                 "tuning did not help on the text held back; nothing was written. Use the release as it is, "
-                "or try more text or a smaller --learning-rate in an empty folder"
+                f"or try more text or a smaller {argument('learning_rate')}"
             )
         shards = copy_with_scales(release.weights, run.scales, folder, report)
         _finish(folder, options.release, report, shards, tuning)
@@ -318,7 +319,7 @@ class _Run:
         if 2 * needed > free:
             raise MemoryBudgetError(
                 f"a step of {tokens:,} tokens needs {format_bytes(2 * needed)} for its hidden states, and "
-                f"{format_bytes(free)} are free; give a smaller --batch-tokens"
+                f"{format_bytes(free)} are free; give a smaller {argument('batch_tokens')}"
             )
         return max(0, free // 2 - needed)
 

@@ -7,6 +7,7 @@ plugin corrects it. This is the only place that knows the rule.
 
 from collections.abc import Collection
 
+from moe4.arguments import argument
 from moe4.recipe import GROUP_SIZES
 
 SAFE_GROUPS = 2
@@ -47,7 +48,11 @@ def one_group_a_rank(expert_width: int, group_size: int, num_ranks: int = 1) -> 
 def quantizing_advice(expert_width: int, group_size: int) -> str:
     """Return what to choose instead when a release is made."""
     sizes = _smaller_sizes(expert_width, group_size, 1)
-    return f"use --group-size {sizes}, or serve with moe4's plugin" if sizes else "serve with moe4's plugin"
+    return (
+        f"use {argument('group_size')} {sizes}, or serve with moe4's plugin"
+        if sizes
+        else "serve with moe4's plugin"
+    )
 
 
 def serving_advice(expert_width: int, group_size: int, num_ranks: int = 1) -> str:

@@ -205,7 +205,7 @@ def test_a_layout_is_found_or_refused_in_one_line(kimi: ReleaseSize) -> None:
     assert smallest_on(kimi, DEVICES["l40s"], None, 1).layout == Layout(tensor=8, pipeline=2)
     with pytest.raises(DeployError, match="does not fit on 64 x"):
         smallest_on(kimi, unnamed_gpu(8), None, 1)
-    with pytest.raises(DeployError, match="--gpu h1000 is not in the table"):
+    with pytest.raises(DeployError, match='gpu="h1000" is not in the table'):
         find_device("h1000")
     with pytest.raises(DeployError, match="131072"):
         fit(kimi, DEVICES["h200"], Layout(tensor=8), max_model_len=200_000)

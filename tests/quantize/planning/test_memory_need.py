@@ -114,7 +114,7 @@ def test_a_batch_is_the_same_on_every_machine(bound: Bound) -> None:
 def test_what_is_there_is_enough_to_the_byte(budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "available_memory_bytes", lambda: 1000)
     require_memory(MemoryNeed(base_bytes=600, phases={"an expert": 400, "other": 1}), budget)
-    told = "--memory-budget allows 1.0 kB; raise it" if budget else "this machine has 1.0 kB free; free some"
+    told = "memory_budget allows 1.0 kB; raise it" if budget else "this machine has 1.0 kB free; free some"
     with pytest.raises(MemoryBudgetError, match=rf"for an expert, but {told}, or .*shorter sequences"):
         require_memory(MemoryNeed(base_bytes=600, phases={"an expert": 401, "other": 1}), budget)
     with pytest.raises(MemoryBudgetError, match=r"for copying a tensor, .*; (free some|raise it)$"):

@@ -368,9 +368,9 @@ class TestOutputFolder:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--group-size", "48"], "group_size must be one of 32, 64, 128 or auto, found 48"),
+        (["--group-size", "48"], "options: --group-size must be one of 32, 64, 128 or auto, found 48"),
         (["--recipe", "none.toml"], "recipe none.toml does not exist"),
-        (["--num-sequences", "0"], "options: num_sequences must be at least 1, found 0"),
+        (["--num-sequences", "0"], "options: --num-sequences must be at least 1, found 0"),
         (["--device", "tpu0"], "device tpu0"),
     ],
 )

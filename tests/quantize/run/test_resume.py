@@ -92,7 +92,7 @@ def test_a_full_disk_behind_the_next_layer(
     code, log = run(forks, small_source, out, calibration, faults=faults)
     assert code == 2, log
     assert log.splitlines()[-1] == (
-        f"DiskSpaceError: {out}: the volume is full; free some space and run again with --resume"
+        f"DiskSpaceError: {out}: the volume is full; free some space and run again with resume=True"
     )
     assert not (out / "config.json").exists()
     code, log = run(forks, small_source, out, calibration, resume=True)
@@ -134,7 +134,7 @@ def test_a_full_disk(
     code, log = run(forks, small_source, out, calibration, faults={"0": {"no_room": call}})
     assert code == 2, log
     assert log.splitlines()[-1] == (
-        f"DiskSpaceError: {out}: the volume is full; free some space and run again with --resume"
+        f"DiskSpaceError: {out}: the volume is full; free some space and run again with resume=True"
     )
     assert not (out / "config.json").exists()
     code, log = run(forks, small_source, out, calibration, resume=True)
@@ -157,7 +157,7 @@ def test_a_limit_on_the_size_of_files(
     code, log = run(forks, small_source, out, calibration, faults=faults)
     assert code == 2, log
     assert "DiskSpaceError" in log.splitlines()[-1]
-    assert "ulimit -f allows; free some space and run again with --resume" in log.splitlines()[-1]
+    assert "ulimit -f allows; free some space and run again with resume=True" in log.splitlines()[-1]
     code, log = run(forks, small_source, out, calibration, resume=True)
     assert code == 0, log
     assert contents(out) == whole
@@ -281,7 +281,7 @@ def test_what_another_put_into_the_folder_is_left_alone(
 
 def test_without_resume_nothing_is_touched(small_source: Path, calibration: Path, unfinished: Path) -> None:
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
-    with pytest.raises(OutputNotEmptyError, match="holds an unfinished run; add --resume"):
+    with pytest.raises(OutputNotEmptyError, match="holds an unfinished run; add resume=True"):
         run_quantize(small_source, unfinished, RECIPE, calibration)
     assert before == {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
 

@@ -30,7 +30,7 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find out how small a fault the proof of a release would have noticed.
+    """Find the smallest faults that the checks of a release notice.
 
     Plants faults in memory, one at a time: scales too large, experts rounded to nearest, swapped or lost,
     the router's bias dropped, another chat template. Prints which measures notice each, and from which size

@@ -11,6 +11,7 @@ import jsonschema
 import yaml
 from pydantic import Field
 
+from moe4.arguments import argument
 from moe4.deploy.lint.finding import Finding
 from moe4.deploy.lint.place import Document, Place
 from moe4.errors import CheckpointError, DeployError
@@ -112,7 +113,7 @@ def read_schemas(folder: Path | None, from_cluster: bool) -> Schemas | None:
     Raises DeployError.
     """
     if folder is not None and not folder.is_dir():
-        raise DeployError(f"--crds {folder} is not a folder of CRD files")
+        raise DeployError(f"{argument('crds', folder)} is not a folder of CRD files")
     if folder is None and not from_cluster:
         return None
     return Schemas(_cluster_crds() if from_cluster else [], folder)
@@ -123,7 +124,9 @@ def _cluster_crds() -> list[_Crd]:
     try:
         result = subprocess.run(command, capture_output=True, timeout=KUBECTL_SECONDS, check=False)
     except FileNotFoundError:
-        raise DeployError("--cluster needs kubectl, which is not installed; use --crds FOLDER") from None
+        raise DeployError(
+            f"{argument('cluster')} needs kubectl, which is not installed; use {argument('crds', 'FOLDER')}"
+        ) from None
     except subprocess.TimeoutExpired:
         raise DeployError(f"`{' '.join(command)}` gave no answer in {KUBECTL_SECONDS} s") from None
     if result.returncode:
@@ -150,7 +153,7 @@ def _index(folder: Path) -> dict[tuple[str, str], Path]:
         spec = parse(_CrdHead, head, path, DeployError).spec
         found[spec.group, spec.names.kind] = path
     if not found:
-        raise DeployError(f"--crds {folder} contains no CustomResourceDefinition")
+        raise DeployError(f"{argument('crds', folder)} contains no CustomResourceDefinition")
     return found
 
 

@@ -4,6 +4,7 @@ from moe4.deploy.manifests.documents import Noted, map_text, render
 from moe4.deploy.manifests.requests import smoke_lines
 from moe4.deploy.manifests.workload import CACHE_PATH, MODEL_PATH, PROBE_PERIOD, PodVariable, Workload
 from moe4.escape import comment, dollars, shell_word, unit_text, unit_value, unit_word
+from moe4.units import counted
 
 STOP_SECONDS = 30
 
@@ -24,7 +25,8 @@ def podman_script(workload: Workload) -> str:
         ("--security-opt no-new-privileges --cap-drop all", "the server needs no rights"),
     ]
     if workload.gpus:
-        words.append((_podman_devices(workload), f"{workload.gpus} GPUs: {workload.gpus_why}"))
+        why = f"{counted(workload.gpus, 'GPU')}: {workload.gpus_why}"
+        words.append((_podman_devices(workload), why))
         words.append(("--security-opt label=disable", "SELinux otherwise hides the GPUs' devices"))
     words.append((f"--volume {shell_word(_volume(workload))}", _volume_why(workload)))
     for variable in workload.variables:

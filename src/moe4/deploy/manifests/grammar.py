@@ -6,6 +6,7 @@
 import re
 from pathlib import PurePosixPath
 
+from moe4.arguments import argument
 from moe4.deploy.manifests.images import moves
 from moe4.errors import DeployError
 from moe4.escape import visible
@@ -43,7 +44,11 @@ def is_license(text: str) -> bool:
 def check_namespace(text: str) -> None:
     """Raise DeployError unless the text is a label of DNS, as a namespace's name is."""
     if not re.fullmatch(LABEL, text):
-        _refuse("--namespace ", text, "1 to 63 lower-case letters, digits and hyphens, no hyphen at an end")
+        _refuse(
+            argument("namespace") + " ",
+            text,
+            "1 to 63 lower-case letters, digits and hyphens, no hyphen at an end",
+        )
 
 
 def check_object_name(option: str, text: str) -> None:
@@ -66,10 +71,10 @@ def parse_toleration(text: str) -> dict[str, str]:
     """Read `KEY`, `KEY=VALUE`, either with `:EFFECT`, as a pod's toleration. Raises DeployError."""
     taint, colon, effect = text.partition(":")
     key, has_value, value = taint.partition("=")
-    _check_key("--toleration ", text, key)
-    _check_value("--toleration ", text, value)
+    _check_key(argument("tolerations") + " ", text, key)
+    _check_value(argument("tolerations") + " ", text, value)
     if colon and effect not in _EFFECTS:
-        _refuse("--toleration ", text, f"one of {', '.join(_EFFECTS)} after the colon")
+        _refuse(argument("tolerations") + " ", text, f"one of {', '.join(_EFFECTS)} after the colon")
     found = {"key": key, "operator": "Equal" if has_value else "Exists"}
     if has_value:
         found["value"] = value
@@ -84,36 +89,43 @@ def parse_node_selector(texts: list[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            _refuse("--node-selector ", text, "KEY=VALUE")
-        _check_key("--node-selector ", text, key)
-        _check_value("--node-selector ", text, value)
+            _refuse(argument("node_selector") + " ", text, "KEY=VALUE")
+        _check_key(argument("node_selector") + " ", text, key)
+        _check_value(argument("node_selector") + " ", text, value)
         if found.setdefault(key, value) != value:
-            raise DeployError(f"--node-selector gives {key} twice, as {found[key]} and {value}: give one")
+            raise DeployError(
+                f"{argument('node_selector')} gives {key} twice, as {found[key]} and {value}: give one"
+            )
     return found
 
 
 def check_claim(uri: str, claim: str, path: str) -> None:
     """Raise DeployError unless a `pvc://CLAIM/PATH` names a claim and a path inside it."""
-    check_object_name(f"--model {visible(uri)}: the claim ", claim)
+    check_object_name(f"{argument('model', visible(uri))}: the claim ", claim)
     parts = path.split("/") if path else []
     if any(part in (".", "..") or not _PATH_PART.fullmatch(part) for part in parts):
-        _refuse("--model ", uri, "a path inside the claim of letters, digits and ._~@+=,- between slashes")
+        _refuse(
+            argument("model") + " ",
+            uri,
+            "a path inside the claim of letters, digits and ._~@+=,- between slashes",
+        )
 
 
 def check_folder(uri: str, path: str) -> None:
     """Raise DeployError unless podman and compose can mount the folder of a `file:///PATH`."""
     if not path.startswith("/"):
-        raise DeployError(f"--model {visible(uri)} must give a whole path: file:///PATH")
+        raise DeployError(f"{argument('model', visible(uri))} must give a whole path: file:///PATH")
     if ".." in PurePosixPath(path).parts:
-        _refuse("--model ", uri, "a path without ..")
+        _refuse(argument("model") + " ", uri, "a path without ..")
     if ":" in path:
         raise DeployError(
-            f"--model {visible(uri)} holds a colon, which podman takes for the end of the path: rename the "
+            f"{argument('model', visible(uri))} holds a colon, which podman takes for the end of the "
+            "path: rename the "
             "folder, or link to it from another"
         )
     if path != visible(path):
         raise DeployError(
-            f"--model {visible(uri)} contains invisible characters, shown here with a backslash: "
+            f"{argument('model', visible(uri))} contains invisible characters, shown here with a backslash: "
             "rename the folder, or link to it from another"
         )
 

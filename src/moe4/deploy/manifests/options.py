@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from moe4.arguments import argument
 from moe4.deploy.manifests.grammar import (
     check_claim,
     check_folder,
@@ -113,7 +114,7 @@ def find_engine(text: str) -> Engine:
     for engine in ENGINES:
         if engine == text:
             return engine
-    raise DeployError(f"--engine {text} is none of {', '.join(ENGINES)}")
+    raise DeployError(f"{argument('engine', text)} is none of {', '.join(ENGINES)}")
 
 
 def parse_source(text: str) -> ModelSource:
@@ -121,7 +122,8 @@ def parse_source(text: str) -> ModelSource:
     scheme, found, rest = text.partition("://")
     if not found or scheme not in SCHEMES or not rest.strip("/"):
         raise DeployError(
-            f"--model {text} is not an address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, hf://ORG/NAME or file:///PATH"
+            f"{argument('model', text)} is not an address; give pvc://CLAIM/PATH, oci://IMAGE:TAG, "
+            "hf://ORG/NAME or file:///PATH"
         )
     return ModelSource(scheme=scheme, rest=rest)
 
@@ -147,7 +149,8 @@ def check_name(name: str) -> None:
     """Raise DeployError unless this can be the name of all objects."""
     if not NAME.fullmatch(name) or len(name) > MAX_NAME:
         raise DeployError(
-            f"--name {name or '(nothing)'} must be 1 to {MAX_NAME} lower-case letters, digits and hyphens, "
+            f"{argument('name', name or '(nothing)')} must be 1 to {MAX_NAME} lower-case letters, "
+            "digits and hyphens, "
             "a letter first"
         )
 
@@ -156,27 +159,39 @@ def check(options: DeployOptions, release: ReleaseSize, fit: Fit) -> None:
     """Refuse a deployment that cannot work. Raises DeployError."""
     form, engine, source = options.form, options.engine, options.source
     if engine == "cpu" and release.group_size is None:
-        raise DeployError(f"{release.name} is not W4A16; --engine cpu is for moe4's releases")
+        raise DeployError(f"{release.name} is not W4A16; {argument('engine', 'cpu')} is for moe4's releases")
     if not fit.works:
-        lower = f"; --max-model-len {fit.longest} would fit" if 0 < fit.longest < fit.max_model_len else ""
+        lower = (
+            f"; {argument('max_model_len', fit.longest)} would fit"
+            if 0 < fit.longest < fit.max_model_len
+            else ""
+        )
         raise DeployError(
             f"{release.name} cannot be served on {fit.layout.num_gpus} x {fit.device.name} "
             f"({fit.layout.describe()}): {fit.reason}{lower}"
         )
     _check_texts(options)
     if not 1024 <= options.port <= 65535:
-        raise DeployError(f"--port {options.port} must be in 1024..65535: the server does not run as root")
+        raise DeployError(
+            f"{argument('port', options.port)} must be in 1024..65535: the server does not run as root"
+        )
     if (engine == "cpu") != (fit.device.kind == "cpu"):
-        raise DeployError("--engine cpu goes with --memory, the other engines with --gpu or --gpu-memory")
+        raise DeployError(
+            f"{argument('engine', 'cpu')} goes with {argument('memory')}, "
+            f"the other engines with {argument('gpu')} or {argument('gpu_memory')}"
+        )
     if form == "llmd" and (engine == "cpu" or options.port != 8000):
         raise DeployError("llmd runs vLLM by KServe's template, on GPUs and port 8000")
     if engine == "rhaiis" and fit.device.kind != "nvidia":
-        raise DeployError(f"--engine rhaiis is the CUDA image; it does not run on {fit.device.name}")
+        raise DeployError(
+            f"{argument('engine', 'rhaiis')} is the CUDA image; it does not run on {fit.device.name}"
+        )
     if engine == "vllm" and fit.device.kind == "amd":
         raise DeployError(f"no vLLM image for {fit.device.name} has been tried with INT4 experts")
     if release.needs_own_code and not options.trust_remote_code:
         raise DeployError(
-            f"the tokenizer of {release.name} is Python code: read it, and add --trust-remote-code "
+            f"the tokenizer of {release.name} is Python code: read it, and add "
+            f"{argument('trust_remote_code', True)} "
             "if you trust it"
         )
     _check_source(form, engine, source, fit)
@@ -186,7 +201,8 @@ def check(options: DeployOptions, release: ReleaseSize, fit: Fit) -> None:
         local = options.image_name.partition(":")[0]
         recipe = "packaging/Containerfile.cpu" if engine == "cpu" else "packaging/Containerfile.gpu"
         raise DeployError(
-            f"a cluster cannot pull {local}: build {recipe}, push it to a registry and name it with --image"
+            f"a cluster cannot pull {local}: build {recipe}, push it to a registry and name it with "
+            f"{argument('image')}"
         )
     if fit.num_nodes > 1:
         _check_nodes(form, source, fit)
@@ -198,10 +214,10 @@ def _check_texts(options: DeployOptions) -> None:
     if options.namespace is not None:
         check_namespace(options.namespace)
     if options.api_key_secret is not None:
-        check_object_name("--api-key-secret ", options.api_key_secret)
+        check_object_name(argument("api_key_secret") + " ", options.api_key_secret)
     if options.hf_secret is not None:
-        check_object_name("--hf-secret ", options.hf_secret)
-    check_image("--image ", options.image_name)
+        check_object_name(argument("hf_secret") + " ", options.hf_secret)
+    check_image(argument("image") + " ", options.image_name)
     for text in options.tolerations:
         parse_toleration(text)
     parse_node_selector([f"{key}={value}" for key, value in options.node_selector.items()])
@@ -211,31 +227,38 @@ def _check_source(form: Form, engine: Engine, source: ModelSource, fit: Fit) -> 
     scheme = source.scheme
     if form in ON_A_CLUSTER:
         if scheme == "file":
-            raise DeployError(f"{form} pods do not see {source.rest}; use --model pvc://, oci:// or hf://")
+            raise DeployError(
+                f"{form} pods do not see {source.rest}; use {argument('model')} pvc://, oci:// or hf://"
+            )
     elif scheme not in ("file", "hf"):
-        raise DeployError(f"{form} mounts a folder: --model file:///PATH or hf://ORG/NAME, not {source.uri}")
+        raise DeployError(
+            f"{form} mounts a folder: {argument('model')} file:///PATH or hf://ORG/NAME, not {source.uri}"
+        )
     if scheme == "file":
         check_folder(source.uri, source.rest)
     elif scheme == "hf":
-        check_repository("--model hf://", source.rest)
+        check_repository(f"{argument('model')} hf://", source.rest)
     elif scheme == "pvc":
         check_claim(source.uri, *source.claim)
     else:
-        check_image("--model oci://", source.rest)
+        check_image(f"{argument('model')} oci://", source.rest)
     if scheme == "hf" and engine == "cpu":
-        raise DeployError("moe4 serve reads a folder: give --model pvc://, oci:// or file:///PATH, not hf://")
+        raise DeployError(
+            f"moe4 serve reads a folder: give {argument('model')} pvc://, oci:// or file:///PATH, not hf://"
+        )
 
 
 def _check_answers(form: Form, source: ModelSource) -> None:
     """Refuse a check of the answers where the form, or the place of the weights, cannot hold it."""
     if form not in CHECKS_ANSWERS:
         raise DeployError(
-            f"--check-answers goes with {', '.join(CHECKS_ANSWERS)}, not {form}: once it runs, "
+            f"{argument('check_answers')} goes with {', '.join(CHECKS_ANSWERS)}, not {form}: once it runs, "
             "ask it with `moe4 smoke URL --probe RELEASE`"
         )
     if source.scheme == "hf":
         raise DeployError(
-            "--check-answers reads moe4-probe.json beside the weights: give --model pvc:// or oci://, "
+            f"{argument('check_answers')} reads moe4-probe.json beside the weights: give "
+            f"{argument('model')} pvc:// or oci://, "
             f"not {source.uri}"
         )
 
@@ -261,5 +284,5 @@ def _check_nodes(form: Form, source: ModelSource, fit: Fit) -> None:
     if form == "llmd" and (layout.data == 1 or layout.tensor > 1 or not layout.expert_parallel):
         raise DeployError(
             f"{machines}; KServe 0.20 has a template for data and expert parallel workers only: use "
-            f"--data-parallel {layout.num_gpus} --expert-parallel"
+            f"{argument('data_parallel', layout.num_gpus)} and {argument('expert_parallel', True)}"
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moe4.arguments import argument
 from moe4.deploy.sizing.choose import Survey, default_layout, layouts, smallest_of, survey
 from moe4.deploy.sizing.fit import Fit, Layout, fit
 from moe4.deploy.sizing.machines import Device, asked_gpu, devices_here
@@ -38,7 +39,10 @@ def size_release(release: ReleaseSize, asked: Asked) -> Survey | Fit:
     """
     if asked.gpu is None and asked.gpu_memory is None:
         if asked.gpus is not None or asked.names_a_split:
-            raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
+            raise DeployError(
+                f"{argument('gpus')} and the parallel sizes need {argument('gpu')} or "
+                f"{argument('gpu_memory')}"
+            )
         return survey(
             release,
             max_model_len=asked.max_model_len,
@@ -72,7 +76,9 @@ def _layouts(release: ReleaseSize, device: Device, asked: Asked) -> list[Layout]
         )
         layout = Layout(tensor=tensor, pipeline=pipeline, data=data, expert_parallel=asked.expert_parallel)
         if asked.gpus is not None and asked.gpus != layout.num_gpus:
-            raise DeployError(f"--gpus {asked.gpus} is not the {layout.num_gpus} GPUs of {layout.describe()}")
+            raise DeployError(
+                f"{argument('gpus', asked.gpus)} is not the {layout.num_gpus} GPUs of {layout.describe()}"
+            )
         return [layout]
     if asked.gpus is not None:
         return [default_layout(release, device, asked.gpus, plugin=asked.plugin)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from moe4.arguments import argument
 from moe4.deploy.sizing.fit import Fit, Layout, check_groups, check_layout, fit
 from moe4.deploy.sizing.machines import CPU_SERVERS, DEVICES, Device, asked_gpu, cpu_server
 from moe4.deploy.sizing.release_size import ReleaseSize
@@ -48,16 +49,23 @@ def pick(release: ReleaseSize, wanted: Wanted) -> Fit:
     names_gpu = wanted.gpu is not None or wanted.gpu_memory is not None
     if wanted.on_cpu:
         if names_gpu or wanted.gpus is not None:
-            raise DeployError("--engine cpu takes --memory, no GPUs")
+            raise DeployError(f"{argument('engine', 'cpu')} takes {argument('memory')}, no GPUs")
         if wanted.memory is None:
-            raise DeployError("--engine cpu needs --memory, the GiB of the server")
+            raise DeployError(
+                f"{argument('engine', 'cpu')} needs {argument('memory')}, the GiB of the server"
+            )
         return _fit(release, cpu_server(wanted.memory), Layout(), wanted)
     if wanted.memory is not None:
-        raise DeployError("--memory goes with --engine cpu; a GPU's is --gpu-memory")
+        raise DeployError(
+            f"{argument('memory')} goes with {argument('engine', 'cpu')}; a GPU's is {argument('gpu_memory')}"
+        )
     splits_experts = wanted.data_parallel is not None or wanted.expert_parallel
     if not names_gpu:
         if wanted.gpus is not None or splits_experts:
-            raise DeployError("--gpus and the parallel sizes need --gpu or --gpu-memory")
+            raise DeployError(
+                f"{argument('gpus')} and the parallel sizes need {argument('gpu')} or "
+                f"{argument('gpu_memory')}"
+            )
         table = survey(
             release,
             max_model_len=wanted.max_model_len,
@@ -75,9 +83,13 @@ def pick(release: ReleaseSize, wanted: Wanted) -> Fit:
         copies = 1 if wanted.data_parallel is None else wanted.data_parallel
         num_gpus = copies if wanted.gpus is None else wanted.gpus
         if min(copies, num_gpus) < 1:
-            raise DeployError(f"--data-parallel {copies} and --gpus {num_gpus} must be at least 1")
+            raise DeployError(
+                f"{argument('data_parallel', copies)} and {argument('gpus', num_gpus)} must be at least 1"
+            )
         if num_gpus % copies:
-            raise DeployError(f"--gpus {num_gpus} is not a multiple of --data-parallel {copies}")
+            raise DeployError(
+                f"{argument('gpus', num_gpus)} is not a multiple of {argument('data_parallel', copies)}"
+            )
         layout = Layout(tensor=num_gpus // copies, data=copies, expert_parallel=True)
         return _fit(release, device, layout, wanted)
     if wanted.gpus is not None:
@@ -103,7 +115,7 @@ def default_layout(release: ReleaseSize, device: Device, num_gpus: int, *, plugi
     Raises DeployError if no split of exactly that many works.
     """
     if num_gpus < 1:
-        raise DeployError(f"--gpus {num_gpus} is not at least 1")
+        raise DeployError(f"{argument('gpus', num_gpus)} is not at least 1")
     reasons = []
     for tensor in range(min(num_gpus, device.per_node), 0, -1):
         if num_gpus % tensor or (num_gpus > device.per_node and device.per_node % tensor):

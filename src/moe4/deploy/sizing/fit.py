@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from moe4.arguments import argument
 from moe4.deploy.sizing.machines import Device
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.errors import DeployError
@@ -167,14 +168,14 @@ def fit(
     length = release.max_position_embeddings if max_model_len is None else max_model_len
     if not 1 <= length <= release.max_position_embeddings:
         raise DeployError(
-            f"--max-model-len {length} is not in 1..{release.max_position_embeddings}, "
+            f"{argument('max_model_len', length)} is not in 1..{release.max_position_embeddings}, "
             f"the lengths {release.name} was made for"
         )
     sizes = layout.tensor, layout.pipeline, layout.data
     if min(sizes) < 1:
         raise DeployError(f"parallel sizes of {' x '.join(map(str, sizes))} GPUs: each must be at least 1")
     if concurrency < 1:
-        raise DeployError(f"--concurrency {concurrency} is not at least 1")
+        raise DeployError(f"{argument('concurrency', concurrency)} is not at least 1")
     on_cpu = device.kind == "cpu"
     working = working_bytes if working_bytes is not None else CPU_WORKING_BYTES if on_cpu else WORKING_BYTES
     usable = int(device.memory_bytes * GPU_MEMORY_SHARE)
@@ -272,7 +273,7 @@ def _ceiling(release: ReleaseSize, device: Device, layout: Layout, batch: int) -
 def read_speed(gigabytes: float) -> float:
     """Return the bytes a second of a `--disk` in GB/s. Raises DeployError."""
     if not 0.001 <= gigabytes <= 1000:
-        raise DeployError(f"--disk {gigabytes:g} is not in 0.001..1000 GB/s")
+        raise DeployError(f"{argument('disk', gigabytes)} is not in 0.001..1000 GB/s")
     return gigabytes * 1e9
 
 

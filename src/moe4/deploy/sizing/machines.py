@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from moe4.arguments import argument
 from moe4.errors import DeployError
 from moe4.machine.gpus import Gpu, list_gpus
 from moe4.machine.memory import total_memory_bytes
@@ -93,7 +94,7 @@ def asked_gpu(name: str | None, memory_gib: float | None) -> Device:
         assert memory_gib is not None
         return unnamed_gpu(memory_gib)
     if memory_gib is not None:
-        raise DeployError("give --gpu or --gpu-memory, not both")
+        raise DeployError(f"give {argument('gpu')} or {argument('gpu_memory')}, not both")
     return find_device(name)
 
 
@@ -103,7 +104,8 @@ def find_device(name: str) -> Device:
     key = {"a10080": "a100", "a10080gb": "a100", "h10080gb": "h100"}.get(key, key)
     if key not in DEVICES:
         raise DeployError(
-            f"--gpu {name} is not in the table ({', '.join(DEVICES)}); give its memory with --gpu-memory"
+            f"{argument('gpu', name)} is not in the table ({', '.join(DEVICES)}); give its memory with "
+            f"{argument('gpu_memory')}"
         )
     return DEVICES[key]
 
@@ -111,7 +113,7 @@ def find_device(name: str) -> Device:
 def unnamed_gpu(memory_gib: float) -> Device:
     """Return a GPU known by its memory alone; no speed can be told."""
     if not 1 <= memory_gib <= 4096:
-        raise DeployError(f"--gpu-memory {memory_gib:g} is not in 1..4096 GiB")
+        raise DeployError(f"{argument('gpu_memory', memory_gib)} is not in 1..4096 GiB")
     return Device(
         name=f"{memory_gib:g} GiB GPU", memory_bytes=int(memory_gib * GIB), bandwidth=0.0, kind="other"
     )
@@ -120,7 +122,7 @@ def unnamed_gpu(memory_gib: float) -> Device:
 def cpu_server(memory_gib: float) -> Device:
     """Return a CPU server of this much memory."""
     if not 1 <= memory_gib <= 1 << 16:
-        raise DeployError(f"--memory {memory_gib:g} is not in 1..65536 GiB")
+        raise DeployError(f"{argument('memory', memory_gib)} is not in 1..65536 GiB")
     return Device(
         name=f"CPU, {memory_gib:g} GiB",
         memory_bytes=int(memory_gib * GIB),

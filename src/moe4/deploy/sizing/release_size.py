@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe4.arguments import argument
 from moe4.checkpoint.header import ITEM_BITS, TensorSpec
 from moe4.checkpoint.index import CONFIG_NAME, CheckpointIndex, has_weights, read_config
 from moe4.config import FAMILIES, TEXT_MODELS, Family, ModelConfig, parse_config, parse_tokenizer_config
@@ -234,7 +235,7 @@ def _from_config(
     if group_size not in GROUP_SIZES or width % group_size or hidden % group_size:
         raise DeployError(
             f"groups of {group_size} codes do not divide the experts of {where} ({width} by {hidden}); "
-            "use --group-size 32, 64 or 128"
+            f"use {argument('group_size')} 32, 64 or 128"
         )
     release = _empty(name, where, "config", config, group_size, folder)
     for tensors in list_tensors(text):

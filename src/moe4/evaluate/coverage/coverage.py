@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe4 import reference
+from moe4.arguments import argument
 from moe4.calibration.chat import join_parts
 from moe4.calibration.corpus import draw_reference, tokenize_all
 from moe4.calibration.documents import Drawn, draw_from
@@ -116,7 +117,7 @@ def draw(model: Path, path: Path | None, num_documents: int | None) -> Drawn:
     """Return the first documents of the file, or the reference documents. Raises CalibrationError."""
     if path is None:
         raise CalibrationError(
-            f"coverage of {model} needs a file of documents: give --calibration FILE.jsonl"
+            f"coverage of {model} needs a file of documents: give {argument('calibration', 'FILE.jsonl')}"
         )
     if reference.is_asked_for(path):
         return draw_reference(num_documents or REFERENCE_DOCUMENTS, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe4 import __version__, extras
+from moe4.arguments import argument
 from moe4.checkpoint.index import read_config
 from moe4.errors import EvaluationError
 from moe4.evaluate.harness.cache import AnswerCache, folder_identity
@@ -58,7 +59,7 @@ def load_task(manager: Any, name: str) -> dict[str, object]:
             raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error
         raise EvaluationError(
             f"unknown task {name}; there are {', '.join(TASKS)}, the harness' own (lm_eval ls tasks) "
-            "and those of --include-path"
+            f"and those of {argument('include_path')}"
         ) from error
     except Exception as error:  # a task's data come through whatever client it names
         raise EvaluationError(f"task {name} cannot be loaded: {_one_line(error)}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.errors import EvaluationError
 from moe4.evaluate.harness.backend import require_harness
 from moe4.evaluate.harness.cache import default_cache_folder
@@ -60,18 +61,18 @@ def plan_requests(options: EvaluationOptions) -> list[EvaluationRequest]:
     if options.base_url is None:
         require_vllm()
     if options.limit is not None and options.limit < 1:
-        raise EvaluationError(f"--limit {options.limit} leaves no question; give at least 1")
+        raise EvaluationError(f"{argument('limit', options.limit)} leaves no question; give at least 1")
     tasks = choose_tasks(options.tasks, options.gsm8k_folder)
     gsm8k_folder = check_gsm8k(options.gsm8k_folder)
     needs_data = options.data_folder is not None or bool(set(tasks) & (set(TASKS) - {GSM8K}))
     data_folder = str(find_data(options.data_folder)) if needs_data else None
     if options.include_path is not None and not options.include_path.is_dir():
-        raise EvaluationError(f"--include-path {options.include_path} is not a folder")
+        raise EvaluationError(f"{argument('include_path', options.include_path)} is not a folder")
     if options.tokenizer is not None and not options.tokenizer.is_dir():
-        raise EvaluationError(f"--tokenizer {options.tokenizer} is not a folder")
-    for name, value in (("--tokenizer", options.tokenizer), ("--revision", options.revision)):
+        raise EvaluationError(f"{argument('tokenizer', options.tokenizer)} is not a folder")
+    for name, value in (("tokenizer", options.tokenizer), ("revision", options.revision)):
         if value is not None and options.base_url is None:
-            raise EvaluationError(f"{name} goes with --base-url: a folder has its own")
+            raise EvaluationError(f"{argument(name)} goes with {argument('base_url')}: a folder has its own")
     cache_folder = (options.cache_folder or default_cache_folder()).absolute() if options.use_cache else None
     if options.output is not None:
         check_output(options.output)

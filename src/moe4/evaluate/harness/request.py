@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe4 import reference
+from moe4.arguments import argument
 from moe4.checkpoint.index import CheckpointIndex
 from moe4.errors import CheckpointError, EvaluationError, MissingFileError
 from moe4.hub.locate import locate
@@ -49,7 +50,7 @@ def choose_tasks(names: Sequence[str], gsm8k_folder: Path | None) -> tuple[str, 
         return tuple(dict.fromkeys(names))
     if gsm8k_folder is not None:
         return (GSM8K,)
-    raise EvaluationError(f"give --task: {', '.join(TASKS)} or a task of lm-evaluation-harness")
+    raise EvaluationError(f"give {argument('tasks')}: {', '.join(TASKS)} or a task of lm-evaluation-harness")
 
 
 def find_data(folder: Path | None) -> Path:
@@ -58,7 +59,7 @@ def find_data(folder: Path | None) -> Path:
     for name in ("heldout-problems.jsonl", "fewshot-problems.jsonl"):
         if not (folder / name).is_file():
             raise EvaluationError(
-                f"{folder} has no {name}; give the folder of k2-tiny's problems by --data-dir"
+                f"{folder} has no {name}; give the folder of k2-tiny's problems by {argument('data_dir')}"
             )
     return folder
 
@@ -68,7 +69,7 @@ def check_model(model: str) -> str:
     folder = locate(model)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{model} is not a folder; give a checkpoint's folder, or a server by --base-url"
+            f"{model} is not a folder; give a checkpoint's folder, or a server by {argument('base_url')}"
         )
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():

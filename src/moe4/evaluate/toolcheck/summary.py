@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moe4.arguments import argument
 from moe4.errors import EvaluationError
 from moe4.escape import visible
 from moe4.evaluate.result_files import Agreement, EndpointResult, Fault, Measure, ToolcheckFile
@@ -75,7 +76,7 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
             share = -1.0
         if name not in MEASURES or not 0 <= share <= 1:
             raise EvaluationError(
-                f"--threshold {text}: expected NAME=SHARE with a share from 0 to 1 and a name of "
+                f"{argument('thresholds', text)}: expected NAME=SHARE with a share from 0 to 1 and a name of "
                 f"{', '.join(MEASURES)}"
             )
         thresholds[name] = share

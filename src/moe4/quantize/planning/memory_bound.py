@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe4.arguments import argument
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
 from moe4.machine.at_once import BATCH_TOKENS, BEHIND_BYTES, PROBE_BATCH_TOKENS, RESIDENT_BYTES
@@ -162,7 +163,7 @@ def require_memory(need: MemoryNeed, budget_bytes: int | None) -> None:
     found, remedy = (
         (f"this machine has {free} free", "free some")
         if budget_bytes is None
-        else (f"--memory-budget allows {free}", "raise it")
+        else (f"{argument('memory_budget')} allows {free}", "raise it")
     )
     if need.largest_phase != "copying a tensor":
         remedy += ", or calibrate with fewer or shorter sequences"

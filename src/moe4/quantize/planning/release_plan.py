@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moe4.arguments import argument
 from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
@@ -373,7 +374,9 @@ def _is_quantizable(
         )
     elif weight.shape[1] % group_size:
         fitting = [str(size) for size in GROUP_SIZES if weight.shape[1] % size == 0]
-        hint = f"use --group-size {fitting[-1]}" if fitting else "no supported group size divides it"
+        hint = (
+            f"use {argument('group_size', fitting[-1])}" if fitting else "no supported group size divides it"
+        )
         error = RecipeError(
             f"{weight.name} has {weight.shape[1]} input columns, "
             f"which groups of {group_size} do not divide; {hint}"

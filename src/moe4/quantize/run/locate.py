@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from moe4.arguments import argument
 from moe4.checkpoint.journal import Begin, read_begin
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder
 from moe4.checkpoint.report_file import read_report
@@ -17,8 +18,9 @@ def locate_for_run(request: Request, progress: ProgressReporter, ranks: Ranks) -
     """Find the source, of the hub at the commit with which an unfinished or finished run was begun."""
     if request.stream and ranks.size > 1:
         raise HubError(
-            f"--stream is for one process, and this run has {ranks.size}; run it without torchrun, or leave "
-            "--stream out"
+            f"{argument('stream')} is for one process, and this run has {ranks.size}; run it without "
+            "torchrun, or leave "
+            f"{argument('stream')} out"
         )
     work = ReleaseFolder.work_folder(request.out)
     begun: Pin | None = None
@@ -46,5 +48,5 @@ def require_same_commit(begin: Begin, located: Located, out: Path) -> None:
     if (before.repository, before.commit) != (pin.repository, pin.commit):
         raise ResumeError(
             f"{out} was begun with {before.repository} at commit {before.commit}, not {pin}; add "
-            f"--revision {before.commit}, or begin again in an empty folder"
+            f"{argument('revision', before.commit)}, or begin again in an empty folder"
         )

@@ -2,6 +2,7 @@
 
 import socket
 
+from moe4.arguments import argument
 from moe4.checkpoint.journal import read_begin
 from moe4.checkpoint.release_folder import ReleaseFolder
 from moe4.checkpoint.report_file import Report
@@ -40,7 +41,9 @@ def quantize(
     except (Moe4Error, OSError) as error:
         named = error if isinstance(error, Moe4Error) else _name_os_error(request, error)
         if isinstance(error, HubError) and read_begin(ReleaseFolder.work_folder(request.out)) is not None:
-            named = HubError(f"{error}; the committed layers are kept: run again with --resume")
+            named = HubError(
+                f"{error}; the committed layers are kept: run again with {argument('resume', True)}"
+            )
         if ranks.is_first:
             raise named from error
         raise type(named)(f"rank {ranks.rank} on {socket.gethostname()}: {named}") from error
@@ -99,8 +102,11 @@ def _name_os_error(request: Request, error: OSError) -> OutputError:
     """Return one line for what the system refused."""
     if error.errno in NO_ROOM:
         reason = NO_ROOM[error.errno]
-        return DiskSpaceError(f"{request.out}: {reason}; free some space and run again with --resume")
+        return DiskSpaceError(
+            f"{request.out}: {reason}; free some space and run again with {argument('resume', True)}"
+        )
     where = error.filename or request.out
     return OutputError(
-        f"{where}: {error.strerror or error}; the committed layers are kept: run again with --resume"
+        f"{where}: {error.strerror or error}; the committed layers are kept: run again with "
+        f"{argument('resume', True)}"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe4.arguments import argument
 from moe4.errors import RankError
 from moe4.machine.allocator import return_large_blocks
 from moe4.machine.processors import num_usable
@@ -24,7 +25,6 @@ from moe4.strict_json import JsonObject
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-AGAIN = "the committed layers are kept: run again with --resume, on any number of ranks"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,12 +243,16 @@ def _encode_header(parcel: Parcel) -> Tensor:
 
 
 def _lost(who: str, error: RuntimeError) -> RankError:
-    return RankError(f"{who} died or stopped answering ({_first_line(error)}); {AGAIN}")
+    return RankError(f"{who} died or stopped answering ({_first_line(error)}); {_again()}")
 
 
 def _raise_terminated(*_: object) -> None:
-    raise RankError(f"the launcher ended this run because one of its processes died; {AGAIN}")
+    raise RankError(f"the launcher ended this run because one of its processes died; {_again()}")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _again() -> str:
+    return f"the committed layers are kept: run again with {argument('resume', True)}, on any number of ranks"

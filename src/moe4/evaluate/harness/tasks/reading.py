@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 
+from moe4.arguments import argument
 from moe4.errors import EvaluationError
 
 GSM8K_ON_THE_HUB = ("openai/gsm8k", "main")
@@ -33,7 +34,7 @@ def read_gsm8k(gsm8k: str | None = None, **_: Any) -> DatasetDict:
     except Exception as error:  # the hub's client raises whatever its transports raise
         raise EvaluationError(
             f"GSM8K cannot be downloaded from the hub ({type(error).__name__}); "
-            "give a folder with train.jsonl and test.jsonl by --gsm8k-dir"
+            f"give a folder with train.jsonl and test.jsonl by {argument('gsm8k_dir')}"
         ) from error
 
 
