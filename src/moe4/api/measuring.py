@@ -277,9 +277,10 @@ def power(
     source on the hub. data, max_tokens, work, family_as_is: as in `compare`. Raises CheckpointError,
     HubError, CalibrationError, EvaluationError, ProbeError or OutputError.
     """
-    from moe4.power.run import PowerOptions, measure_power
+    from moe4.evaluate.comparison.compare import CompareOptions
+    from moe4.power.run import measure_power
 
-    options = PowerOptions(
+    options = CompareOptions(
         source=open_source(source, revision, on_progress),
         release=Path(release),
         data=optional_path(data),
