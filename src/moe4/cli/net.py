@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeAlias
 
 from moe4 import extras
 from moe4.cli.streams import OutputLost, standard_streams
@@ -16,6 +17,8 @@ from moe4.escape import visible
 IMPORT_SECONDS = 0.5
 COMPLETION_VARIABLE = "_MOE4_COMPLETE"
 LONGEST_LINE = 1000  # of a message, which may quote a value of any length
+
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class Terminated(BaseException):
@@ -150,7 +153,10 @@ def _hearing_signals() -> Iterator[None]:
         signal.signal(signal.SIGALRM, hear)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[signal.Signals, Handler] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
     before = {number: found for number, found in usual.items() if signal.getsignal(number) is found}
     for number in before:
         signal.signal(number, hear)
