@@ -157,7 +157,7 @@ class Committer:
     def last_files(self) -> dict[str, bytes]:
         """Return what is written last, by name, in that order: the index, then the config."""
         config = without_quantization(self.bench.checkpoint.config.document)
-        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
+        config["quantization_config"] = quantization_config(self.plan)
         index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
         return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 

@@ -13,8 +13,9 @@ from moe4.hub.locate import Located
 from moe4.probe.form import PROBE_NAME
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import disk_need
-from moe4.quantize.planning.release_plan import ReleasePlan, group_size_warnings
+from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.planning.request import Request
+from moe4.quantize.planning.resolve import group_size_warnings
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
