@@ -80,7 +80,7 @@ def lead(
     if prepared.source.stream is not None:
         progress.follow(prepared.source.stream.meter)
     bench.checkpoint.provider.expect(prepared.steps[len(journal.shards) :], progress.say)
-    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
+    _require_same_source(bench, prepared.plan, journal, committer.read_saved().reads)
     committer.commit_shards()
     bench.checkpoint.provider.close()
     report = _finish(folder, prepared, committer, begin)
@@ -182,7 +182,9 @@ def _require_same_source(
 def _finish(folder: ReleaseFolder, prepared: Prepared, committer: Committer, begin: Begin) -> Report:
     """Write what the release has beside its shards; return the report."""
     folder.copy_side_files(prepared.side_files.files, begin.side_files)
-    probe = committer.write_probe(prepared.prompts)
+    saved = committer.read_saved()
+    assert len(saved.parts) == len(prepared.plan.shards)
+    probe = committer.write_probe(prepared.prompts, saved.layers)
     names = [path.name for path in prepared.side_files.files]
     if probe.is_there:
         names.append(PROBE_NAME)
@@ -195,9 +197,7 @@ def _finish(folder: ReleaseFolder, prepared: Prepared, committer: Committer, beg
         corpus=prepared.corpus,
         shards=committer.journal.shards,
         left_out=prepared.side_files.left_out,
-        saved=committer.saved_layers(),
-        traffic=committer.saved_traffic(),
-        reads=committer.saved_reads(),
+        saved=saved,
         files=list_files(folder.folder, names, last),
         probe=probe,
         pin=prepared.source.pin,
