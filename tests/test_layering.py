@@ -193,11 +193,16 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def imported_by_text(tree: ast.Module) -> set[str]:
-    """Return what a module may import through importlib: the dotted names among its strings."""
+    """Return what a module may import through importlib: the dotted names among its strings.
+
+    Those of moe4's own modules are left out: `moe4` and the command line load operations and commands late.
+    """
     if not any(isinstance(node, ast.Attribute) and node.attr == "import_module" for node in ast.walk(tree)):
         return set()
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    return {text for text in texts if isinstance(text, str) and DOTTED.fullmatch(text)}
+    names = {text for text in texts if isinstance(text, str) and DOTTED.fullmatch(text)}
+    own = names_in(SOURCE) | names_in(SOURCE / "cli")
+    return {name for name in names if name.partition(".")[0] not in own}
 
 
 def imported_at_once(tree: ast.AST) -> Iterator[str]:
