@@ -127,3 +127,10 @@ def test_the_line_of_a_layer_counts_downloads_too(clock: Clock) -> None:
         reporter.layer_done(0)
         reporter.layer_committed(LayerRecord(layer=0, experts=[], linears={}), 2, 4.0)
     assert said[-1].endswith("4.0 s, 0:03:16 left")
+
+
+def test_a_first_layer_of_which_nothing_was_expected_is_no_pace(clock: Clock) -> None:
+    left = TimeLeft([LayerTime(rest_seconds=0.0), LayerTime(rest_seconds=2.0)], 0, clock)
+    clock.now += 5.0
+    left.layer_done()
+    assert left.seconds() == pytest.approx(2.0)
