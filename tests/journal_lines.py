@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from moe4 import __version__
+
 ENVIRONMENT: dict[str, Any] = {
     "device": "cpu",
     "processor": "maker, AVX2",
@@ -13,7 +15,7 @@ ENVIRONMENT: dict[str, Any] = {
     "threads": 2,
 }
 BEGIN: dict[str, Any] = {
-    "moe4": "1",
+    "moe4": __version__,
     "source": "0" * 64,
     "recipe": "0" * 64,
     "documents": None,

@@ -28,6 +28,7 @@ TESTS = {
         "tests/vllm_plugin/loader/test_mapped_loader.py",
         "tests/quantize/run/test_source_changes.py",
     ],
+    "cli/progress.py": ["tests/cli"],
     "quantize": [
         "tests/quantize/gpu/test_gpu_reference.py",
         "tests/quantize/planning",
@@ -54,7 +55,7 @@ FIRST_SECONDS = 60.0  # beside the tests' own, after which a mutant counts as ha
 def main() -> None:
     """Print a line for each mutant, then the counts; --folder keeps both as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("package", help="a folder of src/moe4")
+    parser.add_argument("package", help="a folder or file of src/moe4")
     parser.add_argument("--count", type=int, default=40, help="mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True, help="an empty or absent one, for the copy")

@@ -68,9 +68,9 @@ class Place:
 
 
 def sample(root: Path, package: Path, count: int, seed: int) -> list[Mutant]:
-    """Return `count` of a package's mutants, every one as likely, in the files' order."""
+    """Return `count` of the mutants of a package or a file, every one as likely, in the files' order."""
     found: list[Mutant] = []
-    for path in sorted(package.rglob("*.py")):
+    for path in [package] if package.is_file() else sorted(package.rglob("*.py")):
         found += mutants_of(str(path.relative_to(root)), path.read_bytes())
     chosen = random.Random(f"{seed} {package.name}").sample(range(len(found)), min(count, len(found)))
     return [found[number] for number in sorted(chosen)]

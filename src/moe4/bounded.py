@@ -102,9 +102,8 @@ def _work(
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         gc.freeze()  # the parent's objects are the parent's to end
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)  # a library that runs out of memory says so there

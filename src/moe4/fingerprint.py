@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe4.schema import Growing, Own
+from moe4.schema import Growing
 from moe4.strict_json import JsonObject
 
 FINGERPRINT_TEXTS = {
@@ -28,7 +28,7 @@ FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 Threads = Annotated[int, Field(ge=1, le=4096)]
 
 
-class Pin(Own):
+class Pin(Growing):
     """A repository on the hub, the revision that was asked for, and the commit that it was."""
 
     repository: str

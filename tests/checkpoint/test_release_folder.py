@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from journal_lines import BEGIN, ENVIRONMENT
 
-from moe4.checkpoint.journal import Begin, is_unchanged
+from moe4 import __version__
+from moe4.checkpoint.journal import Begin, Journal, is_unchanged
 from moe4.checkpoint.release_folder import ReleaseFolder, require_space
 from moe4.errors import DiskSpaceError, OutputError, ResumeError
 from moe4.units import format_bytes
@@ -157,6 +158,25 @@ def test_a_damaged_journal_is_one_line(lines: list[object], words: str, tmp_path
     assert message.startswith(f"{work / 'journal.jsonl'}, line ")
     assert message.endswith("; begin again in an empty folder")
     assert "\n" not in message
+
+
+def test_a_journal_of_another_version_says_so(tmp_path: Path) -> None:
+    """What a later version adds is passed over, what it lacks is named with the version that can go on."""
+    work = tmp_path / "out" / ".moe4"
+    work.mkdir(parents=True)
+    pin = {"repository": "a/b", "revision": "main", "commit": "0" * 40, "added": 1}
+    later = {**BEGIN, "moe4": "9.9", "hub": pin, "added": 1, "environment": {**ENVIRONMENT, "added": 1}}
+    (work / "journal.jsonl").write_text(json.dumps({"begin": later}) + "\n")
+    begin = Journal(work).begin
+    assert begin is not None and begin.hub is not None and begin.hub.commit == "0" * 40
+    del later["environment"]
+    (work / "journal.jsonl").write_text(json.dumps({"begin": later}) + "\n")
+    with pytest.raises(ResumeError) as caught:
+        Journal(work)
+    assert str(caught.value) == (
+        f"{work / 'journal.jsonl'}, line 1, cannot be read: begin.environment is missing (moe4 9.9 wrote it, "
+        f"this is {__version__}); use moe4 9.9, or begin again in an empty folder"
+    )
 
 
 def test_a_link_is_no_committed_shard(tmp_path: Path) -> None:

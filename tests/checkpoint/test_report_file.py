@@ -62,8 +62,8 @@ def test_damage_is_named(words: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_report(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / 'moe4-report.json'} is damaged: {words} (moe4 0.0.1 wrote it, this is {__version__}); "
-        "copy the release again, or quantize again"
+        f"{tmp_path / 'moe4-report.json'} cannot be read: {words} (moe4 0.0.1 wrote it, "
+        f"this is {__version__}); use moe4 0.0.1, or copy the release again, or quantize again"
     )
     (tmp_path / "config.json").write_text("{}")
     for command in ("card", "report"):

@@ -1,9 +1,11 @@
 """What a command shows of its steps: lines now and then, or something that moves on a terminal."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from moe4.cli import messages
 from moe4.cli import progress as shown_progress
@@ -115,4 +117,10 @@ def test_the_real_bar_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             25.0,
             "0:00:05 left",
         )
-        assert messages.current.live.live.transient
+        bar = messages.current.live
+        assert bar.live.transient
+        assert bar.console.stderr and bar.console.is_terminal  # standard output is the result's
+        assert not bar.live._redirect_stdout and not bar.live._redirect_stderr
+        page = io.StringIO()
+        Console(file=page, width=100).print(bar.get_renderable())
+        assert "[b]reading[/b]" in page.getvalue() and "25%" in page.getvalue()

@@ -41,9 +41,14 @@ FILE = OwnFile(form=Measured, error=EvaluationError, remedy="measure again", wri
         ({"version": "2", "value": 1}, 'is damaged: version must be 3, found "2"'),
         (
             {"version": 4, "moe4": "9.9", "others": []},
-            f"is of version 4, and this moe4 reads version 3 (moe4 9.9 wrote it, this is {__version__})",
+            f"is of version 4, and this moe4 reads version 3 (moe4 9.9 wrote it, this is {__version__}); "
+            "use moe4 9.9, or",
         ),
-        ({"moe4": "0.0.1"}, f"is damaged: value is missing (moe4 0.0.1 wrote it, this is {__version__})"),
+        (
+            {"moe4": "0.0.1"},
+            f"cannot be read: value is missing (moe4 0.0.1 wrote it, this is {__version__}); "
+            "use moe4 0.0.1, or",
+        ),
         ({"moe4": __version__}, "is damaged: value is missing"),
         ({"moe4": ["0.1"], "value": 1}, 'is damaged: moe4 must be a string, found ["0.1"]'),
         ([1], "is damaged: the file must be an object, found [1]"),
@@ -55,7 +60,8 @@ def test_what_is_wrong_and_who_wrote_it(content: Any, words: str, tmp_path: Path
     path.write_text(json.dumps(content))
     with pytest.raises(EvaluationError) as caught:
         FILE.read(path)
-    assert str(caught.value) == f"{path} {words}; measure again"
+    separator = " " if words.endswith(", or") else "; "
+    assert str(caught.value) == f"{path} {words}{separator}measure again"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1, "a": 2}', b"NaN"])

@@ -2,7 +2,14 @@
 
 import hashlib
 import json
+import math
+import signal
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +21,29 @@ from model_fixtures import read_checkpoint, write_checkpoint, write_random_model
 from typer.testing import CliRunner
 
 from moe4.cli.app import app
-from moe4.errors import EvaluationError
-from moe4.evaluate.comparison.compare import compare, load_text
-from moe4.evaluate.result_files import POWER, Noticed, PowerFile, read_result
+from moe4.errors import INPUT_EXIT_CODE, EvaluationError, Moe4Error
+from moe4.evaluate.comparison.compare import CompareOptions, compare, load_text
+from moe4.evaluate.result_files import POWER, Noticed, PlantedFault, PowerFile, read_result
 from moe4.forward.weights import open_model
 from moe4.power.faults import (
     BothExperts,
     Damage,
-    DroppedTensors,
     FaultyWeights,
-    LostExpert,
-    RoundedExperts,
-    ScaledExperts,
-    SwappedExperts,
+    Lost,
+    Place,
+    Replaced,
+    Rounded,
+    Scaled,
+    damage_experts,
     list_faults,
 )
-from moe4.power.measures import Limits, find_limits
-from moe4.power.passes import RIGHT, Found, Models, Trials, Variant
-from moe4.power.run import PowerOptions, describe, measure_power
+from moe4.power.measures import Limits, as_expected, find_limits
+from moe4.power.passes import RIGHT, Found, Models, Trials
+from moe4.power.run import describe, measure_power
 from moe4.power.search import Ladder
 from moe4.probe.form import PROBE_NAME, encode_probe, read_probe
 from moe4.progress import Progress
+from moe4.publish.words import figures
 from moe4.verify.checks import verify
 
 SMALL = {"num_hidden_layers": 3, "n_routed_experts": 6, "num_experts_per_tok": 2}
@@ -42,6 +51,7 @@ NUM_ASKED = 6
 TEXTS = ["Tom has 12 apples and 30 pears.", "How many?", "The way from Oslo to Rome is 2000 km long."]
 EXPERT = "model.layers.1.mlp.experts.{}.{}_proj."
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
+ASKED = [[5, 9, 2, 7], [5, 9], [3, 1, 2]]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +70,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def power_options(folder: Path, **changes: Any) -> PowerOptions:
+def power_options(folder: Path, **changes: Any) -> CompareOptions:
     values = {"source": folder / "source", "release": folder / "release", "data": folder / "text.jsonl"}
-    return PowerOptions(**values | changes)
+    return CompareOptions(**values | changes)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +89,30 @@ def models(folder: Path) -> Models:
     )
 
 
-def run(folder: Path, models: Models, asked: list[list[int]], **variants: Variant) -> dict[str, Found]:
-    corpus = load_text(power_options(folder).comparison, models.source_network.config)
+@pytest.fixture(scope="module")
+def ran(folder: Path, models: Models) -> Iterator[tuple[Trials, dict[str, Found]]]:
+    """Trials, and what they give of the release as it is."""
+    corpus = load_text(power_options(folder), models.source_network.config)
     with tempfile.TemporaryDirectory() as work:
-        trials = Trials(models, corpus, asked, Path(work), torch.device("cpu"))
-        return trials.run(variants, lambda: None)
+        trials = Trials(models, corpus, ASKED, Path(work), torch.device("cpu"))
+        right = trials.run_right(lambda: None)
+        kept = sorted(path.name for path in Path(work).iterdir())
+        yield trials, right
+        assert sorted(path.name for path in Path(work).iterdir()) == kept, "a round leaves nothing"
 
 
 @pytest.fixture(scope="module")
-def right(folder: Path, models: Models) -> dict[str, Found]:
-    return run(folder, models, [], exact=Variant(is_exact=True))
+def trials(ran: tuple[Trials, dict[str, Found]]) -> Trials:
+    return ran[0]
+
+
+@pytest.fixture(scope="module")
+def right(ran: tuple[Trials, dict[str, Found]]) -> dict[str, Found]:
+    return ran[1]
+
+
+def run(trials: Trials, **damages: Damage) -> dict[str, Found]:
+    return trials.run(damages, [], lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -118,29 +142,29 @@ def without_bias(state: dict[str, torch.Tensor]) -> None:
 
 
 CASES = {
-    "scaled": (ScaledExperts(frozenset({(1, 2)}), 2.0), scaled),
-    "swapped": (SwappedExperts((1, 0), (1, 3)), swapped),
-    "lost": (LostExpert((1, 4)), lost),
-    "without_bias": (DroppedTensors(frozenset({BIAS}), 1), without_bias),
+    "scaled": (damage_experts({(1, 2): Scaled(2.0)}), scaled),
+    "swapped": (damage_experts({(1, 0): Replaced((1, 3)), (1, 3): Replaced((1, 0))}), swapped),
+    "lost": (damage_experts({(1, 4): Lost()}), lost),
+    "without_bias": (Damage(dropped=frozenset({BIAS}), first_layer=1), without_bias),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fault_in_memory_is_that_fault_on_disk(
-    folder: Path, models: Models, limits: Limits, tmp_path: Path, case: str
+    folder: Path, trials: Trials, limits: Limits, tmp_path: Path, case: str
 ) -> None:
     """`compare` and `verify` read a release that holds the fault; both must say what the trial says."""
     fault, damage = CASES[case]
-    found = run(folder, models, [], faulty=Variant(fault=fault))["faulty"]
+    found = run(trials, faulty=fault)["faulty"]
     config, state = read_checkpoint(folder / "release")
     damage(state)
     faulty = write_checkpoint(tmp_path / "faulty", config, state)
-    options = power_options(folder, release=faulty).comparison
+    options = power_options(folder, release=faulty)
     compared = compare(options, lambda _: None)
     assert float(found.tokens.kl.mean()) == pytest.approx(compared.kl.mean, rel=1e-6)
     assert found.tokens.top1_agreement == compared.top1_agreement
     for layer in compared.layers[1:]:
-        errors = [found.expert_errors[layer.layer, expert] for expert in range(6)]
+        errors = [found.weighed.expert_errors[layer.layer, expert] for expert in range(6)]
         assert errors == pytest.approx(layer.expert_errors, rel=1e-5)
     problems = verify(faulty, folder / "source").problems
     named = [text for text in problems if "does not resemble" in text or f"{BIAS} differs" in text]
@@ -150,53 +174,82 @@ def test_a_fault_in_memory_is_that_fault_on_disk(
 
 
 def test_a_release_without_a_fault_raises_no_alarm(
-    folder: Path, models: Models, right: dict[str, Found], limits: Limits
+    trials: Trials, right: dict[str, Found], limits: Limits
 ) -> None:
     """Neither computed in another dtype, nor with a fault of no size, nor after the same bytes again."""
-    none = ScaledExperts(frozenset({(1, 2)}), 1.0)
-    again = run(folder, models, [], none=Variant(fault=none))
+    again = run(trials, none=damage_experts({(1, 2): Scaled(1.0)}))
     for found in (*right.values(), *again.values()):
         assert not any(measure.noticed for measure in limits.apply(found).values())
     assert float(again["none"].tokens.kl.mean()) == float(right[RIGHT].tokens.kl.mean())
 
 
-def test_a_variant_that_joins_late_gives_what_one_from_the_start_does(folder: Path, models: Models) -> None:
-    class Early(LostExpert):
-        first_layer = 0  # type: ignore[assignment]
-
-    asked = [[5, 9, 2, 7], [5, 9], [3, 1, 2]]
-    place = (2, 1)
-    found = run(
-        folder, models, asked, late=Variant(fault=LostExpert(place)), early=Variant(fault=Early(place))
+def test_passes_that_begin_late_or_together_give_what_each_gives_alone(
+    trials: Trials, right: dict[str, Found]
+) -> None:
+    """Whichever pass is the first of its layer: others follow it, or begin earlier, or read other tensors."""
+    lost = {(2, 1): Lost()}
+    together = run(
+        trials,
+        scaled=damage_experts({(2, 3): Scaled(1.5), (2, 4): Scaled(1.5)}),
+        late=damage_experts(lost),
+        early=Damage(experts=lost),
+        unbiased=Damage(dropped=frozenset({BIAS}), first_layer=1),
     )
-    assert found["late"].answers == found["early"].answers
-    assert found["late"].expert_errors == found["early"].expert_errors
-    assert torch.equal(found["late"].tokens.kl, found["early"].tokens.kl)
-    assert found["late"].answers != found[RIGHT].answers
+    for name in ("late", "unbiased"):
+        alone = run(trials, one=CASES["without_bias"][0] if name == "unbiased" else damage_experts(lost))
+        assert together[name].answers == alone["one"].answers
+        assert torch.equal(together[name].tokens.kl, alone["one"].tokens.kl)
+    assert together["late"].answers == together["early"].answers != right[RIGHT].answers
+    assert together["late"].weighed == together["early"].weighed
+    assert torch.equal(together["late"].tokens.kl, together["early"].tokens.kl)
+    assert together["unbiased"].num_changed == 1
+    assert not torch.equal(together["scaled"].tokens.kl, together["late"].tokens.kl)
+
+
+def test_what_is_weighed_alone_is_what_a_pass_weighs(trials: Trials) -> None:
+    damage = damage_experts({(1, 1): Scaled(3.5), (2, 5): Rounded(32)})
+    trials.run({}, [damage], lambda: None)
+    alone = trials.weigh(damage)
+    other = damage_experts({(1, 1): Scaled(3.25)})
+    assert run(trials, one=damage)["one"].weighed == alone
+    assert run(trials, one=other)["one"].weighed != alone
+
+
+class Overflowing:
+    """An expert whose down projection gives NaN."""
+
+    def apply(self, place: Place, reader: BothExperts) -> list[torch.Tensor]:
+        gate, up, down = reader.released(place)
+        return [gate, up, down * torch.nan]
+
+
+def test_a_fault_that_gives_nan_is_noticed_and_said(trials: Trials, limits: Limits, folder: Path) -> None:
+    """And it does not disturb those that run beside it."""
+    places = [(1, expert) for expert in range(6)]  # every token goes to one of them
+    found = run(trials, broken=damage_experts(dict.fromkeys(places, Overflowing())), whole=CASES["lost"][0])
+    expected = as_expected(read_probe(folder / "release" / PROBE_NAME))
+    measures = replace(limits, expected=expected).apply(found["broken"])
+    assert list(measures) == ["verify", "probe", "kl", "top1", "experts"]
+    assert all(noticed.noticed and math.isnan(noticed.value) for noticed in measures.values())
+    assert found["whole"].answers == run(trials, whole=CASES["lost"][0])["whole"].answers
+    fault = PlantedFault(name="broken", title="experts broken", measures=measures)
+    assert figures(fault, "kl").startswith("NaN, limit ")
+    assert PlantedFault(**json.loads(json.dumps(fault.as_dict()))).measures["kl"].noticed
 
 
 def test_what_faults_do_to_weights(models: Models) -> None:
     reader = BothExperts(models.source, models.release, models.network.experts)
     gate, up, down = reader.released((1, 2))
-    found = ScaledExperts(frozenset({(1, 2)}), 1.5).expert((1, 2), reader)
-    assert found is not None
+    found = Scaled(1.5).apply((1, 2), reader)
     assert torch.equal(found[0], gate) and torch.equal(found[1], up) and torch.equal(found[2], 1.5 * down)
-    for fault in (
-        Damage(),
-        LostExpert((1, 3)),
-        SwappedExperts((1, 0), (1, 1)),
-        RoundedExperts(frozenset({(2, 2)}), 32),
-    ):
-        assert fault.expert((1, 2), reader) is None
-    rounded = RoundedExperts(frozenset({(1, 2)}), 32).expert((1, 2), reader)
-    assert rounded is not None
+    rounded = Rounded(32).apply((1, 2), reader)
     for weight, original in zip(rounded, reader.original((1, 2)), strict=True):
         groups = original.unflatten(-1, (-1, 32))
         step = groups.abs().amax(-1, keepdim=True) / 7.5
         # Half a step to the nearest code or past the last; bf16 moves a scale by 2^-8, times a code of 8.
         assert ((weight.unflatten(-1, (-1, 32)) - groups).abs() <= (0.5 + 8 * 2**-8) * step).all()
         assert not torch.equal(weight, original)
-    weights = FaultyWeights(models.release, DroppedTensors(frozenset({BIAS}), 1))
+    weights = FaultyWeights(models.release, frozenset({BIAS}))
     assert not weights.load(BIAS).any()
     assert weights.load("model.norm.weight").any()
     assert weights.num_changed == 1
@@ -207,11 +260,16 @@ def test_bisection_finds_the_smallest_size_of_each_measure(smallest: int, usual:
     sizes = [float(size) for size in range(1, num + 1)]
     bars = {"kl": min(smallest, num), "top1": (7 * smallest) % (num + 1)}
     ladder, rounds = Ladder(sizes, sizes[usual % num]), 0
-    while wanted := ladder.next_sizes():
+    while any(wanted := (ladder.next_sizes(["kl"]), ladder.next_sizes(["top1"]))):
         rounds += 1
-        for size in wanted:
-            found = {name: Noticed(value=size, limit=bar, noticed=size > bar) for name, bar in bars.items()}
-            ladder.record(size, found)  # type: ignore[arg-type]
+        found = {
+            name: {size: Noticed(value=size, limit=bar, noticed=size > bar) for size in sizes}
+            for name, bar in bars.items()
+        }
+        for size in wanted[0]:  # those sizes give every measure, the others only this one
+            ladder.record(size, {name: found[name][size] for name in bars})  # type: ignore[misc]
+        for size in wanted[1]:
+            ladder.record(size, {"top1": found["top1"][size]})
     assert rounds <= Ladder.most_rounds(sizes)
     for name, bar in bars.items():
         expected = float(bar + 1) if bar < num else None
@@ -287,6 +345,27 @@ def test_a_run_that_is_stopped_leaves_nothing(folder: Path, tmp_path: Path) -> N
     assert not (release / "proof").exists()
 
 
+@pytest.mark.parametrize("command", ["power", "compare"])
+def test_a_command_that_is_told_to_end_leaves_nothing(folder: Path, tmp_path: Path, command: str) -> None:
+    config, state = read_checkpoint(folder / "release")
+    release = write_checkpoint(tmp_path / "release", config, state)
+    words = [command, str(folder / "source"), str(release), "--data", str(folder / "text.jsonl")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moe4", *words, "--work", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not list(tmp_path.glob(f"moe4-{command}-*/*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGTERM, said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == [release]
+
+
 def test_a_source_is_no_release(folder: Path) -> None:
     with pytest.raises(EvaluationError, match="source is not a W4A16 release; name the folder of one"):
         measure_power(power_options(folder, release=folder / "source"), lambda _: None)
@@ -301,18 +380,20 @@ def test_the_command_says_what_is_wrong_in_one_line(folder: Path, tmp_path: Path
         [str(folder / "source"), str(folder / "release"), "--work", str(tmp_path / "none")],
     ):
         result = CliRunner().invoke(app, ["power", *arguments])
-        assert result.exit_code != 0
-        assert result.exception is not None and "\n" not in str(result.exception)
+        assert isinstance(result.exception, Moe4Error)
+        assert result.exception.exit_code == INPUT_EXIT_CODE
+        assert "\n" not in str(result.exception)
 
 
 def test_the_experts_of_faults_are_typical(models: Models) -> None:
     tokens = {(layer, expert): 10 * expert for layer in (1, 2) for expert in range(6)}
     kinds = {kind.name: kind for kind in list_faults(models.network, 32, tokens)}
-    assert kinds["lost_expert"].make(0) == LostExpert((2, 3))
-    assert kinds["swapped_experts"].make(0) == SwappedExperts((2, 3), (2, 2))
-    assert kinds["rounded_experts"].make(1) == RoundedExperts(frozenset({(2, 3)}), 32)
+    one, other = (2, 3), (2, 2)
+    assert kinds["lost_expert"].make(0) == damage_experts({one: Lost()})
+    swapped = {one: Replaced(other), other: Replaced(one)}
+    assert kinds["swapped_experts"].make(0) == damage_experts(swapped)
+    assert kinds["rounded_experts"].make(1) == damage_experts({one: Rounded(32)})
     assert kinds["rounded_experts"].sizes == (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 12.0)
-    whole = kinds["rounded_experts"].make(12)
-    assert isinstance(whole, RoundedExperts) and whole.places == frozenset(tokens)
+    assert set(kinds["rounded_experts"].make(12).experts) == set(tokens)
     dropped = kinds["router_biases"].make(0)
-    assert isinstance(dropped, DroppedTensors) and (len(dropped.names), dropped.layer) == (2, 1)
+    assert (len(dropped.dropped), dropped.first_layer) == (2, 1)

@@ -289,9 +289,10 @@ def power(
 
         >>> print(moe4.power("k2-tiny", "release", data="reference", num_sequences=4))
     """
-    from moe4.power.run import PowerOptions, measure_power
+    from moe4.evaluate.comparison.compare import CompareOptions
+    from moe4.power.run import measure_power
 
-    options = PowerOptions(
+    options = CompareOptions(
         source=open_source(source, revision, on_progress),
         release=Path(release),
         data=optional_path(data),

@@ -2,7 +2,7 @@
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from moe4.api.operation import Source, Text, operation
@@ -40,12 +40,12 @@ class Sizing:
         """Return plain JSON types."""
         from moe4.deploy.sizing.describe import fit_facts, release_facts
 
-        facts: JsonObject = {"release": release_facts(self.release, self.disk)}
+        facts: JsonObject = {"release": asdict(release_facts(self.release, self.disk))}
         if not self.surveyed:
-            return facts | {"fit": fit_facts(self.fits[0])}
+            return facts | {"fit": asdict(fit_facts(self.fits[0]))}
         picked = {"smallest": self.smallest, "recommended": self.recommended}
-        facts |= {"fits": [fit_facts(item) for item in self.fits]}
-        return facts | {name: item and fit_facts(item) for name, item in picked.items()}
+        facts |= {"fits": [asdict(fit_facts(item)) for item in self.fits]}
+        return facts | {name: item and asdict(fit_facts(item)) for name, item in picked.items()}
 
     def text(self, width: int = TEXT_WIDTH) -> str:
         """Return a table of this width, as `moe4 fit` prints it."""

@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeAlias
 
 from moe4 import extras
 from moe4.cli.streams import OutputLost, standard_streams
@@ -17,10 +18,16 @@ IMPORT_SECONDS = 0.5
 COMPLETION_VARIABLE = "_MOE4_COMPLETE"
 LONGEST_LINE = 1000  # of a message, which may quote a value of any length
 
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+class Terminated(BaseException):
+    """SIGTERM has come. What is under way ends in order, then the process dies of the signal."""
+
 
 def run() -> int:
     """Run the command line; return the exit code."""
-    with _hearing_interrupts():
+    with _hearing_signals():
         try:
             with standard_streams():
                 return _run()
@@ -31,6 +38,8 @@ def run() -> int:
             return INPUT_EXIT_CODE
         except KeyboardInterrupt:
             return _interrupted()
+        except Terminated:
+            return _die_of(signal.SIGTERM)
 
 
 def _run() -> int:
@@ -38,7 +47,7 @@ def _run() -> int:
     try:
         os.getcwd()  # noqa: PTH109  # torch's libraries end a process that has none
         return _run_command()
-    except (KeyboardInterrupt, OutputLost):
+    except (KeyboardInterrupt, Terminated, OutputLost):
         raise
     except SystemExit as stop:  # a library's
         if stop.code is None or isinstance(stop.code, int):
@@ -104,38 +113,58 @@ def _interrupted() -> int:
     return INTERRUPTED_EXIT_CODE
 
 
-@contextmanager
-def _hearing_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, but not inside an import: libraries would report it as failed.
+def _die_of(number: int) -> int:
+    """End this process as a signal does that nobody hears."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number  # not reached, unless the signal is blocked
 
-    A running import gets IMPORT_SECONDS to finish; then the process ends at once.
+
+@contextmanager
+def _hearing_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and Terminated on SIGTERM, so that scratch folders are removed.
+
+    Not inside an import, which libraries would report as failed: one that runs gets IMPORT_SECONDS to finish;
+    then the process ends at once. A second SIGTERM ends it, too. Signals that are ignored, as Ctrl-C is by a
+    job in the background, stay so.
     """
     since: float | None = None
+    heard = signal.SIGINT
 
-    def hear(_number: int, frame: FrameType | None) -> None:
-        nonlocal since
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal since, heard
+        if number != signal.SIGALRM:
+            heard = signal.Signals(number)
         while frame is not None:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
                 break
             frame = frame.f_back
         if frame is None:
             since = None
-            raise KeyboardInterrupt
+            if heard is signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            raise Terminated
         since = since or time.monotonic()
         if time.monotonic() - since > IMPORT_SECONDS:
+            if heard is signal.SIGTERM:
+                _die_of(signal.SIGTERM)
             os.write(2, b"moe4: interrupted\n")
             os._exit(INTERRUPTED_EXIT_CODE)
         signal.signal(signal.SIGALRM, hear)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a job in the background ignores it
-        yield
-        return
-    signal.signal(signal.SIGINT, hear)
+    usual: dict[signal.Signals, Handler] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    before = {number: found for number, found in usual.items() if signal.getsignal(number) is found}
+    for number in before:
+        signal.signal(number, hear)
     yield
-    if signal.getsignal(signal.SIGINT) is hear:
-        signal.signal(signal.SIGINT, before)
+    for number, found in before.items():
+        if signal.getsignal(number) is hear:
+            signal.signal(number, found)
 
 
 def _show_traceback(error: BaseException) -> None:

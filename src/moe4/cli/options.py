@@ -212,6 +212,7 @@ TensorParallelSize: TypeAlias = Annotated[
     ),
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")]
+NumDocuments: TypeAlias = Annotated[int, typer.Option(min=1, help="Number of documents to read.")]
 MaxTokens: TypeAlias = Annotated[int, typer.Option(min=2, help="Cut documents to this many tokens.")]
 Cache: TypeAlias = Annotated[
     Path | None,

@@ -53,21 +53,23 @@ class OwnFile(Generic[Form]):
         """Return a document of JSON as a typed value. Raises `error`."""
         expected = self.form.model_fields.get("version")
         stated = document.get("version") if isinstance(document, dict) else None
+        writer = self._other_writer(document)
+        origin = f" (moe4 {writer} wrote it, this is {__version__})" if writer else ""
+        remedy = f"use moe4 {writer}, or {self.remedy}" if writer else self.remedy
         if expected is not None and isinstance(stated, int) and stated != expected.default:
             raise self.error(
                 f"{where} is of version {stated}, and this moe4 reads version {expected.default}"
-                f"{self._origin(document)}; {self.remedy}"
+                f"{origin}; {remedy}"
             )
         try:
-            return parse(self.form, document, f"{where} is damaged", self.error)
+            fault = "cannot be read" if writer else "is damaged"
+            return parse(self.form, document, f"{where} {fault}", self.error)
         except Moe4Error as error:
-            raise self.error(f"{error}{self._origin(document)}; {self.remedy}") from None
+            raise self.error(f"{error}{origin}; {remedy}") from None
 
-    def _origin(self, document: Any) -> str:
-        """Return which other version of moe4 wrote a document, if it says so."""
+    def _other_writer(self, document: Any) -> str:
+        """Return which other version of moe4 wrote a document; empty if it does not say so."""
         found = document
         for key in self.writer:
             found = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(found, str) or found == __version__:
-            return ""
-        return visible(f" (moe4 {found:.40} wrote it, this is {__version__})")
+        return visible(f"{found:.40}") if isinstance(found, str) and found != __version__ else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe4.calibration.activations import ResidentActivations, make_batches
 from moe4.errors import EvaluationError
@@ -52,6 +52,7 @@ class Stream:
     work: folder for hidden states; several streams share one if their `prefix` differs. None keeps them on
         the device.
     batch_tokens: how many tokens run through a layer at once.
+    may_fail: whether NaN and Inf may stand in hidden states and answers; by default they are an error.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Stream:
         *,
         prefix: str = "",
         batch_tokens: int = BATCH_TOKENS,
+        may_fail: bool = False,
     ) -> None:
         self.weights, self.network, self._device = weights, network, device
+        self._may_fail = may_fail
         self._work, self._prefix = work, prefix
         self._place = device if work is None else torch.device("cpu")
         self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
@@ -82,9 +85,16 @@ class Stream:
         embeddings = gather_rows(self.weights, self.network.embedding_name, self._tokens)
         self.hidden.copy_(self.network.begin(embeddings))
 
-    def attend(self, layer: int) -> LayerPass:
-        """Run a layer without its experts. What it returns is valid until the next layer."""
-        module = self.network.build_layer(layer, self.weights.load, self._device)
+    def build_layer(self, layer: int) -> nn.Module:
+        """Return a decoder layer without its experts, for `attend`."""
+        return self.network.build_layer(layer, self.weights.load, self._device)
+
+    def attend(self, layer: int, module: nn.Module | None = None) -> LayerPass:
+        """Run a layer without its experts. What it returns is valid until the next layer.
+
+        module: the layer as `build_layer` gives it, here or to another pass of the same weights and network.
+        """
+        module = module or self.build_layer(layer)
         forward = LayerForward(self.network, layer, module, ResidentActivations(self.hidden), self._device)
         shape = self.network.experts[layer]
         if shape is None:
@@ -132,7 +142,7 @@ class Stream:
     def finish_layer(self, output: LayerPass) -> None:
         """Let the layer's output, experts included, be the next layer's input."""
         total = self.complete(output)
-        if not torch.isfinite(total).all():
+        if not self._may_fail and not torch.isfinite(total).all():
             raise EvaluationError("hidden states hold NaN or Inf; is the checkpoint damaged?")
         self.hidden.copy_(total)
         self._forward = self._completed = None
@@ -158,7 +168,7 @@ class Stream:
             with forward_mode():
                 logits = ending(self.hidden[rows].to(self._device)) @ weight.T
                 logits = self.network.finish_logits(logits if bias is None else logits + bias)
-                return torch.log_softmax(_checked(logits).float(), dim=-1)
+                return torch.log_softmax(self._checked(logits).float(), dim=-1)
 
         return log_probabilities
 
@@ -177,13 +187,26 @@ class Stream:
                     product += bias[first : first + len(piece)]
                 first += len(piece)
                 logits.append(self.network.finish_logits(product).double().cpu())
-        return torch.log_softmax(_checked(torch.cat(logits, dim=1)), dim=-1)
+        return torch.log_softmax(self._checked(torch.cat(logits, dim=1)), dim=-1)
 
     def _head_bias(self) -> Tensor | None:
         name = self.network.names.head_bias
         if name is None:
             return None
         return self.weights.load(name).to(self._device, self.network.compute_dtype)
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Return the logits. Raises EvaluationError on NaN or Inf."""
+        if not self._may_fail and not torch.isfinite(logits).all():
+            raise EvaluationError(
+                "the model's answers hold NaN or Inf; is its last norm or head damaged, or its dtype too "
+                "narrow?"
+            )
+        return logits
+
+    def keep(self, name: str, values: Tensor) -> Tensor:
+        """Return a copy of values [tokens, width], in a file of that name."""
+        return self._map(name, values.dtype, values.shape[1]).copy_(values)
 
     def scratch(self, name: str, width: int) -> Tensor:
         """Return zeros, float32 [tokens, width], in a file of that name."""
@@ -198,15 +221,6 @@ class Stream:
             os.posix_fallocate(file.fileno(), 0, num_values * dtype.itemsize)
         flat = torch.from_file(str(path), shared=True, size=num_values, dtype=dtype)
         return flat.view(self.num_tokens, width)
-
-
-def _checked(logits: Tensor) -> Tensor:
-    """Return the logits. Raises EvaluationError on NaN or Inf."""
-    if not torch.isfinite(logits).all():
-        raise EvaluationError(
-            "the model's answers hold NaN or Inf; is its last norm or head damaged, or its dtype too narrow?"
-        )
-    return logits
 
 
 def run_expert(math: ExpertMath, expert: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,62 +47,34 @@ class BothExperts:
         return [weights.load(shape.weight_name(expert, part)).float() for part in PARTS]
 
 
-class Damage:
-    """What goes wrong; this one is none."""
+class ExpertChange(Protocol):
+    """What becomes of one expert; equal changes do the same."""
 
-    only_experts = True
-    """Whether attention and routing of its first layer are as they are without the fault."""
-
-    @property
-    def first_layer(self) -> int:
-        """The layer before which everything is as it is without the fault."""
-        return 0
-
-    def expert(self, _place: Place, _reader: BothExperts) -> list[Tensor] | None:
-        """Return an expert's weights with the fault, float32; None where they have none."""
-        return None
-
-    def plain(self, _name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor that belongs to no routed expert, with the fault."""
-        return tensor
+    def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
+        """Return the expert's gate, up and down with the fault, float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledExperts(Damage):
-    """Scales of down projections are too large by a factor."""
+class Scaled:
+    """The scales of its down projection are too large by a factor."""
 
-    places: frozenset[Place]
     factor: float
 
-    @property
-    def first_layer(self) -> int:
-        """The first layer with such an expert."""
-        return min(layer for layer, _ in self.places)
-
-    def expert(self, place: Place, reader: BothExperts) -> list[Tensor] | None:
+    def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
         """Return the weights as they are, but for the down projection."""
-        if place not in self.places:
-            return None
         gate, up, down = reader.released(place)
         return [gate, up, down * self.factor]
 
 
 @dataclass(frozen=True, slots=True)
-class RoundedExperts(Damage):
-    """Experts are rounded to nearest, each group's largest magnitude over 7.5 its scale."""
+class Rounded:
+    """It is rounded to nearest, each group's largest magnitude over 7.5 its scale."""
 
-    places: frozenset[Place]
     group_size: int
 
-    @property
-    def first_layer(self) -> int:
-        """The first layer with such an expert."""
-        return min(layer for layer, _ in self.places)
-
-    def expert(self, place: Place, reader: BothExperts) -> list[Tensor] | None:
+    def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
         """Return the source's weights, rounded."""
-        if place not in self.places:
-            return None
         return [self._round(weight) for weight in reader.original(place)]
 
     def _round(self, weight: Tensor) -> Tensor:
@@ -111,72 +83,63 @@ class RoundedExperts(Damage):
 
 
 @dataclass(frozen=True, slots=True)
-class SwappedExperts(Damage):
-    """Two experts of a layer have each other's weights."""
+class Replaced:
+    """It has the weights of another one."""
 
-    one: Place
     other: Place
 
-    @property
-    def first_layer(self) -> int:
-        """The layer of both."""
-        return self.one[0]
-
-    def expert(self, place: Place, reader: BothExperts) -> list[Tensor] | None:
-        """Return the weights of the other of the two."""
-        partner = {self.one: self.other, self.other: self.one}.get(place)
-        return None if partner is None else reader.released(partner)
+    def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
+        """Return the other one's weights."""
+        return reader.released(self.other)
 
 
 @dataclass(frozen=True, slots=True)
-class LostExpert(Damage):
-    """An expert gives zero."""
+class Lost:
+    """It gives zero."""
 
-    place: Place
-
-    @property
-    def first_layer(self) -> int:
-        """The expert's layer."""
-        return self.place[0]
-
-    def expert(self, place: Place, reader: BothExperts) -> list[Tensor] | None:
+    def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
         """Return zeros."""
-        return [torch.zeros_like(w) for w in reader.released(place)] if place == self.place else None
+        return [torch.zeros_like(weight) for weight in reader.released(place)]
 
 
-@dataclass(frozen=True, slots=True)
-class DroppedTensors(Damage):
-    """Tensors of a layer, or of it and later ones, are read as zero."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """What goes wrong; without arguments, nothing.
 
-    names: frozenset[str]
-    layer: int
+    dropped: tensors beside the routed experts that are read as zero. first_layer: the layer before which
+    everything is as it is without the fault.
+    """
 
-    only_experts = False
+    experts: Mapping[Place, ExpertChange] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    first_layer: int = 0
 
     @property
-    def first_layer(self) -> int:
-        """The first layer that lacks one."""
-        return self.layer
+    def only_experts(self) -> bool:
+        """Whether attention and routing of its first layer are as they are without the fault."""
+        return not self.dropped
 
-    def plain(self, name: str, tensor: Tensor) -> Tensor:
-        """Return zeros for those that are dropped."""
-        return torch.zeros_like(tensor) if name in self.names else tensor
+
+def damage_experts(changes: Mapping[Place, ExpertChange]) -> Damage:
+    """Return the damage of changed experts, which begins at the first of them."""
+    return Damage(experts=changes, first_layer=min(layer for layer, _ in changes))
 
 
 class FaultyWeights:
-    """A release's weights as a faulty one would give them."""
+    """A release's weights beside its routed experts, as a faulty release would give them."""
 
-    def __init__(self, weights: Weights, fault: Damage) -> None:
-        self.config, self._weights, self.fault = weights.config, weights, fault
+    def __init__(self, weights: Weights, dropped: frozenset[str]) -> None:
+        self.config, self._weights, self._dropped = weights.config, weights, dropped
         self.num_changed = 0
-        """Tensors of no routed expert that the fault changed when they were read."""
+        """Tensors that the fault changed when they were read."""
 
     def load(self, name: str) -> Tensor:
         """Return a weight that belongs to no routed expert."""
         tensor = self._weights.load(name)
-        found = self.fault.plain(name, tensor)
-        self.num_changed += found is not tensor and not torch.equal(found, tensor)
-        return found
+        if name not in self._dropped:
+            return tensor
+        self.num_changed += bool(tensor.any())
+        return torch.zeros_like(tensor)
 
     def iterate_rows(self, name: str) -> Iterator[Tensor]:
         """Yield a matrix, some whole rows at a time."""
@@ -214,7 +177,7 @@ def list_faults(network: Network, group_size: int, tokens: dict[Place, int]) -> 
         FaultKind(
             name="scaled_expert",
             title="scales of one expert's down projection too large",
-            make=lambda excess: ScaledExperts(frozenset({one}), 1 + excess),
+            make=lambda excess: damage_experts({one: Scaled(1 + excess)}),
             unit="factor",
             sizes=EXCESSES,
             usual=USUAL_EXCESS,
@@ -222,7 +185,7 @@ def list_faults(network: Network, group_size: int, tokens: dict[Place, int]) -> 
         FaultKind(
             name="scaled_experts",
             title="scales of every expert's down projection too large",
-            make=lambda excess: ScaledExperts(frozenset(places), 1 + excess),
+            make=lambda excess: damage_experts(dict.fromkeys(places, Scaled(1 + excess))),
             unit="factor",
             sizes=EXCESSES,
             usual=USUAL_EXCESS,
@@ -230,7 +193,7 @@ def list_faults(network: Network, group_size: int, tokens: dict[Place, int]) -> 
         FaultKind(
             name="rounded_experts",
             title="experts rounded to nearest",
-            make=lambda count: RoundedExperts(frozenset(places[: int(count)]), group_size),
+            make=lambda count: damage_experts(dict.fromkeys(places[: int(count)], Rounded(group_size))),
             unit="experts",
             sizes=tuple(_counts(len(places))),
             usual=1,
@@ -238,9 +201,13 @@ def list_faults(network: Network, group_size: int, tokens: dict[Place, int]) -> 
         FaultKind(
             name="swapped_experts",
             title="two experts of a layer swapped",
-            make=lambda _: SwappedExperts(one, other),
+            make=lambda _: damage_experts({one: Replaced(other), other: Replaced(one)}),
         ),
-        FaultKind(name="lost_expert", title="one expert gives zero", make=lambda _: LostExpert(one)),
+        FaultKind(
+            name="lost_expert",
+            title="one expert gives zero",
+            make=lambda _: damage_experts({one: Lost()}),
+        ),
         *_router_faults(network, layer),
     ]
 
@@ -264,7 +231,7 @@ def _router_faults(network: Network, layer: int) -> Iterator[FaultKind]:
         yield FaultKind(
             name="router_bias",
             title="the router's bias dropped in one layer",
-            make=lambda _: DroppedTensors(frozenset(found[layer]), layer),
+            make=lambda _: Damage(dropped=frozenset(found[layer]), first_layer=layer),
         )
     every = frozenset(set().union(*found.values()))
     if every:
@@ -272,5 +239,5 @@ def _router_faults(network: Network, layer: int) -> Iterator[FaultKind]:
         yield FaultKind(
             name="router_biases",
             title="the router's bias dropped in every layer",
-            make=lambda _: DroppedTensors(every, first),
+            make=lambda _: Damage(dropped=every, first_layer=first),
         )

@@ -5,11 +5,12 @@ between two right ways to compute, or within the interval that the report gives,
 stands out in a list of all if its error is STANDS_OUT times the largest that the release has anyhow.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe4.evaluate.result_files import MeasureName, Noticed
-from moe4.power.passes import Found
+from moe4.power.passes import Found, Weighed, largest
 from moe4.probe.check import Comparison, Expected, LikelyTokens, Position, Question, Verdict, assess, judge
 from moe4.probe.form import Expectation, ExpectedAnswers
 from moe4.verify.checks import LARGEST_WEIGHT_ERROR
@@ -26,18 +27,36 @@ class Limits:
     experts: float
     expected: Expected | None
 
-    def apply(self, found: Found, num_files_changed: int = 0) -> dict[MeasureName, Noticed]:
-        """Return what each measure says of a release with a fault."""
-        measures: dict[MeasureName, Noticed] = {"verify": _weights(found, num_files_changed)}
+    def apply(self, found: Found) -> dict[MeasureName, Noticed]:
+        """Return what each measure says of a release with a fault.
+
+        One that gives NaN is noticed: `moe4 compare` and a server end in an error.
+        """
+        measures = self.weigh(found.weighed, found.num_changed)
+        experts = measures.pop("experts")
         if self.expected is not None:
-            verdict = ask(self.expected, found.answers)
-            measures["probe"] = Noticed(value=_worst_share(verdict), limit=1.0, noticed=not verdict["ok"])
-        kl, top1 = float(found.tokens.kl.mean()), found.tokens.top1_agreement
-        error = max(found.expert_errors.values())
-        measures["kl"] = Noticed(value=kl, limit=self.kl, noticed=kl > self.kl)
-        measures["top1"] = Noticed(value=top1, limit=self.top1, noticed=top1 < self.top1)
-        measures["experts"] = Noticed(value=error, limit=self.experts, noticed=error > self.experts)
-        return measures
+            verdict = None if found.answers is None else ask(self.expected, found.answers)
+            measures["probe"] = Noticed(
+                value=math.nan if verdict is None else _worst_share(verdict),
+                limit=1.0,
+                noticed=verdict is None or not verdict["ok"],
+            )
+        kl = float(found.tokens.kl.mean())
+        top1 = found.tokens.top1_agreement if math.isfinite(kl) else math.nan
+        measures["kl"] = Noticed(value=kl, limit=self.kl, noticed=not kl <= self.kl)
+        measures["top1"] = Noticed(value=top1, limit=self.top1, noticed=not top1 >= self.top1)
+        return measures | {"experts": experts}
+
+    def weigh(self, weighed: Weighed, num_changed: int = 0) -> dict[MeasureName, Noticed]:
+        """Return what those measures say that need no pass.
+
+        num_changed: tensors and files beside the experts that are not the source's.
+        """
+        error = largest(weighed.expert_errors.values())
+        return {
+            "verify": _weights(weighed, num_changed),
+            "experts": Noticed(value=error, limit=self.experts, noticed=not error <= self.experts),
+        }
 
 
 def find_limits(right: Iterable[Found], expected: Expected | None) -> Limits:
@@ -46,7 +65,7 @@ def find_limits(right: Iterable[Found], expected: Expected | None) -> Limits:
     return Limits(
         kl=max(found.tokens.interval(found.tokens.kl.double()).high for found in every),
         top1=min(found.tokens.interval(found.tokens.same_best).low for found in every),
-        experts=STANDS_OUT * max(max(found.expert_errors.values()) for found in every),
+        experts=STANDS_OUT * max(max(found.weighed.expert_errors.values()) for found in every),
         expected=expected,
     )
 
@@ -91,10 +110,9 @@ def _worst_share(verdict: Verdict) -> float:
     return max(*shares, float(1 + verdict["wrong_tokens"]) if verdict["wrong_tokens"] else 0.0)
 
 
-def _weights(found: Found, num_files_changed: int) -> Noticed:
+def _weights(weighed: Weighed, num_changed: int) -> Noticed:
     """Return what `moe4 verify --source` says: what is not quantized has to be the source's, bit for bit."""
-    count = found.num_changed + num_files_changed
-    if count:
-        return Noticed(value=count, limit=0.0, noticed=True)
-    error = found.weight_error or 0.0
-    return Noticed(value=error, limit=LARGEST_WEIGHT_ERROR, noticed=error > LARGEST_WEIGHT_ERROR)
+    if num_changed:
+        return Noticed(value=num_changed, limit=0.0, noticed=True)
+    error = weighed.weight_error or 0.0
+    return Noticed(value=error, limit=LARGEST_WEIGHT_ERROR, noticed=not error <= LARGEST_WEIGHT_ERROR)

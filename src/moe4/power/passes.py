@@ -1,26 +1,28 @@
-"""One reading of both models' weights: the source's forward pass, and that of the release with each fault."""
+"""Forward passes of a release, as it is and with faults, beside its source."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe4.calibration.corpus import Corpus
 from moe4.evaluate.comparison.compare import error_ratio
 from moe4.evaluate.comparison.divergence import TokenResults, compare_tokens
-from moe4.forward.stream import LayerPass, Stream, run_expert
+from moe4.forward.stream import HEAD_ROWS, LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.model.architecture import Network
 from moe4.model.experts import ExpertMath
-from moe4.power.faults import BothExperts, Damage, FaultyWeights, Place
+from moe4.power.faults import BothExperts, Damage, ExpertChange, FaultyWeights, Place
 from moe4.probe.form import Expectation
 from moe4.probe.passes import join_prefixes, likeliest
 from moe4.verify.checks import weight_error
 
-RIGHT = "right"
-"""The release as it is, among variants."""
+RIGHT, EXACT = "right", "exact"
+"""The release as it is, computed in bfloat16 and in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,48 +37,59 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Variant:
-    """The release with a fault, or with none; is_exact: computed in float32."""
+class Weighed:
+    """What the experts of a faulty release show without a pass of it.
 
-    fault: Damage = field(default_factory=Damage)
-    is_exact: bool = False
+    expert_errors: of each expert's output on the source's inputs. weight_error: the largest of what the fault
+    changed, as verify measures it; None where it changed no expert.
+    """
+
+    expert_errors: dict[Place, float]
+    weight_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What a variant of the release gives, before anything is judged.
+    """What a pass of a release gives, before anything is judged.
 
-    tokens: beside the source, on the text. answers: after each sequence of the probe. expert_errors: of each
-    expert's output on the source's inputs. weight_error: the largest of what the fault changed, as verify
-    measures it; None where it changed no expert. num_changed: other tensors that it changed.
+    tokens: beside the source, on the text; NaN where the release gives NaN. answers: after each sequence of
+    the probe; None if one of them holds NaN. num_changed: tensors beside the experts that the fault changed.
     """
 
+    weighed: Weighed
     tokens: TokenResults
-    answers: list[Expectation]
-    expert_errors: dict[Place, float]
-    expert_tokens: dict[Place, int]
-    weight_error: float | None
+    answers: list[Expectation] | None
     num_changed: int
 
 
+@dataclass(kw_only=True, slots=True)
 class _Pass:
-    """One variant's forward pass; up to its fault's first layer it is that of the release as it is."""
+    """A forward pass, of the release as it is or with a fault."""
 
-    def __init__(self, variant: Variant, stream: Stream, weights: FaultyWeights) -> None:
-        self.fault, self.stream, self.weights = variant.fault, stream, weights
-        self.is_exact = variant.is_exact
-        self.first_layer = 0 if variant.is_exact else variant.fault.first_layer
-        self.errors: dict[Place, float] = {}
-        self.weight_errors: list[float] = []
-        self.passed = LayerPass(total=torch.empty(0))
-        self.math: ExpertMath | None = None
+    stream: Stream
+    weights: FaultyWeights
+    damage: Damage
+    passed: LayerPass = field(default_factory=lambda: LayerPass(total=torch.empty(0)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Beside:
+    """An expert of the source, its tokens of the text, and what it adds to them, float32 [tokens, hidden]."""
+
+    weights: list[Tensor]
+    rows: Tensor
+    inputs: Tensor
+    gates: Tensor
+    expected: Tensor
 
 
 class Trials:
-    """Runs variants of a release over a text and over the probe's sequences, all at once.
+    """Runs a release over a text and over the probe's sequences, as it is and then with faults.
 
-    Each expert is read once for all variants, and a variant begins where its fault does. Memory is a few
-    experts and a batch; the hidden states of every variant lie in `work`.
+    `run_right` comes first and keeps what later passes begin with: the release's hidden states before each
+    layer, and what the source sends to its experts. A faulty release then runs from its fault's first layer
+    on, and the source does not run again. What is kept, and the hidden states of every pass, lie in `work`;
+    in memory are a few experts and a batch.
     """
 
     def __init__(
@@ -92,107 +105,217 @@ class Trials:
         self._sequences = [*corpus.sequences, *whole]
         self._asked_rows = rows + corpus.num_tokens
         self._reader = BothExperts(models.source, models.release, models.network.experts)
+        self._source = Stream(
+            models.source, models.source_network, corpus.sequences, work, device, prefix="source-"
+        )
+        self._logprobs = torch.empty(0)
+        self._hidden: list[Tensor] = []  # of the release as it is, before each layer
+        self._asked_experts: dict[int, LayerPass] = {}  # by layer: what the source sends to its experts
+        self._maths: dict[Network, ExpertMath] = {}  # of the layer that is being run
+        self._errors: dict[tuple[Place, ExpertChange | None, torch.dtype], float] = {}
+        self._weight_errors: dict[tuple[Place, ExpertChange], float] = {}
+        self.expert_tokens: dict[Place, int] = {}
+        """How many tokens of the text the source sends to each expert."""
 
-    def run(self, variants: Mapping[str, Variant], on_layer: Callable[[], None]) -> dict[str, Found]:
-        """Return what each variant gives, and RIGHT, the release as it is. Raises EvaluationError on NaN."""
-        models = self._models
-        source = self._stream("source", models.source, models.source_network, self._corpus.sequences)
-        right = self._begin(RIGHT, Variant())
-        passes = {name: self._begin(name, variant) for name, variant in variants.items()}
+    def run_right(self, on_layer: Callable[[], None]) -> dict[str, Found]:
+        """Return what the release as it is gives, RIGHT and EXACT. Raises EvaluationError on NaN."""
+        models, source = self._models, self._source
+        networks = {RIGHT: models.network, EXACT: models.exact_network}
+        passes = {
+            name: self._begin(name, Damage(), network, self._work, may_fail=False)
+            for name, network in networks.items()
+        }
         source.embed()
-        for each in (right, *(each for each in passes.values() if each.is_exact)):
-            each.stream.embed()
-        tokens: dict[Place, int] = {}
-        for layer in range(models.network.num_layers):
-            begun = [each for each in passes.values() if each.first_layer <= layer]
-            self._run_layer(layer, source, right, begun, tokens)
-            on_layer()
         for each in passes.values():
-            each.errors = right.errors | each.errors
-        return {name: self._finish(source, each, tokens) for name, each in (passes | {RIGHT: right}).items()}
+            each.stream.embed()
+        for layer in range(models.network.num_layers):
+            right = passes[RIGHT].stream
+            self._hidden.append(right.keep(f"hidden-{layer}", right.hidden))
+            original = source.attend(layer)
+            if original.inputs is not None:
+                kept = source.keep(f"inputs-{layer}", original.inputs)
+                self._asked_experts[layer] = replace(original, inputs=kept)
+            for each in passes.values():
+                each.passed = each.stream.attend(layer)
+            self._run_experts(layer, list(passes.values()), {}, total=original.total)
+            source.finish_layer(original)
+            for each in passes.values():
+                each.stream.finish_layer(each.passed)
+            on_layer()
+        self._logprobs = self._keep_logprobs()
+        return {name: self._finish(each) for name, each in passes.items()}
 
-    def _begin(self, name: str, variant: Variant) -> _Pass:
-        models = self._models
-        weights = FaultyWeights(models.release, variant.fault)
-        network = models.exact_network if variant.is_exact else models.network
-        return _Pass(variant, self._stream(name, weights, network, self._sequences), weights)
+    def run(
+        self, damages: Mapping[str, Damage], weighed: Iterable[Damage], on_layer: Callable[[], None]
+    ) -> dict[str, Found]:
+        """Return what the release gives with each of the damages.
 
-    def _stream(
-        self, name: str, weights: Weights, network: Network, sequences: Sequence[Sequence[int]]
-    ) -> Stream:
-        return Stream(weights, network, sequences, self._work, self._device, prefix=f"{name}-")
+        weighed: others that `weigh` will be asked about; the same reading of the weights does for them.
+        """
+        wanted: dict[Place, list[ExpertChange]] = {}
+        for damage in (*damages.values(), *weighed):
+            for place, change in damage.experts.items():
+                if (place, change) not in self._weight_errors:
+                    wanted.setdefault(place, []).append(change)
+        with tempfile.TemporaryDirectory(prefix="round-", dir=self._work) as work:
+            passes = {
+                name: self._begin(name, damage, self._models.network, Path(work), may_fail=True)
+                for name, damage in damages.items()
+            }
+            for layer in range(self._models.network.num_layers):
+                self._run_layer(layer, list(passes.values()), wanted)
+                on_layer()
+            return {name: self._finish(each) for name, each in passes.items()}
+
+    def weigh(self, damage: Damage, network: Network | None = None) -> Weighed:
+        """Return what a damage's experts show; it was among those of a run."""
+        dtype = (network or self._models.network).compute_dtype
+        errors = {
+            place: self._errors[place, damage.experts.get(place), dtype] for place in self.expert_tokens
+        }
+        changed = [self._weight_errors[item] for item in damage.experts.items()]
+        return Weighed(expert_errors=errors, weight_error=largest(changed) if changed else None)
+
+    def _begin(self, name: str, damage: Damage, network: Network, work: Path, *, may_fail: bool) -> _Pass:
+        weights = FaultyWeights(self._models.release, damage.dropped)
+        stream = Stream(
+            weights,
+            network,
+            self._sequences,
+            work,
+            self._device,
+            prefix=f"{name}-",
+            may_fail=may_fail,
+        )
+        return _Pass(stream=stream, weights=weights, damage=damage)
 
     def _run_layer(
-        self, layer: int, source: Stream, right: _Pass, others: Sequence[_Pass], tokens: dict[Place, int]
+        self, layer: int, passes: Sequence[_Pass], wanted: dict[Place, list[ExpertChange]]
     ) -> None:
-        """Run a layer of every pass; count the text's tokens that go to each expert of the source."""
-        original = source.attend(layer)
-        right.passed = right.stream.attend(layer)
-        for each in others:
-            each.passed = self._attend(each, layer, right)
-        passes = [*others, right]
-        shape = self._models.network.experts[layer]
-        if shape is not None:
-            math = source.expert_math(layer)
-            for each in passes:
-                each.math = each.stream.expert_math(layer)
-            for expert in range(shape.num_experts):
-                tokens[layer, expert] = self._run_expert((layer, expert), math, original, passes)
-        source.finish_layer(original)
-        for each in passes:  # the one that others follow comes last
+        """Run a layer of every pass that has begun; weigh the changes that are wanted in it."""
+        begun = [each for each in passes if each.damage.first_layer <= layer]
+        module: nn.Module | None = None
+        leader: _Pass | None = None
+        for each in begun:
+            begins = each.damage.first_layer == layer
+            if begins and each.damage.only_experts and leader is not None:
+                each.passed = each.stream.follow(leader.stream, leader.passed)
+                continue
+            if begins:
+                each.stream.hidden.copy_(self._hidden[layer])
+            if each.damage.only_experts:
+                module = module or each.stream.build_layer(layer)
+            each.passed = each.stream.attend(layer, module if each.damage.only_experts else None)
+            if begins and each.damage.only_experts:
+                leader = each
+        if begun or any(place[0] == layer for place in wanted):
+            self._run_experts(layer, begun, wanted)
+        for each in sorted(begun, key=lambda each: each is leader):  # what others follow comes last
             each.stream.finish_layer(each.passed)
 
-    def _attend(self, each: _Pass, layer: int, right: _Pass) -> LayerPass:
-        """Run a layer of a variant up to its experts; it begins where the release as it is stands."""
-        if each.first_layer == layer and not each.is_exact:
-            if each.fault.only_experts:
-                return each.stream.follow(right.stream, right.passed)
-            each.stream.hidden.copy_(right.stream.hidden)
-        return each.stream.attend(layer)
+    def _run_experts(
+        self,
+        layer: int,
+        passes: Sequence[_Pass],
+        wanted: Mapping[Place, Sequence[ExpertChange]],
+        total: Tensor | None = None,
+    ) -> None:
+        """Run a layer's experts in every pass, and weigh the changes that are wanted.
+
+        total: of the source, where its own pass is under way.
+        """
+        shape = self._models.network.experts[layer]
+        if shape is None:
+            return
+        self._maths.clear()
+        for expert in range(shape.num_experts):
+            place = (layer, expert)
+            beside = None
+            if total is not None or place in wanted:
+                beside = self._run_source_expert(place)
+            if total is not None and beside is not None:
+                total.index_add_(0, beside.rows, beside.expected)
+            groups: dict[ExpertChange | None, list[_Pass]] = {change: [] for change in wanted.get(place, ())}
+            for each in passes:
+                groups.setdefault(each.damage.experts.get(place), []).append(each)
+            for change, members in groups.items():
+                self._run_expert(place, change, members, beside)
+
+    def _run_source_expert(self, place: Place) -> _Beside:
+        """Run an expert of the source on the tokens that it sends there."""
+        layer, expert = place
+        asked = self._asked_experts[layer]
+        assert asked.inputs is not None
+        rows, gates = asked.rows_of(expert)
+        inputs, gates = asked.inputs[rows], gates.unsqueeze(1)
+        weights = self._reader.original(place)
+        cast = self._cast(weights, self._source.network.compute_dtype)
+        expected = run_expert(self._math(self._source.network, layer), expert, cast, inputs) * gates
+        self.expert_tokens[place] = len(rows)
+        return _Beside(weights=weights, rows=rows, inputs=inputs, gates=gates, expected=expected)
 
     def _run_expert(
-        self, place: Place, math: ExpertMath, original: LayerPass, passes: Sequence[_Pass]
-    ) -> int:
-        """Add an expert to every pass; return how many tokens of the text the source sends to it."""
-        assert original.inputs is not None
-        _, expert = place
-        plain, clean = self._reader.original(place), self._reader.released(place)
-        rows, gates = original.rows_of(expert)
-        inputs, scale = original.inputs[rows], gates.unsqueeze(1)
-        source = self._models.source_network.compute_dtype
-        expected = run_expert(math, expert, self._cast(plain, source), inputs) * scale
-        original.total.index_add_(0, rows, expected)
-        known: dict[torch.dtype, float] = {}
-        for each in passes:
-            assert each.math is not None
-            assert each.passed.inputs is not None
-            dtype = each.stream.network.compute_dtype
-            faulty = each.fault.expert(place, self._reader)
-            weights = self._cast(clean if faulty is None else faulty, dtype)
-            if faulty is not None:
-                each.weight_errors += [weight_error(q, w) for q, w in zip(faulty, plain, strict=True)]
-            if faulty is not None or dtype not in known:
-                output = run_expert(each.math, expert, weights, inputs.to(dtype)) * scale
-                error = error_ratio((output - expected).square().sum(), expected.square().sum())
-                each.errors[place] = error
-                if faulty is None:
-                    known[dtype] = error
-            else:
-                each.errors[place] = known[dtype]
-            taken, weighed = each.passed.rows_of(expert)
-            output = run_expert(each.math, expert, weights, each.passed.inputs[taken])
-            each.passed.total.index_add_(0, taken, output * weighed.unsqueeze(1))
-        return len(rows)
+        self, place: Place, change: ExpertChange | None, passes: Sequence[_Pass], beside: _Beside | None
+    ) -> None:
+        """Add an expert, changed or not, to passes; weigh it, where that is not done, beside the source's."""
+        weights = self._reader.released(place) if change is None else change.apply(place, self._reader)
+        if beside is not None and change is not None and (place, change) not in self._weight_errors:
+            errors = [weight_error(q, w) for q, w in zip(weights, beside.weights, strict=True)]
+            self._weight_errors[place, change] = largest(errors)
+        networks = {each.stream.network for each in passes} or {self._models.network}
+        for network in networks:
+            layer, expert = place
+            of_layer, cast = self._math(network, layer), self._cast(weights, network.compute_dtype)
+            key = (place, change, network.compute_dtype)
+            if beside is not None and key not in self._errors:
+                inputs = beside.inputs.to(network.compute_dtype)
+                output = run_expert(of_layer, expert, cast, inputs) * beside.gates
+                difference = (output - beside.expected).square().sum()
+                self._errors[key] = error_ratio(difference, beside.expected.square().sum())
+            for each in passes:
+                if each.stream.network is network:
+                    assert each.passed.inputs is not None
+                    rows, gates = each.passed.rows_of(expert)
+                    output = run_expert(of_layer, expert, cast, each.passed.inputs[rows])
+                    each.passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
+
+    def _math(self, network: Network, layer: int) -> ExpertMath:
+        """Return what a layer's experts compute beside products, in the source or in the release."""
+        if network not in self._maths:
+            models = self._models
+            weights = models.source if network is models.source_network else models.release
+            self._maths[network] = network.expert_math(layer, weights.load, self._device)
+        return self._maths[network]
 
     def _cast(self, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         return [weight.to(self._device, dtype) for weight in weights]
 
-    def _finish(self, source: Stream, each: _Pass, tokens: dict[Place, int]) -> Found:
+    def _keep_logprobs(self) -> Tensor:
+        """Return the source's log-probabilities of the whole text, which every pass is compared with."""
+        head, rows = self._source.head(), range(0, self._source.num_tokens, HEAD_ROWS)
+        kept: Tensor | None = None
+        for start in rows:
+            found = head(slice(start, start + HEAD_ROWS))
+            if kept is None:
+                kept = self._source.scratch("logprobs", found.shape[1])
+            kept[start : start + len(found)] = found
+        assert kept is not None
+        return kept
+
+    def _finish(self, each: _Pass) -> Found:
+        tokens = compare_tokens(self._logprobs.__getitem__, each.stream.head(), self._corpus)
+        answers: list[Expectation] | None = []
+        if len(self._asked_rows):
+            found = each.stream.last_logprobs(self._asked_rows)
+            answers = None if found.isnan().any() else likeliest(found)
         return Found(
-            tokens=compare_tokens(source, each.stream, self._corpus),
-            answers=likeliest(each.stream.last_logprobs(self._asked_rows)) if len(self._asked_rows) else [],
-            expert_errors=each.errors,
-            expert_tokens=tokens,
-            weight_error=max(each.weight_errors, default=None),
+            weighed=self.weigh(each.damage, each.stream.network),
+            tokens=tokens,
+            answers=answers,
             num_changed=each.weights.num_changed,
         )
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest of some values, NaN if one of them is."""
+    return max(values, key=lambda value: (math.isnan(value), value))

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from moe4.escape import visible
 from moe4.evaluate.comparison.compare import CompareOptions, check_comparison, load_text
 from moe4.evaluate.harness.evaluation import write_json
 from moe4.evaluate.record import record_run
-from moe4.evaluate.result_files import POWER, PlantedFault, PowerFile
+from moe4.evaluate.result_files import POWER, MeasureName, PlantedFault, PowerFile
 from moe4.files.durable import check_output, make_folder
 from moe4.forward.device import usable_device
 from moe4.forward.trial import try_family
@@ -23,7 +23,7 @@ from moe4.forward.weights import open_model
 from moe4.model.architecture import Network
 from moe4.power.faults import FaultKind, list_faults
 from moe4.power.measures import Limits, as_expected, ask, find_limits
-from moe4.power.passes import RIGHT, Found, Models, Trials, Variant
+from moe4.power.passes import RIGHT, Found, Models, Trials
 from moe4.power.search import Ladder
 from moe4.probe.form import ExpectedAnswers, read_probe
 from moe4.progress import OnProgress, Pace, ignore
@@ -33,6 +33,8 @@ from moe4.schema import given
 from moe4.verify.checks import is_copy
 
 NUM_SEQUENCES = 20
+PASSED: tuple[MeasureName, ...] = ("probe", "kl", "top1")  # these need a pass of the faulty release
+WEIGHED: tuple[MeasureName, ...] = ("verify", "experts")
 TEMPLATE = "chat_template.jinja"
 NO_PROBE = f"the release has no {PROBE_NAME}: moe4 probe RELEASE makes it"
 NO_BF16 = f"{PROBE_NAME} has no answers in bfloat16: moe4 probe RELEASE --force makes it again"
@@ -43,59 +45,33 @@ NO_ROUTER_BIAS = "this model's router has no bias"
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PowerOptions:
-    """The options of `moe4 power`."""
-
-    source: Path
-    release: Path
-    data: Path | None = None
-    num_sequences: int = NUM_SEQUENCES
-    max_sequence_tokens: int = 1024
-    device: str = "cpu"
-    work: Path | None = None
-    family_as_is: bool = False
-    trust_remote_code: bool = False
-
-    @property
-    def comparison(self) -> CompareOptions:
-        return CompareOptions(
-            source=self.source,
-            release=self.release,
-            data=self.data,
-            num_sequences=self.num_sequences,
-            max_sequence_tokens=self.max_sequence_tokens,
-            device=self.device,
-            family_as_is=self.family_as_is,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
-    def path(self) -> Path:
-        """Where the result goes."""
-        return self.release / PROOF_FOLDER / POWER
-
-    def command(self) -> list[str]:
-        """Return the words of the command that measures the same, of the folders SOURCE and OUT."""
-        words = ["moe4", "power", "SOURCE", "OUT"]
-        if self.data is not None:
-            words += ["--data", str(self.data) if is_asked_for(self.data) else self.data.name]
-        if self.num_sequences != NUM_SEQUENCES:
-            words += ["--num-sequences", str(self.num_sequences)]
-        return words
+def output_path(release: Path) -> Path:
+    """Return where the result goes."""
+    return release / PROOF_FOLDER / POWER
 
 
-def measure_power(options: PowerOptions, say: Say, on_progress: OnProgress = ignore) -> PowerFile:
+def command_words(options: CompareOptions) -> list[str]:
+    """Return the words of the command that measures the same, of the folders SOURCE and OUT."""
+    words = ["moe4", "power", "SOURCE", "OUT"]
+    if options.data is not None:
+        words += ["--data", str(options.data) if is_asked_for(options.data) else options.data.name]
+    if options.num_sequences != NUM_SEQUENCES:
+        words += ["--num-sequences", str(options.num_sequences)]
+    return words
+
+
+def measure_power(options: CompareOptions, say: Say, on_progress: OnProgress = ignore) -> PowerFile:
     """Plant faults and measure; write RELEASE/proof/power.json and return what it holds.
 
     The faults are planted in what is read, in memory: no file of the release changes. Raises CheckpointError,
     CalibrationError, EvaluationError, ProbeError or OutputError.
     """
-    check_comparison(options.comparison)
+    check_comparison(options)
     models, group_size = _open(options)
-    check_output(options.path if os.path.lexists(options.path.parent) else options.path.parent)
+    path = output_path(options.release)
+    check_output(path if os.path.lexists(path.parent) else path.parent)
     answers, left_out = _read_answers(options)
-    corpus = load_text(options.comparison, models.source_network.config)
+    corpus = load_text(options, models.source_network.config)
     say(corpus.recognized)
     asked = [] if answers is None else [sequence.tokens for sequence in answers.sequences]
     device = usable_device(options.device)
@@ -105,9 +81,7 @@ def measure_power(options: PowerOptions, say: Say, on_progress: OnProgress = ign
         right = search.run_right()
         limits, alarm = _limits(right, answers)
         left_out |= alarm
-        found_tokens = next(iter(right.values())).expert_tokens
-        kinds = list_faults(models.network, group_size, found_tokens)
-        planted = search.plant(kinds, limits)
+        planted = search.plant(list_faults(models.network, group_size, trials.expert_tokens), limits)
         planted += _plant_template(options, right[RIGHT], limits, Path(folder))
     names = {fault.name for fault in planted}
     left_out |= {} if "router_bias" in names else {"router's bias": NO_ROUTER_BIAS}
@@ -118,17 +92,17 @@ def measure_power(options: PowerOptions, say: Say, on_progress: OnProgress = ign
         num_sequences=len(corpus.sequences),
         num_tokens=len(right[RIGHT].tokens.kl),
         num_asked=len(asked),
-        num_experts=len(found_tokens),
+        num_experts=len(trials.expert_tokens),
         faults_planted=planted,
         left_out=left_out,
-        run=record_run(options.command()),
+        run=record_run(command_words(options)),
     )
-    make_folder(options.path.parent)
-    write_json(options.path, result.as_dict())
+    make_folder(path.parent)
+    write_json(path, result.as_dict())
     return result
 
 
-def _open(options: PowerOptions) -> tuple[Models, int]:
+def _open(options: CompareOptions) -> tuple[Models, int]:
     """Return both models, and the codes of the release that share a scale."""
     as_is = options.family_as_is
     source, source_network = open_model(options.source, torch.bfloat16, family_as_is=as_is)
@@ -148,7 +122,7 @@ def _open(options: PowerOptions) -> tuple[Models, int]:
     return models, group_size
 
 
-def _read_answers(options: PowerOptions) -> tuple[ExpectedAnswers | None, dict[str, str]]:
+def _read_answers(options: CompareOptions) -> tuple[ExpectedAnswers | None, dict[str, str]]:
     """Return the release's expected answers, or why they cannot be used."""
     path = options.release / PROBE_NAME
     if not path.exists():
@@ -162,7 +136,8 @@ def _read_answers(options: PowerOptions) -> tuple[ExpectedAnswers | None, dict[s
 def _limits(right: dict[str, Found], answers: ExpectedAnswers | None) -> tuple[Limits, dict[str, str]]:
     """Return the limits of right releases; without the probe if it calls one of them wrong."""
     expected = None if answers is None else as_expected(answers)
-    if expected is not None and not all(ask(expected, found.answers)["ok"] for found in right.values()):
+    asked = [found.answers for found in right.values() if found.answers is not None]
+    if expected is not None and not all(ask(expected, answers)["ok"] for answers in asked):
         return find_limits(right.values(), None), {"expected answers": FALSE_ALARM}
     return find_limits(right.values(), expected), {}
 
@@ -178,26 +153,38 @@ class _Search:
     def run_right(self) -> dict[str, Found]:
         """Return what the release as it is gives, computed in two ways."""
         self._say("running the release as it is, in bfloat16 and in float32")
-        return self._run({"exact": Variant(is_exact=True)})
+        return self._trials.run_right(self._count)
 
     def plant(self, kinds: list[FaultKind], limits: Limits) -> list[PlantedFault]:
         """Return what the measures say of every fault at its usual size, and the smallest they notice."""
         ladders = {kind.name: Ladder(kind.sizes or (kind.usual,), kind.usual) for kind in kinds}
         self._num_rounds = 1 + max(Ladder.most_rounds(kind.sizes) for kind in kinds)
-        while wanted := [(kind, size) for kind in kinds for size in ladders[kind.name].next_sizes()]:
-            variants = {f"{kind.name}-{size:g}": Variant(fault=kind.make(size)) for kind, size in wanted}
-            self._say(f"planting {len(variants)} faults")
-            found = self._run(variants)
-            for (kind, size), name in zip(wanted, variants, strict=True):
-                ladders[kind.name].record(size, limits.apply(found[name]))
+        while self._plant_sizes(kinds, ladders, limits):
+            pass
         return [_describe_fault(kind, ladders[kind.name]) for kind in kinds]
 
-    def _run(self, variants: dict[str, Variant]) -> dict[str, Found]:
-        def count() -> None:
-            self._done += 1
-            self._pace.count(self._done, max(self._done, self._num_rounds * self._num_layers))
+    def _plant_sizes(self, kinds: list[FaultKind], ladders: dict[str, Ladder], limits: Limits) -> bool:
+        """Try the sizes at which bisection needs a measure now; say whether there were any.
 
-        return self._trials.run(variants, count)
+        Only those that a measure of PASSED needs are run through the model.
+        """
+        passed = [(kind, size) for kind in kinds for size in ladders[kind.name].next_sizes(PASSED)]
+        weighed = [(kind, size) for kind in kinds for size in ladders[kind.name].next_sizes(WEIGHED)]
+        damages = {f"{kind.name}-{size:g}": kind.make(size) for kind, size in passed}
+        others = [(kind, size, kind.make(size)) for kind, size in weighed if (kind, size) not in passed]
+        if not damages and not others:
+            return False
+        self._say(f"planting {len(damages) + len(others)} faults")
+        found = self._trials.run(damages, [damage for _, _, damage in others], self._count)
+        for (kind, size), name in zip(passed, damages, strict=True):
+            ladders[kind.name].record(size, limits.apply(found[name]))
+        for kind, size, damage in others:
+            ladders[kind.name].record(size, limits.weigh(self._trials.weigh(damage)))
+        return True
+
+    def _count(self) -> None:
+        self._done += 1
+        self._pace.count(self._done, max(self._done, self._num_rounds * self._num_layers))
 
 
 def _describe_fault(kind: FaultKind, ladder: Ladder) -> PlantedFault:
@@ -210,7 +197,7 @@ def _describe_fault(kind: FaultKind, ladder: Ladder) -> PlantedFault:
 
 
 def _plant_template(
-    options: PowerOptions, right: Found, limits: Limits, folder: Path
+    options: CompareOptions, right: Found, limits: Limits, folder: Path
 ) -> Iterator[PlantedFault]:
     """Yield what the measures say of a release with another chat template, if there is one.
 
@@ -220,7 +207,7 @@ def _plant_template(
     if original.is_file():
         changed = folder / TEMPLATE
         changed.write_bytes(original.read_bytes() + b" ")
-        measures = limits.apply(right, num_files_changed=int(not is_copy(changed, original)))
+        measures = limits.apply(replace(right, num_changed=int(not is_copy(changed, original))))
         yield PlantedFault(name="template", title="another chat template", measures=measures)
 
 

@@ -1,7 +1,7 @@
 """The smallest size of a fault that each measure notices, found by bisection over a ladder of sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from moe4.evaluate.result_files import MeasureName, Noticed
 
@@ -26,17 +26,17 @@ class Ladder:
         """Return after how many rounds every bisection has ended."""
         return 1 + math.ceil(math.log2(len(sizes) + 1)) if sizes else 1
 
-    def next_sizes(self) -> list[float]:
-        """Return the sizes that bisection needs now, of all measures; none once all have ended."""
+    def next_sizes(self, measures: Collection[MeasureName]) -> list[float]:
+        """Return the sizes at which bisection needs these measures now; none once all have ended."""
         if not self._found:
             return [self._sizes[self._usual]]
-        brackets = [self._bracket(measure) for measure in self.usual]
+        brackets = [self._bracket(measure) for measure in self.usual if measure in measures]
         middles = {(low + high) // 2 for low, high in brackets if high - low > 1}
         return [self._sizes[place] for place in sorted(middles)]
 
     def record(self, size: float, found: Measures) -> None:
-        """Take down what the measures say at a size."""
-        self._found[self._sizes.index(size)] = found
+        """Take down what some measures say at a size; at the usual one, all of them."""
+        self._found.setdefault(self._sizes.index(size), {}).update(found)
 
     def smallest(self, measure: MeasureName) -> float | None:
         """Return the smallest size from which on every size tried was noticed; None if there is none."""
@@ -45,6 +45,6 @@ class Ladder:
 
     def _bracket(self, measure: MeasureName) -> tuple[int, int]:
         """Return the places of the largest size that went unnoticed, and of the next that was noticed."""
-        tried = {place: found[measure].noticed for place, found in self._found.items()}
+        tried = {place: found[measure].noticed for place, found in self._found.items() if measure in found}
         low = max((place for place, noticed in tried.items() if not noticed), default=-1)
         return low, min((place for place in tried if place > low), default=len(self._sizes))

@@ -6,7 +6,6 @@ them.
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moe4.arguments import argument
@@ -18,10 +17,10 @@ from moe4.deploy.manifests.write import write_deployment
 from moe4.deploy.sizing.choose import Wanted, pick
 from moe4.deploy.sizing.release_size import ReleaseSize, read_release
 from moe4.errors import Moe4Error, OutputError
-from moe4.escape import markdown_block, shell_line
+from moe4.escape import markdown_block
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
-from moe4.evaluate.result_files import PowerFile, TaskResult, ToolcheckFile
+from moe4.publish.card_evaluation import evaluation, metrics
 from moe4.publish.commands import (
     choose_layout,
     prove_command,
@@ -31,9 +30,8 @@ from moe4.publish.commands import (
 )
 from moe4.publish.proof import Proof
 from moe4.publish.push import check_repo
-from moe4.publish.words import CHANCES, MEASURES, power_rows, sentences, smallest_loss
 from moe4.strict_json import JsonObject
-from moe4.units import duration, format_bytes, percent
+from moe4.units import duration, format_bytes
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "THIRD_PARTY_NOTICES.md", "NOTICE")
 ARCHITECTURE = {
@@ -89,7 +87,7 @@ def card_sections(proof: Proof, names: CardNames) -> dict[str, str]:
         "overview": _overview(proof, repo, names),
         "deployment": f"{_deployment(release, repo)}\n\n{_usage(release)}",
         "creation": _creation(proof),
-        "evaluation": _evaluation(proof),
+        "evaluation": evaluation(proof),
         "reproducibility": _reproducibility(proof),
         "licence": _license(proof, names.license_name),
     }
@@ -117,22 +115,11 @@ def front_matter(proof: Proof, names: CardNames) -> JsonObject:
     }
     if proof.report.recipe.method != "gptq":
         head["tags"].remove("gptq")
-    results = _metrics(proof)
+    results = metrics(proof)
     if results:
         head["metrics"] = sorted({entry["metrics"][0]["type"] for entry in results})
         head["model-index"] = [{"name": names.repo_for(proof).rsplit("/", 1)[-1], "results": results}]
     return head
-
-
-def _metrics(proof: Proof) -> list[JsonObject]:
-    return [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"type": task, "name": f"{task} ({result.num_fewshot}-shot)"},
-            "metrics": [{"type": result.metric, "value": round(100 * result.score, 2)}],
-        }
-        for task, result in (proof.evaluation.tasks.items() if proof.evaluation else ())
-    ]
 
 
 def _overview(proof: Proof, repo: str, names: CardNames) -> str:
@@ -203,90 +190,6 @@ def _architecture(proof: Proof) -> str:
     given = proof.config.text.model_dump(include=set(ARCHITECTURE), exclude_unset=True, exclude_none=True)
     rows += [f"| {what} | {given[key]:,} |" for key, what in ARCHITECTURE.items() if key in given]
     return "### Architecture\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
-
-
-def _evaluation(proof: Proof) -> str:
-    parts = []
-    tasks = proof.evaluation.tasks if proof.evaluation else {}
-    if tasks:
-        parts.append(
-            "### Accuracy\n\n"
-            "| task | shots | questions | before | after | recovery | 95 % interval | smallest loss shown |\n"
-            "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-            + "\n".join(_task_row(name, result) for name, result in tasks.items())
-        )
-        parts += [
-            f"{text(name)}: {text(' '.join(said))}"
-            for name, result in tasks.items()
-            if (said := sentences(result))
-        ]
-    if proof.comparison is not None:
-        found = proof.comparison
-        parts.append(
-            f"### Predictions\n\nOn {found.num_tokens:,} held-out tokens ({text(found.data)}): KL divergence "
-            f"from the source {found.kl.mean:.5f} nats a token, likeliest token the same for "
-            f"{percent(found.top1_agreement)}, perplexity {found.perplexity.source:.4f} before and "
-            f"{found.perplexity.release:.4f} after."
-        )
-    if proof.toolcheck is not None:
-        parts.append(_tool_table(proof.toolcheck))
-    if proof.power is not None:
-        parts.append(_power_table(proof.power, tasks))
-    if not parts:
-        return "## Evaluation\n\nNot measured."
-    return "## Evaluation\n\n" + "\n\n".join(parts) + "\n\nMeasured with moe4, with 95 % intervals."
-
-
-def _task_row(name: str, result: TaskResult) -> str:
-    change, before = result.change, result.baseline_score
-    cells = [text(name), str(result.num_fewshot), f"{result.num_questions:,}"]
-    cells += ["-" if before is None else percent(before), percent(result.score)]
-    interval = change.recovery_interval if change else None
-    cells.append(percent(change.recovery) if change and change.recovery is not None else "-")
-    cells.append(f"{percent(interval[0])} to {percent(interval[1])}" if interval else "-")
-    cells.append(smallest_loss(change) or "-")
-    return f"| {' | '.join(cells)} |"
-
-
-def _tool_table(found: ToolcheckFile) -> str:
-    rows = [
-        f"| {text(check.replace('_', ' '))} | {percent(measure.value, 1)} | "
-        f"{percent(measure.interval[0], 1)} to {percent(measure.interval[1], 1)} |"
-        for check, measure in found.release.measures.items()
-        if measure
-    ]
-    table = f"### Tool calls\n\n{found.num_requests} requests:\n\n| check | share | interval |\n"
-    table += "| --- | --- | --- |\n" + "\n".join(rows)
-    if found.agreement and found.agreement.decision_agreement:
-        share = percent(found.agreement.decision_agreement.value, 1)
-        table += f"\n\nDecisions to call agree with the source's on {share}."
-    return table
-
-
-def _power_table(found: PowerFile, tasks: Mapping[str, TaskResult]) -> str:
-    """Return which planted faults the measures noticed, and which losses the tasks would have shown."""
-    heads = ["fault", *MEASURES.values()]
-    rows = [[title, *cells.values()] for title, cells in power_rows(found)]
-    table = "\n".join(f"| {' | '.join(map(text, row))} |" for row in (heads, *rows))
-    head, _, body = table.partition("\n")
-    section = (
-        "### What this proof would have noticed\n\nFaults were planted in the release in memory, one at a "
-        "time: which measure notices which, and from which size on.\n\n"
-        f"{head}\n|{' --- |' * len(heads)}\n{body}"
-    )
-    losses = [
-        f"{text(name)}: a loss of {loss} or more"
-        for name, result in tasks.items()
-        if (loss := smallest_loss(result.change))
-    ]
-    if losses:
-        section += f"\n\nTasks, with a probability of {CHANCES}: {'; '.join(losses)}."
-    if found.run is not None:
-        section += f"\n\nMeasured with {code(shell_line(found.run.command))}."
-    if found.left_out:
-        reasons = "; ".join(f"{text(what)}: {text(why)}" for what, why in found.left_out.items())
-        section += f"\n\nNot tried: {reasons}."
-    return section
 
 
 def _deployment(release: ReleaseSize, repo: str) -> str:

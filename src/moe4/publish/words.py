@@ -1,5 +1,7 @@
 """What the statistics of a comparison say, in plain words."""
 
+import math
+
 from moe4.evaluate.result_files import MeasureName, PlantedFault, PowerFile, TaskChange, TaskResult
 from moe4.evaluate.statistics import LEVEL, POWER
 
@@ -79,7 +81,8 @@ def noticed_words(fault: PlantedFault, measure: MeasureName) -> str:
 def figures(fault: PlantedFault, measure: MeasureName) -> str:
     """Return a measure's value beside its limit: "0.0021, limit 0.0017, at x 1.05"."""
     found = fault.measures[measure]
-    text = f"{found.value:.4g}, limit {found.limit:.4g}"
+    value = "NaN" if math.isnan(found.value) else f"{found.value:.4g}"
+    text = f"{value}, limit {found.limit:.4g}"
     return text if fault.size is None else f"{text}, at {_size(fault, fault.size)}"
 
 

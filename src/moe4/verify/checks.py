@@ -23,7 +23,7 @@ from moe4.model.accounting import LINEAR, Accounting, summarize_names
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.probe.form import PROBE_NAME, read_probe
-from moe4.quantize.planning.release_plan import group_size_warnings
+from moe4.quantize.planning.resolve import group_size_warnings
 from moe4.quantize.planning.tied_head import compare_tied_head
 from moe4.quantize.reporting.layer_record import WORST_SHOWN
 from moe4.quantize.transfer.device_memory import require_device, to_device

@@ -1,6 +1,7 @@
 """The bound on a run's memory, held to what Kimi-K2's shapes make unavoidable, and what is done with it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,8 @@ from moe4.model.architecture import Network
 from moe4.quantize.forecast.forecast import SketchedCheckpoint
 from moe4.quantize.planning import memory_bound as needs
 from moe4.quantize.planning.memory_bound import MemoryNeed, batch_tokens, memory_need, require_memory
-from moe4.quantize.planning.release_plan import ReleasePlan, make_plan, resolve_for_source
+from moe4.quantize.planning.release_plan import ReleasePlan, make_plan
+from moe4.quantize.planning.resolve import resolve_for_source
 from moe4.recipe import Recipe
 
 HIDDEN, WIDTH, DENSE = 7168, 2048, 18432
@@ -48,10 +50,9 @@ def bound() -> Bound:
         recipe: Recipe, num_tokens: int, probe_tokens: int = PROBE_TOKENS, device: str = "cpu"
     ) -> MemoryNeed:
         return memory_need(
-            plan_of(recipe.method),
+            replace(plan_of(recipe.method), recipe=recipe),
             network,
             checkpoint,
-            recipe,
             num_tokens,
             probe_tokens=probe_tokens,
             device=torch.device(device),

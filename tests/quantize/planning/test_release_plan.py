@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from moe4.checkpoint.source import Checkpoint
 from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
-from moe4.quantize.planning.release_plan import make_plan, resolve_for_source
+from moe4.quantize.planning.release_plan import make_plan
+from moe4.quantize.planning.resolve import resolve_for_source
 from moe4.recipe import ALL_TARGETS, Recipe, Target
 
 

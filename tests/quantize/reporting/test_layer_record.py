@@ -8,7 +8,13 @@ import torch
 
 from moe4.checkpoint.report_file import ExpertRecord, Fallback, LayerRecord, MatrixRecord
 from moe4.gptq.solver import QuantizedMatrix
-from moe4.quantize.reporting.layer_record import describe_layer, matrix_record, summarize
+from moe4.machine.memory import total_memory_bytes
+from moe4.quantize.reporting.layer_record import (
+    describe_layer,
+    matrix_record,
+    peak_memory_bytes,
+    summarize,
+)
 
 
 def matrix(error: float, rtn_error: float, **more: Any) -> MatrixRecord:
@@ -102,3 +108,8 @@ def test_a_record_keeps_six_digits_and_what_is_out_of_the_ordinary(
         "rtn_error": 1234570.0,
         **more,
     }
+
+
+def test_the_peak_of_memory_is_in_bytes() -> None:
+    block = bytearray(b"x" * (64 << 20))
+    assert len(block) < peak_memory_bytes() <= total_memory_bytes()

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 
+from moe4.checkpoint.report_file import LayerRecord
 from moe4.hub.meter import DownloadMeter
 from moe4.progress import Progress
 from moe4.quantize.reporting.progress import ProgressReporter
@@ -102,3 +103,34 @@ def test_a_download_before_the_run_has_a_pace_of_its_own(clock: Clock) -> None:
         Progress(stage="downloading", done=0.0),
         Progress(stage="downloading", done=0.25, seconds_left=9.0),
     ]
+
+
+def test_a_committed_layer_is_a_line(clock: Clock) -> None:
+    said: list[str] = []
+    reporter = ProgressReporter(say=said.append)
+    reporter.begin(LAYERS, 2)
+    clock.now += 4.0
+    reporter.layer_done(0)
+    reporter.layer_committed(LayerRecord(layer=0, experts=[], linears={}), 2, 3.96)
+    assert said == ["layer 0 (1 of 2 done): nothing to quantize, 4.0 s, 0:00:08 left"]
+
+
+def test_the_line_of_a_layer_counts_downloads_too(clock: Clock) -> None:
+    said: list[str] = []
+    reporter, meter = ProgressReporter(say=said.append), DownloadMeter(clock)
+    reporter.begin(LAYERS, 2)
+    reporter.follow(meter)
+    meter.begin([1000, 1000])
+    with meter.shard("a.safetensors"):
+        clock.now += 4.0
+        meter.received(40)  # 10 bytes a second, 1960 to come
+        reporter.layer_done(0)
+        reporter.layer_committed(LayerRecord(layer=0, experts=[], linears={}), 2, 4.0)
+    assert said[-1].endswith("4.0 s, 0:03:16 left")
+
+
+def test_a_first_layer_of_which_nothing_was_expected_is_no_pace(clock: Clock) -> None:
+    left = TimeLeft([LayerTime(rest_seconds=0.0), LayerTime(rest_seconds=2.0)], 0, clock)
+    clock.now += 5.0
+    left.layer_done()
+    assert left.seconds() == pytest.approx(2.0)

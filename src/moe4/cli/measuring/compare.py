@@ -14,7 +14,6 @@ EXAMPLES = (
     "moe4 compare Kimi-K2-Instruct OUT --data held-out.jsonl --num-sequences 20 --output comparison.json",
 )
 
-NumSequences: TypeAlias = Annotated[int, typer.Option(min=1, help="Number of documents to read.")]
 Dtype: TypeAlias = Annotated[
     options.DtypeOption, typer.Option(help="Type to compute in.", rich_help_panel=options.RUN)
 ]
@@ -25,7 +24,7 @@ def command(
     release: options.FoundRelease,
     revision: options.Revision = None,
     data: options.HeldOutText = None,
-    num_sequences: NumSequences = 100,
+    num_sequences: options.NumDocuments = 100,
     max_tokens: options.MaxTokens = 1024,
     dtype: Dtype = options.DtypeOption.BFLOAT16,
     device: options.Device = "cpu",

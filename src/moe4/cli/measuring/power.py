@@ -1,9 +1,5 @@
 """`moe4 power`."""
 
-from typing import Annotated, TypeAlias
-
-import typer
-
 import moe4
 from moe4.cli import options
 from moe4.cli.messages import echo_result
@@ -14,15 +10,13 @@ EXAMPLES = (
     "moe4 power reference/k2-tiny OUT --data reference",
 )
 
-NumSequences: TypeAlias = Annotated[int, typer.Option(min=1, help="Number of documents to read.")]
-
 
 def command(
     source: options.Source,
     release: options.Release,
     revision: options.Revision = None,
     data: options.HeldOutText = None,
-    num_sequences: NumSequences = 20,
+    num_sequences: options.NumDocuments = 20,
     max_tokens: options.MaxTokens = 1024,
     device: options.Device = "cpu",
     work: options.Work = None,

@@ -1,67 +1,132 @@
 """Sizing as text and as JSON."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from moe4.deploy.sizing.choose import Survey
-from moe4.deploy.sizing.fit import COMFORTABLE, Fit, load_seconds, max_tensor_parallel, startup_seconds
+from moe4.deploy.sizing.fit import (
+    COMFORTABLE,
+    Fit,
+    Verdict,
+    load_seconds,
+    max_tensor_parallel,
+    startup_seconds,
+)
 from moe4.deploy.sizing.release_size import ReleaseSize
 from moe4.escape import visible
 from moe4.units import GIB, gigabytes
 
 
-def release_facts(release: ReleaseSize, disk: float) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BytesRead:
+    """What a decoded token reads of the weights."""
+
+    experts: int
+    rest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseFacts:
+    """What is true of a release on any machine, under its names in `moe4 fit --json`."""
+
+    name: str
+    where: str
+    read_from: str
+    group_size: int | None
+    bytes: int
+    elements: int
+    bytes_by_dtype: dict[str, int]
+    expert_bytes: int
+    bytes_read_per_token: BytesRead
+    kv_bytes_per_token: int
+    kv_replicated: bool
+    max_position_embeddings: int | None
+    max_tensor_parallel: int
+    max_tensor_parallel_with_plugin: int
+    disk_bytes_per_second: float
+    load_seconds: int
+    startup_seconds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitFacts:
+    """One fit, under its names in `moe4 fit --json`."""
+
+    device: str
+    this_machine: bool
+    device_memory_bytes: int
+    gpus: int
+    nodes: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    data_parallel: int
+    expert_parallel: bool
+    verdict: Verdict
+    reason: str
+    weight_bytes_per_gpu: int
+    replicated_bytes_per_gpu: int
+    working_bytes_per_gpu: int
+    max_model_len: int
+    concurrency: int
+    cache_tokens: int
+    full_length_sequences: int
+    longest_conversation: int
+    ceiling_tokens_per_second: float | None
+    ceiling_batch_tokens_per_second: float | None
+
+
+def release_facts(release: ReleaseSize, disk: float) -> ReleaseFacts:
     """Return what is true of the release on any machine."""
-    return {
-        "name": release.name,
-        "where": release.where,
-        "read_from": release.origin,
-        "group_size": release.group_size,
-        "bytes": release.num_bytes,
-        "elements": release.num_elements,
-        "bytes_by_dtype": release.bytes_by_dtype,
-        "expert_bytes": sum(layer.experts for layer in release.layers),
-        "bytes_read_per_token": {"experts": release.expert_bytes_read, "rest": release.dense_bytes_read},
-        "kv_bytes_per_token": release.kv_bytes_per_token,
-        "kv_replicated": release.has_latent_cache,
-        "max_position_embeddings": release.max_position_embeddings,
-        "max_tensor_parallel": max_tensor_parallel(release),
-        "max_tensor_parallel_with_plugin": max_tensor_parallel(release, plugin=True),
-        "disk_bytes_per_second": disk,
-        "load_seconds": round(load_seconds(release, disk)),
-        "startup_seconds": startup_seconds(release, disk),
-    }
+    return ReleaseFacts(
+        name=release.name,
+        where=release.where,
+        read_from=release.origin,
+        group_size=release.group_size,
+        bytes=release.num_bytes,
+        elements=release.num_elements,
+        bytes_by_dtype=release.bytes_by_dtype,
+        expert_bytes=sum(layer.experts for layer in release.layers),
+        bytes_read_per_token=BytesRead(experts=release.expert_bytes_read, rest=release.dense_bytes_read),
+        kv_bytes_per_token=release.kv_bytes_per_token,
+        kv_replicated=release.has_latent_cache,
+        max_position_embeddings=release.max_position_embeddings,
+        max_tensor_parallel=max_tensor_parallel(release),
+        max_tensor_parallel_with_plugin=max_tensor_parallel(release, plugin=True),
+        disk_bytes_per_second=disk,
+        load_seconds=round(load_seconds(release, disk)),
+        startup_seconds=startup_seconds(release, disk),
+    )
 
 
-def fit_facts(item: Fit) -> dict[str, Any]:
-    """Return one fit as plain JSON types."""
-    return {
-        "device": item.device.name,
-        "this_machine": item.device.is_here,
-        "device_memory_bytes": item.device.memory_bytes,
-        "gpus": 0 if item.device.kind == "cpu" else item.layout.num_gpus,
-        "nodes": item.num_nodes,
-        "tensor_parallel": item.layout.tensor,
-        "pipeline_parallel": item.layout.pipeline,
-        "data_parallel": item.layout.data,
-        "expert_parallel": item.layout.expert_parallel,
-        "verdict": item.verdict,
-        "reason": item.reason,
-        "weight_bytes_per_gpu": item.weight_bytes,
-        "replicated_bytes_per_gpu": item.whole_bytes,
-        "working_bytes_per_gpu": item.working_bytes,
-        "max_model_len": item.max_model_len,
-        "concurrency": item.concurrency,
-        "cache_tokens": item.cache_tokens,
-        "full_length_sequences": item.sequences,
-        "longest_conversation": item.longest,
-        "ceiling_tokens_per_second": item.tokens_per_second and round(item.tokens_per_second, 1),
-        "ceiling_batch_tokens_per_second": item.batch_tokens_per_second
+def fit_facts(item: Fit) -> FitFacts:
+    """Return one fit as JSON has it."""
+    return FitFacts(
+        device=item.device.name,
+        this_machine=item.device.is_here,
+        device_memory_bytes=item.device.memory_bytes,
+        gpus=0 if item.device.kind == "cpu" else item.layout.num_gpus,
+        nodes=item.num_nodes,
+        tensor_parallel=item.layout.tensor,
+        pipeline_parallel=item.layout.pipeline,
+        data_parallel=item.layout.data,
+        expert_parallel=item.layout.expert_parallel,
+        verdict=item.verdict,
+        reason=item.reason,
+        weight_bytes_per_gpu=item.weight_bytes,
+        replicated_bytes_per_gpu=item.whole_bytes,
+        working_bytes_per_gpu=item.working_bytes,
+        max_model_len=item.max_model_len,
+        concurrency=item.concurrency,
+        cache_tokens=item.cache_tokens,
+        full_length_sequences=item.sequences,
+        longest_conversation=item.longest,
+        ceiling_tokens_per_second=item.tokens_per_second and round(item.tokens_per_second, 1),
+        ceiling_batch_tokens_per_second=item.batch_tokens_per_second
         and round(item.batch_tokens_per_second, 1),
-    }
+    )
 
 
 def print_release(console: Console, release: ReleaseSize, disk: float) -> None:
@@ -72,18 +137,18 @@ def print_release(console: Console, release: ReleaseSize, disk: float) -> None:
     cache = (
         "each GPU holds all of it under tensor parallelism" if release.has_latent_cache else "split by heads"
     )
-    most, with_plugin = facts["max_tensor_parallel"], facts["max_tensor_parallel_with_plugin"]
+    most, with_plugin = facts.max_tensor_parallel, facts.max_tensor_parallel_with_plugin
     ranks = f"tensor parallel {most} at most"
     if with_plugin > most:
         ranks = f"tensor parallel {most or 'not even 1'} at most on GPUs, {with_plugin} with moe4's plugin"
     lines = [
         f"{release.name}: {gigabytes(release.num_bytes)}{group} (from {how})",
-        f"  routed experts {gigabytes(facts['expert_bytes'])}, the rest "
-        f"{gigabytes(release.num_bytes - facts['expert_bytes'])}",
+        f"  routed experts {gigabytes(facts.expert_bytes)}, the rest "
+        f"{gigabytes(release.num_bytes - facts.expert_bytes)}",
         f"  a decoded token reads {gigabytes(release.expert_bytes_read)} of experts and "
         f"{gigabytes(release.dense_bytes_read)} of the rest",
         f"  cache {release.kv_bytes_per_token:,} bytes a token; {cache}",
-        f"  {ranks}; load {facts['load_seconds']} s at {disk / 1e9:g} GB/s of disk",
+        f"  {ranks}; load {facts.load_seconds} s at {disk / 1e9:g} GB/s of disk",
     ]
     for line in lines:
         console.print(visible(line), markup=False, highlight=False, soft_wrap=True)

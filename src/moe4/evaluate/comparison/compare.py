@@ -87,7 +87,7 @@ def compare(options: CompareOptions, say: Say, on_progress: OnProgress = ignore)
             pace.layer(layer, before.network.num_layers)
             layers.append(_run_layer(before, after, layer, predicts))
             say(f"{layer_done(layer, before.network.num_layers)}: {describe_layer(layers[-1])}")
-        tokens = compare_tokens(before, after, corpus)
+        tokens = compare_tokens(before.head(), after.head(), corpus)
     return ComparisonFile(
         source=visible(str(options.source)),
         release=visible(str(options.release)),

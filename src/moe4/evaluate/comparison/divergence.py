@@ -1,5 +1,6 @@
 """How far two models' predictions of the same tokens are apart: KL divergence, agreement, perplexity."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from moe4.forward.stream import HEAD_ROWS, Stream
 WORST_TOKENS = 20
 CONTEXT_TOKENS = 16
 EARLY_TOKENS = 1024
+
+Head = Callable[[slice], Tensor]
+"""Gives log-probabilities, float32 [rows, vocabulary], of rows of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,9 +132,11 @@ def early_kl(before: Stream, after: Stream, predicts: Tensor) -> float:
     return float(torch.cat(pieces).mean())
 
 
-def compare_tokens(before: Stream, after: Stream, corpus: Corpus) -> TokenResults:
-    """Compare the predictions of all tokens but each sequence's first, a few hundred at a time."""
-    heads = before.head(), after.head()
+def compare_tokens(before: Head, after: Head, corpus: Corpus) -> TokenResults:
+    """Compare the predictions of all tokens but each sequence's first, a few hundred at a time.
+
+    before, after: log-probabilities of rows of tokens, as `Stream.head` gives them.
+    """
     flat = torch.tensor([token for sequence in corpus.sequences for token in sequence])
     owner = _owner(corpus)
     predicts = torch.zeros(len(flat), dtype=torch.bool)
@@ -141,7 +147,7 @@ def compare_tokens(before: Stream, after: Stream, corpus: Corpus) -> TokenResult
         keep = predicts[rows]
         if not keep.any():
             continue
-        p, q = (head(rows)[keep.to(before.hidden.device)].cpu() for head in heads)
+        p, q = (head(rows).cpu()[keep] for head in (before, after))
         targets = flat[start + 1 : start + 1 + HEAD_ROWS][keep[: len(flat) - start - 1]]
         pieces["kl"].append(kl_divergence(p, q))
         pieces["nll"].append(

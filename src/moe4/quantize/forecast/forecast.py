@@ -33,13 +33,9 @@ from moe4.quantize.forecast.plan import (
     PlannedTime,
 )
 from moe4.quantize.planning.memory_bound import disk_need, memory_need, require_memory
-from moe4.quantize.planning.release_plan import (
-    ReleasePlan,
-    group_size_warnings,
-    make_plan,
-    resolve_for_source,
-)
+from moe4.quantize.planning.release_plan import ReleasePlan, make_plan
 from moe4.quantize.planning.request import Request, check_folders
+from moe4.quantize.planning.resolve import group_size_warnings, resolve_for_source
 from moe4.quantize.planning.source_steps import source_steps
 from moe4.recipe import Recipe
 from moe4.schema import given
@@ -115,7 +111,7 @@ def _forecast(request: Request, source: Located, *, has_out: bool, time_it: bool
         prompts = find_prompts(source.folder, network, trust_remote_code=trusted)
         probe_tokens = prompts.num_tokens
         no_probe = [explain_missing(prompts.reason)] if prompts.reason else []
-    need = memory_need(plan, network, checkpoint, recipe, calibration.num_tokens, probe_tokens=probe_tokens)
+    need = memory_need(plan, network, checkpoint, calibration.num_tokens, probe_tokens=probe_tokens)
     _note(problems, lambda: require_memory(need, recipe.memory_budget_bytes))
     disk_bytes = disk_need(
         plan, network, checkpoint, calibration.num_tokens, request.out, probe_tokens=probe_tokens

@@ -16,7 +16,6 @@ from moe4.machine.memory import available_memory_bytes
 from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
-from moe4.recipe import Recipe
 from moe4.units import format_bytes
 
 if TYPE_CHECKING:
@@ -79,7 +78,6 @@ def memory_need(
     plan: ReleasePlan,
     network: Outline,
     checkpoint: Checkpoint,
-    recipe: Recipe,
     num_tokens: int,
     *,
     probe_tokens: int = 0,
@@ -101,14 +99,14 @@ def memory_need(
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
         batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(config)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
-    if recipe.method != "gptq":
+    if plan.recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
         return MemoryNeed(base_bytes=BASE_BYTES, phases=phases)
     routing = num_tokens * int(getattr(config, "num_experts_per_tok", 1)) * 40
     if device is not None and device.type == "cuda":
         phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
-    tokens = min(num_tokens, max(batch_tokens(config), recipe.calibration.max_sequence_tokens))
+    tokens = min(num_tokens, max(batch_tokens(config), plan.recipe.calibration.max_sequence_tokens))
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
     mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
     phases["a layer's attention"] = (

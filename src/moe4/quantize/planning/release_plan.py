@@ -1,8 +1,7 @@
 """Decide, from headers alone, what the release will hold; refuse now what would fail hours later."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from moe4.arguments import argument
@@ -12,25 +11,11 @@ from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
 from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape, Outline
+from moe4.quantize.planning.ignore_list import ignore_list
+from moe4.quantize.planning.targets import LINEAR_STAGES, targeted
 from moe4.quantize.planning.tied_head import check_tied_head
-from moe4.recipe import AUTO_GROUP_SIZE, GROUP_SIZES, Recipe, Target, override
+from moe4.recipe import GROUP_SIZES, Recipe
 from moe4.strict_json import JsonObject
-from moe4.vllm_facts.expert_splits import choose_group_size, one_group_a_rank, quantizing_advice
-
-# A decoder layer's Linears by target, in the order they run. Those in one row share their input, and so a
-# Hessian. kv_b_proj stays as it is: vLLM's MLA takes its plain weights apart instead of calling it.
-LINEAR_STAGES: tuple[tuple[Target, tuple[str, ...]], ...] = (
-    ("attention", ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")),
-    ("attention", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("attention", ("self_attn.q_b_proj",)),
-    ("attention", ("self_attn.o_proj",)),
-    ("shared_experts", ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")),
-    ("shared_experts", ("mlp.shared_experts.down_proj",)),
-    ("shared_experts", ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")),
-    ("shared_experts", ("mlp.shared_expert.down_proj",)),
-    ("dense_mlps", ("mlp.gate_proj", "mlp.up_proj")),
-    ("dense_mlps", ("mlp.down_proj",)),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +88,8 @@ class ReleasePlan:
     index does not name. dropped: scales of quantized activations and caches. None go into the release.
     """
 
+    recipe: Recipe
+    """Resolved: its group size and method are those of the release."""
     shards: list[ShardPlan]
     ignore: list[str]
     num_tensors: dict[Kind, int] = field(default_factory=dict)
@@ -177,90 +164,22 @@ def make_plan(
     file_name = f"model-{num_shards:05d}-of-{num_shards:05d}.safetensors"
     shards.append(ShardPlan(file_name=file_name, layer=None, copied=rest, specs=specs))
     return ReleasePlan(
+        recipe=recipe,
         shards=shards,
-        ignore=_ignore_list(network, recipe, rest, {plan.layer_number: plan.copied for plan in shards[:-1]}),
+        ignore=ignore_list(
+            network, recipe.targets, rest, {plan.layer_number: plan.copied for plan in shards[:-1]}
+        ),
         num_tensors=dict(Counter(kinds.values())),
         left_out=balance.unknown if allow_extra else [],
         unlisted=sorted(checkpoint.unlisted),
         dropped=sorted(checkpoint.dropped),
-        coarse=[name for name in _targeted(recipe, network) if _is_coarse(checkpoint, recipe, name)],
+        coarse=[name for name in targeted(recipe.targets, network) if _is_coarse(checkpoint, recipe, name)],
     )
 
 
-def resolve_for_source(recipe: Recipe, checkpoint: Checkpoint, network: Outline) -> Recipe:
-    """Return the recipe with a group size: its own, the source's codes', or what the model's sizes call for.
-
-    Where everything to be quantized has the release's own form in the source already, in the group size that
-    is asked for or in any, the method becomes `copy`. Raises RecipeError for what `copy` cannot do, and for
-    codes that another method would make again in their own group size.
-    """
-    names = list(_targeted(recipe, network))
-    found = {name: _released_group_size(checkpoint, name) for name in names if name in checkpoint.tensors}
-    sizes = set(found.values())
-    if len(sizes) == 1 and None not in sizes and recipe.group_size in (*sizes, AUTO_GROUP_SIZE):
-        return override(recipe, method="copy", group_size=sizes.pop())
-    if recipe.method == "copy":
-        raise RecipeError(_why_no_copy(recipe, found))
-    same = [name for name, size in found.items() if size and size == recipe.group_size]
-    if same:
-        raise RecipeError(
-            f"{same[0]} is INT4 in groups of {recipe.group_size} already, and other weights to be quantized "
-            "are not: choose targets that are all in INT4, whose codes are then kept, or another group size"
-        )
-    if recipe.group_size:
-        return recipe
-    experts = [shape for shape in network.experts if shape]
-    inputs = {size for shape in experts for size in (shape.hidden_size, shape.width)}
-    inputs.update(shape[-1] for shape in _linear_shapes(recipe, network).values())
-    return override(recipe, group_size=choose_group_size(inputs, min(shape.width for shape in experts)))
-
-
-def _released_group_size(checkpoint: Checkpoint, name: str) -> int | None:
-    """Return the group size of a weight that the source has just as a release would; else None."""
-    encoding = checkpoint.encoding(name)
-    if encoding is None:
-        return None
-    return next((size for size in GROUP_SIZES if encoding.is_released_as(size)), None)
-
-
-def _why_no_copy(recipe: Recipe, found: dict[str, int | None]) -> str:
-    plain = next((name for name, size in found.items() if size is None), None)
-    if plain is not None or not found:
-        name = plain or "the model"
-        return f"method copy keeps INT4 codes in groups of 32, 64 or 128, and {name} of the source has none"
-    other = next(name for name, size in found.items() if size != recipe.group_size)
-    size = found[other]
-    return f"method copy keeps groups as they are, and {other} has groups of {size}; leave group_size out"
-
-
-def _targeted(recipe: Recipe, network: Outline) -> Iterator[str]:
-    """Yield the names of all weights that the recipe would quantize."""
-    for experts in filter(None, network.experts):
-        for expert in range(experts.num_experts):
-            yield from (experts.weight_name(expert, part) for part in PARTS)
-    yield from _linear_shapes(recipe, network)
-
-
-def _linear_shapes(recipe: Recipe, network: Outline) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights beside routed experts that the recipe would quantize."""
-    modules = [module for target, stage in LINEAR_STAGES if target in recipe.targets for module in stage]
-    found = {}
-    for layer in range(network.num_layers):
-        shapes = network.layer_tensors(layer)
-        names = (f"{network.layer_prefix(layer)}{module}.weight" for module in modules)
-        found.update({name: shapes[name] for name in names if name in shapes})
-    return found
-
-
-def group_size_warnings(group_size: int, network: Outline) -> list[str]:
-    """Return what users of the release should know of its group size."""
-    width = min(shape.width for shape in network.experts if shape)
-    found = one_group_a_rank(width, group_size)
-    return [f"{found}; {quantizing_advice(width, group_size)}"] if found else []
-
-
-def quantization_config(recipe: Recipe, plan: ReleasePlan) -> JsonObject:
+def quantization_config(plan: ReleasePlan) -> JsonObject:
     """Return the `quantization_config` that compressed-tensors and vLLM read."""
+    recipe = plan.recipe
     ordered = recipe.method == "gptq" and recipe.gptq.activation_order
     weights = {
         "num_bits": 4,
@@ -391,52 +310,3 @@ def _raise_or_note(problems: list[str] | None, errors: Sequence[Moe4Error]) -> N
         raise errors[0]
     if problems is not None:
         problems.extend(map(str, errors))
-
-
-def _ignore_list(
-    network: Outline, recipe: Recipe, rest: Sequence[str], copied: Mapping[int, Sequence[str]]
-) -> list[str]:
-    """Return what is not quantized, for vLLM: names, and `re:` patterns matched from the start.
-
-    rest: tensors outside the layers; copied: those that each layer keeps as they are.
-    """
-    ignore = [network.names.head.removesuffix(".weight")]
-    ignore.append("re:.*self_attn.*" if "attention" not in recipe.targets else r"re:.*self_attn\.kv_b_proj.*")
-    if "shared_experts" not in recipe.targets:
-        ignore.append("re:.*shared_experts?\\..*")
-    ignore.append("re:.*shared_expert_gate$")
-    if "dense_mlps" not in recipe.targets:
-        ignore.append(r"re:.*mlp\.(gate|up|gate_up|down)_proj.*")
-    routers = {experts.prefix.split(".")[-2] for experts in network.experts if experts}
-    ignore.extend(rf"re:.*{module}\.gate$" for module in sorted(routers))
-    extra = {layer for layer in map(network.layer_of, rest) if layer is not None}
-    ignore.extend(rf"re:.*layers\.{layer}\..*" for layer in sorted(extra))
-    if network.names.text_prefix:  # towers and projectors beside the text model
-        others = {name.split(".")[0] for name in rest if not name.startswith(network.names.text_prefix)}
-        ignore.extend(rf"re:{module}\..*" for module in sorted(others))
-    ignore.extend(rf"re:.*{re.escape(module)}(\..*)?$" for module in _modules_beside(network, rest))
-    ignore.extend(_not_ignored(network, copied, ignore))
-    return ignore
-
-
-def _modules_beside(network: Outline, rest: Sequence[str]) -> list[str]:
-    """Return the modules beside the text model's own, such as a vision tower or `mtp`, by transformers."""
-    names, around = network.names, network.names.layers.rstrip(".").rpartition(".")[0] + "."
-    own = {network.embedding_name, names.head, *names.ending}
-    extra = [] if names.text_prefix else [name for name in rest if network.layer_of(name) is None]
-    beside = [name.removeprefix(around).removeprefix("model.") for name in {*names.others, *extra} - own]
-    return sorted({name.split(".")[0] for name in beside if "." in name} - set(around.split(".")))
-
-
-def _not_ignored(network: Outline, copied: Mapping[int, Sequence[str]], ignore: list[str]) -> list[str]:
-    """Return patterns for what a layer keeps as it is and no other pattern names."""
-    patterns = [re.compile(entry.removeprefix("re:")) for entry in ignore if entry.startswith("re:")]
-    found = set()
-    for layer, names in copied.items():
-        prefix, shapes = network.layer_prefix(layer), network.layer_tensors(layer)
-        for name in names:
-            module, _, leaf = name.rpartition(".")
-            is_linear = leaf == "weight" and len(shapes.get(name, ())) == 2
-            if is_linear and not any(pattern.match(module) for pattern in patterns):
-                found.add(module.removeprefix(prefix))
-    return [rf"re:.*layers\.\d+\.{re.escape(module)}$" for module in sorted(found)]

@@ -21,7 +21,7 @@ from moe4.fingerprint import Fingerprint, Pin
 from moe4.model.accounting import count_patterns
 from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.reporting.layer_record import software_versions, summarize
-from moe4.quantize.reporting.saved import SavedLayer
+from moe4.quantize.reporting.saved import SavedRun
 from moe4.recipe import Recipe
 from moe4.schema import given
 
@@ -35,21 +35,18 @@ def build_report(
     corpus: Corpus | None,
     shards: list[CommittedShard],
     left_out: Sequence[str],
-    saved: list[SavedLayer],
-    traffic: dict[str, int],
-    reads: dict[str, str],
+    saved: SavedRun,
     files: Listing,
     probe: ReportedProbe,
     pin: Pin | None = None,
 ) -> Report:
     """Return the report; everything but `timing` is the same for the same recipe, source and versions.
 
-    `left_out` names the files of the source that are not copied; `saved` is what each layer left;
-    `traffic` the bytes read and written by kind; `reads` the SHA-256 of the source's tensors;
+    `left_out` names the files of the source that are not copied; `saved` is what the shards left;
     `files` lists all but the shards; `probe` is what is to be said of the expected answers;
     `pin` the commit of a source on the hub.
     """
-    records, timings = [layer.record for layer in saved], [layer.timing for layer in saved]
+    records, timings = [layer.record for layer in saved.layers], [layer.timing for layer in saved.layers]
     seconds = [timing.seconds for timing in timings]
     return Report(
         versions=software_versions(),
@@ -61,7 +58,7 @@ def build_report(
             num_bytes=sum(shard.num_bytes for shard in checkpoint.shards.values()),
             files_left_out=list(left_out),
             tensors_left_out=count_patterns(plan.left_out),
-            tensors=reads,
+            tensors=saved.reads,
         ),
         calibration=None if corpus is None else _calibration(corpus),
         release=ReportedRelease(
@@ -80,7 +77,7 @@ def build_report(
             layer_seconds=seconds,
             num_ranks=[timing.num_ranks for timing in timings],
             peak_memory_bytes=max(timing.peak_memory_bytes for timing in timings),
-            traffic_bytes=traffic,
+            traffic_bytes=saved.traffic,
         ),
     )
 

@@ -3,10 +3,13 @@
 A file of them is read again only if its SHA-256 is the journal's.
 """
 
+from dataclasses import dataclass
+
 from moe4.checkpoint.report_file import Count, LayerRecord
 from moe4.errors import ResumeError
 from moe4.files.own import OwnFile
 from moe4.probe.form import Expectation
+from moe4.quantize.transfer.traffic import total_traffic
 from moe4.schema import Own
 
 REMEDY = "begin again in an empty folder"
@@ -56,6 +59,29 @@ class SavedRest(Own):
 
     timing: RestTiming
     source: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedRun:
+    """What the committed shards of a run left, in however many sittings; rest: None until that is written."""
+
+    layers: list[SavedLayer]
+    rest: SavedRest | None
+
+    @property
+    def parts(self) -> list[SavedLayer | SavedRest]:
+        """Every part, in order."""
+        return [*self.layers, *([] if self.rest is None else [self.rest])]
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """The SHA-256 of every tensor of the source that was read."""
+        return dict(sorted(read for part in self.parts for read in part.source.items()))
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """The bytes read and written, by kind."""
+        return total_traffic([part.timing.traffic for part in self.parts])
 
 
 SAVED_LAYER = OwnFile(form=SavedLayer, error=ResumeError, remedy=REMEDY)

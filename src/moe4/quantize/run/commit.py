@@ -37,6 +37,7 @@ from moe4.quantize.reporting.saved import (
     SavedLayer,
     SavedProbe,
     SavedRest,
+    SavedRun,
 )
 from moe4.quantize.run.commit_queue import Commit, CommitQueue, commits_behind
 from moe4.quantize.run.expected_time import expected_times
@@ -120,28 +121,19 @@ class Committer:
         """Say whether a layer can be run before the one before it is committed."""
         return self.boundary is None or layer == self.num_layers or self.boundary.is_resident(layer)
 
-    def saved_layers(self) -> list[SavedLayer]:
-        """Return what every layer left."""
-        return [SAVED_LAYER.read(self._record_path(layer)) for layer in range(self.num_layers)]
-
-    def saved_reads(self) -> dict[str, str]:
-        """Return the SHA-256 of every tensor of the source that was read, in however many sittings."""
+    def read_saved(self) -> SavedRun:
+        """Return what the shards left that are committed so far."""
         paths = [self._record_path(layer) for layer in range(self.num_layers)]
-        found = [SAVED_LAYER.read(path).source for path in paths if path.is_file()]
-        if self._rest_path.is_file():
-            found.append(SAVED_REST.read(self._rest_path).source)
-        return dict(sorted((name, sha256) for reads in found for name, sha256 in reads.items()))
+        return SavedRun(
+            layers=[SAVED_LAYER.read(path) for path in paths if path.is_file()],
+            rest=SAVED_REST.read(self._rest_path) if self._rest_path.is_file() else None,
+        )
 
-    def saved_traffic(self) -> dict[str, int]:
-        """Return the bytes of the whole run, in however many sittings."""
-        rest = SAVED_REST.read(self._rest_path)
-        return total_traffic([*(layer.timing.traffic for layer in self.saved_layers()), rest.timing.traffic])
-
-    def write_probe(self, prompts: ProbePrompts) -> ReportedProbe:
+    def write_probe(self, prompts: ProbePrompts, layers: list[SavedLayer]) -> ReportedProbe:
         """Write the expected answers into the release; return what the report says of them."""
         if self.bench.probe is None:
             return ReportedProbe(missing=prompts.reason)
-        found = [layer.probe for layer in self.saved_layers() if layer.probe is not None]
+        found = [layer.probe for layer in layers if layer.probe is not None]
         expected = found[-1].expected
         assert expected is not None  # of the last layer
         reach = Reach(
@@ -157,7 +149,7 @@ class Committer:
     def last_files(self) -> dict[str, bytes]:
         """Return what is written last, by name, in that order: the index, then the config."""
         config = without_quantization(self.bench.checkpoint.config.document)
-        config["quantization_config"] = quantization_config(self.bench.recipe, self.plan)
+        config["quantization_config"] = quantization_config(self.plan)
         index = make_index([(shard.file_name, shard.specs) for shard in self.plan.shards])
         return {INDEX_NAME: dump_json(index), CONFIG_NAME: dump_json(config)}
 

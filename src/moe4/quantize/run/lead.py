@@ -13,8 +13,9 @@ from moe4.hub.locate import Located
 from moe4.probe.form import PROBE_NAME
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.planning.memory_bound import disk_need
-from moe4.quantize.planning.release_plan import ReleasePlan, group_size_warnings
+from moe4.quantize.planning.release_plan import ReleasePlan
 from moe4.quantize.planning.request import Request
+from moe4.quantize.planning.resolve import group_size_warnings
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.reporting.progress import ProgressReporter
 from moe4.quantize.reporting.run_report import build_report
@@ -79,7 +80,7 @@ def lead(
     if prepared.source.stream is not None:
         progress.follow(prepared.source.stream.meter)
     bench.checkpoint.provider.expect(prepared.steps[len(journal.shards) :], progress.say)
-    _require_same_source(bench, prepared.plan, journal, committer.saved_reads())
+    _require_same_source(bench, prepared.plan, journal, committer.read_saved().reads)
     committer.commit_shards()
     bench.checkpoint.provider.close()
     report = _finish(folder, prepared, committer, begin)
@@ -181,7 +182,9 @@ def _require_same_source(
 def _finish(folder: ReleaseFolder, prepared: Prepared, committer: Committer, begin: Begin) -> Report:
     """Write what the release has beside its shards; return the report."""
     folder.copy_side_files(prepared.side_files.files, begin.side_files)
-    probe = committer.write_probe(prepared.prompts)
+    saved = committer.read_saved()
+    assert len(saved.parts) == len(prepared.plan.shards)
+    probe = committer.write_probe(prepared.prompts, saved.layers)
     names = [path.name for path in prepared.side_files.files]
     if probe.is_there:
         names.append(PROBE_NAME)
@@ -194,9 +197,7 @@ def _finish(folder: ReleaseFolder, prepared: Prepared, committer: Committer, beg
         corpus=prepared.corpus,
         shards=committer.journal.shards,
         left_out=prepared.side_files.left_out,
-        saved=committer.saved_layers(),
-        traffic=committer.saved_traffic(),
-        reads=committer.saved_reads(),
+        saved=saved,
         files=list_files(folder.folder, names, last),
         probe=probe,
         pin=prepared.source.pin,

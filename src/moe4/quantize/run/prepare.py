@@ -17,8 +17,9 @@ from moe4.model.architecture import Network
 from moe4.model.fused import take_experts_apart
 from moe4.quantize.layer.running_probe import ProbePrompts, RunningProbe, find_prompts
 from moe4.quantize.planning.memory_bound import memory_need, require_memory
-from moe4.quantize.planning.release_plan import ReleasePlan, make_plan, resolve_for_source
+from moe4.quantize.planning.release_plan import ReleasePlan, make_plan
 from moe4.quantize.planning.request import Request
+from moe4.quantize.planning.resolve import resolve_for_source
 from moe4.quantize.planning.source_steps import source_steps
 from moe4.quantize.reporting.layer_record import software_versions
 from moe4.quantize.run.kept_tokens import KeptTokens, inputs_digest
@@ -118,7 +119,6 @@ def prepare(
         plan,
         network,
         checkpoint,
-        recipe,
         prepared.num_tokens,
         probe_tokens=texts.prompts.num_tokens,
         device=torch.device(request.device),
