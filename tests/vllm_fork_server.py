@@ -1,9 +1,10 @@
-"""Run vLLM's offline engine in a process of its own: `python generate.py REQUESTS.json ANSWERS.json`.
+"""Run vLLM in forked children of one process, so that it is imported once: a line of JSON each.
 
-A request names a model folder and prompts as token ids; its answers hold, for each prompt, the greedy
-tokens, the best tokens with their log-probabilities at each step, and, where asked, the log-probabilities of
-the prompt's own tokens. Requests are served one after the other, each by a copy of this process, which saves
-half of vLLM's start.
+A request holds `environment` (all of it), `out` and `err` (files for what the child prints) and either
+`generate` or `program`. `program` is Python's source, run as `__main__` with `arguments`. For `generate`, the
+child runs vLLM's offline engine and writes to `answers`, for each prompt, the greedy tokens, the best tokens
+with their log-probabilities at each step, and, where asked, the log-probabilities of the prompt's own tokens.
+The reply is the child's exit code.
 """
 
 import json
@@ -52,30 +53,44 @@ def generate(request: dict[str, Any]) -> list[dict[str, Any]]:
     return answers
 
 
-def generate_in_child(request: dict[str, Any], answer_file: Path) -> list[dict[str, Any]]:
-    """Serve one request in a copy of this process, since vLLM starts only one engine in a process."""
-    child = os.fork()
-    if child == 0:
-        try:
-            answer_file.write_text(json.dumps(generate(request)))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(f"no answers from {request['model']}")
-    answers: list[dict[str, Any]] = json.loads(answer_file.read_text())
-    return answers
+def child(request: dict[str, Any]) -> None:
+    """Do what was asked: never returns."""
+    code = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        if "program" in request:
+            sys.argv = ["program", *request["arguments"]]
+            exec(compile(request["program"], "<program>", "exec"), {"__name__": "__main__"})
+        else:
+            Path(request["answers"]).write_text(json.dumps(generate(request["generate"])))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def answer(request: dict[str, Any]) -> int:
+    """Fork, wait, return the exit code; vLLM starts only one engine in a process."""
+    pid = os.fork()
+    if pid == 0:
+        child(request)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":
-    request_file, answer_file = map(Path, sys.argv[1:])
+    # What vLLM prints while it is imported is no reply.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     import vllm
     import vllm.model_executor.models.deepseek_v2
     import vllm.v1.worker.cpu_worker  # noqa: F401  # what every engine needs, once
 
-    answers = []
-    for request in json.loads(request_file.read_text()):
-        os.write(1, b"begin request\n")
-        answers.append(generate_in_child(request, answer_file))
-    answer_file.write_text(json.dumps(answers))
+    for line in sys.stdin:
+        replies.write(f"{answer(json.loads(line))}\n")
+        replies.flush()

@@ -1,40 +1,67 @@
-"""Run generate.py in a process of its own, as vLLM wants it, and read its answers."""
+"""Run vLLM in processes of its own, as it wants it, without importing it in each (vllm_fork_server.py)."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
-GENERATE = Path(__file__).with_name("generate.py")
+SERVER = Path(__file__).with_name("vllm_fork_server.py")
 Answers = list[dict[str, Any]]
 
 
-def run_engines(
-    requests: list[dict[str, Any]], work: Path, *, environment: dict[str, str] | None = None
-) -> list[tuple[Answers, str]]:
-    """Return vLLM's answers to each request (see generate.py) and its part of the log.
+class VllmForks:
+    """Forked children of a process that has vLLM imported, but nothing of moe4's."""
 
-    `environment` adds variables. Each engine has its core in its own process, unless that says otherwise.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    request_file, answer_file = work / "requests.json", work / "answers.json"
-    request_file.write_text(json.dumps(requests, default=str))
-    result = subprocess.run(
-        [sys.executable, str(GENERATE), str(request_file), str(answer_file)],
-        env={
-            **os.environ,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            **(environment or {}),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stdout[-6000:]
-    logs = result.stdout.split("begin request\n")[-len(requests) :]
-    return list(zip(json.loads(answer_file.read_text()), logs, strict=True))
+    def __enter__(self) -> "VllmForks":
+        self._folder = tempfile.TemporaryDirectory(prefix="moe4-vllm-")
+        self._count = 0
+        self._process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def engine(
+        self, generate: dict[str, Any], environment: dict[str, str] | None = None
+    ) -> tuple[Answers, str]:
+        """Return an offline engine's answers and its log.
+
+        `environment` adds variables. The engine has its core in its own process, unless that says otherwise.
+        """
+        own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        answers = Path(self._folder.name) / f"{self._count}.answers"
+        request = {"generate": generate, "answers": str(answers), "environment": own | (environment or {})}
+        done = self._run(request)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+        return json.loads(answers.read_text()), done.stdout + done.stderr
+
+    def program(
+        self, source: str, *arguments: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python program as `python -c` would."""
+        return self._run(
+            {"program": textwrap.dedent(source), "arguments": arguments, "environment": environment or {}}
+        )
+
+    def _run(self, request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        files = [Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err")]
+        self._count += 1
+        named = dict(zip(("out", "err"), map(str, files), strict=True))
+        request["environment"] = {**os.environ, **request["environment"]}
+        print(json.dumps(request | named, default=str), file=self._process.stdin, flush=True)
+        code = int(self._process.stdout.readline())
+        out, err = (file.read_text(errors="replace") for file in files)
+        return subprocess.CompletedProcess(request.get("program", "generate"), code, out, err)
