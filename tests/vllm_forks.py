@@ -19,13 +19,15 @@ class VllmForks:
     def __enter__(self) -> "VllmForks":
         self._folder = tempfile.TemporaryDirectory(prefix="moe4-vllm-")
         self._count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._log = Path(self._folder.name) / "log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(SERVER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,6 +64,7 @@ class VllmForks:
         named = dict(zip(("out", "err"), map(str, files), strict=True))
         request["environment"] = {**os.environ, **request["environment"]}
         print(json.dumps(request | named, default=str), file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
+        reply = self._process.stdout.readline()
+        assert reply, self._log.read_text()[-6000:]
         out, err = (file.read_text(errors="replace") for file in files)
-        return subprocess.CompletedProcess(request.get("program", "generate"), code, out, err)
+        return subprocess.CompletedProcess(request.get("program", "generate"), int(reply), out, err)
