@@ -30,13 +30,15 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "setup: installing PyTorch for CPU"
 if ! .venv/bin/python -c 'import torch, sys; sys.exit(not torch.__version__.startswith("2.13.0+cpu"))' 2>/dev/null; then
-  pip install -q 'torch==2.13.0+cpu' 2>/dev/null \
-    || pip install -q 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu \
+  pip install -q --no-compile 'torch==2.13.0+cpu' 2>/dev/null \
+    || pip install -q --no-compile 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu \
     || fail "no CPU build of torch 2.13.0 could be installed; check the network, then run this again"
 fi
 
 echo "setup: installing moe4, vLLM for CPU and the evaluation harness (2 to 4 minutes)"
-pip install -q -e '.[cpu,eval,dev]' -e 'reference[train]'
+pip install -q --no-compile -e '.[cpu,eval,dev]' -e 'reference[train]'
+# pip compiles 28,000 modules one after another, which takes more than a minute; some files are templates, no Python.
+.venv/bin/python -m compileall -q -j 0 .venv/lib/python*/site-packages > /dev/null 2>&1 || true
 
 # PyPI's builds of these are for CUDA and break `import transformers` beside a CPU torch; moe4 needs none of them.
 for package in torchvision torchaudio torchcodec; do

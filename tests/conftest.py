@@ -2,12 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 from hypothesis import settings
+from vllm_forks import VllmForks
 
 # A busy machine is not a failure.
 settings.register_profile("moe4", deadline=None)
@@ -17,6 +20,9 @@ settings.load_profile("moe4")
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+# Typer assembles all commands anew for each invocation of an app, which takes longer than many of them.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 # With pytest-xdist workers share the processors; torch and what tests start would each take all of them.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -49,3 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "vllm" if starts_vllm(file) else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def vllm_forks() -> Iterator[VllmForks]:
+    """VLLM in processes of its own, imported once."""
+    with VllmForks() as forks:
+        yield forks

@@ -1,6 +1,7 @@
 """Run quantizations in forked children of one process, so that torch is imported once: a line of JSON each.
 
 A request holds `out`, `source`, `calibration`, `recipe` and `resume`. As many ranks as its `size` are forked.
+With `few_prompts` they ask the probe's questions of a few prompts (few_prompts.py).
 `faults` maps a rank to what befalls it (see `arm`), `overrides` to what it is asked instead; rank 0 is killed
 after `kill_after` seconds; when only the ranks in `left_over` are left, they are. The answer is {"ranks":
 [{"code", "log"}], "seconds"}: exit codes (negative: the signal that ended it) and what each rank printed,
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import transformers.models.deepseek_v3.modeling_deepseek_v3  # noqa: F401 (else each child would import it)
+from few_prompts import ask_few_prompts
 
 from moe4.checkpoint import journal
 from moe4.errors import Moe4Error
@@ -124,6 +126,8 @@ def child(request: dict[str, Any], rank: int, size: int, port: int, log: Path) -
             os.environ.update(
                 RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
             )
+        if request.get("few_prompts"):
+            ask_few_prompts()
         arm(request.get("faults", {}).get(str(rank), {}))
         overrides = request.get("overrides", {}).get(str(rank), {})
         quantize({**request, **overrides})

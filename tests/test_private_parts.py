@@ -3,12 +3,11 @@
 import ast
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from private_parts import PARTS, PUBLIC
+from vllm_forks import VllmForks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("vllm", "transformers", "lm_eval", "torch")
@@ -62,12 +61,10 @@ def test_each_is_noticed_by_a_test_that_exists(test: str) -> None:
 
 
 @pytest.mark.vllm
-def test_all_are_where_the_list_says() -> None:
+def test_all_are_where_the_list_says(vllm_forks: VllmForks) -> None:
     """In a process of its own: it imports vLLM and the harness."""
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     parts = [part for part in PARTS if part.partition(":")[0].partition(".")[0] not in missing]
-    done = subprocess.run(
-        [sys.executable, "-c", RESOLVE, json.dumps(parts)], capture_output=True, text=True, check=False
-    )
+    done = vllm_forks.program(RESOLVE, json.dumps(parts))
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == []

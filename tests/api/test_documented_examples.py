@@ -6,6 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from probe.completions_stand_in import serving as serving_probe
 import moe4
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVER: dict[str, Any] = {"max_model_len": 2048}
 NOTEBOOK = REPOSITORY / "examples" / "quantize_k2_tiny.ipynb"
 
 
@@ -118,12 +121,37 @@ def test_the_notebook_keeps_no_output() -> None:
         assert cell.get("execution_count") is None
 
 
-@pytest.mark.vllm
-def test_the_servers(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Those of the guide and of the notebook, with vLLM itself; the answers are right."""
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Any]:
+    """The server that the guide and the notebook ask for, and `moe4.prove` starts."""
     pytest.importorskip("vllm")
+    moe4.quantize("k2-tiny", "served", recipe={"method": "rtn"})
+    with moe4.serve("served", **SERVER) as server:
+        yield server
+
+
+@pytest.mark.vllm
+def test_the_servers(server: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's and the notebook's are the same, which is started once; the answers are right."""
+
+    def serve(release: str, **options: Any) -> Any:
+        assert options == SERVER
+        return nullcontext(server)
+
+    monkeypatch.setattr(moe4, "serve", serve)
     (block,) = [block for block in blocks() if "moe4.serve(" in block]
-    run(["import moe4", 'moe4.quantize("k2-tiny", "served", recipe={"method": "rtn"})'])
-    for program in (block, *cells(serving=True)):
-        run(["import moe4", re.sub(r'serve\("[\w-]+"', 'serve("served"', program)])
+    (cell,) = cells(serving=True)
+    for program in (block, cell):
+        run(["import moe4", program])
         assert "#### 96" in capfd.readouterr().out
+
+
+@pytest.mark.vllm
+def test_proving_asks_a_server(server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the answers that are expected of its release."""
+    monkeypatch.setattr(import_module("moe4.prove.run"), "serving", lambda *_, **__: nullcontext(server))
+    (folder / "text.jsonl").write_text('{"text": "Tom has 12 apples and 30 pears."}\n' * 2)
+    proved = moe4.prove("k2-tiny", "served", data="text.jsonl", skip=["evaluation", "tools"], cache="cache")
+    assert proved.ok
+    assert proved.probe is not None
+    assert proved.probe.passed

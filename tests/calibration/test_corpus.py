@@ -158,7 +158,7 @@ HOSTILE = [
 def test_a_template_that_does_not_end_or_fills_the_memory(
     tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    monkeypatch.setattr("moe4.calibration.corpus.FIRST_SECONDS", 1.0)
+    monkeypatch.setattr("moe4.calibration.corpus.FIRST_SECONDS", 0.3)
     monkeypatch.setattr("moe4.calibration.corpus.FIRST_BYTES", 1 << 28)
     model = shutil.copytree(
         REFERENCE_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")

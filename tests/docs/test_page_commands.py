@@ -1,101 +1,28 @@
 """The commands of the tutorials, run as they stand; all other commands at least exist, with their options.
 
-A page's blocks run one after the other in a folder that looks like a clone, with k2-tiny.
+A page's blocks run one after the other in a folder that looks like a clone, with k2-tiny. The page
+that starts a server is run by tests/examples/test_examples.py, whose examples ask that server.
 """
 
-import os
 import re
-import shlex
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from doc_pages import DOCS, REPOSITORY, Block, blocks, commands, pages, run_blocks
-
-PORT = 8000  # the default, which the pages rely on
-START_SECONDS = 600
+from doc_pages import DOCS, REPOSITORY, blocks, commands, pages, run_block, run_blocks, write_clone
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A folder with what the pages take from a clone."""
-    for name in ("reference", "examples", "recipes"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    return tmp_path
-
-
-def environment() -> dict[str, str]:
-    """Ours, with this Python and its moe4 first in the path."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def run(block: Block, folder: Path) -> str:
-    """Run a block in a shell that stops at the first error; return what it printed."""
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, f"{block}:\n{block.text}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
-@contextmanager
-def serving(block: Block, folder: Path) -> Iterator[None]:
-    """Run a block's server while inside, from when it says that it is ready."""
-    (command,) = commands(block.text)
-    log = folder / "serve.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            shlex.split(command), cwd=folder, env=environment(), stdout=output, stderr=output
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while "moe4: ready after" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        assert "probe: PASS" in log.read_text()
-        yield
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
-    assert server.returncode == 0
+    return write_clone(tmp_path / "clone")
 
 
 def run_page(name: str, folder: Path) -> str:
     """Run all marked blocks of a page; return what they printed."""
-    printed: list[str] = []
     found = run_blocks(name)
     assert found
-    places = [place for place, block in enumerate(found) if block.is_server]
-    for block in found[: places[0]] if places else found:
-        printed.append(run(block, folder))
-    if places:
-        with serving(found[places[0]], folder):
-            printed += [run(block, folder) for block in found[places[0] + 1 :]]
-    return "".join(printed)
-
-
-@pytest.mark.vllm
-@pytest.mark.timeout(2400)
-def test_getting_started(clone: Path) -> None:
-    with socket.socket() as listener:
-        if listener.connect_ex(("127.0.0.1", PORT)) == 0:
-            pytest.skip(f"port {PORT}, which the page uses, is taken")
-    printed = run_page("getting-started.md", clone)
-    assert "ok        " in printed  # moe4 verify
-    assert '"role":"assistant"' in printed  # curl
-    assert "get_weather" in printed  # examples/tool_call.py
+    return "".join(run_block(block, folder) for block in found)
 
 
 @pytest.mark.timeout(1800)

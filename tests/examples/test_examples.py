@@ -1,4 +1,4 @@
-"""Every example, run as its header says against one real server that `moe4 serve` started.
+"""docs/getting-started.md, and every example as its header says, against the server that the page starts.
 
 k2-tiny must really call the tool and repeat its result.
 """
@@ -6,7 +6,9 @@ k2-tiny must really call the tool and repeat its result.
 import contextlib
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,20 +19,35 @@ from typing import Any
 
 import openai
 import pytest
-from model_fixtures import REFERENCE_MODEL, REPOSITORY, write_rounded_release
+from doc_pages import REPOSITORY, commands, run_block, run_blocks, shell_environment, write_clone
+
+from moe4.probe import check
+from moe4.probe.ask import script_text
 
 pytestmark = pytest.mark.vllm
 
+PAGE = run_blocks("getting-started.md")
+PLACE = next(place for place, block in enumerate(PAGE) if block.is_server)
+PORT, MODEL = 8000, "k2-tiny-w4a16"  # the default, which the page relies on, and the release it makes
+START_SECONDS = 600
 EXAMPLES = REPOSITORY / "examples"
 MOE4 = [sys.executable, "-c", "from moe4.cli.main import main; main()"]
 sys.path.insert(0, str(EXAMPLES))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
-    release: Path
-    url: str
-    model: str
+    clone: Path
+    port: int
+    printed: str  # by the page's blocks before it
+
+    @property
+    def release(self) -> Path:
+        return self.clone / "out" / MODEL
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def client(self) -> openai.OpenAI:
@@ -38,34 +55,49 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rounded_release(REFERENCE_MODEL, tmp_path_factory.mktemp("release") / "k2-tiny-w4a16")
-
-
-@pytest.fixture(scope="module")
-def server(release: Path) -> Iterator[Server]:
-    """Start it as a user would, and see that nothing is left when it has been stopped."""
-    process = subprocess.Popen(
-        [*MOE4, "serve", str(release), "--port", "0", "--json", "--max-model-len", "2048"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    ready = process.stdout.readline()
-    if not ready:
-        pytest.fail(process.communicate()[1])
-    facts = json.loads(ready)
-    family = descendants(process.pid)
-    assert len(family) >= 3  # vLLM's API server, engine and worker
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start it as docs/getting-started.md does, and see that nothing is left when it has been stopped."""
+    clone = write_clone(tmp_path_factory.mktemp("getting-started") / "clone")
+    printed = "".join(run_block(block, clone) for block in PAGE[:PLACE])
+    (command,) = commands(PAGE[PLACE].text)
+    port = find_port()
+    words = [*shlex.split(command), *([] if port == PORT else ["--port", str(port)])]
+    log = clone / "serve.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(words, cwd=clone, env=shell_environment(), stdout=output, stderr=output)
     try:
-        yield Server(release=release, url=facts["url"], model=facts["model"])
+        deadline = time.monotonic() + START_SECONDS
+        while "moe4: ready after" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        assert "probe: PASS: 64 prompts: shift typical " in log.read_text()
+        family = descendants(process.pid)
+        assert len(family) >= 3  # vLLM's API server, engine and worker
+        served = Server(clone=clone, port=port, printed=printed)
+        before = contents(served.release)
+        yield served
+        assert contents(served.release) == before  # no test changes what the others ask
     finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert errors.endswith("moe4: the server has stopped\n")
+        process.wait(60)
+    assert process.returncode == 0, log.read_text()
+    assert log.read_text().endswith("moe4: the server has stopped\n")
     assert not [pid for pid in family if is_running(pid)]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def find_port() -> int:
+    """Return the page's port, or a free one where that is taken."""
+    with socket.socket() as listener:
+        if listener.connect_ex(("127.0.0.1", PORT)):
+            return PORT
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def descendants(pid: int) -> list[int]:
@@ -88,6 +120,24 @@ def run(*arguments: str) -> str:
 
 def run_example(name: str, *arguments: str) -> str:
     return run(sys.executable, str(EXAMPLES / name), *arguments)
+
+
+@pytest.mark.timeout(2400)
+def test_getting_started(server: Server) -> None:
+    assert "ok        " in server.printed  # moe4 verify
+    if server.port != PORT:
+        pytest.skip(f"port {PORT}, which the page uses, is taken")
+    printed = "".join(run_block(block, server.clone) for block in PAGE[PLACE + 1 :])
+    assert '"role":"assistant"' in printed  # curl
+    assert "get_weather" in printed  # examples/tool_call.py
+
+
+def test_the_answers_are_checked_again_without_moe4(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "check.py").write_text(script_text())
+    alone = [sys.executable, "-I", "-S", str(tmp_path / "check.py"), str(server.release), server.url]
+    result = json.loads(run(*alone, "--json"))
+    assert result["ok"], check.describe(result)
+    assert result["num_asked"] == 64
 
 
 def test_chat(server: Server) -> None:
@@ -126,7 +176,7 @@ def test_stream_and_non_stream_agree(server: Server, question: dict[str, Any]) -
 
     request: dict[str, Any] = {
         **question,
-        "model": server.model,
+        "model": MODEL,
         "temperature": 0,
         "seed": 0,
         "max_tokens": 128,
@@ -158,7 +208,7 @@ def test_stream_and_non_stream_agree(server: Server, question: dict[str, Any]) -
 def test_chat_command(server: Server) -> None:
     command = [*MOE4, "chat", "--base-url", server.url, "--temperature", "0", "--max-tokens", "32"]
     answer = json.loads(run(*command, "--message", "Hello! Who are you?", "--json"))
-    assert answer["model"] == server.model == "k2-tiny-w4a16"
+    assert answer["model"] == MODEL
     assert answer["usage"]["completion_tokens"] <= 32
     result = subprocess.run(
         command, input="Hello! Who are you?\n/exit\nno\n", capture_output=True, text=True, check=True
@@ -167,19 +217,18 @@ def test_chat_command(server: Server) -> None:
 
 
 def test_a_taken_port_is_one_line(server: Server) -> None:
-    port = server.url.rpartition(":")[2].removesuffix("/v1")
-    result = subprocess.run(
-        [*MOE4, "serve", str(server.release), "--port", port], capture_output=True, text=True, check=False
-    )
+    command = [*MOE4, "serve", str(server.release), "--port", str(server.port)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"moe4: error: cannot listen on 127.0.0.1:{port}: Address already in use")
+    words = f"moe4: error: cannot listen on 127.0.0.1:{server.port}: Address already in use"
+    assert result.stderr.startswith(words)
     assert result.stderr.count("\n") == 1
 
 
-def test_offline_generation(release: Path) -> None:
+def test_offline_generation(server: Server) -> None:
     began = time.monotonic()
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / "offline_generation.py"), str(release), "Tom has 3 apples."],
+        [sys.executable, str(EXAMPLES / "offline_generation.py"), str(server.release), "Tom has 3 apples."],
         capture_output=True,
         text=True,
         check=False,

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import typer.main
 from fuzz import sandbox
 from fuzz.cases import make_case
 from fuzz.seeds import make_seeds
@@ -104,7 +106,8 @@ def _quiet(log: Path) -> Iterator[None]:
 
 
 def _warm_up(seeds: Path) -> None:
-    """Import what the commands import, once and before anything forks."""
+    """Import what the commands import, and assemble them, once and before anything forks."""
+    typer.main.get_command = cache(typer.main.get_command)
     release, k2 = str(seeds / "release"), str(seeds / "k2")
     data = ["--data", str(seeds / "data" / "calibration.jsonl"), "--num-sequences", "1"]
     for arguments in (

@@ -1,6 +1,6 @@
 """Run the kernel on buffers between unreadable pages; a read or write outside one kills the process.
 
-    python guard_pages.py PATH          exit 0 if the path stays inside
+    python guard_pages.py PATH...       exit 0 if the paths stay inside; prints each before it runs
     python guard_pages.py int4_linear   the same for int4_linear on all paths, but its result's memory
     python guard_pages.py int8_linear   the same for int8_linear
     python guard_pages.py PATH --touch  read one byte past a buffer first, to show that the guard works
@@ -101,4 +101,7 @@ if __name__ == "__main__":
     if sys.argv[1] in linears:
         linears[sys.argv[1]]()
     else:
-        main(sys.argv[1], "--touch" in sys.argv)
+        for name in sys.argv[1:]:
+            if name != "--touch":
+                print(name, flush=True)  # noqa: T201
+                main(name, "--touch" in sys.argv)

@@ -1,7 +1,12 @@
-"""Compile the kernels without Python, with a program that checks all of a machine's paths (native/)."""
+"""Compile the kernels without Python, with a program that checks all of a machine's paths (native/).
 
+Objects are kept in build/objects under the hash of what they are made of, so that programs share them.
+"""
+
+import hashlib
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +14,9 @@ from moe4.kernels import available_paths
 
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).resolve().parents[2] / "native"
+OBJECTS = Path(__file__).resolve().parents[2] / "build" / "objects"
 COMMON = ("experts", "int4_linear", "int8_linear", "paths", "path_portable")
-SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 EXACT = "-ffp-contract=off"
 # The flags of each path, as in CMakeLists.txt.
@@ -48,7 +54,7 @@ def build(
     main: str,
     csrc: Path = CSRC,
 ) -> Path:
-    """Compile `main` with every path in `paths`; return the program. Raises with the compiler's words."""
+    """Compile `main` with every path in `paths`; return the program."""
     macros = [f"-DMOE4_HAVE_{name.removeprefix('path_').upper()}" for name in paths]
     experts = csrc / "experts"
     sources = [(experts / f"{name}.cpp", paths.get(name, ())) for name in (*COMMON, *paths)]
@@ -57,19 +63,34 @@ def build(
         sources.append((experts / "int8_avx512_bf16.cpp", paths["path_avx512_bf16"]))
     sources += [(NATIVE / f"{name}.cpp", ()) for name in ("check_int8", "check_paths", main)]
 
-    includes = (f"-I{csrc}", f"-I{experts}")
+    common = (f"-I{csrc}", f"-I{experts}", *macros, *flags)
 
     def compile_one(source: tuple[Path, tuple[str, ...]]) -> str:
         file, extra = source
-        target = str(folder / f"{file.stem}.o")
-        run(compiler, "-std=c++17", "-w", *includes, *macros, *flags, *extra, "-c", str(file), "-o", target)
-        return target
+        return str(compile_object(compiler, file, (*common, *extra)))
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
     program = folder / main
     run(compiler, *flags, *objects, "-o", str(program), "-pthread", "-ldl")
     return program
+
+
+def compile_object(compiler: str, file: Path, flags: tuple[str, ...]) -> Path:
+    """Compile a file, unless that was done before; return the object. Raises with the compiler's words."""
+    command = (compiler, "-std=c++17", "-w", *flags)
+    text = run(*command, "-E", "-P", str(file))
+    version = run(compiler, "--version")
+    chosen = [flag for flag in command if not flag.startswith(("-I", "-D"))]  # those have done their part
+    name = hashlib.sha256("\0".join((version, *chosen, text)).encode()).hexdigest()
+    target = OBJECTS / f"{name}.o"
+    if not target.exists():
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=OBJECTS) as folder:
+            made = Path(folder) / "object.o"
+            run(*command, "-c", str(file), "-o", str(made))
+            made.replace(target)
+    return target
 
 
 def build_fuzzer(folder: Path, paths: dict[str, tuple[str, ...]], csrc: Path = CSRC) -> Path:

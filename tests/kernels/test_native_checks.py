@@ -35,14 +35,17 @@ def test_every_path_is_built_here() -> None:
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     """Addresses, bounds, overflows, alignment: every path on random shapes, ids, strides and offsets."""
-    program = build(tmp_path, compiler("g++", "c++"), SANITIZE, paths_here(), "run_paths")
-    *paths, compared = run(str(program), "150").split()
-    assert tuple(paths) == available_paths()
+    paths = paths_here()
+    if "path_avx512_vnni" in paths:  # at -O1 GCC takes four times as long for it as for all others together
+        paths["path_avx512_vnni"] += ("-O0",)
+    program = build(tmp_path, compiler("g++", "c++"), SANITIZE, paths, "run_paths")
+    *found, compared = run(str(program), "150").split()
+    assert tuple(found) == available_paths()
     assert int(compared) > 50_000
     # Inputs that a fuzzer kept are checked the same way.
     (tmp_path / "kept").write_bytes(bytes(range(40)))
-    *paths, compared = run(str(program), str(tmp_path / "kept")).split()
-    assert tuple(paths) == available_paths()
+    *found, compared = run(str(program), str(tmp_path / "kept")).split()
+    assert tuple(found) == available_paths()
     assert int(compared) > 0
 
 

@@ -1,4 +1,7 @@
-"""vLLM's own server with a key: each of its routes asks for it, and the key is seen nowhere."""
+"""vLLM's own server with a key, of a damaged release.
+
+Each of its routes asks for the key, which is seen nowhere; `moe4 serve` notices the damage by asking itself.
+"""
 
 import http.client
 import json
@@ -11,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from model_fixtures import write_random_model, write_rounded_release
+from safetensors.torch import load_file, save_file
+
+from moe4.probe.make import ProbeOptions, make_probe
 
 pytestmark = pytest.mark.vllm
 
 KEY = "sesame-5d2f"
-SMALL = {"num_hidden_layers": 2, "n_routed_experts": 8, "num_experts_per_tok": 2}
+SMALL = {"num_hidden_layers": 3, "n_routed_experts": 8, "num_experts_per_tok": 2}
 OPEN = {"/health", "/ping"}
 # Routes that no schema lists.
 UNLISTED = (
@@ -38,6 +45,7 @@ class Server:
 
     process: "subprocess.Popen[str]"
     port: int
+    probe: bool | None
     log: Path
     errors: Path
 
@@ -54,14 +62,29 @@ class Server:
         return found
 
 
+def write_damaged_release(folder: Path) -> Path:
+    """Return a release with its expected answers, one layer's scales of gates and ups a row off."""
+    release = write_rounded_release(write_random_model(folder / "source", **SMALL), folder / "release", 32)
+    make_probe(ProbeOptions(release=release), lambda line: None)
+    (shard,) = release.glob("*.safetensors")
+    tensors = load_file(shard)
+    for name, tensor in tensors.items():
+        if ".layers.1.mlp.experts." in name and name.endswith(
+            ("gate_proj.weight_scale", "up_proj.weight_scale")
+        ):
+            tensors[name] = torch.roll(tensor, 1, 0).contiguous()
+    save_file(tensors, shard, metadata={"format": "pt"})
+    return release
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("guarded")
-    release = write_rounded_release(write_random_model(folder / "source", **SMALL), folder / "release", 32)
+    release = write_damaged_release(folder)
     log, errors = folder / "vllm.log", folder / "errors"
     program = "from moe4.cli.main import main; main()"
     command = [sys.executable, "-c", program, "serve", str(release), "--port", "0", "--json", "--verbose"]
-    command += ["--max-model-len", "256", "--log", str(log), "--api-key", KEY]
+    command += ["--max-model-len", "1024", "--log", str(log), "--api-key", KEY]
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "DEBUG"}
     environment.pop("VLLM_API_KEY", None)
     with (
@@ -71,12 +94,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ) as process,
     ):
         assert process.stdout is not None
-        ready = process.stdout.readline()
-        assert ready, errors.read_text()
-        port = int(json.loads(ready)["url"].split(":")[2].split("/")[0])
-        yield Server(process=process, port=port, log=log, errors=errors)
+        line = process.stdout.readline()
+        assert line, errors.read_text()
+        ready = json.loads(line)
+        port = int(ready["url"].split(":")[2].split("/")[0])
+        yield Server(process=process, port=port, probe=ready["probe"], log=log, errors=errors)
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def test_the_damage_is_noticed(server: Server) -> None:
+    assert server.probe is False
+    said = server.errors.read_text()
+    assert "probe: FAIL: " in said
+    assert "moe4: this server's answers are not the release's, but it keeps serving" in said
 
 
 def test_every_route_asks_for_the_key(server: Server) -> None:

@@ -21,7 +21,7 @@ from model_fixtures import (
     write_random_model,
     write_rounded_release,
 )
-from vllm_plugin.engine import run_engines
+from vllm_forks import VllmForks
 from vllm_plugin.families import write_source
 
 from moe4.quantize.planning.request import Request
@@ -60,7 +60,7 @@ def write_release(folder: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, vllm_forks: VllmForks) -> dict[str, Served]:
     """All families, served one after the other."""
     work = tmp_path_factory.mktemp("families")
     rng = random.Random(0)
@@ -79,11 +79,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
         )
     # Of the kernel's paths the one that keeps activations in float32 on every machine.
     environment = {"MOE4_KERNEL": "portable"}
-    results = run_engines(requests[:6], work / "engines", environment=environment)
-    if "Kimi-K2.5" in GROUP_SIZES:
-        # vLLM 0.32's CPU worker does not start in a process that has numba, and Kimi-K2.5's images bring it.
-        apart = {**environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-        results += run_engines(requests[6:], work / "apart", environment=apart)
+    # vLLM 0.32's CPU worker does not start in a process that has numba, and Kimi-K2.5's images bring it.
+    apart = {**environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    results = [
+        vllm_forks.engine(request, apart if name == "Kimi-K2.5" else environment)
+        for name, request in zip(GROUP_SIZES, requests, strict=True)
+    ]
     return {
         name: Served(release=request["model"], prompts=request["prompts"], answers=answers, log=log)
         for name, request, (answers, log) in zip(GROUP_SIZES, requests, results, strict=True)

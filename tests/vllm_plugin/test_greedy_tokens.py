@@ -21,8 +21,8 @@ from model_fixtures import (
     write_rounded_release,
 )
 from transformers import AutoTokenizer
-from vllm_plugin.engine import Answers, run_engines
-from vllm_plugin.generate import NUM_BEST
+from vllm_fork_server import NUM_BEST
+from vllm_forks import Answers, VllmForks
 
 from k2tiny import corpus
 
@@ -94,7 +94,9 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def answers(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
+def answers(
+    prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory, vllm_forks: VllmForks
+) -> dict[str, Answers]:
     """What k2-tiny, its release and the release's weights, decoded, say to the prompts."""
     work = tmp_path_factory.mktemp("greedy")
     release = write_rounded_release(REFERENCE_MODEL, work / "release")
@@ -103,11 +105,10 @@ def answers(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) 
         "packed": release,
         "decoded": write_dequantized_twin(release, work / "decoded"),
     }
-    requests = [{"model": model, "prompts": prompts, "max_tokens": NUM_TOKENS} for model in models.values()]
     found = {}
-    for name, (answer, log) in zip(models, run_engines(requests, work / "engines"), strict=True):
+    for name, model in models.items():
+        found[name], log = vllm_forks.engine({"model": model, "prompts": prompts, "max_tokens": NUM_TOKENS})
         assert (PLUGIN_AT_WORK in log) == (name == "packed")  # it is loaded and has nothing to do elsewhere
-        found[name] = answer
     return found
 
 

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import textwrap
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from model_fixtures import IGNORED_BY_QUANTIZATION
+from vllm_forks import VllmForks
 
 pytestmark = pytest.mark.vllm
 
@@ -166,14 +166,8 @@ def test_experts_of_other_ranks_add_nothing() -> None:
     assert part[4].eq(0).all()
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
-    )
-
-
-def test_registering_twice_gives_our_configuration() -> None:
-    result = run("""
+def test_registering_twice_gives_our_configuration(vllm_forks: VllmForks) -> None:
+    result = vllm_forks.program("""
         from vllm.plugins import load_general_plugins
         load_general_plugins()
         import moe4.vllm_plugin
@@ -184,8 +178,8 @@ def test_registering_twice_gives_our_configuration() -> None:
     assert result.stdout.splitlines()[-1] == "CpuCompressedTensorsConfig", result.stderr
 
 
-def test_a_vllm_whose_internals_moved_is_left_as_it_is() -> None:
-    result = run("""
+def test_a_vllm_whose_internals_moved_is_left_as_it_is(vllm_forks: VllmForks) -> None:
+    result = vllm_forks.program("""
         import vllm
         from vllm.model_executor.layers.quantization import get_quantization_config
         get_quantization_config("compressed-tensors")  # all that vLLM itself wants is imported now
@@ -205,8 +199,6 @@ def test_a_vllm_whose_internals_moved_is_left_as_it_is() -> None:
 
 
 def test_importing_the_entry_point_loads_neither_torch_nor_vllm() -> None:
-    result = run("""
-        import sys, moe4.vllm_plugin
-        assert not {"torch", "vllm"} & set(sys.modules)
-    """)
+    program = 'import sys, moe4.vllm_plugin; assert not {"torch", "vllm"} & set(sys.modules)'
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

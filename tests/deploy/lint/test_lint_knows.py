@@ -1,13 +1,12 @@
 """Lint knows what it knows: options by vLLM's own table, what was not read, what is no fault."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from vllm_forks import VllmForks
 
 from moe4.cli.app import app
 from moe4.deploy.lint.command.commandline import served_words, split_script
@@ -127,16 +126,18 @@ def test_a_slip_is_found_in_an_image_of_unknown_version(tmp_path: Path) -> None:
     assert lint_text(tmp_path, text) == (0, {("not-judged", "note"), ("option-unknown", "warning")})
 
 
-def test_the_table_is_that_of_the_installed_vllm() -> None:
+@pytest.mark.vllm
+def test_the_table_is_that_of_the_installed_vllm(vllm_forks: VllmForks) -> None:
     """vLLM's own parser, in a process of its own, agrees with the table on every option."""
-    code = (
-        "import sys; sys.path.insert(0, 'scripts'); import json, dump_vllm_options as d; "
-        "print(json.dumps(d.options_of(d.serve_parser())))"
-    )
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
-    if done.returncode and "No module named 'vllm'" in done.stderr:
-        pytest.skip("vLLM is not installed")
+    pytest.importorskip("vllm")
+    code = """
+        import json, sys
+        sys.path.insert(0, sys.argv[1])
+        import dump_vllm_options as dump
+        print(json.dumps(dump.options_of(dump.serve_parser())))
+    """
+    done = vllm_forks.program(code, str(Path(__file__).parents[3] / "scripts"))
+    assert done.returncode == 0, done.stderr
     dumped = json.loads(done.stdout.splitlines()[-1])
     table = tables()["0.32"].items()
     spans = {"first", "last"}

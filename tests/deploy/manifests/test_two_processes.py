@@ -1,6 +1,8 @@
 """`moe4 serve` over two processes: the tokens are those of the weights on one, in float32.
 
 Tensor parallelism runs always; MOE4_ALL_PARALLEL=1 adds the other arrangements, at one start of vLLM each.
+Eager ones have no compiler: vLLM would compile what masks tokens of the other rank's share of the vocabulary,
+and what ranks log-probabilities.
 """
 
 import json
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.vllm
 MOE4 = [sys.executable, "-c", "from moe4.cli.main import main; main()"]
 PROMPTS = [[20, 41, 300, 77, 912], list(range(40, 140)), [7 + 13 * step % 2500 for step in range(300)]]
 NUM_TOKENS = 24
+NO_COMPILER = "/nonexistent/c++"
 TENSOR = ["--tensor-parallel-size", "2"]
 DATA = ["--data-parallel-size", "2"]
 EXPERTS = ["--enable-expert-parallel"]
@@ -62,17 +65,23 @@ def twin(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_two_processes_give_the_tokens_of_one(release: Path, twin: Any, arrangement: str) -> None:
+def test_two_processes_give_the_tokens_of_one(
+    release: Path, twin: Any, arrangement: str, tmp_path: Path
+) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("two processes need two processors")
+    log = tmp_path / "vllm.log"
     arguments = [*ARRANGEMENTS[arrangement], "--dtype", "float32", "--max-model-len", "1024"]
+    # Of the kernel's paths the one that keeps activations in float32 on every machine.
+    environment = {**os.environ, "MOE4_KERNEL": "portable", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if "compiled" not in arrangement:
+        environment |= {"CXX": NO_COMPILER, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     process = subprocess.Popen(
-        [*MOE4, "serve", str(release), "--port", "0", "--json", *arguments],
+        [*MOE4, "serve", str(release), "--port", "0", "--json", "--log", str(log), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Of the kernel's paths the one that keeps activations in float32 on every machine.
-        env={**os.environ, "MOE4_KERNEL": "portable", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env=environment,
     )
     assert process.stdout is not None
     try:
@@ -83,10 +92,13 @@ def test_two_processes_give_the_tokens_of_one(release: Path, twin: Any, arrangem
 
         def complete(prompt: list[int]) -> list[int]:
             body = {"model": facts["model"], "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0}
-            body |= {"ignore_eos": True, "return_token_ids": True}
+            body |= {"ignore_eos": True, "return_token_ids": True, "logprobs": 2, "prompt_logprobs": 0}
             response = httpx.post(f"{facts['url']}/completions", json=body, timeout=300)
             response.raise_for_status()
-            tokens: list[int] = response.json()["choices"][0]["token_ids"]
+            choice = response.json()["choices"][0]
+            assert len(choice["logprobs"]["token_logprobs"]) == NUM_TOKENS
+            assert len(choice["prompt_logprobs"]) == len(prompt)
+            tokens: list[int] = choice["token_ids"]
             return tokens
 
         # Twice and together, so that two data parallel engines both get some.
@@ -95,6 +107,7 @@ def test_two_processes_give_the_tokens_of_one(release: Path, twin: Any, arrangem
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+    assert "may wait for a compilation" not in log.read_text()
     for prompt, answer in zip(2 * PROMPTS, answers, strict=True):
         assert len(answer) == NUM_TOKENS
         logprobs = next_token_logprobs(twin, prompt + answer)

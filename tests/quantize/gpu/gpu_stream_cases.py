@@ -42,6 +42,13 @@ SHAPE = {
 TEXT = "Twelve engineers share one long table and every one of them has a lamp. "
 
 
+@pytest.fixture(autouse=True)
+def _all_rows_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for one row as for many; tests/gptq/gpu_cases.py has parts of them."""
+    for place in ("columns.ROWS", "columns.REFIT_ROWS", "scales.ROWS", "halves.SPLIT_ROWS"):
+        monkeypatch.setattr(f"moe4.gptq.gpu.{place}", 64)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_source(tmp_path_factory.mktemp("m") / "s")

@@ -1,4 +1,4 @@
-"""Peak memory stays where it is when the experts become six times as many."""
+"""Peak memory stays where it is when the experts become four times as many."""
 
 import json
 import subprocess
@@ -27,11 +27,11 @@ def test_peak_memory_does_not_grow_with_the_experts(calibration: Path, tmp_path:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[gptq]\ndescent_sweeps = 0\nscale_candidates = 4\n")
     peaks = []
-    for experts in (4, 24):
+    for experts in (4, 16):
         source = write_random_model(tmp_path / f"source-{experts}", n_routed_experts=experts, **SIZES)
         arguments = ["--recipe", recipe, "--calibration", calibration, "--num-sequences", "8", "--json"]
         command = [sys.executable, "-m", "moe4", "quantize", source, tmp_path / f"out-{experts}", *arguments]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         peaks.append(json.loads(done.stdout)["timing"]["peak_memory_bytes"])
-    # Twenty more experts would be 126 MB if they were kept as they are stored, in BF16.
-    assert peaks[1] - peaks[0] < 0.8 * 20 * EXPERT_BYTES
+    # Twelve more experts would be 75 MB if they were kept as they are stored, in BF16.
+    assert peaks[1] - peaks[0] < 0.8 * 12 * EXPERT_BYTES

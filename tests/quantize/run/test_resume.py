@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from few_prompts import ask_few_prompts
 from release_tools import Forks, contents, interrupt_after, run_quantize
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,20 @@ RECIPE = Recipe(
     calibration=Calibration(num_sequences=4, max_sequence_tokens=64),
 )
 KILLED = -signal.SIGKILL
+TESTS = Path(__file__).parents[2]
+COMMAND = """
+import runpy
+from few_prompts import ask_few_prompts
+ask_few_prompts()
+runpy.run_module("moe4", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_prompts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        ask_few_prompts(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +57,7 @@ def whole(
 
 def run(forks: Forks, source: Path, out: Path, calibration: Path, **request: Any) -> tuple[int, str]:
     """Quantize in a process of its own; return its exit code and what it printed."""
-    (rank,) = forks.run(source, out, RECIPE, calibration, **request)["ranks"]
+    (rank,) = forks.run(source, out, RECIPE, calibration, few_prompts=True, **request)["ranks"]
     return rank["code"], rank["log"]
 
 
@@ -104,7 +119,7 @@ def test_sigkill_at_20_random_moments(
     small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
     """Each folder is killed again and again until it is finished."""
-    answer = forks.run(small_source, tmp_path / "timed", RECIPE, calibration)
+    answer = forks.run(small_source, tmp_path / "timed", RECIPE, calibration, few_prompts=True)
     generator = random.Random(7)
     num_killed, num_finished, num_resumed = 0, 0, 0
     while num_killed < 20:
@@ -175,8 +190,8 @@ def test_the_command_says_how_to_continue(
     arguments += ["--calibration", str(calibration)]
 
     def start(*extra: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "moe4", *arguments, *extra]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", COMMAND, *arguments, *extra]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
         return subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -27,13 +27,17 @@ KILLED = -signal.SIGKILL
 Releases = dict[str, dict[str, bytes]]
 
 
+def run(forks: Forks, source: Path, out: Path, recipe: Recipe, calibration: Path, **request: Any) -> Any:
+    return forks.run(source, out, recipe, calibration, few_prompts=True, **request)
+
+
 @pytest.fixture(scope="module")
 def whole(
     small_source: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks
 ) -> dict[str, bytes]:
     """A release by one process."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert forks.run(small_source, out, RECIPE, calibration)["ranks"][0]["code"] == 0
+    assert run(forks, small_source, out, RECIPE, calibration)["ranks"][0]["code"] == 0
     return contents(out)
 
 
@@ -42,7 +46,7 @@ def test_ranks_write_the_bytes_of_one(
     size: int, small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes], forks: Forks
 ) -> None:
     out = tmp_path / "out"
-    first, *others = forks.run(small_source, out, RECIPE, calibration, size=size)["ranks"]
+    first, *others = run(forks, small_source, out, RECIPE, calibration, size=size)["ranks"]
     assert first["code"] == 0, first["log"]
     assert len(re.findall(r"^layer \d \(\d of 3 done\): ", first["log"], re.MULTILINE)) == 3
     assert [(other["code"], other["log"]) for other in others] == [(0, "")] * (size - 1)
@@ -57,7 +61,7 @@ def test_ranks_with_activations_in_memory_write_the_bytes_of_one(
     """As on GPUs, but for the GPUs: rank 0 sends what the others read, and commits behind the next layer."""
     faults = {str(rank): {"as_on_gpus": True} for rank in range(2)}
     out = tmp_path / "out"
-    ranks = forks.run(small_source, out, RECIPE, calibration, size=2, faults=faults)["ranks"]
+    ranks = run(forks, small_source, out, RECIPE, calibration, size=2, faults=faults)["ranks"]
     assert [rank["code"] for rank in ranks] == [0, 0], ranks[0]["log"] + ranks[1]["log"]
     assert_same(contents(out), whole)
 
@@ -73,7 +77,7 @@ def test_other_recipes(
     found = []
     for size in (1, 3):
         out = tmp_path / f"out-{size}"
-        answer = forks.run(small_source, out, recipe, calibration, size=size)
+        answer = run(forks, small_source, out, recipe, calibration, size=size)
         assert [rank["code"] for rank in answer["ranks"]] == [0] * size, answer
         found.append(contents(out))
     assert found[0] == found[1]
@@ -94,7 +98,7 @@ def test_a_rank_that_dies_ends_the_run(
     """Each of two ranks has two experts a layer; layers 2 and 3 have some."""
     out = tmp_path / "out"
     faults = {str(dying): {"expert": after}}
-    answer = forks.run(small_source, out, RECIPE, calibration, size=2, faults=faults)
+    answer = run(forks, small_source, out, RECIPE, calibration, size=2, faults=faults)
     assert answer["ranks"][dying]["code"] == KILLED
     survivor = answer["ranks"][1 - dying]
     assert survivor["code"] == 2
@@ -107,7 +111,7 @@ def test_a_rank_that_dies_ends_the_run(
     num_done = 1 if after < 2 else 2
     journal = (out / ".moe4" / "journal.jsonl").read_text().splitlines()
     assert len(journal) == 1 + num_done
-    answer = forks.run(small_source, out, RECIPE, calibration, size=3 if dying else 1, resume=True)
+    answer = run(forks, small_source, out, RECIPE, calibration, size=3 if dying else 1, resume=True)
     assert {rank["code"] for rank in answer["ranks"]} == {0}, answer
     assert f"continuing after {num_done} of 4 shards" in answer["ranks"][0]["log"]
     assert_same(contents(out), whole)
@@ -117,8 +121,8 @@ def test_a_rank_that_hangs_ends_the_run(
     small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
 ) -> None:
     faults = {"0": {"timeout": 3}, "1": {"timeout": 3, "expert": 0, "signal": "SIGSTOP"}}
-    answer = forks.run(
-        small_source, tmp_path / "out", RECIPE, calibration, size=2, faults=faults, left_over=[1]
+    answer = run(
+        forks, small_source, tmp_path / "out", RECIPE, calibration, size=2, faults=faults, left_over=[1]
     )
     first = answer["ranks"][0]
     assert first["code"] == 2
@@ -129,7 +133,7 @@ def test_a_rank_that_fails_says_why(
     small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
 ) -> None:
     overrides = {"1": {"source": str(tmp_path / "nowhere")}}
-    answer = forks.run(small_source, tmp_path / "out", RECIPE, calibration, size=2, overrides=overrides)
+    answer = run(forks, small_source, tmp_path / "out", RECIPE, calibration, size=2, overrides=overrides)
     assert [rank["code"] for rank in answer["ranks"]] == [2, 2]
     assert re.search(r"CheckpointError: rank 1 on \S+: .*nowhere does not exist", answer["ranks"][1]["log"])
 
@@ -140,7 +144,7 @@ def test_ranks_that_see_other_inputs_are_refused(
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "short"}')
     overrides = {"1": {"calibration": str(other)}}
-    answer = forks.run(small_source, tmp_path / "out", RECIPE, calibration, size=2, overrides=overrides)
+    answer = run(forks, small_source, tmp_path / "out", RECIPE, calibration, size=2, overrides=overrides)
     assert answer["ranks"][0]["code"] == 2
     words = "RankError: rank 1 sees another calibration data than rank 0; give every node the same files"
     assert words in answer["ranks"][0]["log"]
@@ -151,13 +155,13 @@ def test_a_resumed_run_keeps_its_threads_and_says_so(
     small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
 ) -> None:
     out = tmp_path / "out"
-    forks.run(small_source, out, RECIPE, calibration, faults={"0": {"expert": 0}})
+    run(forks, small_source, out, RECIPE, calibration, faults={"0": {"expert": 0}})
     journal = out / ".moe4" / "journal.jsonl"
     threads = len(os.sched_getaffinity(0)) + 1
     text = journal.read_text()
     assert '"threads": 1}' in text
     journal.write_text(text.replace('"threads": 1}', f'"threads": {threads}}}'))
-    answer = forks.run(small_source, out, RECIPE, calibration, size=2, resume=True)
+    answer = run(forks, small_source, out, RECIPE, calibration, size=2, resume=True)
     assert [rank["code"] for rank in answer["ranks"]] == [0, 0], answer
     words = f"note: the run began with {threads} threads a rank and keeps that number; "
     assert words in answer["ranks"][0]["log"]
@@ -167,7 +171,7 @@ def test_a_finished_release_is_found_by_all_ranks(
     small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
 ) -> None:
     for resume in (False, True):
-        answer = forks.run(small_source, tmp_path / "out", RECIPE, calibration, size=2, resume=resume)
+        answer = run(forks, small_source, tmp_path / "out", RECIPE, calibration, size=2, resume=resume)
         assert [rank["code"] for rank in answer["ranks"]] == [0, 0]
 
 
@@ -187,8 +191,9 @@ class TestTorchrun:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def test_a_rank_that_is_killed_and_two_nodes_that_go_on(
-        self, small_source: Path, calibration: Path, tmp_path: Path, whole: dict[str, bytes]
+        self, small_source: Path, calibration: Path, tmp_path: Path, forks: Forks
     ) -> None:
+        assert forks.run(small_source, tmp_path / "whole", RECIPE, calibration)["ranks"][0]["code"] == 0
         out = tmp_path / "out"
         run = self.start(small_source, out, calibration, "--standalone", "--nproc-per-node", "2")
         journal = out / ".moe4" / "journal.jsonl"
@@ -211,7 +216,7 @@ class TestTorchrun:
         answers = [node.communicate(timeout=120) for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], answers
         assert "".join(printed for printed, _ in answers).count("size ") == 1
-        assert_same(contents(out), whole)
+        assert_same(contents(out), contents(tmp_path / "whole"))
 
 
 def worker_of(pid: int, rank: int) -> int:

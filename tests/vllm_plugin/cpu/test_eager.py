@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 from model_fixtures import write_random_model
-from vllm_plugin.engine import run_engines
+from vllm_forks import VllmForks
 
 pytestmark = pytest.mark.vllm
 
@@ -14,27 +14,16 @@ PROMPTS = [[5, 6, 7, 8], list(range(3, 40))]
 NO_COMPILER = "/nonexistent/c++"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("model") / "random")
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_logprobs_need_no_compiler(model: Path, tmp_path: Path, ranks: int) -> None:
-    """Two ranks also mask tokens of the other's share of the vocabulary, which vLLM compiles as well."""
-    request = {
-        "model": model,
-        "prompts": PROMPTS,
-        "max_tokens": 3,
-        "prompt_logprobs": True,
-        "engine": {"tensor_parallel_size": ranks},
-    }
+def test_logprobs_need_no_compiler(tmp_path: Path, vllm_forks: VllmForks) -> None:
+    """Of two ranks: test_two_processes.py."""
+    model = write_random_model(tmp_path / "random", num_hidden_layers=2, n_routed_experts=4)
+    request = {"model": model, "prompts": PROMPTS, "max_tokens": 3, "prompt_logprobs": True}
     environment = {
         "CXX": NO_COMPILER,
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join("01"[:ranks]),
+        "VLLM_CPU_OMP_THREADS_BIND": "0",
     }
-    ((answers, log),) = run_engines([request], tmp_path / "engine", environment=environment)
+    answers, log = vllm_forks.engine(request, environment)
     assert [len(answer["steps"]) for answer in answers] == [3, 3]
     assert [len(answer["prompt_logprobs"]) for answer in answers] == [3, 36]
     assert "may wait for a compilation" not in log

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from vllm_forks import VllmForks
 
 from moe4.vllm_plugin.cpu.threads import ThreadCount, choose_threads, read_busy_seconds
 
@@ -81,29 +82,30 @@ def test_busy_time_is_read_from_the_system() -> None:
         read_busy_seconds((2,), STAT)
 
 
-def _attach(queue: "multiprocessing.Queue[list[str]]") -> None:
-    from moe4.vllm_plugin.cpu import threads, waiting
-
-    threads.attach()
-    waiting.attach()
+ATTACH = """
     from vllm.distributed.device_communicators import shm_broadcast
     from vllm.v1.worker.cpu_worker import CPUWorker
 
-    queue.put([CPUWorker.execute_model.__module__, shm_broadcast.SpinCondition.__name__])
+    from moe4.vllm_plugin.cpu import threads, waiting
+
+    before = CPUWorker.execute_model
+    threads.attach()
+    waiting.attach()
+    print(shm_broadcast.SpinCondition.__name__, CPUWorker.execute_model is before)
+"""
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("asked", [True, False])
-def test_vllm_is_changed_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
-    monkeypatch.setenv("MOE4_YIELD_PROCESSORS", str(int(asked)))
-    context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[list[str]] = context.Queue()
-    child = context.Process(target=_attach, args=(queue,))
-    child.start()
-    _, condition = queue.get(timeout=120)
-    child.join()
+def test_vllm_is_changed_only_where_it_was_asked_for(asked: bool, vllm_forks: VllmForks) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    bound = ",".join(map(str, processors))
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": bound, "MOE4_YIELD_PROCESSORS": str(int(asked))}
+    done = vllm_forks.program(ATTACH, environment=environment)
+    assert done.returncode == 0, done.stderr
+    condition, is_unchanged = done.stdout.split()[-2:]
     assert condition == ("PatientCondition" if asked else "SpinCondition")
+    assert is_unchanged == str(not asked or len(processors) < 2)
 
 
 def _read(handle: object, count: int, queue: "multiprocessing.Queue[list[float]]") -> None:

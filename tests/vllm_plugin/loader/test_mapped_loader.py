@@ -13,7 +13,7 @@ import torch
 from model_fixtures import REFERENCE_MODEL, write_rounded_release
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-from vllm_plugin.engine import run_engines
+from vllm_forks import VllmForks
 
 from k2tiny import corpus
 from moe4.checkpoint.header import read_shard
@@ -236,7 +236,7 @@ def test_a_cache_is_for_experts_that_do_not_fit() -> None:
 
 
 @pytest.mark.vllm
-def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
+def test_answers_are_those_of_vllms_loader(tmp_path: Path, vllm_forks: VllmForks) -> None:
     """Mapped or cached experts give the same bits; a rounded rest moves log-probabilities by little."""
     release = write_rounded_release(REFERENCE_MODEL, tmp_path / "release", 64)
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE_MODEL)
@@ -252,7 +252,7 @@ def test_answers_are_those_of_vllms_loader(tmp_path: Path) -> None:
         {**ours, "model_loader_extra_config": {"rest": "int8"}},
         {**ours, "model_loader_extra_config": {"rest": "int4"}},
     ]
-    results = run_engines([{**request, "engine": engine} for engine in runs], tmp_path / "engine")
+    results = [vllm_forks.engine({**request, "engine": engine}) for engine in runs]
     (default, log), (mapped, mapped_log), (cached, cached_log), *rounded = results
     assert mapped == default
     assert "mapped from the release" not in log

@@ -5,8 +5,6 @@ vLLM's weight processing runs here on a CPU, except for the repacking of codes, 
 
 import inspect
 import logging
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from vllm_forks import VllmForks
 
 pytestmark = pytest.mark.vllm
 
@@ -176,7 +175,7 @@ def test_a_vllm_with_no_place_for_it_is_told(oracle: ModuleType, monkeypatch: py
         marlin_scales.attach()
 
 
-def register_as_on_cuda(prepare: str, then: str) -> str:
+def register_as_on_cuda(forks: VllmForks, prepare: str, then: str) -> str:
     """Return what a process prints that registers the plugin where vLLM says the platform is CUDA."""
     program = """
         import logging, types
@@ -193,13 +192,14 @@ def register_as_on_cuda(prepare: str, then: str) -> str:
         {then}
     """
     program = textwrap.dedent(program).format(prepare=prepare, then=textwrap.dedent(then))
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = forks.program(program)
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
 
 
-def test_the_plugin_attaches_on_cuda_and_changes_nothing_else() -> None:
+def test_the_plugin_attaches_on_cuda_and_changes_nothing_else(vllm_forks: VllmForks) -> None:
     text = register_as_on_cuda(
+        vllm_forks,
         "",
         """
 print("wrapped", hasattr(oracle.marlin_moe_permute_scales, "__wrapped__"))
@@ -211,8 +211,9 @@ print("config", get_quantization_config("compressed-tensors").__qualname__)
     assert "moe4 is tested with" not in text
 
 
-def test_experts_at_risk_are_named_where_nothing_can_be_corrected() -> None:
+def test_experts_at_risk_are_named_where_nothing_can_be_corrected(vllm_forks: VllmForks) -> None:
     text = register_as_on_cuda(
+        vllm_forks,
         "del oracle.marlin_moe_permute_scales",
         """
 weights = dict(num_bits=4, type="int", symmetric=True, strategy="group", group_size=128)
@@ -230,10 +231,10 @@ for number, width in enumerate((256, 128, 128)):
     assert "layer2.experts" not in text, "one line for a process"
 
 
-def test_the_reproduction_for_vllms_maintainers_prints_what_its_page_says() -> None:
+def test_the_reproduction_for_vllms_maintainers_prints_what_its_page_says(vllm_forks: VllmForks) -> None:
     page = (Path(__file__).parents[3] / "docs" / "vllm-marlin-scales.md").read_text(encoding="utf-8")
     program, printed = page.split("```python\n")[1].split("```")
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = vllm_forks.program(program)
     assert result.returncode == 0, result.stderr
     lines = [line.strip() for line in printed.splitlines() if line.startswith("    hidden")]
     assert [line for line in result.stdout.splitlines() if line.startswith("hidden")] == lines

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from model_fixtures import REFERENCE_MODEL
 from transformers import AutoTokenizer
-from vllm_plugin.engine import run_engines
+from vllm_forks import VllmForks
 
 from k2tiny import corpus
 from moe4.quantize.planning.request import Request
@@ -17,7 +17,7 @@ from moe4.recipe import ALL_TARGETS, Recipe
 pytestmark = pytest.mark.vllm
 
 
-def test_a_release_of_all_targets_runs_on_our_kernel(tmp_path: Path) -> None:
+def test_a_release_of_all_targets_runs_on_our_kernel(tmp_path: Path, vllm_forks: VllmForks) -> None:
     """Its codes give what they give in vLLM's own kernel, but for rounding and for the head's INT4."""
     release = tmp_path / "release"
     quantize(Request(source=REFERENCE_MODEL, out=release, recipe=Recipe(method="rtn", targets=ALL_TARGETS)))
@@ -29,7 +29,7 @@ def test_a_release_of_all_targets_runs_on_our_kernel(tmp_path: Path) -> None:
         {"load_format": "moe4"},
         {"load_format": "moe4", "model_loader_extra_config": {"rest": "int4"}},
     ]
-    results = run_engines([{**request, "engine": engine} for engine in engines], tmp_path / "engine")
+    results = [vllm_forks.engine({**request, "engine": engine}) for engine in engines]
     (vllms, vllms_log), (ours, log) = results
     assert "beside the routed experts" not in vllms_log
     # Three of attention in each of five layers, two of the dense layer and of each layer's shared experts.

@@ -2,14 +2,15 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from moe4.errors import DeployError
@@ -71,6 +72,29 @@ def map_text(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
+class _BoundedDepth(Composer):
+    """Refuses nesting that no manifest has: the reader takes time by its square, and ends in recursion."""
+
+    num_open = 0  # collections; `depth` is the name of newer readers' own count
+
+    def compose_sequence_node(self, anchor: Any) -> Any:
+        with self._one_deeper():
+            return super().compose_sequence_node(anchor)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        with self._one_deeper():
+            return super().compose_mapping_node(anchor)
+
+    @contextmanager
+    def _one_deeper(self) -> Iterator[None]:
+        self.num_open += 1
+        if self.num_open > MAX_DEPTH:
+            line = self.parser.peek_event().start_mark.line + 1
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels, line {line}")
+        yield
+        self.num_open -= 1
+
+
 class _LastKeyWins(RoundTripConstructor):
     """Reads a key that stands twice as kubectl does: the last value counts. `doubled_keys` tells which."""
 
@@ -92,9 +116,8 @@ def parse(text: str, where: str) -> list[Any]:
     """Parse every document of a YAML text, with the places of its values. Raises DeployError."""
     reader = YAML()
     reader.preserve_quotes = True
-    reader.Constructor = _LastKeyWins
+    reader.Composer, reader.Constructor = _BoundedDepth, _LastKeyWins
     try:
-        _check_depth(text)
         documents = [document for document in reader.load_all(text) if document is not None]
         for document in documents:
             _check_aliases(document)
@@ -102,18 +125,6 @@ def parse(text: str, where: str) -> list[Any]:
     except Exception as error:  # ruamel has several, and the text may be anything
         reason = " ".join(str(error).split())
         raise DeployError(f"{where} is not YAML that can be read: {reason}") from None
-
-
-def _check_depth(text: str) -> None:
-    """Refuse nesting that no manifest has: the reader takes time by its square, and ends in recursion."""
-    depth = 0
-    for event in YAML().parse(text):
-        if isinstance(event, CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH} levels, line {event.start_mark.line + 1}")
 
 
 def _check_aliases(document: Any) -> None:

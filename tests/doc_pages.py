@@ -4,12 +4,15 @@ A block is marked by a comment on the line before it: `<!-- run -->`, or `<!-- r
 a server that the blocks after it need.
 """
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 FENCE = re.compile(
     r"^(?:<!-- run(?P<server>: server)? -->\n(?P<marked>))?```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -65,3 +68,30 @@ def commands(text: str) -> Iterator[str]:
         command = re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ")
         if command:
             yield command
+
+
+def write_clone(folder: Path) -> Path:
+    """Make a folder with what the pages take from a clone."""
+    folder.mkdir()
+    for name in ("reference", "examples", "recipes"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def shell_environment() -> dict[str, str]:
+    """Return ours, with this Python and its moe4 first in the path."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def run_block(block: Block, folder: Path) -> str:
+    """Run a block in a shell that stops at the first error; return what it printed."""
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text],
+        cwd=folder,
+        env=shell_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{block}:\n{block.text}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
