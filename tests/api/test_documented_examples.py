@@ -63,7 +63,16 @@ def test_the_guide(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 NEEDS_A_SERVER = ("check_answers", "chat", "smoke", "toolcheck")
-TOO_LONG = ("compare", "eval", "power", "probe", "prove", "quantize", "serve")  # each has tests of its own
+TOO_LONG = (
+    "compare",
+    "eval",
+    "power",
+    "probe",
+    "prove",
+    "quantize",
+    "serve",
+    "tune",
+)  # each has tests of its own
 NEEDS_THE_HUB = ("push",)
 FUNCTIONS = [name for name in moe4.__all__ if inspect.isfunction(getattr(moe4, name))]
 

@@ -170,7 +170,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
             patch.setattr(run, "_expect_answers", expect)
         with pytest.raises(Interrupted):
             moe4.tune(small_source, release, out, calibration=text, **OPTIONS)
-    with pytest.raises(OutputNotEmptyError, match=r"finished release|add --resume"):
+    with pytest.raises(OutputNotEmptyError, match=r"finished release|add resume=True"):
         moe4.tune(small_source, release, out, calibration=text, **OPTIONS)
     with pytest.raises(ResumeError, match=r"recipe|another finished release"):
         moe4.tune(small_source, release, out, calibration=text, **{**OPTIONS, "epochs": 5}, resume=True)

@@ -49,15 +49,13 @@ def prove(
 ) -> "Proved":
     """Measure what quantization cost (verify, eval, compare, toolcheck, probe); write report and card.
 
-    Results go to RELEASE/proof; an interrupted run continues. The result lists in `left_out` what could not
-    be measured and why, and in `failures` what failed the probe or is significantly below min_recovery or
-    min_agreement. source: a folder, or an id on the hub, at `revision`. quick: only a hundred questions,
-    twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in
-    `toolcheck`. release: a folder. skip: "evaluation", "comparison", "tools" or "probe". cache: folder of
-    kept answers. again: repeat finished measurements. repo, base_model, license_name: as in `card`.
-    on_progress: called at each step. tensor_parallel_size: GPUs to split the models over. family_as_is: try
-    a family that is not listed. trust_remote_code: run the tokenizer's code. Raises EvaluationError,
-    CheckpointError, HubError, ServeError or OutputError.
+    Results go to RELEASE/proof; an interrupted run continues. `left_out` of the result lists what was not
+    measured and why, `failures` what failed the probe or is significantly below the least that is given.
+    source: a folder, or an id on the hub, at `revision`. quick: a hundred questions, twenty texts and forty
+    tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in `toolcheck`. skip: parts
+    to leave out. cache: folder of kept answers. again: repeat finished measurements. repo, base_model,
+    license_name: as in `card`. tensor_parallel_size: GPUs to split the models over. The rest: as in
+    `quantize`. Raises EvaluationError, CheckpointError, HubError, ServeError or OutputError.
 
         >>> proved = moe4.prove("k2-tiny", "release", quick=True, data="reference")
         >>> proved.failures, proved.left_out

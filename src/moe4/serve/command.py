@@ -124,9 +124,8 @@ def build_command(
     if loader:
         if (find_value(extra, flags.LOAD_FORMAT) or dict(defaults).get(flags.LOAD_FORMAT)) != LOAD_FORMAT:
             raise ServeError(
-                f"{argument('rest')} and {argument('expert_cache')} belong to --load-format "
-                f"{LOAD_FORMAT}, which is for W4A16 "
-                f"experts on CPUs; {model.name} is loaded in another way"
+                f"{argument('rest')} and {argument('expert_cache')} belong to --load-format {LOAD_FORMAT}, "
+                f"which is for W4A16 experts on CPUs; {model.name} is loaded in another way"
             )
         defaults.append((flags.LOADER_CONFIG, json.dumps(loader)))
     for flag, value in defaults:

@@ -47,8 +47,8 @@ class Scale:
 class TunedScales:
     """The scales of every routed expert, by the weight's name."""
 
-    def __init__(self, release: Checkpoint, network: Network, device: torch.device) -> None:
-        """Read the release's. Raises EvaluationError if an expert's weight is not codes with scales."""
+    def __init__(self, weights: Checkpoint, network: Network, device: torch.device) -> None:
+        """Read those of a release. Raises EvaluationError if an expert's weight is not codes with scales."""
         self.of_layer: list[dict[str, Scale]] = []
         for shape in network.experts:
             found: dict[str, Scale] = {}
@@ -56,7 +56,7 @@ class TunedScales:
                 for part in PARTS:
                     assert shape is not None
                     name = shape.weight_name(expert, part)
-                    found[name] = _read(release, name, device)
+                    found[name] = _read(weights, name, device)
             self.of_layer.append(found)
         self.by_name = {name: scale for layer in self.of_layer for name, scale in layer.items()}
 
@@ -100,12 +100,12 @@ def learning_rate(peak: float, done: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * done / steps))
 
 
-def _read(release: Checkpoint, name: str, device: torch.device) -> Scale:
-    encoding = release.encoding(name)
+def _read(weights: Checkpoint, name: str, device: torch.device) -> Scale:
+    encoding = weights.encoding(name)
     if encoding is None or "scales" not in encoding.roles:
         raise EvaluationError(f"{name} is not stored in groups of codes: there is no scale to tune")
     stored = encoding.roles["scales"].spec.name
-    tensor = release.read_parts(name)[stored]
+    tensor = weights.read_parts(name)[stored]
     base = tensor.float().to(device)
     change = torch.zeros_like(base).requires_grad_()
     return Scale(stored, tensor.dtype, base, change, torch.zeros_like(base), torch.zeros_like(base))

@@ -42,14 +42,14 @@ class Student:
 
     def __init__(
         self,
-        release: Checkpoint,
+        weights: Checkpoint,
         network: Network,
         scales: TunedScales,
         device: torch.device,
         keep_bytes: int,
     ) -> None:
         self.network, self.scales = network, scales
-        self._release, self._device, self._room = release, device, keep_bytes
+        self._stored, self._device, self._room = weights, device, keep_bytes
         self._weights: dict[str, Tensor] = {}
         self._layers: dict[int, tuple[LayerForward, ExpertMath | None]] = {}
         self._ending: Callable[[Tensor], Tensor] | None = None
@@ -57,7 +57,7 @@ class Student:
 
     def forward(self, text: Text, on_layer: Callable[[], None]) -> list[Tensor]:
         """Return the states before every layer and after the last one, float32 [tokens, state_width] each."""
-        embeddings = gather_rows(self._release, self.network.embedding_name, text.tokens)
+        embeddings = gather_rows(self._stored, self.network.embedding_name, text.tokens)
         states = [self.network.begin(embeddings).to(self._device, torch.float32)]
         for layer in range(self.network.num_layers):
             output = torch.empty_like(states[-1])
@@ -169,7 +169,7 @@ class Student:
         kept = self._weights.get(name)
         if kept is not None:
             return kept
-        tensor = self._release.load(name).to(self._device, torch.float32)
+        tensor = self._stored.load(name).to(self._device, torch.float32)
         if tensor.nbytes <= self._room:
             self._room -= tensor.nbytes
             self._weights[name] = tensor
