@@ -53,9 +53,8 @@ def prove(
     measured and why, `failures` what failed the probe or is significantly below the least that is given.
     source: a folder, or an id on the hub, at `revision`. quick: a hundred questions, twenty texts and forty
     tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in `toolcheck`. skip: parts
-    to leave out. cache: folder of kept answers. again: repeat finished measurements. repo, base_model,
-    license_name: as in `card`. tensor_parallel_size: GPUs to split the models over. The rest: as in
-    `quantize`. Raises EvaluationError, CheckpointError, HubError, ServeError or OutputError.
+    to leave out. cache: folder of kept answers. again: repeat what is finished. tensor_parallel_size: GPUs to
+    split models over. Raises EvaluationError, CheckpointError, HubError, ServeError, OutputError.
 
         >>> proved = moe4.prove("k2-tiny", "release", quick=True, data="reference")
         >>> proved.failures, proved.left_out
