@@ -3,7 +3,8 @@
     python benchmarks/bench_fidelity.py                               JSON on stdout
     python benchmarks/bench_fidelity.py --skip-peers --markdown FILE  installs nothing; and tables in FILE
 
-moe4 is the command `moe4 quantize` with its defaults but for the group size; the algorithms in
+moe4 is the command `moe4 quantize` with its defaults but for the group size, with --tune also that and then
+`moe4 tune` with its defaults on as many documents; the algorithms in
 fidelity/algorithms.py run in this process; peers run from their packages in environments made under
 --work (each takes minutes, and a gigabyte of disk). All give W4A16, symmetric, groups of 128, routed
 experts only. Then the whole network runs in transformers in float32, teacher-forced on held-out text,
@@ -39,6 +40,7 @@ from moe4.evaluate.statistics import paired_test
 from moe4.recipe import Calibration, Gptq
 
 OURS = "moe4"
+TUNED = "moe4-tuned"
 
 
 def _change(before: list[float], after: list[float]) -> dict[str, Any]:
@@ -52,15 +54,24 @@ def say(text: str) -> None:
     print(f"bench_fidelity: {text}", file=sys.stderr, flush=True)
 
 
-def run_moe4(num_sequences: int, work: Path) -> Weights:
+def run_moe4(num_sequences: int, out: Path) -> Weights:
     """Return what `moe4 quantize` makes of the experts, decoded by compressed-tensors."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        out = Path(folder) / "release"
-        command = [str(Path(sys.executable).with_name("moe4")), "quantize", str(MODEL), str(out)]
-        command += ["--calibration", "reference"]
-        command += ["--group-size", str(GROUP_SIZE), "--num-sequences", str(num_sequences)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return decode_pack_quantized(out)
+    _run("quantize", str(MODEL), str(out), num_sequences, "--group-size", str(GROUP_SIZE))
+    return decode_pack_quantized(out)
+
+
+def tune_moe4(num_sequences: int, release: Path, out: Path) -> Weights:
+    """Return what `moe4 tune` then makes of them."""
+    _run("tune", str(MODEL), str(release), str(out), num_sequences)
+    return decode_pack_quantized(out)
+
+
+def _run(*words: str | int) -> None:
+    """Run a command of moe4 on the reference model's calibration data; the number is that of documents."""
+    command = [str(Path(sys.executable).with_name("moe4"))]
+    for word in words:
+        command += ["--num-sequences", str(word)] if isinstance(word, int) else [word]
+    subprocess.run([*command, "--calibration", "reference"], check=True, stdout=subprocess.DEVNULL)
 
 
 def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -99,9 +110,14 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             f"{rows[name]['accuracy']:.2%} of the problems"
         )
 
-    started = time.monotonic()
-    weights = run_moe4(args.num_sequences, work)
-    add(OURS, "moe4", weights, time.monotonic() - started)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        release, tuned = Path(folder) / "release", Path(folder) / "tuned"
+        started = time.monotonic()
+        weights = run_moe4(args.num_sequences, release)
+        add(OURS, "moe4", weights, time.monotonic() - started)
+        if args.tune:
+            weights = tune_moe4(args.num_sequences, release, tuned)
+            add(TUNED, "moe4, then `moe4 tune`", weights, time.monotonic() - started)
     for name, algorithm in () if args.skip_algorithms else ALGORITHMS.items():
         started = time.monotonic()
         weights = quantize_experts(network, algorithm, sequences)
@@ -157,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--layer-tokens", type=int, default=6000, help="calibration tokens of a generated layer"
     )
+    parser.add_argument("--tune", action="store_true", help="also run `moe4 tune` on moe4's release")
     parser.add_argument("--skip-algorithms", action="store_true", help="only moe4 and the peers")
     parser.add_argument("--skip-peers", action="store_true", help="leave out what must be installed")
     parser.add_argument("--peer-limit", type=float, default=3600, help="seconds a peer may take")
