@@ -15,10 +15,10 @@ from moe4.serve.command import (
     ServeCommand,
     ServeOptions,
     build_command,
-    read_tokens,
 )
 from moe4.serve.host import Host
 from moe4.serve.model import ServedModel
+from moe4.serve.sizes import read_tokens
 from moe4.vllm_plugin.loader.options import Rest
 
 GIB = 1 << 30

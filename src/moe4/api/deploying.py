@@ -30,7 +30,7 @@ class DeployRequest:
     memory: float | None
     data_parallel: int | None
     expert_parallel: bool
-    max_model_len: int | None
+    max_model_len: int | Text | None
     concurrency: int
     group_size: int | None
     plugin: bool
@@ -67,6 +67,7 @@ class DeployRequest:
         from moe4.deploy.manifests.images import has_plugin
         from moe4.deploy.manifests.options import IMAGES, find_engine
         from moe4.deploy.sizing.choose import Wanted
+        from moe4.serve.sizes import read_tokens
 
         image = IMAGES[find_engine(self.engine)] if self.image is None else self.image
         return Wanted(
@@ -77,7 +78,7 @@ class DeployRequest:
             memory=self.memory,
             data_parallel=self.data_parallel,
             expert_parallel=self.expert_parallel,
-            max_model_len=self.max_model_len,
+            max_model_len=read_tokens(self.max_model_len),
             concurrency=self.concurrency,
             plugin=self.plugin or has_plugin(image),
         )
@@ -163,7 +164,7 @@ def deploy(
     memory: float | None = None,
     data_parallel: int | None = None,
     expert_parallel: bool = False,
-    max_model_len: int | None = None,
+    max_model_len: int | Text | None = None,
     concurrency: int = 1,
     group_size: int | None = None,
     plugin: bool = False,

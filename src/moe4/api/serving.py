@@ -58,13 +58,14 @@ def serve_command(
         >>> "--served-model-name" in command.arguments
         True
     """
-    from moe4.serve.command import ServeOptions, read_tokens
+    from moe4.serve.command import ServeOptions
     from moe4.serve.run import prepare
+    from moe4.serve.sizes import read_tokens
 
     options = ServeOptions(
         host=host,
         port=port,
-        max_model_len=read_tokens(max_model_len) if isinstance(max_model_len, str) else max_model_len,
+        max_model_len=read_tokens(max_model_len),
         tensor_parallel_size=tensor_parallel_size,
         expert_cache_gb=expert_cache,
         rest=rest,

@@ -84,7 +84,7 @@ def fit(
     pipeline_parallel: int | None = None,
     data_parallel: int | None = None,
     expert_parallel: bool = False,
-    max_model_len: int | None = None,
+    max_model_len: int | Text | None = None,
     concurrency: int = 1,
     group_size: int | None = None,
     plugin: bool = False,
@@ -105,6 +105,7 @@ def fit(
     from moe4.deploy.sizing.choose import Survey
     from moe4.deploy.sizing.fit import read_speed
     from moe4.deploy.sizing.release_size import read_release
+    from moe4.serve.sizes import read_tokens
 
     speed = read_speed(disk)
     found = read_release(os.fspath(release), group_size)
@@ -116,7 +117,7 @@ def fit(
         pipeline=pipeline_parallel,
         data=data_parallel,
         expert_parallel=expert_parallel,
-        max_model_len=max_model_len,
+        max_model_len=read_tokens(max_model_len),
         concurrency=concurrency,
         plugin=plugin,
     )

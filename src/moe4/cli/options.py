@@ -306,7 +306,11 @@ ExpertParallel: TypeAlias = Annotated[
     ),
 ]
 MaxModelLen: TypeAlias = Annotated[
-    int | None, typer.Option(help="Longest conversation, in tokens; the model's own limit by default.")
+    str | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Longest conversation, in tokens, also as 32k or 32K; the model's own limit by default.",
+    ),
 ]
 Concurrency: TypeAlias = Annotated[int, typer.Option(help="Conversations of that length at the same time.")]
 ConfigGroupSize: TypeAlias = Annotated[

@@ -15,7 +15,6 @@ from moe4.serve.extra import KEY_FLAG, find_value, is_given, take_keys
 from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path, read_keys
 from moe4.serve.host import Host
 from moe4.serve.ranks import check_groups, check_ranks, read_ranks
-from moe4.serve.sizes import read_size
 from moe4.units import GIB
 from moe4.vllm_facts import flags
 
@@ -169,16 +168,6 @@ def _tool_flags(model: "ServedModel", extra: tuple[str, ...]) -> list[tuple[str,
     # Without it `tool_choice: "none"` shows the tools to the model, whose call then comes as text.
     if not is_given(extra, f"--no-{flags.NO_TOOLS.removeprefix('--')}"):
         found.append((flags.NO_TOOLS, None))
-    return found
-
-
-def read_tokens(text: str) -> int:
-    """Return the number of `--max-model-len`, written as vLLM takes it. Raises ServeError."""
-    found = read_size(text)
-    if found is None:
-        raise ServeError(
-            f"{argument('max_model_len', text)} is not a number of tokens: give 32768, 32k (32,000) or 32K"
-        )
     return found
 
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 from deploy.deploy_cases import write_kimi_config
+from model_fixtures import REFERENCE_MODEL
 from typer.testing import CliRunner
 
+import moe4
 from moe4.cli.app import app
 from moe4.deploy.sizing import machines
-from moe4.errors import DeployError
+from moe4.errors import DeployError, ServeError
 from moe4.machine.gpus import Gpu
 
 GIB = 1 << 30
@@ -153,3 +155,12 @@ def test_a_deployment_that_is_refused_says_what_would_fit(kimi: str, gpu: str, h
     assert f"cannot be served on 8 x {gpu.upper()} (TP8)" in str(error)
     assert str(error).endswith(hint)
     assert ("would fit" in str(error)) == bool(hint)
+
+
+def test_a_length_as_vllm_writes_it() -> None:
+    written, counted = (
+        moe4.fit(REFERENCE_MODEL, gpu="h100", max_model_len=length) for length in ("2k", 2000)
+    )
+    assert written.as_dict() == counted.as_dict()
+    with pytest.raises(ServeError, match='max_model_len="2x" is not a number of tokens'):
+        moe4.fit(REFERENCE_MODEL, gpu="h100", max_model_len="2x")
