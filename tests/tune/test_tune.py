@@ -16,6 +16,7 @@ import moe4
 from moe4.checkpoint.release_folder import WORK_NAME
 from moe4.errors import ArgumentError, CheckpointError, EvaluationError, OutputNotEmptyError, ResumeError
 from moe4.forward.weights import open_model
+from moe4.publish.commands import quantize_command
 from moe4.recipe import Recipe
 from moe4.tune import run
 from moe4.tune.scales import TunedScales
@@ -137,6 +138,11 @@ def test_a_tuned_release_is_nearer_and_has_the_same_codes(
             assert is_scale or torch.equal(tensor, after[name])
             assert tensor.dtype == after[name].dtype
     assert moved > 10
+    for line in ("moe4 quantize SOURCE UNTUNED --recipe recipe.toml", "moe4 tune SOURCE UNTUNED OUT --cal"):
+        assert line in quantize_command(report)
+    assert f"Tuned with `moe4 tune`: {report.tuning.num_scales:,} scales in " in str(
+        moe4.card(tuned, write=False)
+    )
     assert not (tuned / WORK_NAME).exists()
 
 

@@ -191,6 +191,7 @@ class Tuning(Growing):
     num_sequences: Count
     num_tokens: Count
     num_held_back: Count
+    max_sequence_tokens: Count
     num_scales: Count
     num_steps: Count
     epochs: Count
@@ -202,6 +203,13 @@ class Tuning(Growing):
     recipe: Hash
     """Of these settings and the release that was tuned."""
     seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_scales:,} scales in {self.num_steps:,} steps on {self.num_tokens:,} tokens of "
+            f"{self.data}: KL {self.kl_before:.3e} -> {self.kl_after:.3e} nats a token on "
+            f"{self.num_held_back} documents held back"
+        )
 
 
 class Report(Growing):
@@ -333,11 +341,7 @@ def describe(report: Report) -> str:
             f"text      {used.num_tokens:,} tokens of {used.num_sequences:,} documents from {used.data}"
         )
     if (tuned := report.tuning) is not None:
-        lines.append(
-            f"tuned     {tuned.num_scales:,} scales in {tuned.num_steps} steps, after the errors above: KL "
-            f"{tuned.kl_before:.3e} -> {tuned.kl_after:.3e} nats a token on {tuned.num_held_back} documents "
-            "held back"
-        )
+        lines.append(f"tuned     {tuned}; the errors are from before")
     if (tokens := summary.expert_tokens) is not None:
         lines.append(
             f"tokens    {tokens.least} to {tokens.most} an expert, median {tokens.median}, "

@@ -269,6 +269,8 @@ def _creation(proof: Proof) -> str:
             f"Calibration: {text(calibration.data)}, {calibration.num_sequences:,} sequences, "
             f"{calibration.num_tokens:,} tokens."
         )
+    if report.tuning:
+        lines.append(f"Tuned with `moe4 tune`: {text(str(report.tuning))}.")
     if timing and timing.seconds:
         memory = f", at most {format_bytes(timing.peak_memory_bytes)} of memory"
         lines.append(f"It took {duration(timing.seconds)}{memory if timing.peak_memory_bytes else ''}.")

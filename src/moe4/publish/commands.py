@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from moe4.checkpoint.report_file import Report, ReportRecipe
+from moe4.checkpoint.report_file import Report, ReportRecipe, Tuning
 from moe4.deploy.sizing.choose import Wanted, pick
 from moe4.deploy.sizing.fit import Layout, check_groups
 from moe4.deploy.sizing.release_size import ReleaseSize
@@ -17,11 +17,29 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def quantize_command(report: Report) -> str:
-    """Return the command that makes the release of SOURCE, with the recipe in `recipe_toml`."""
-    words = ["moe4", "quantize", "SOURCE", "OUT", "--recipe", RECIPE_FILE]
+    """Return the command that makes the release of SOURCE, with the recipe in `recipe_toml`.
+
+    It is followed by the one that tunes it, if it was tuned.
+    """
+    tuning = report.tuning
+    words = ["moe4", "quantize", "SOURCE", "OUT" if tuning is None else "UNTUNED", "--recipe", RECIPE_FILE]
     if report.calibration is not None:
         words += ["--calibration", "CALIBRATION.jsonl"]
-    return shell_line(words)
+    return shell_line(words) if tuning is None else f"{shell_line(words)}\n{_tune_command(tuning)}"
+
+
+def _tune_command(tuning: Tuning) -> str:
+    options = {
+        "--calibration": "TUNING.jsonl",
+        "--num-sequences": tuning.num_sequences + tuning.num_held_back,
+        "--max-tokens": tuning.max_sequence_tokens,
+        "--seed": tuning.seed,
+        "--epochs": tuning.epochs,
+        "--learning-rate": tuning.learning_rate,
+        "--batch-tokens": tuning.batch_tokens,
+    }
+    words = ["moe4", "tune", "SOURCE", "UNTUNED", "OUT"]
+    return shell_line([*words, *(str(word) for pair in options.items() for word in pair)])
 
 
 def recipe_toml(resolved: ReportRecipe) -> str:

@@ -154,6 +154,8 @@ def _made(proof: Proof) -> list[tuple[str, str]]:
         rows.append(
             ("calibration", f"{found.data}: {found.num_sequences:,} sequences, {found.num_tokens:,} tokens")
         )
+    if report.tuning:
+        rows.append(("tuned", str(report.tuning)))
     if report.timing:
         memory = format_bytes(report.timing.peak_memory_bytes)
         rows.append(("time and memory", f"{duration(report.timing.seconds)}, at most {memory} of memory"))

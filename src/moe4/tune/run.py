@@ -224,6 +224,7 @@ class _Run:
             num_sequences=len(self._trained_on),
             num_tokens=sum(len(sequences[number]) for number in self._trained_on),
             num_held_back=len(self._held_back),
+            max_sequence_tokens=self._options.max_sequence_tokens,
             num_scales=self.scales.num_scales,
             num_steps=len(self._steps),
             **self._options.decides(),
