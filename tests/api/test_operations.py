@@ -121,7 +121,7 @@ def test_an_interrupted_run_goes_on(source: Path, release: Path, tmp_path: Path)
     out = tmp_path / "release"
     with pytest.raises(StopError):
         moe4.quantize(source, out, recipe=RTN, on_progress=stop)
-    with pytest.raises(OutputError, match="--resume"):
+    with pytest.raises(OutputError, match="add resume=True"):
         moe4.quantize(source, out, recipe=RTN)
     moe4.quantize(source, out, recipe=RTN, resume=True)
     for path in release.glob("*.safetensors"):

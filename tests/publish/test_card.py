@@ -182,7 +182,7 @@ def test_what_would_be_uploaded(release: Path) -> None:
 @pytest.mark.parametrize("repo", ["mine", "a/b/c", "../x", "a b/c", "/x"])
 def test_odd_repositories_are_refused(repo: str) -> None:
     with pytest.raises(OutputError, match="expected OWNER/NAME"):
-        check_repo(repo)
+        check_repo(repo, "repo")
 
 
 OURS = CardNames(repo="me/a-release", base_model="them/source")

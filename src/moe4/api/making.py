@@ -157,10 +157,11 @@ def tune(
     """Learn the scales of a release's experts from its source's answers; write the tuned release to `out`.
 
     The codes, the format and the size stay. source, release: what `quantize` read and wrote. calibration,
-    seed, revision: as in `quantize`. num_sequences: documents to draw, a tenth of which is not learned from:
-    on it the KL divergence is measured before and after. max_tokens: of a document. epochs: passes over the
-    text. learning_rate: of Adam, for a scale's relative change. batch_tokens: of a step, at least. work:
-    folder for the source's hidden states. resume: continue an unfinished run.
+    seed, device, revision, resume, family_as_is, trust_remote_code, on_progress: as in `quantize`.
+    num_sequences: documents to draw, a tenth of which is not learned from: on it the KL divergence is
+    measured before and after. max_tokens: of a document. epochs: passes over the text. learning_rate: of
+    Adam, for a scale's relative change. batch_tokens: of a step, at least. work: folder for the source's
+    hidden states.
 
     Raises CheckpointError, HubError, CalibrationError, MemoryBudgetError, OutputError, ResumeError, or
     EvaluationError where tuning did not help: then nothing is written.

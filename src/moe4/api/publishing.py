@@ -50,14 +50,14 @@ def prove(
     """Measure what quantization cost (verify, eval, compare, toolcheck, probe); write report and card.
 
     Results go to RELEASE/proof; an interrupted run continues. `left_out` of the result lists what was not
-    measured and why, `failures` what failed the probe or is significantly below the least that is given.
-    source: a folder, or an id on the hub, at `revision`. quick: a hundred questions, twenty texts and forty
-    tool requests. tasks, limit: as in `eval`. data: as in `compare`. requests: as in `toolcheck`. skip: parts
-    to leave out. cache: folder of kept answers. again: repeat what is finished. tensor_parallel_size: GPUs to
-    split models over. Raises EvaluationError, CheckpointError, HubError, ServeError, OutputError.
+    measured and why, `failures` what failed the probe or is significantly below min_recovery, min_agreement.
+    source, revision, family_as_is, trust_remote_code, on_progress: as in `quantize`. quick: a hundred
+    questions, twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`.
+    requests: as in `toolcheck`. skip: parts to leave out. cache: folder of kept answers. again: repeat what
+    is done. repo, base_model, license_name: as in `card`. tensor_parallel_size: GPUs to split models over.
+    Raises EvaluationError, CheckpointError, HubError, ServeError, OutputError.
 
-        >>> proved = moe4.prove("k2-tiny", "release", quick=True, data="reference")
-        >>> proved.failures, proved.left_out
+        >>> moe4.prove("k2-tiny", "release", quick=True, data="reference").failures
     """
     from moe4.prove.options import ProveOptions
     from moe4.prove.run import prove as run

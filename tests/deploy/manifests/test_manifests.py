@@ -483,7 +483,7 @@ def test_the_cpu_form_asks_for_the_weights_memory(folder: str) -> None:
         (["kserve", "--gpu", "h200", "--gpus", "8", "--model", "file:///srv"], "do not see /srv"),
         (["kserve", "--gpu", "h100", "--gpus", "16", "--model", "hf://a/b"], "pvc:// and oci://"),
         (["kubernetes", "--gpu", "h100", "--gpus", "16"], "2 machines; kubernetes runs on one"),
-        (["llmd", "--gpu", "h100", "--gpus", "16"], "--data-parallel 16 --expert-parallel"),
+        (["llmd", "--gpu", "h100", "--gpus", "16"], "--data-parallel 16 and --expert-parallel"),
         (["podman", "--gpu", "h200", "--model", "pvc://a/b"], "mounts a folder"),
         (["kserve", "--image", "example.com/vllm"], "no fixed tag"),
         (["kserve", "--name", "Kimi_K2"], "lower-case"),
