@@ -97,4 +97,4 @@ PARTS = {
     "torch.distributed.rendezvous:rendezvous": RANKS,
 }
 # What is imported of submodules and is documented as public.
-PUBLIC = {"torch.distributed", "torch.nn", "torch.nn.functional"}
+PUBLIC = {"torch.distributed", "torch.nn", "torch.nn.functional", "torch.utils.checkpoint"}
