@@ -57,6 +57,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+PRELOADED = os.environ.get("LD_PRELOAD")
+
+
+@pytest.fixture(autouse=True)
+def _preloads() -> Iterator[None]:
+    """Undo what vLLM's CPU platform sets in the process that asks it: other tests' programs would inherit it."""
+    yield
+    if PRELOADED is None:
+        os.environ.pop("LD_PRELOAD", None)
+    else:
+        os.environ["LD_PRELOAD"] = PRELOADED
+
+
 @pytest.fixture(scope="session")
 def vllm_forks() -> Iterator[VllmForks]:
     """VLLM in processes of its own, imported once."""

@@ -122,6 +122,7 @@ class Trainer:
         """Take one optimizer step over the micro-batches; return what the log records."""
         total_weight = sum(float(weights[:, 1:].sum()) for _, weights in batches)
         loss_sum = torch.zeros((), device=self.device)
+        RECORDER.take()  # what passes of any model have noted between steps
         for ids, weights in batches:
             ids = ids.to(self.device, non_blocking=True)
             weights = weights.to(self.device, non_blocking=True)

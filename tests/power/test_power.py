@@ -349,9 +349,12 @@ def test_a_run_that_is_stopped_leaves_nothing(folder: Path, tmp_path: Path) -> N
 def test_a_command_that_is_told_to_end_leaves_nothing(folder: Path, tmp_path: Path, command: str) -> None:
     config, state = read_checkpoint(folder / "release")
     release = write_checkpoint(tmp_path / "release", config, state)
-    words = [command, str(folder / "source"), str(release), "--data", str(folder / "text.jsonl")]
+    text = tmp_path / "long.jsonl"  # so that it takes seconds, and the signal comes before its end
+    text.write_text(json.dumps({"text": "The way from Oslo to Rome is long. " * 200}) + "\n")
+    text.write_text(text.read_text() * 40)
+    words = [command, str(folder / "source"), str(release), "--data", str(text)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moe4", *words, "--work", str(tmp_path)],
+        [sys.executable, "-m", "moe4", *words, "--work", str(tmp_path), "--max-tokens", "512"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -363,7 +366,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing(folder: Path, tmp_path: Pa
     said, _ = process.communicate()
     assert process.returncode == -signal.SIGTERM, said
     assert "Traceback" not in said
-    assert list(tmp_path.iterdir()) == [release]
+    assert sorted(tmp_path.iterdir()) == [text, release]
 
 
 def test_a_source_is_no_release(folder: Path) -> None:

@@ -16,7 +16,7 @@ from moe4.serve.command import ServeCommand
         (True, "int4", ["figures"]),
         (None, "int4", ["figures"]),
         (False, "bfloat16", ["figures", run.NOT_THE_RELEASE]),
-        (False, "int4", ["figures", run.FURTHER_ROUNDED.format(rest="int4")]),
+        (False, "int4", ["figures", run._further_rounded("int4")]),
     ],
 )
 def test_who_chose_to_round_is_told_so(
