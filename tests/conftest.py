@@ -62,7 +62,7 @@ PRELOADED = os.environ.get("LD_PRELOAD")
 
 @pytest.fixture(autouse=True)
 def _preloads() -> Iterator[None]:
-    """Undo what vLLM's CPU platform sets in the process that asks it: other tests' programs would inherit it."""
+    """Undo what vLLM's CPU platform sets in the process that asks it: other programs would inherit it."""
     yield
     if PRELOADED is None:
         os.environ.pop("LD_PRELOAD", None)

@@ -129,7 +129,7 @@ BAD: dict[str, tuple[Callable[[Stored], Any], str]] = {
     "scales without FP8": (add(f"{EXPERTS}.0.up_proj.weight_scale_inv"), "0.up_proj.weight_scale_inv"),
     "biases of experts": (
         add(*(f"{EXPERTS}.{number}.up_proj.bias" for number in range(4))),
-        "has no place for 4 of the checkpoint's tensors: model.layers.*.mlp.experts.*.up_proj.bias (4); allow_",
+        "has no place for 4 of the checkpoint's tensors: model.layers.*.mlp.experts.*.up_proj.bias (4); ",
     ),
     "an expert too many": (add(f"{EXPERTS}.4.up_proj.weight"), f"{EXPERTS}.4.up_proj.weight"),
     "a layer too many": (add("model.layers.3.input_layernorm.weight"), "model.layers.3.input_layernorm"),
