@@ -87,6 +87,10 @@ def test_the_loss_is_transformers_and_the_gradient_is_the_losss(family: str, tmp
     student = Student(released, network, scales, CPU, keep_bytes=1 << 30)
     loss, states, gradient = loss_of(student, expected)
     assert loss == pytest.approx(kl, rel=1e-3)
+    assert len(student._layers) == network.num_layers
+    without_room = Student(released, network, scales, CPU, keep_bytes=0)
+    assert loss_of(without_room, expected)[0] == loss
+    assert (len(without_room._layers), without_room._weights) == (1, {})
 
     reached: list[int] = []
     student.backward(Text(SEQUENCES), states, gradient, reached.append)

@@ -51,6 +51,7 @@ class Student:
         self.network, self.scales = network, scales
         self._stored, self._device, self._room = weights, device, keep_bytes
         self._weights: dict[str, Tensor] = {}
+        self._is_full = False  # a weight had no room
         self._layers: dict[int, tuple[LayerForward, ExpertMath | None]] = {}
         self._ending: Callable[[Tensor], Tensor] | None = None
         self._first = next(layer for layer, found in enumerate(scales.of_layer) if found)
@@ -123,7 +124,8 @@ class Student:
 
     def _run(self, layer: int, batch: Batch, states: Tensor) -> Tensor:
         if layer not in self._layers:
-            self._layers = {number: kept for number, kept in self._layers.items() if number in self._kept()}
+            if self._is_full:
+                self._layers.clear()  # one layer at a time; weights that were kept stay in `_weights`
             self._layers[layer] = self._build(layer)
         forward, math = self._layers[layer]
         shape = self.network.experts[layer]
@@ -173,6 +175,8 @@ class Student:
         if tensor.nbytes <= self._room:
             self._room -= tensor.nbytes
             self._weights[name] = tensor
+        else:
+            self._is_full = True
         return tensor
 
     def _build(self, layer: int) -> tuple[LayerForward, ExpertMath | None]:
@@ -181,10 +185,6 @@ class Student:
         forward = LayerForward(self.network, layer, module, no_states, self._device)
         has_experts = self.network.experts[layer] is not None
         return forward, self.network.expert_math(layer, self._load, self._device) if has_experts else None
-
-    def _kept(self) -> set[int]:
-        """Return the layers that stay built: all of them, as long as their weights do."""
-        return set(self._layers) if self._room > 0 else set()
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         name = self.network.names.head_bias
