@@ -62,6 +62,22 @@ def loss_of(student: Student, expected: torch.Tensor) -> tuple[float, list[torch
     return total / len(expected), states, gradient
 
 
+def student_gradients(
+    student: Student, states: list[torch.Tensor], gradient: torch.Tensor
+) -> dict[int, list[torch.Tensor]]:
+    """Return the gradients of each layer's scales, by part, in the order in which layers had them."""
+    found: dict[int, list[torch.Tensor]] = {}
+
+    def step(layer: int) -> None:
+        parts = student.scales.of_layer[layer].values()
+        found[layer] = [part.change.grad.clone() for part in parts if part.change.grad is not None]
+        for part in parts:
+            part.forget()
+
+    student.backward(Text(SEQUENCES), states, gradient, step)
+    return found
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_transformers_and_the_gradient_is_the_losss(family: str, tmp_path: Path) -> None:
     """The loss against whole models in float32; its gradient along random directions against differences."""
@@ -82,28 +98,29 @@ def test_the_loss_is_transformers_and_the_gradient_is_the_losss(family: str, tmp
     released, network = open_model(out, torch.float32)
     scales = TunedScales(released, network, CPU)
     for layer in scales.of_layer:  # no rounding, which has no derivative
-        layer.update({name: dataclasses.replace(scale, dtype=torch.float32) for name, scale in layer.items()})
-        scales.by_name.update(layer)
-    student = Student(released, network, scales, CPU, keep_bytes=1 << 30)
+        layer.update({part: dataclasses.replace(one, dtype=torch.float32) for part, one in layer.items()})
+    student = Student(released, network, scales, CPU, keep_bytes=1 << 30, padded_bytes=0)
     loss, states, gradient = loss_of(student, expected)
     assert loss == pytest.approx(kl, rel=1e-3)
     assert len(student._layers) == network.num_layers
-    without_room = Student(released, network, scales, CPU, keep_bytes=0)
+    without_room = Student(released, network, scales, CPU, keep_bytes=0, padded_bytes=1 << 30)
     assert loss_of(without_room, expected)[0] == loss
     assert (len(without_room._layers), without_room._weights) == (1, {})
 
-    reached: list[int] = []
-    student.backward(Text(SEQUENCES), states, gradient, reached.append)
-    assert reached == [layer for layer in reversed(range(network.num_layers)) if scales.of_layer[layer]]
+    slopes = student_gradients(student, states, gradient)
+    assert list(slopes) == [layer for layer in reversed(range(network.num_layers)) if scales.of_layer[layer]]
+    for padded_bytes in (1, 9000, 1 << 30):  # an expert at a time, some, all at once
+        padded = Student(released, network, scales, CPU, keep_bytes=1 << 30, padded_bytes=padded_bytes)
+        found_loss, states, gradient = loss_of(padded, expected)
+        assert found_loss == pytest.approx(loss, rel=1e-4)
+        for layer, parts in student_gradients(padded, states, gradient).items():
+            for one, other in zip(parts, slopes[layer], strict=True):
+                assert float((one - other).norm()) < 1e-3 * float(other.norm())
     generator = torch.Generator().manual_seed(0)
-    for layer in reached:
+    for layer, gradients in slopes.items():
         moved = scales.of_layer[layer].values()
         directions = [torch.randn(scale.base.shape, generator=generator) for scale in moved]
-        slope = sum(
-            float((scale.change.grad * direction).sum())
-            for scale, direction in zip(moved, directions, strict=True)
-            if scale.change.grad is not None
-        )
+        slope = sum(float((one * along).sum()) for one, along in zip(gradients, directions, strict=True))
         losses = []
         for step in (STEP, -STEP):
             with torch.no_grad():

@@ -61,12 +61,15 @@ class ExpertMath:
         found = {name: getattr(self, name) for name in BIASES}
         return {name: bias for name, bias in found.items() if bias is not None}
 
-    def inner(self, expert: int, gate: Tensor, up: Tensor) -> Tensor:
-        """Return what the down projection gets, [tokens, width], of the other two's products."""
+    def inner(self, expert: int | slice, gate: Tensor, up: Tensor) -> Tensor:
+        """Return what the down projection gets, [tokens, width], of the other two's products.
+
+        Of several experts, each with as many tokens: [experts, tokens, width].
+        """
         from transformers.integrations.moe import _default_apply_gate
 
         if self.gate_bias is not None and self.up_bias is not None:
-            gate, up = gate + self.gate_bias[expert], up + self.up_bias[expert]
+            gate, up = gate + _rows(self.gate_bias[expert]), up + _rows(self.up_bias[expert])
         if getattr(type(self.experts), "_apply_gate", _default_apply_gate) is _default_apply_gate:
             return self.experts.act_fn(gate) * up  # type: ignore[no-any-return]
         joined = torch.cat((gate, up), dim=-1)
@@ -74,6 +77,11 @@ class ExpertMath:
             joined = torch.stack((gate, up), dim=-1).flatten(-2)
         return self.experts._apply_gate(joined)  # type: ignore[no-any-return]
 
-    def output(self, expert: int, product: Tensor) -> Tensor:
-        """Return an expert's output [tokens, hidden] of its down projection's product."""
-        return product if self.down_bias is None else product + self.down_bias[expert]
+    def output(self, expert: int | slice, product: Tensor) -> Tensor:
+        """Return the output [tokens, hidden], or of several experts, of the down projection's product."""
+        return product if self.down_bias is None else product + _rows(self.down_bias[expert])
+
+
+def _rows(bias: Tensor) -> Tensor:
+    """Return a bias [..., width] that is the same for every token, [..., 1, width]."""
+    return bias.unsqueeze(-2)

@@ -42,6 +42,7 @@ from moe4.units import format_bytes
 
 HELD_BACK = 10  # one document of so many is not trained on
 SAVE_SECONDS = 30.0
+PADDED_BYTES = 1 << 30  # of several experts' tokens at once, on a GPU
 
 Say = Callable[[str], None]
 
@@ -202,7 +203,8 @@ class _Run:
         self._steps = [step for epoch in range(options.epochs) for step in self._epoch(epoch)]
         self._checks = _groups(corpus, self._held_back, options.batch_tokens)
         self._starts = torch.tensor([0, *map(len, corpus.sequences)]).cumsum(0)
-        self._student = Student(*release, self.scales, device, self._room(network))
+        padded_bytes = PADDED_BYTES if device.type == "cuda" else 0
+        self._student = Student(*release, self.scales, device, self._room(network), padded_bytes)
 
     def train(self, begin: Begin, say: Say, on_progress: OnProgress) -> Tuning:
         """Learn the scales, from where an earlier run was cut off."""

@@ -1,26 +1,24 @@
 """A release's forward and backward pass, one decoder layer at a time, with gradients for its scales.
 
 In memory are the hidden states before every layer of one step's text, a layer without its experts, and an
-expert: its weights are decoded again on the way back (Chen et al., arXiv:1604.06174). Layers and experts that
-there is room for stay.
+expert. Layers and experts that there is room for stay.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from moe4.calibration.activations import Batch, ResidentActivations, make_batches
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import EvaluationError
-from moe4.forward.layer import LayerForward, sort_by_expert
+from moe4.forward.layer import LayerForward
 from moe4.forward.weights import gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
-from moe4.model.experts import ExpertMath
-from moe4.model.names import PARTS
+from moe4.model.names import PARTS, Part
 from moe4.model.outline import ExpertShape
+from moe4.tune.experts import TunedExperts
 from moe4.tune.scales import TunedScales
 
 LOGITS = 1 << 22  # values of log-probabilities at a time
@@ -38,7 +36,10 @@ class Text:
 
 
 class Student:
-    """The release, whose experts' scales are those of `scales`. `network` computes in float32."""
+    """The release, whose experts' scales are those of `scales`. `network` computes in float32.
+
+    keep_bytes: for weights that stay in memory. padded_bytes: as `TunedExperts` takes it.
+    """
 
     def __init__(
         self,
@@ -47,12 +48,14 @@ class Student:
         scales: TunedScales,
         device: torch.device,
         keep_bytes: int,
+        padded_bytes: int,
     ) -> None:
         self.network, self.scales = network, scales
-        self._stored, self._device, self._room = weights, device, keep_bytes
+        self._stored, self._device = weights, device
+        self._room, self._padded_bytes = keep_bytes, padded_bytes
         self._weights: dict[str, Tensor] = {}
         self._is_full = False  # a weight had no room
-        self._layers: dict[int, tuple[LayerForward, ExpertMath | None]] = {}
+        self._layers: dict[int, tuple[LayerForward, TunedExperts | None]] = {}
         self._ending: Callable[[Tensor], Tensor] | None = None
         self._first = next(layer for layer, found in enumerate(scales.of_layer) if found)
 
@@ -80,6 +83,7 @@ class Student:
         for layer in range(self.network.num_layers - 1, self._first - 1, -1):
             states.pop()
             before = torch.empty_like(gradient)
+            self.scales.watch(layer)
             for batch in text.batches:
                 rows = batch.token_rows.to(self._device)
                 inputs = states[-1][rows].requires_grad_()
@@ -127,51 +131,15 @@ class Student:
             if self._is_full:
                 self._layers.clear()  # one layer at a time; weights that were kept stay in `_weights`
             self._layers[layer] = self._build(layer)
-        forward, math = self._layers[layer]
-        shape = self.network.experts[layer]
-        if shape is None:
-            return forward.through(batch, states, None)
-        assert math is not None
-
-        def experts(inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
-            return self._sum(shape, math, inputs, ids, gates)
-
-        return forward.through(batch, states, experts)
-
-    def _sum(
-        self, shape: ExpertShape, math: ExpertMath, inputs: Tensor, ids: Tensor, gates: Tensor
-    ) -> Tensor:
-        """Return the experts' weighted sum, float32 [tokens, hidden]."""
-        routes = sort_by_expert(ids, gates, shape.num_experts)
-        total = torch.zeros_like(inputs)
-
-        def run(expert: int, x: Tensor) -> Tensor:
-            gate, up, down = (self._weight(shape.weight_name(expert, part)) for part in PARTS)
-            return math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
-
-        for expert in range(shape.num_experts):
-            rows, weights = routes.of_expert(expert)
-            if not len(rows):
-                continue
-            if torch.is_grad_enabled():
-                output = checkpoint(run, expert, inputs[rows], use_reentrant=False, preserve_rng_state=False)
-            else:
-                output = run(expert, inputs[rows])
-            total = total.index_add(0, rows, weights[:, None] * output)
-        return total
-
-    def _weight(self, name: str) -> Tensor:
-        """Return a tuned weight, float32 [out, in]."""
-        decoded = self._load(name)
-        ratio = self.scales.by_name[name].ratio()
-        return (decoded.view(*ratio.shape, -1) * ratio[..., None]).view(decoded.shape)
+        forward, experts = self._layers[layer]
+        return forward.through(batch, states, experts.sum if experts else None)
 
     def _load(self, name: str) -> Tensor:
         """Return a weight as the release has it, float32 on the device; it stays if there is room."""
         kept = self._weights.get(name)
         if kept is not None:
             return kept
-        tensor = self._stored.load(name).to(self._device, torch.float32)
+        tensor = self._read(name)
         if tensor.nbytes <= self._room:
             self._room -= tensor.nbytes
             self._weights[name] = tensor
@@ -179,12 +147,35 @@ class Student:
             self._is_full = True
         return tensor
 
-    def _build(self, layer: int) -> tuple[LayerForward, ExpertMath | None]:
+    def _build(self, layer: int) -> tuple[LayerForward, TunedExperts | None]:
         module = self.network.build_layer(layer, self._load, self._device)
         no_states = ResidentActivations(torch.empty(0, self.network.state_width))
         forward = LayerForward(self.network, layer, module, no_states, self._device)
-        has_experts = self.network.experts[layer] is not None
-        return forward, self.network.expert_math(layer, self._load, self._device) if has_experts else None
+        shape = self.network.experts[layer]
+        if shape is None:
+            return forward, None
+        math = self.network.expert_math(layer, self._load, self._device)
+        stacks, scales = self._stack(shape), self.scales.of_layer[layer]
+        return forward, TunedExperts(shape, math, scales, stacks, self._read, self._padded_bytes)
+
+    def _stack(self, shape: ExpertShape) -> dict[Part, Tensor] | None:
+        """Return a layer's experts as the release has them, float32 [experts, out, in]; None without room."""
+        num_bytes = 4 * shape.num_experts * 3 * shape.hidden_size * shape.width
+        if num_bytes > self._room:
+            self._is_full = True
+            return None
+        self._room -= num_bytes
+        stacks = dict[Part, Tensor]()
+        for part in PARTS:
+            stack = torch.empty(shape.num_experts, *shape.weight_shape(part), device=self._device)
+            for expert in range(shape.num_experts):
+                stack[expert] = self._read(shape.weight_name(expert, part))
+            stacks[part] = stack
+        return stacks
+
+    def _read(self, name: str) -> Tensor:
+        """Return a weight as the release has it, float32 on the device."""
+        return self._stored.load(name).to(self._device, torch.float32)
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         name = self.network.names.head_bias
