@@ -22,6 +22,22 @@ LONG_MODULES = {
     "probe.check": "releases carry it as one file",
     "verify.checks": "its checks share what each has read",
 }
+# Who reads a whole file without `files.regular`, which refuses pipes and bounds the size, with the reason.
+UNBOUNDED_READERS = {
+    "bounded": "of the kernel's",
+    "machine.control_groups": "of the kernel's",
+    "quantize.reporting.layer_record": "of the kernel's",
+    "serve.extra": "of the kernel's",
+    "vllm_plugin.cpu.threads": "of the kernel's",
+    "checkpoint.mapping": "of the kernel's",
+    "deploy.lint.command.options": "a part of moe4",
+    "probe.ask": "a part of moe4",
+    "probe.sequences": "a part of moe4",
+    "vllm_facts.distribution": "metadata of an installed package",
+    "evaluate.harness.run": "made in the same call by our own worker",
+    "evaluate.harness.worker": "made in the same call by our own process",
+    "serve.process": "the log of a server that this process started",
+}
 DOTTED = re.compile(r"[a-z_]\w*(\.\w+)+")
 
 # From the ground up: a package may import packages of lower storeys, and itself.
@@ -345,6 +361,17 @@ def test_no_folder_is_crowded() -> None:
         for folder in (SOURCE, *SOURCE.rglob("*/"))
     }
     assert {name: count for name, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_whole_files_are_read_within_bounds() -> None:
+    found = {
+        module
+        for module, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("read_text", "read_bytes")
+    }
+    assert found == UNBOUNDED_READERS.keys()
 
 
 def test_functions_are_short() -> None:

@@ -10,7 +10,7 @@ import pytest
 from journal_lines import BEGIN, ENVIRONMENT
 
 from moe4 import __version__
-from moe4.checkpoint.journal import Begin, Journal, is_unchanged
+from moe4.checkpoint.journal import Begin, Journal, is_unchanged, read_begin
 from moe4.checkpoint.release_folder import ReleaseFolder, require_space
 from moe4.errors import DiskSpaceError, OutputError, ResumeError
 from moe4.units import format_bytes
@@ -177,6 +177,16 @@ def test_a_journal_of_another_version_says_so(tmp_path: Path) -> None:
         f"{work / 'journal.jsonl'}, line 1, cannot be read: begin.environment is missing (moe4 9.9 wrote it, "
         f"this is {__version__}); use moe4 9.9, or begin again in an empty folder"
     )
+
+
+def test_a_journal_larger_than_any_is_one_line(tmp_path: Path) -> None:
+    """A sparse file of a terabyte: it is not read."""
+    path = tmp_path / "journal.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ResumeError, match=r"has 1099511627776 bytes; at most .* begin again"):
+        Journal(tmp_path)
+    assert read_begin(tmp_path) is None
 
 
 def test_a_link_is_no_committed_shard(tmp_path: Path) -> None:

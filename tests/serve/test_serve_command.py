@@ -1,6 +1,7 @@
 """The vLLM command that is built from a model, a machine and the user's options."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any, get_args
@@ -274,6 +275,11 @@ def test_what_would_leave_a_door_open_is_refused(
     with pytest.raises(ServeError, match=reason) as caught:
         build(TINY, *extra, environment=environment)
     assert "schlüssel" not in str(caught.value)
+
+
+def test_a_pipe_in_place_of_vllms_own_configuration_is_left_to_vllm(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "vllm.yaml")
+    assert build(TINY, "--config", str(tmp_path / "vllm.yaml")).key is None
 
 
 def test_a_key_in_vllms_own_configuration_is_refused(tmp_path: Path) -> None:

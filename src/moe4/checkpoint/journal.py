@@ -18,9 +18,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moe4.errors import ResumeError
+from moe4.errors import CheckpointError, ResumeError
 from moe4.files.durable import append_line, file_sha256, sync_folder, write_file
 from moe4.files.own import OwnFile
+from moe4.files.regular import read_bytes
 from moe4.fingerprint import FileName, Fingerprint, Hash, Pin, RunEnvironment, describe_changes
 from moe4.schema import Own
 from moe4.strict_json import JsonObject
@@ -141,7 +142,10 @@ class Journal:
                 raise ResumeError(f"{path} is not the file that was committed; {BEGIN_AGAIN}")
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
+        try:
+            data = read_bytes(self.path)
+        except CheckpointError as error:
+            raise ResumeError(f"{error}; {BEGIN_AGAIN}") from None
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             with self.path.open("r+b") as file:
@@ -163,12 +167,10 @@ def read_begin(work_folder: Path) -> Begin | None:
     path = work_folder / JOURNAL_NAME
     if path.is_symlink() or not path.is_file():
         return None
-    line, newline, _ = path.read_bytes().partition(b"\n")
-    if not newline:
-        return None
     try:
-        return BEGIN_LINE.decode(line, path).begin
-    except ResumeError:
+        line, newline, _ = read_bytes(path).partition(b"\n")
+        return BEGIN_LINE.decode(line, path).begin if newline else None
+    except (CheckpointError, ResumeError):
         return None  # who opens the journal says so
 
 

@@ -17,6 +17,7 @@ from moe4.evaluate.harness.evaluation import write_json
 from moe4.evaluate.record import record_run
 from moe4.evaluate.result_files import POWER, MeasureName, PlantedFault, PowerFile
 from moe4.files.durable import check_output, make_folder
+from moe4.files.regular import read_bytes
 from moe4.forward.device import usable_device
 from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
@@ -206,7 +207,7 @@ def _plant_template(
     original = options.source / TEMPLATE
     if original.is_file():
         changed = folder / TEMPLATE
-        changed.write_bytes(original.read_bytes() + b" ")
+        changed.write_bytes(read_bytes(original) + b" ")
         measures = limits.apply(replace(right, num_changed=int(not is_copy(changed, original))))
         yield PlantedFault(name="template", title="another chat template", measures=measures)
 

@@ -39,7 +39,7 @@ from moe4.evaluate.result_files import (
 from moe4.evaluate.toolcheck.client import Endpoint
 from moe4.evaluate.toolcheck.requests import request_files
 from moe4.evaluate.toolcheck.run import Replies, ask_endpoints, judge, load_requests
-from moe4.files.durable import make_folder, write_output
+from moe4.files.durable import file_sha256, make_folder, write_output
 from moe4.probe.ask import ask_server, describe_shortly
 from moe4.probe.check import ServerVerdict
 from moe4.progress import OnProgress, Pace, ignore
@@ -282,7 +282,7 @@ class _Identity:
 
 def _content(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
 

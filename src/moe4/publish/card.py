@@ -20,6 +20,7 @@ from moe4.errors import Moe4Error, OutputError
 from moe4.escape import markdown_block
 from moe4.escape import markdown_code as code
 from moe4.escape import markdown_text as text
+from moe4.files.regular import open_regular, read_exactly
 from moe4.publish.card_evaluation import evaluation, metrics
 from moe4.publish.commands import (
     choose_layout,
@@ -309,7 +310,8 @@ def _license_name(proof: Proof) -> str | None:
         return found
     for name in LICENSE_FILES[:4]:
         if (proof.folder / name).is_file():
-            head = (proof.folder / name).read_text(encoding="utf-8", errors="replace")[:400]
+            with open_regular(proof.folder / name) as file:
+                head = read_exactly(file, 400).decode(errors="replace")
             if "Apache License" in head:
                 return "apache-2.0"
             return "mit" if head.lstrip().startswith("MIT License") else "other"

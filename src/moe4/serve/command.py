@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe4.arguments import argument
-from moe4.errors import ServeError
+from moe4.errors import CheckpointError, ServeError
 from moe4.escape import shell_line, shell_word
+from moe4.files.regular import read_text
 from moe4.serve.binding import choose_binding
 from moe4.serve.extra import KEY_FLAG, find_value, is_given, take_keys
 from moe4.serve.guard import KEY_VARIABLE, KEYS_VARIABLE, check_keys, guard_path, read_keys
@@ -204,8 +205,8 @@ def _read_config(path: Path) -> set[str]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load(read_text(path))
+    except (CheckpointError, ValueError, yaml.YAMLError):
         return set()
     return {f"--{str(key).replace('_', '-')}" for key in found} if isinstance(found, dict) else set()
 

@@ -21,6 +21,7 @@ from moe4.checkpoint.report_file import Report, Tuning, read_report
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import EvaluationError, MemoryBudgetError, ResumeError
 from moe4.evaluate.comparison.compare import require_alike
+from moe4.files.regular import read_bytes
 from moe4.forward.device import usable_device
 from moe4.forward.stream import Stream, run_expert
 from moe4.forward.trial import try_family
@@ -368,7 +369,7 @@ def _finish(folder: ReleaseFolder, release: Path, report: Report, shards: JsonOb
             "release": report.release.model_copy(update={"shards": shards, "files": listing}),
         }
     )
-    last = {name: (release / name).read_bytes() for name in (INDEX_NAME, CONFIG_NAME)}
+    last = {name: read_bytes(release / name) for name in (INDEX_NAME, CONFIG_NAME)}
     folder.finish({REPORT_NAME: dump_json(changed.as_dict()), **last})
 
 

@@ -12,7 +12,7 @@ import yaml
 from lm_eval.api.instance import Instance
 
 from k2tiny import corpus
-from moe4.errors import EvaluationError
+from moe4.errors import CheckpointError, EvaluationError
 from moe4.evaluate.harness.backend import task_manager
 from moe4.evaluate.harness.request import TASKS, EvaluationRequest
 from moe4.evaluate.harness.tasks.reading import read_questions
@@ -167,5 +167,8 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(EvaluationError, match="is empty"):
         read_questions(path)
-    with pytest.raises(EvaluationError, match="cannot be read"):
+    path.write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="is not UTF-8 text"):
+        read_questions(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
         read_questions(tmp_path / "none.jsonl")

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moe4.errors import EvaluationError
+from moe4.errors import CheckpointError, EvaluationError
 from moe4.files.durable import file_sha256, make_folder, write_output
+from moe4.files.regular import read_lines, read_text
 from moe4.strict_json import JsonObject
 
 # What a model's answers depend on: weights, configs, tokenizer, chat template, code.
@@ -52,8 +53,8 @@ def folder_identity(folder: Path, cache_folder: Path) -> str:
 
 def _read_memo(path: Path) -> dict[str, list[Any]]:
     try:
-        memo = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or torn: it is only a memo
+        memo = json.loads(read_text(path))
+    except (CheckpointError, ValueError):  # not there yet, or torn: it is only a memo
         return {}
     return memo if isinstance(memo, dict) else {}
 
@@ -98,7 +99,7 @@ class AnswerCache:
             os.fsync(file.fileno())
 
     def _read(self) -> None:
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_lines(self.path):
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -25,6 +25,7 @@ from moe4.evaluate.toolcheck.requests import (
 from moe4.evaluate.toolcheck.summary import Outcome, compare_endpoints, parse_thresholds, summarize_endpoint
 from moe4.files.durable import append_line, check_output
 from moe4.files.own import OwnFile
+from moe4.files.regular import read_bytes
 from moe4.schema import Growing, Own, given
 from moe4.strict_json import JsonObject
 
@@ -227,7 +228,7 @@ def _read_kept(path: Path) -> dict[str, Reply]:
     kept: dict[str, Reply] = {}
     if not path.exists():
         return kept
-    content = path.read_text(encoding="utf-8", errors="replace")
+    content = read_bytes(path).decode(errors="replace")
     if content.strip() and not content.lstrip().startswith(FIRST_KEY[: len(content.lstrip())]):
         raise EvaluationError(
             f"{path} holds something other than answers of moe4 toolcheck; name another file"

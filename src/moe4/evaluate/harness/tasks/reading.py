@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from moe4.arguments import argument
 from moe4.errors import EvaluationError
+from moe4.files.regular import read_text
 
 GSM8K_ON_THE_HUB = ("openai/gsm8k", "main")
 
@@ -39,13 +40,12 @@ def read_gsm8k(gsm8k: str | None = None, **_: Any) -> DatasetDict:
 
 
 def read_questions(path: Path) -> Dataset:
-    """Return the rows of a JSONL file, each with `question` and `answer`."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
+    """Return the rows of a JSONL file, each with `question` and `answer`.
+
+    Raises CheckpointError if it cannot be read, EvaluationError for a line that is something else.
+    """
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             row = json.loads(line)
             rows.append({"question": str(row["question"]), "answer": str(row["answer"])})
