@@ -279,7 +279,9 @@ class _Run:
     def _source_answers(self, say: Say, on_progress: OnProgress) -> LogProbabilities:
         """Run the source over all of the text; return its log-probabilities by row of the corpus."""
         weights, network = self._source
-        stream = Stream(weights, network, self._corpus.sequences, self._work, self._device)
+        stream = Stream(
+            weights, network, self._corpus.sequences, self._place_of_states(network), self._device
+        )
         pace = Pace(on_progress, "running the source")
         stream.embed()
         for layer in range(network.num_layers):
@@ -293,6 +295,11 @@ class _Run:
                 passed.total.index_add_(0, rows, gates[:, None] * output.to(passed.total.device))
             stream.finish_layer(passed)
         return stream.head()
+
+    def _place_of_states(self, network: Network) -> Path | None:
+        """Return the folder for the source's hidden states, or None if the device has room for them."""
+        needed = 4 * 4 * int(self._starts[-1]) * network.state_width
+        return None if self._device.type == "cuda" and 4 * needed < self._free_bytes() else self._work
 
     def _text(self, numbers: Sequence[int], answers: LogProbabilities) -> tuple[Text, LogProbabilities]:
         """Return some sequences, and the source's log-probabilities by row of theirs."""
@@ -313,10 +320,7 @@ class _Run:
 
     def _room(self, network: Network) -> int:
         """Return the bytes that decoded weights may keep. Raises MemoryBudgetError if a step does not fit."""
-        if self._device.type == "cuda":
-            free = int(torch.cuda.mem_get_info(self._device)[0])
-        else:
-            free = available_memory_bytes()
+        free = self._free_bytes()
         longest = max(map(len, self._corpus.sequences))
         tokens = self._options.batch_tokens + longest
         needed = 4 * tokens * network.state_width * (network.num_layers + 4)
@@ -326,6 +330,11 @@ class _Run:
                 f"{format_bytes(free)} are free; give a smaller {argument('batch_tokens')}"
             )
         return max(0, free // 2 - needed)
+
+    def _free_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0])
+        return available_memory_bytes()
 
 
 class _LayerPace:
