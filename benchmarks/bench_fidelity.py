@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,14 +25,15 @@ from typing import Any
 import torch
 from bench_experts import describe_machine
 from fidelity.accuracy import Problems
-from fidelity.algorithms import ALGORITHMS, GROUP_SIZE
-from fidelity.measure import Divergence, HeldOut
+from fidelity.algorithms import ALGORITHMS
+from fidelity.measure import Divergence, HeldOut, Hessians
 from fidelity.network import Network, Weights
-from fidelity.peers import PEERS, PeerError, decode_pack_quantized, run_peer
+from fidelity.ours import Documents, quantize, tune
+from fidelity.peers import PEERS, PeerError, PeerSetting, decode_pack_quantized, run_peer
 from fidelity.report import write_markdown
 from fidelity.stream import quantize_experts
 from fidelity.synthetic import by_algorithm, compare, moe4_with, on_all_tokens
-from fidelity.texts import MODEL, calibration_sequences, heldout_sequences
+from fidelity.texts import MODEL, calibration_sequences, heldout_documents
 
 from moe4.evaluate.harness.results import task_change
 from moe4.evaluate.statistics import paired_test
@@ -54,41 +54,22 @@ def say(text: str) -> None:
     print(f"bench_fidelity: {text}", file=sys.stderr, flush=True)
 
 
-def run_moe4(num_sequences: int, out: Path) -> Weights:
-    """Return what `moe4 quantize` makes of the experts, decoded by compressed-tensors."""
-    _run("quantize", str(MODEL), str(out), num_sequences, "--group-size", str(GROUP_SIZE))
-    return decode_pack_quantized(out)
-
-
-def tune_moe4(num_sequences: int, release: Path, out: Path) -> Weights:
-    """Return what `moe4 tune` then makes of them."""
-    _run("tune", str(MODEL), str(release), str(out), num_sequences)
-    return decode_pack_quantized(out)
-
-
-def _run(*words: str | int) -> None:
-    """Run a command of moe4 on the reference model's calibration data; the number is that of documents."""
-    command = [str(Path(sys.executable).with_name("moe4"))]
-    for word in words:
-        command += ["--num-sequences", str(word)] if isinstance(word, int) else [word]
-    subprocess.run([*command, "--calibration", "reference"], check=True, stdout=subprocess.DEVNULL)
-
-
 def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Quantize k2-tiny by every method and measure each on the held-out text."""
-    sequences = calibration_sequences(Calibration(num_sequences=args.num_sequences))
+    sequences = calibration_sequences(MODEL, Calibration(num_sequences=args.num_sequences))
     network = Network(MODEL)
-    heldout = HeldOut(network, heldout_sequences(args.problems, args.tool_turns, args.chats))
+    heldout = HeldOut(network, heldout_documents(MODEL, args.problems, args.tool_turns, args.chats))
+    hessians = Hessians(network, heldout.sequences)
     rows: dict[str, dict[str, Any]] = {}
     divergences: dict[str, Divergence] = {}
-    problems = Problems(args.answered)
+    problems = Problems(MODEL, args.answered)
     network.set_experts(network.original)
     correct = {"bf16": problems.correct(network)}
     say(f"BF16: {statistics.fmean(correct['bf16']):.2%} of {args.answered} problems")
 
     def add(name: str, title: str, weights: Weights, seconds: float, **facts: Any) -> None:
         divergence = heldout.measure(weights)
-        errors = heldout.matrix_errors(weights)
+        errors = hessians.matrix_errors(weights)
         kl, agreement = divergence.mean_kl(), divergence.agreement()
         divergences[name] = divergence
         correct[name] = problems.correct(network)  # with the weights just measured
@@ -112,20 +93,21 @@ def measure_model(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         release, tuned = Path(folder) / "release", Path(folder) / "tuned"
-        started = time.monotonic()
-        weights = run_moe4(args.num_sequences, release)
-        add(OURS, "moe4", weights, time.monotonic() - started)
+        documents = Documents(num_sequences=args.num_sequences)
+        seconds = quantize(MODEL, release, documents)
+        add(OURS, "moe4", decode_pack_quantized(release), seconds)
         if args.tune:
-            weights = tune_moe4(args.num_sequences, release, tuned)
-            add(TUNED, "moe4, then `moe4 tune`", weights, time.monotonic() - started)
+            better, more = tune(MODEL, release, tuned, documents)
+            add(TUNED, "moe4, then `moe4 tune`", decode_pack_quantized(better), seconds + more)
     for name, algorithm in () if args.skip_algorithms else ALGORITHMS.items():
         started = time.monotonic()
         weights = quantize_experts(network, algorithm, sequences)
         add(name, algorithm.title, weights, time.monotonic() - started)
     failed = {}
+    setting = PeerSetting(pythons={}, environments=work, limit_seconds=args.peer_limit)
     for peer in () if args.skip_peers else PEERS:
         try:
-            weights, facts = run_peer(peer, work, sequences, args.peer_limit)
+            weights, facts = run_peer(peer, setting, MODEL, sequences, work)
         except PeerError as error:
             say(f"{peer.title} failed: {error}")
             failed[peer.title] = str(error)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_experts import describe_machine
+from fidelity.peers import parse_python
 from quantizing.expert import bench_expert
 from quantizing.whole import bench_memory, bench_whole
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--memory", type=int, metavar="EXPERTS", help="peak memory of half and of so many")
     parser.add_argument("--num-sequences", type=int, default=8, help="of whole runs")
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument(
+        "--peer-python", action="append", type=parse_python, default=[], metavar="NAME=PYTHON"
+    )
     parser.add_argument("--work", type=Path, help="folder for checkpoints and environments; kept")
     args = parser.parse_args()
     report: dict[str, Any] = {"machine": describe_machine()}

@@ -7,13 +7,14 @@ decoding token by token. What one network answers is the guess of what the next 
 """
 
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fidelity.network import Network, make_batches
-from fidelity.texts import MODEL, problem_rows
+from fidelity.texts import problem_rows
 
 MAX_NEW_TOKENS = 256
 FINAL_ANSWER = re.compile(r"#### (-?[0-9]+)")
@@ -21,10 +22,13 @@ END = "\n\n"
 
 
 class Problems:
-    """The first `num` held-out problems, with the prompts of moe4's task `k2_tiny_problems_0shot`."""
+    """The first `num` held-out problems, with the prompts of moe4's task `k2_tiny_problems_0shot`.
 
-    def __init__(self, num: int) -> None:
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL)
+    `model` is the folder of a checkpoint with its tokenizer.
+    """
+
+    def __init__(self, model: Path, num: int) -> None:
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         self._special = set(self._tokenizer.all_special_ids)
         rows = problem_rows(num)
         self._prompts = [self._encode(f"Question: {row['question']}\nAnswer:") for row in rows]
@@ -78,8 +82,8 @@ class Problems:
         sequences = [prompt + guess for prompt, guess in pairs]
         result: list[list[int]] = [[] for _ in pairs]
         starts = torch.tensor([0, *map(len, sequences)]).cumsum(0).tolist()
-        tokens = torch.empty(starts[-1], dtype=torch.long)
-        for batch in make_batches(sequences):
+        tokens = torch.empty(starts[-1], dtype=torch.long, device=network.device)
+        for batch in make_batches(sequences, network.device):
             tokens[batch.rows] = _argmax(network, batch.ids, batch.valid)
         for n, (prompt, guess) in enumerate(pairs):
             first = starts[n] + len(prompt) - 1

@@ -1,7 +1,8 @@
-"""k2-tiny in transformers, in float32: its logits on held-out text, and its layers one at a time.
+"""A model of k2-tiny's architecture in transformers: what it answers on a text, and its layers one by one.
 
-The network is transformers' own; only the experts' sum is ours, so that it can be captured, and attention is
-computed in blocks of queries, which on a CPU is faster than its fallback for heads of unequal width.
+The network is transformers' own, in float32; only the experts' sum is ours, so that it can be captured, and
+attention is computed in blocks of queries, which on a CPU is faster than its fallback for heads of unequal
+width. On a GPU too, products are of float32, not TF32, which is PyTorch's default and is checked.
 """
 
 import json
@@ -27,10 +28,15 @@ Weights = dict[str, Tensor]
 """A checkpoint's name -> float32 weight [out, in]."""
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called with an expert's number, its inputs [tokens, hidden] and its inner activations [tokens, width]."""
+CPU = torch.device("cpu")
 
 
 def sum_experts(module: nn.Module, hidden_states: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
-    """Return the experts' weighted sum [tokens, hidden]; or zeros, if a `capture` hangs on the module."""
+    """Return the experts' weighted sum [tokens, hidden]; or zeros, if a `capture` hangs on the module.
+
+    The ids [tokens, top_k] stay on the module, for `Network.answer`.
+    """
+    module.fidelity_chosen = ids
     capture = getattr(module, "fidelity_capture", None)
     if capture is not None:
         capture(hidden_states, ids, gates)
@@ -69,7 +75,7 @@ def attend_in_blocks(
     for start in range(0, query.shape[2], QUERIES_A_BLOCK):
         stop = min(start + QUERIES_A_BLOCK, query.shape[2])
         logits = (query[:, :, start:stop] * scaling) @ key[:, :, :stop].mT
-        later = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
+        later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).triu(1)
         logits[..., start:].masked_fill_(later, float("-inf"))
         outputs.append(logits.softmax(dim=-1) @ value[:, :, :stop])
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
@@ -81,15 +87,33 @@ ALL_ATTENTION_FUNCTIONS.register("fidelity", attend_in_blocks)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences padded to one length, and where their tokens stand among all tokens."""
+    """Sequences padded to one length, and where their tokens stand among all tokens.
+
+    ids, valid: [sequences, length], int64 and bool. rows: [valid tokens], int64, in the order of ids[valid].
+    """
 
     ids: Tensor
     valid: Tensor
     rows: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.ids.to(device), self.valid.to(device), self.rows.to(device))
 
-def make_batches(sequences: Sequences) -> list[Batch]:
-    """Group sequences of like length."""
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the network says of a batch's valid tokens, in the order of `Batch.rows`.
+
+    log_probabilities: float32 [tokens, vocabulary]. chosen: int64 [MoE layers, tokens, top_k], the experts of
+    a token, in rising order.
+    """
+
+    log_probabilities: Tensor
+    chosen: Tensor
+
+
+def make_batches(sequences: Sequences, device: torch.device = CPU) -> list[Batch]:
+    """Group sequences of like length into batches on a device."""
     starts = torch.tensor([0, *map(len, sequences)]).cumsum(0).tolist()
     batches, chosen = [], list[int]()
     for number in sorted(range(len(sequences)), key=lambda n: len(sequences[n])):
@@ -98,7 +122,7 @@ def make_batches(sequences: Sequences) -> list[Batch]:
             chosen = []
         chosen.append(number)
     batches.append(_pad(sequences, starts, chosen))
-    return batches
+    return [batch.to(device) for batch in batches]
 
 
 def _pad(sequences: Sequences, starts: list[int], chosen: list[int]) -> Batch:
@@ -114,9 +138,11 @@ def _pad(sequences: Sequences, starts: list[int], chosen: list[int]) -> Batch:
 
 
 class Network:
-    """The whole model, whose expert weights can be replaced."""
+    """The whole model on a device, whose expert weights can be replaced; weights given may lie anywhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
+        assert torch.get_float32_matmul_precision() == "highest"
+        self.device = device
         values = json.loads((folder / "config.json").read_text())
         values.pop("model_type")
         config = DeepseekV3Config(**values)
@@ -124,7 +150,8 @@ class Network:
         self.config = config
         self.original: Weights = {}
         for path in sorted(folder.glob("*.safetensors")):
-            self.original.update({name: tensor.float() for name, tensor in load_file(path).items()})
+            stored = load_file(path, device=str(device))
+            self.original.update({name: tensor.float() for name, tensor in stored.items()})
         with torch.device("meta"):
             model = DeepseekV3ForCausalLM._from_config(
                 config, dtype=torch.float32, attn_implementation="fidelity"
@@ -137,9 +164,9 @@ class Network:
         for layer in self.moe_layers:
             experts = model.model.layers[layer].mlp.experts
             for name in ("gate_up_proj", "down_proj"):
-                empty = torch.empty(getattr(experts, name).shape)
+                empty = torch.empty(getattr(experts, name).shape, device=device)
                 setattr(experts, name, nn.Parameter(empty, requires_grad=False))
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
         self.model = model.eval().requires_grad_(False)
         self.set_experts(self.original)
 
@@ -166,18 +193,17 @@ class Network:
                 experts.down_proj[expert].copy_(down)
 
     @torch.inference_mode()
-    def log_probabilities(self, sequences: Sequences) -> Tensor:
-        """Return float32 [tokens, vocabulary] of every position."""
-        result = torch.empty(sum(map(len, sequences)), self.config.vocab_size)
-        for batch in make_batches(sequences):
-            logits = self.model(batch.ids, use_cache=False).logits[batch.valid]
-            result[batch.rows] = torch.log_softmax(logits.float(), dim=-1)
-        return result
+    def answer(self, batch: Batch) -> Answer:
+        """Run a batch through the network, teacher-forced."""
+        logits = self.model(batch.ids, use_cache=False).logits[batch.valid]
+        valid = batch.valid.flatten()
+        chosen = [self.experts(layer).fidelity_chosen[valid].sort(dim=-1).values for layer in self.moe_layers]
+        return Answer(torch.log_softmax(logits.float(), dim=-1), torch.stack(chosen))
 
     @torch.inference_mode()
     def embed(self, sequences: Sequences) -> Tensor:
         """Return [tokens, hidden], the input of the first layer."""
-        ids = torch.tensor([token for sequence in sequences for token in sequence])
+        ids = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
         return self.model.model.embed_tokens(ids)
 
     @torch.inference_mode()
@@ -188,13 +214,13 @@ class Network:
         module = self.model.model.layers[layer]
         output, inputs = torch.empty_like(hidden), torch.empty_like(hidden)
         top_k = self.config.num_experts_per_tok
-        ids = torch.empty(hidden.shape[0], top_k, dtype=torch.long)
-        gates = torch.empty(hidden.shape[0], top_k)
+        ids = torch.empty(hidden.shape[0], top_k, dtype=torch.long, device=self.device)
+        gates = torch.empty(hidden.shape[0], top_k, device=self.device)
         is_moe = layer in self.moe_layers
         for batch in batches:
-            states = torch.zeros(*batch.ids.shape, hidden.shape[1])
+            states = hidden.new_zeros(*batch.ids.shape, hidden.shape[1])
             states[batch.valid] = hidden[batch.rows]
-            positions = torch.arange(states.shape[1])[None]
+            positions = torch.arange(states.shape[1], device=self.device)[None]
             valid = batch.valid.flatten()
 
             def capture(x: Tensor, i: Tensor, g: Tensor, batch: Batch = batch, valid: Tensor = valid) -> None:

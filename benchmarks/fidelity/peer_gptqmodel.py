@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 SKIPPED = (r"-:.*self_attn.*", r"-:.*shared_experts.*", r"-:.*layers\.0\.mlp.*", r"-:lm_head")
@@ -19,8 +20,9 @@ SKIPPED = (r"-:.*self_attn.*", r"-:.*shared_experts.*", r"-:.*layers\.0\.mlp.*",
 def main() -> None:
     model_folder, tokens, out = sys.argv[1:]
     sequences = json.loads(Path(tokens).read_text())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = QuantizeConfig(
-        bits=4, group_size=128, dynamic={pattern: {} for pattern in SKIPPED}, device="cpu"
+        bits=4, group_size=128, dynamic={pattern: {} for pattern in SKIPPED}, device=device
     )
     model = GPTQModel.load(model_folder, config, backend=BACKEND.TORCH)
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences]

@@ -1,5 +1,6 @@
 """Other quantizers, each from its package in an environment of its own; what they wrote, as dense weights."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -17,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fidelity.network import Weights
-from fidelity.texts import MODEL, Sequences
+from fidelity.texts import Sequences
 
-TORCH = "torch==2.13.0+cpu"
+TORCH = {"cpu": "torch==2.13.0+cpu", "cuda": "torch==2.13.0"}
 
 
 class PeerError(Exception):
@@ -28,7 +30,10 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A package, the script that drives it, and how its output is read."""
+    """A package, the script that drives it, and how its output is read.
+
+    The script computes on the GPU if it sees one.
+    """
 
     name: str
     title: str
@@ -87,14 +92,14 @@ PEERS = (
     Peer(
         name="llmcompressor",
         title="llm-compressor",
-        package="llmcompressor",
+        package="llmcompressor==0.14.*",
         script="peer_llmcompressor.py",
         decode=decode_pack_quantized,
     ),
     Peer(
         name="gptqmodel",
         title="GPTQModel",
-        package="gptqmodel",
+        package="gptqmodel==7.6.*",
         script="peer_gptqmodel.py",
         decode=decode_gptq,
         # Its pool of threads wants two workers for loading, and by default has one on two cores.
@@ -103,30 +108,43 @@ PEERS = (
 )
 
 
-def run_peer(peer: Peer, work: Path, sequences: Sequences, limit_seconds: float) -> tuple[Weights, dict]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerSetting:
+    """What peers run with: `pythons` by their names, `environments` to make others in, "cpu" or "cuda"."""
+
+    pythons: dict[str, Path]
+    environments: Path
+    limit_seconds: float
+    device: str = "cpu"
+
+
+def run_peer(
+    peer: Peer, setting: PeerSetting, model: Path, sequences: Sequences, work: Path
+) -> tuple[Weights, dict[str, Any]]:
     """Return a peer's expert weights and facts about its run. Raises PeerError.
 
-    What it wrote is kept in `work` and used again for the same tokens.
+    What it wrote is kept in `work`, a folder of this model and device, and used again for the same tokens.
     """
     out = work / f"out-{peer.name}"
     facts_path = work / f"out-{peer.name}.json"
     tokens = json.dumps(sequences)
     facts = json.loads(facts_path.read_text()) if facts_path.is_file() else {}
     if facts.get("tokens") != hash_of(tokens):
-        python = make_environment(peer, work)
-        model, tokens_path = _model_folder(work), work / "tokens.json"
+        python = find_python(peer, setting)
+        twin, tokens_path = make_twin(model, work), work / "tokens.json"
         tokens_path.write_text(tokens)
         script = Path(__file__).with_name(peer.script)
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if setting.device == "cpu" else {}
         started = time.monotonic()
         _run(
-            [str(python), str(script), str(model), str(tokens_path), str(out)],
+            [str(python), str(script), str(twin), str(tokens_path), str(out)],
             work / f"{peer.name}.log",
-            limit_seconds,
-            peer.environment,
+            setting.limit_seconds,
+            {**peer.environment, **hidden},
         )
         facts = {
             "versions": json.loads((out / "versions.json").read_text()),
-            "seconds": round(time.monotonic() - started),
+            "seconds": round(time.monotonic() - started, 1),
             "tokens": hash_of(tokens),
         }
         facts_path.write_text(json.dumps(facts))
@@ -141,30 +159,45 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def make_environment(peer: Peer, work: Path) -> Path:
-    """Return the Python of the peer's environment; make it first if it is not there."""
-    folder = work / f"env-{peer.name}"
+def find_python(peer: Peer, setting: PeerSetting) -> Path:
+    """Return the Python of a peer's environment; make it if none is given or there. Raises PeerError."""
+    given = setting.pythons.get(peer.name)
+    if given is not None:
+        return given
+    environments = setting.environments
+    environments.mkdir(parents=True, exist_ok=True)
+    folder = environments / f"env-{peer.name}-{setting.device}"
     python = folder / "bin" / "python"
     stamp = folder / "installed"
     if not stamp.is_file():
-        log = work / f"{peer.name}-install.log"
+        log = environments / f"{peer.name}-install.log"
         _run([sys.executable, "-m", "venv", str(folder)], log, 300, {})
-        _run([str(python), "-m", "pip", "install", "-q", TORCH, peer.package], log, 1800, {})
+        packages = [TORCH[setting.device], peer.package]
+        _run([str(python), "-m", "pip", "install", "-q", *packages], log, 1800, {})
         stamp.touch()
     return python
 
 
-def _model_folder(work: Path) -> Path:
-    """Return k2-tiny under the name that transformers knows its architecture by."""
-    folder = work / "k2-tiny"
+def make_twin(model: Path, work: Path) -> Path:
+    """Return a folder in `work` with the model under the type that transformers knows."""
+    folder = work / f"twin-{model.name}"
     folder.mkdir(exist_ok=True)
-    for path in MODEL.iterdir():
+    for path in model.iterdir():
         link = folder / path.name
         if path.name != "config.json" and not link.exists():
-            link.symlink_to(path)
-    config = json.loads((MODEL / "config.json").read_text())
+            link.symlink_to(path.resolve())
+    config = json.loads((model / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v3"}, indent=2))
     return folder
+
+
+def parse_python(text: str) -> tuple[str, Path]:
+    """Return the peer's name and the Python of an option NAME=PATH. Raises ArgumentTypeError."""
+    known = [peer.name for peer in PEERS]
+    name, _, path = text.partition("=")
+    if name not in known or not path:
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(known)}, then =PATH, found {text!r}")
+    return name, Path(path).absolute()
 
 
 def _run(command: list[str], log: Path, limit_seconds: float, environment: dict[str, str]) -> None:

@@ -24,7 +24,7 @@ def quantize_experts(network: Network, algorithm: Algorithm, calibration: Sequen
         network.set_experts(result)
         return result
     network.set_experts(network.original)
-    batches = make_batches(calibration)
+    batches = make_batches(calibration, network.device)
     hidden = network.embed(calibration)
     for layer in range(len(network.model.model.layers)):
         output = network.run_layer(layer, hidden, batches)

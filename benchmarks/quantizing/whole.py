@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import make_k2_shaped
-from fidelity.peers import PEERS, Peer, make_environment
+from fidelity.peers import PEERS, Peer, PeerSetting, find_python, make_twin
 from fidelity.texts import MODEL as K2_TINY
 
 from moe4.calibration.corpus import load_corpus
@@ -69,11 +70,6 @@ def run_peer(peer: Peer, python: Path, model: Path, tokens: Path, work: Path) ->
         return run_measured(command, peer.environment, work / f"{peer.name}.log")
 
 
-def peer_python(peer: Peer, given: dict[str, str], work: Path) -> Path:
-    """Return the Python of a peer's environment; make it if none was given. Raises PeerError."""
-    return Path(given[peer.name]) if peer.name in given else make_environment(peer, work)
-
-
 def bench_whole(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run k2-tiny and a K2-shaped layer whole, by moe4 and the peers, one after another."""
     shaped = work / f"k2-shaped-{args.whole}"
@@ -84,7 +80,7 @@ def bench_whole(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "k2-tiny": (K2_TINY, Path("reference")),
         "K2-shaped layer": (shaped, shaped / "calibration.jsonl"),
     }
-    pythons = dict(item.split("=", 1) for item in args.peer_python)
+    setting = PeerSetting(pythons=dict(args.peer_python), environments=work, limit_seconds=math.inf)
     results: dict[str, Any] = {}
     for title, (source, calibration) in cases.items():
         config = json.loads((source / "config.json").read_text())
@@ -96,23 +92,13 @@ def bench_whole(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         if args.peers:
             tokens = work / "tokens.json"
             tokens.write_text(json.dumps(corpus.sequences))
-            twin = make_twin(source, config, work)
+            twin = make_twin(source, work)
             for peer in PEERS:
                 say(f"{title}: {peer.title}")
-                case[peer.name] = run_peer(peer, peer_python(peer, pythons, work), twin, tokens, work)
+                case[peer.name] = run_peer(peer, find_python(peer, setting), twin, tokens, work)
         results[title] = case
         say(json.dumps(case))
     return results
-
-
-def make_twin(source: Path, config: dict[str, Any], work: Path) -> Path:
-    """Return the same model under the type that transformers knows."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{source.name}-", dir=work))
-    for path in source.iterdir():
-        if path.name != "config.json":
-            (folder / path.name).symlink_to(path.resolve())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v3"}))
-    return folder
 
 
 def bench_memory(args: argparse.Namespace, work: Path) -> dict[str, Any]:
