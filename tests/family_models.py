@@ -134,6 +134,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "image_size": 56,
         },
     },
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+        "moe_shared_expert_intermediate_size": 32,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "chunk_size": 16,
+    },
     "kimi_linear": {
         **LATENT,
         "linear_num_heads": 2,

@@ -340,5 +340,6 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "mimo_v2_flash",
         "step3p7",
         "kimi_linear",
+        "nemotron_h",
     ]
 )

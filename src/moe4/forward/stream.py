@@ -20,7 +20,6 @@ from moe4.forward.weights import Weights, gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
 from moe4.model.experts import ExpertMath
-from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at a time
@@ -152,10 +151,10 @@ class Stream:
         return self.network.expert_math(layer, self.weights.load, self._device)
 
     def load_expert(self, experts: ExpertShape, expert: int) -> list[Tensor]:
-        """Return gate, up and down of one expert, in the compute dtype."""
+        """Return one expert's weights in the order of its parts, in the compute dtype."""
         return [
-            self.weights.load(experts.weight_name(expert, part)).to(self._device, self.network.compute_dtype)
-            for part in PARTS
+            self.weights.load(name).to(self._device, self.network.compute_dtype)
+            for name in experts.weight_names(expert)
         ]
 
     def head(self) -> Callable[[slice | Tensor], Tensor]:
@@ -225,8 +224,6 @@ class Stream:
 
 def run_expert(math: ExpertMath, expert: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
-    gate, up, down = weights
     with forward_mode():
-        x = inputs.to(gate.device)
-        output = math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
+        output = math.run(expert, inputs.to(weights[0].device), weights)
         return output.float().to(inputs.device)

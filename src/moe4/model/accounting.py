@@ -15,7 +15,6 @@ from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
-from moe4.model.names import PARTS
 from moe4.model.outline import Outline
 
 Kind = Literal["needed", "extra", "computed", "unknown"]
@@ -42,10 +41,10 @@ class Accounting:
         self._layers = re.compile(re.escape(network.names.layers) + r"(0|[1-9][0-9]*)\.")
         self._names = network.names
         self._identities = {
-            experts.weight_name(experts.num_experts + number, part)
+            name
             for experts in filter(None, network.experts)
             for number in range(experts.num_identities)
-            for part in PARTS
+            for name in experts.weight_names(experts.num_experts + number)
         }
         self._ignored = [re.compile(pattern) for pattern in network.ignored]
         self._tied_head = {network.names.head} - self.needed.keys()
@@ -193,5 +192,6 @@ def _list_needed(network: Outline) -> dict[str, tuple[int, ...]]:
         experts = network.experts[layer]
         for expert in range(experts.num_experts if experts else 0):
             assert experts is not None
-            needed.update({experts.weight_name(expert, part): experts.weight_shape(part) for part in PARTS})
+            names = zip(experts.weight_names(expert), experts.parts, strict=True)
+            needed.update({name: experts.weight_shape(part) for name, part in names})
     return needed

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from moe4.config import ModelConfig
 from moe4.errors import Moe4Error, TensorError, UnsupportedModelError
 from moe4.model.experts import ExpertMath
-from moe4.model.layouts import find_layout
-from moe4.model.names import SIDE_BY_SIDE, Names, Part
+from moe4.model.layouts import FIRST_PROJECTIONS, find_first_projection, find_layout
+from moe4.model.names import PARTS, SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton
 from moe4.model.surroundings import Call, Surroundings, compute_buffers, tail
 
-FUSED_BIASES = ("gate_up_proj_bias", "down_proj_bias")
+FUSED_BIASES = ("gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 BEGIN_TOKENS = 256  # through what a decoder does before its first layer, at once
 
 
@@ -149,15 +149,21 @@ class Network(Outline):
             leaf = local.rpartition(".")[2]
             if leaf in FUSED_BIASES and self._is_of_experts(layer, local):
                 found[leaf] = self._read(stored, load).to(device=device, dtype=self.compute_dtype)
-        if not found:
-            return plain
-        both = found["gate_up_proj_bias"]
-        gate, up = both.chunk(2, 1) if plain.experts.is_concatenated else (both[:, 0::2], both[:, 1::2])
-        return replace(plain, gate_bias=gate, up_bias=up, down_bias=found["down_proj_bias"])
+        biases: dict[Part, Tensor] = {
+            part: found[f"{part}_proj_bias"] for part in PARTS if f"{part}_proj_bias" in found
+        }
+        if "gate_up_proj_bias" in found:
+            both = found["gate_up_proj_bias"]
+            gate, up = both.chunk(2, 1) if plain.experts.is_concatenated else (both[:, 0::2], both[:, 1::2])
+            biases = {"gate": gate, "up": up, **biases}
+        return replace(plain, biases=biases)
 
     def plain_math(self, layer: int) -> ExpertMath:
         """Return the same without biases."""
-        return ExpertMath(experts=self.experts_module(self._decoder.layers[layer], layer))
+        shape = self.experts[layer]
+        assert shape is not None
+        experts = self.experts_module(self._decoder.layers[layer], layer)
+        return ExpertMath(experts=experts, first_parts=shape.first_parts)
 
     def _around(self, device: torch.device) -> Surroundings:
         if device not in self._surroundings:
@@ -256,31 +262,32 @@ class Network(Outline):
     def _find_experts(self, layer: int) -> ExpertShape | None:
         """Return the shape of a layer's routed experts, or None for a dense layer."""
         for name, module in self._decoder.layers[layer].named_modules():
-            gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-            if isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter):
-                return self._describe_experts(layer, name, module)
+            first = find_first_projection(module)
+            if first is not None:
+                return self._describe_experts(layer, name, module, first)
         return None
 
-    def _describe_experts(self, layer: int, name: str, module: Any) -> ExpertShape:
+    def _describe_experts(self, layer: int, name: str, module: Any, first: str) -> ExpertShape:
         local = f"{self._path}layers.{layer}.{name}"
         layout = find_layout(module, self._model.config.model_type)
         num_experts, *sizes = module.down_proj.shape
         hidden_size, width = reversed(sizes) if layout.is_turned else sizes
+        parts: tuple[Part, ...] = (*FIRST_PROJECTIONS[first], "down")
         fused: dict[str, tuple[Part, ...]] = {
-            f"{local}.gate_up_proj": ("gate", "up"),
+            f"{local}.{first}": FIRST_PROJECTIONS[first],
             f"{local}.down_proj": ("down",),
         }
         leaves: dict[Part, str] = {}
         prefix = ""
-        for whole, parts in list(fused.items()):
+        for whole, inside in list(fused.items()):
             found = self._stored.of_experts(whole, getattr(module, whole.rpartition(".")[2])[:1])
             if not prefix:
                 parent = next(iter(found)).removesuffix(".weight").rpartition(".")[0]
                 prefix = parent if parent.endswith(".experts") else f"{parent}.experts"
-            if len(found) == 1 and len(parts) > 1:
-                fused[next(iter(found))] = parts
+            if len(found) == 1 and len(inside) > 1:
+                fused[next(iter(found))] = inside
                 continue
-            for part, (stored, shape) in zip(parts, found.items(), strict=True):
+            for part, (stored, shape) in zip(inside, found.items(), strict=True):
                 if len(shape) > 2:
                     fused[stored] = (part,)
                 else:
@@ -293,7 +300,7 @@ class Network(Outline):
             num_identities=int(getattr(module, "zero_expert_num", 0)),
             prefix=self._text_prefix + prefix,
             module=name,
-            leaves=leaves or SIDE_BY_SIDE,
+            leaves=leaves or {part: SIDE_BY_SIDE[part] for part in parts},
             layout=layout,
             fused={self._text_prefix + whole: parts for whole, parts in fused.items()},
         )

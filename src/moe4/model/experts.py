@@ -6,16 +6,17 @@ output, and the experts' inputs, ids and gate weights are with whoever called `s
 """
 
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from moe4.model.names import Part
+
 EXPERTS_IMPLEMENTATION = "moe4_capture"
-BIASES = ("gate_bias", "up_bias", "down_bias")
 
 Capture = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 """Called with hidden states [tokens, hidden], expert ids [tokens, top_k], gate weights [tokens, top_k].
@@ -47,29 +48,38 @@ ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, capture_experts)
 class ExpertMath:
     """What an expert computes between and after its products.
 
-    Biases, of all experts of a layer: `gate` and `up` [experts, width], `down` [experts, hidden]; or None.
+    experts: transformers' module, without weights. first_parts: the projections of an expert's input, gate
+    and up or up alone. biases: of all experts of a layer, where there are any: `gate` and `up` [experts,
+    width], `down` [experts, hidden].
     """
 
     experts: Any
-    """transformers' module, without weights."""
-    gate_bias: Tensor | None = None
-    up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
+    first_parts: tuple[Part, ...]
+    biases: Mapping[Part, Tensor] = field(default_factory=dict)
 
-    def biases(self) -> dict[str, Tensor]:
-        """Return the biases by field, if there are any."""
-        found = {name: getattr(self, name) for name in BIASES}
-        return {name: bias for name, bias in found.items() if bias is not None}
+    def run(self, expert: int | slice, inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Return an expert's output [tokens, hidden] for inputs [tokens, hidden].
 
-    def inner(self, expert: int | slice, gate: Tensor, up: Tensor) -> Tensor:
-        """Return what the down projection gets, [tokens, width], of the other two's products.
+        weights: [out, in] of each of its parts, down last, of one dtype and device with the inputs. Of several
+        experts, each with as many tokens, inputs are [experts, tokens, hidden] and weights [experts, out, in].
+        """
+        *first, down = weights
+        return self.output(expert, self.inner(expert, [inputs @ weight.mT for weight in first]) @ down.mT)
+
+    def inner(self, expert: int | slice, products: Sequence[Tensor]) -> Tensor:
+        """Return what the down projection gets, [tokens, width], of the products of `first_parts`.
 
         Of several experts, each with as many tokens: [experts, tokens, width].
         """
         from transformers.integrations.moe import _default_apply_gate
 
-        if self.gate_bias is not None and self.up_bias is not None:
-            gate, up = gate + _rows(self.gate_bias[expert]), up + _rows(self.up_bias[expert])
+        biased = [
+            self._add_bias(expert, part, product)
+            for part, product in zip(self.first_parts, products, strict=True)
+        ]
+        if len(biased) == 1:
+            return self.experts.act_fn(biased[0])  # type: ignore[no-any-return]
+        gate, up = biased
         if getattr(type(self.experts), "_apply_gate", _default_apply_gate) is _default_apply_gate:
             return self.experts.act_fn(gate) * up  # type: ignore[no-any-return]
         joined = torch.cat((gate, up), dim=-1)
@@ -79,9 +89,8 @@ class ExpertMath:
 
     def output(self, expert: int | slice, product: Tensor) -> Tensor:
         """Return the output [tokens, hidden], or of several experts, of the down projection's product."""
-        return product if self.down_bias is None else product + _rows(self.down_bias[expert])
+        return self._add_bias(expert, "down", product)
 
-
-def _rows(bias: Tensor) -> Tensor:
-    """Return a bias [..., width] that is the same for every token, [..., 1, width]."""
-    return bias.unsqueeze(-2)
+    def _add_bias(self, expert: int | slice, part: Part, product: Tensor) -> Tensor:
+        """Add a bias [..., width], the same for every token."""
+        return product + self.biases[part][expert].unsqueeze(-2) if part in self.biases else product

@@ -19,7 +19,8 @@ from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.machine.at_once import PROBE_BATCH_TOKENS
 from moe4.model.architecture import Network
-from moe4.model.experts import BIASES, ExpertMath
+from moe4.model.experts import ExpertMath
+from moe4.model.names import PARTS
 from moe4.probe.form import DECIMALS, LEAST_LOGPROB, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
@@ -80,7 +81,7 @@ class ProbePasses:
     def run(self, name: str, expert: int, weights: Sequence[Tensor]) -> Tensor:
         """Return float32 [its tokens, hidden]: what an expert adds to a model's tokens, gates included.
 
-        weights: gate, up and down of the expert, on the device, in the pass's dtype.
+        weights: the expert's, in the order of its parts, on the device, in the pass's dtype.
         """
         passed = self._passed[name]
         assert passed.inputs is not None
@@ -105,8 +106,8 @@ class ProbePasses:
             tensors[f"{name}-inputs"] = passed.inputs
             tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
             tensors[f"{name}-starts"] = torch.tensor(routes.starts)
-            biases = self._maths[name].biases()
-            tensors.update({f"{name}-{leaf}": bias for leaf, bias in biases.items()})
+            biases = self._maths[name].biases
+            tensors.update({f"{name}-{part}_bias": bias for part, bias in biases.items()})
         return tensors
 
     def follow(self, layer: int, routing: dict[str, Tensor]) -> None:
@@ -127,7 +128,12 @@ class ProbePasses:
         }
         plain = self.network.plain_math(layer) if self._passed else None
         self._maths = {
-            name: replace(plain, **{leaf: routing.get(f"{name}-{leaf}") for leaf in BIASES})
+            name: replace(
+                plain,
+                biases={
+                    part: routing[f"{name}-{part}_bias"] for part in PARTS if f"{name}-{part}_bias" in routing
+                },
+            )
             for name in self._passed
             if plain is not None
         }

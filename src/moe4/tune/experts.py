@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe4.forward.layer import sort_by_expert
 from moe4.model.experts import ExpertMath
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.tune.scales import PartScales
 
@@ -110,9 +110,7 @@ class TunedExperts:
 
     def _run(self, experts: int | slice, x: Tensor) -> Tensor:
         """Return [..., tokens, hidden] of x of that shape; several experts are the first dimension."""
-        gate, up, down = (self._tuned(experts, part) for part in PARTS)
-        inner = self._math.inner(experts, x @ gate.mT, x @ up.mT)
-        return self._math.output(experts, inner @ down.mT)
+        return self._math.run(experts, x, [self._tuned(experts, part) for part in self._shape.parts])
 
     def _tuned(self, experts: int | slice, part: Part) -> Tensor:
         """Return tuned weights, float32 [..., out, in]."""

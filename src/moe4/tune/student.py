@@ -16,7 +16,7 @@ from moe4.forward.layer import LayerForward
 from moe4.forward.weights import gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.tune.experts import TunedExperts
 from moe4.tune.scales import TunedScales
@@ -160,13 +160,13 @@ class Student:
 
     def _stack(self, shape: ExpertShape) -> dict[Part, Tensor] | None:
         """Return a layer's experts as the release has them, float32 [experts, out, in]; None without room."""
-        num_bytes = 4 * shape.num_experts * 3 * shape.hidden_size * shape.width
+        num_bytes = 4 * shape.num_experts * shape.num_weights
         if num_bytes > self._room:
             self._is_full = True
             return None
         self._room -= num_bytes
         stacks = dict[Part, Tensor]()
-        for part in PARTS:
+        for part in shape.parts:
             stack = torch.empty(shape.num_experts, *shape.weight_shape(part), device=self._device)
             for expert in range(shape.num_experts):
                 stack[expert] = self._read(shape.weight_name(expert, part))

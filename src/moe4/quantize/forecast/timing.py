@@ -13,7 +13,7 @@ from moe4.checkpoint.shard import Slabs
 from moe4.checkpoint.source import Checkpoint
 from moe4.forward.layer import Routes
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, Routing
 from moe4.quantize.layer.host_solver import HostSolver
@@ -70,7 +70,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
     """
     layer, shape = next((number, shape) for number, shape in enumerate(network.experts) if shape)
     shapes = dict(network.layer_tensors(layer))
-    shapes.update({shape.weight_name(0, part): shape.weight_shape(part) for part in PARTS})
+    shapes.update({shape.weight_name(0, part): shape.weight_shape(part) for part in shape.parts})
     bench = Workbench(
         checkpoint=_MadeUp(shapes),
         network=network,
@@ -79,7 +79,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
         ranks=Ranks(),
         progress=ProgressReporter(),
     )
-    stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
+    stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in shape.parts}
     if recipe.method != "gptq":
         started = time.perf_counter()
         round_expert(bench, shape, 0, stored)

@@ -13,7 +13,6 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
 from moe4.machine.at_once import BATCH_TOKENS, BEHIND_BYTES, PROBE_BATCH_TOKENS, RESIDENT_BYTES
 from moe4.machine.memory import available_memory_bytes
-from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.units import format_bytes
@@ -94,7 +93,7 @@ def memory_need(
     weights = shape.hidden_size * shape.width
     stored = max(_stored_bytes(checkpoint, shape))
     probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
-    probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
+    probed_expert = probe + (10 * shape.num_weights if probe_tokens else 0)  # in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
         batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(config)
@@ -147,7 +146,7 @@ def _staging_bytes(plan: ReleasePlan, checkpoint: Checkpoint, shape: ExpertShape
 
 def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
     """Return the bytes of an expert's parts on disk, or in BF16 if they are missing (the plan says so)."""
-    found = [checkpoint.tensors.get(shape.weight_name(0, part)) for part in PARTS]
+    found = [checkpoint.tensors.get(name) for name in shape.weight_names(0)]
     plain = 2 * shape.hidden_size * shape.width
     return [plain if stored is None else max(stored.spec.num_bytes, stored.read_bytes) for stored in found]
 
@@ -234,5 +233,6 @@ def _solve_bytes(shape: ExpertShape, item: int, num_tokens: int) -> int:
     tokens = pieces * (hidden * (2 * item + 2 * FLOAT_BYTES) + width * 4 * FLOAT_BYTES)
     tokens += min(2 * KEPT_BYTES, num_tokens * width * item) + num_tokens * 32
     factoring = 6 * hidden**2 * FLOAT_BYTES  # with LAPACK's own copy
-    solving = 4 * hidden**2 * FLOAT_BYTES + 2 * hidden * width * (5 * FLOAT_BYTES + 3)
+    stacked = len(shape.first_parts) * hidden * width
+    solving = 4 * hidden**2 * FLOAT_BYTES + stacked * (5 * FLOAT_BYTES + 3)
     return max(factoring, solving) + tokens

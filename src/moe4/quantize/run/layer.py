@@ -16,7 +16,7 @@ from moe4.checkpoint.report_file import ExpertRecord, LayerRecord, MatrixRecord
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route, inputs_path
 from moe4.quantize.layer.expert_stream import ExpertStream
@@ -210,9 +210,9 @@ def quantize_alone(bench: Workbench, weight: QuantizedWeight, stored: Stored) ->
 
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
-    """Return an expert's three weights rounded to nearest, or as they are."""
+    """Return an expert's weights rounded to nearest, or as they are."""
     tensors, results = {}, {}
-    for part in PARTS:
+    for part in experts.parts:
         weight = expert_weight(experts, expert, part)
         results[part] = quantize_alone(bench, weight, stored[part])
         tensors.update(stored_tensors(weight, results[part]))
