@@ -134,6 +134,27 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "image_size": 56,
         },
     },
+    "llama4": {
+        "text_config": {
+            "intermediate_size": 96,  # as for gpt_oss
+            "intermediate_size_mlp": 64,
+            "moe_layers": [1, 2],
+            "no_rope_layers": [1, 0, 1],
+            "attention_chunk_size": 16,
+            "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+            "floor_scale": 4,
+        },
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "vision_output_dim": 64,
+            "projector_input_dim": 64,
+            "projector_output_dim": 64,
+        },
+    },
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
         "moe_shared_expert_intermediate_size": 32,

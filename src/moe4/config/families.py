@@ -340,6 +340,7 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "mimo_v2_flash",
         "step3p7",
         "kimi_linear",
+        "llama4",
         "nemotron_h",
     ]
 )

@@ -11,9 +11,13 @@ from moe4.calibration.activations import Activations, Batch
 from moe4.forward.device import forward_mode
 from moe4.model.architecture import Network
 from moe4.model.experts import Capture, set_capture
+from moe4.model.outline import ExpertShape
 
 SumExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Gives their sum, float32 [tokens, hidden], of inputs [tokens, hidden], ids, gates [tokens, top_k]."""
+"""Gives their sum, float32 [tokens, hidden], of ids and gates [tokens, top_k] and of inputs.
+
+Inputs are [tokens * inputs_per_token, hidden].
+"""
 
 SAMPLE_TOKENS = 4
 ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far below
@@ -23,8 +27,8 @@ ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far be
 class Attended:
     """What a layer did with a batch's real tokens before its routed experts.
 
-    output: [tokens, state_width] in the compute dtype, the experts' sum missing; inputs: [tokens, hidden], of
-    the experts.
+    output: [tokens, state_width] in the compute dtype, the experts' sum missing.
+    inputs: of the experts, [tokens * inputs_per_token, hidden].
     ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
     """
 
@@ -38,11 +42,12 @@ class Attended:
 class Routes:
     """Which tokens go to which expert.
 
-    rows: int64 [tokens * top_k], token numbers, those of expert 0 first; gates: float32, in that order.
-    starts: where each expert's begin, and the end.
+    rows: int64 [tokens * top_k], token numbers, those of expert 0 first; in that order inputs: int64, numbers
+    of the experts' inputs, and gates: float32. starts: where each expert's begin, and the end.
     """
 
     rows: Tensor
+    inputs: Tensor
     gates: Tensor
     starts: list[int]
 
@@ -54,6 +59,10 @@ class Routes:
         """Return (token numbers, gate weights) of one expert."""
         chosen = self.span(expert)
         return self.rows[chosen], self.gates[chosen]
+
+    def inputs_of(self, expert: int) -> Tensor:
+        """Return the numbers of one expert's inputs, int64 [its tokens], in the order of `of_expert`."""
+        return self.inputs[self.span(expert)]
 
 
 class LayerForward:
@@ -78,8 +87,11 @@ class LayerForward:
         states = torch.linspace(-1, 1, SAMPLE_TOKENS * self._network.state_width).view(shape).sin()
         states = states.to(device=self._device, dtype=self._network.compute_dtype)
 
+        size = SAMPLE_TOKENS, self._experts.hidden_size
+        ones = torch.ones(size, device=states.device, dtype=states.dtype)
+
         def run(scale: float) -> Tensor:
-            self._set_capture(lambda inputs, *_: scale * torch.ones_like(inputs).cumsum(1).cos())
+            self._set_capture(lambda *_: scale * ones.cumsum(1).cos())
             return self._call(states).double()
 
         with forward_mode():
@@ -105,6 +117,7 @@ class LayerForward:
         self._set_capture(capture)
         output = self.run(batch)
         ((inputs, ids, gates),) = calls
+        inputs = inputs.reshape(-1, self._experts.hidden_size)
         return Attended(output=output, inputs=inputs, ids=ids.long(), gates=gates.float())
 
     def ignore_experts(self) -> None:
@@ -137,6 +150,7 @@ class LayerForward:
         def give(*call: Tensor) -> Tensor:
             assert experts is not None
             inputs, ids, gates = (batch.select(values) for values in call)
+            inputs = inputs.reshape(-1, self._experts.hidden_size)
             sums = experts(inputs, ids.long(), gates.float())
             whole = sums.new_zeros(len(is_token), sums.shape[1]).index_copy(0, places, sums)
             passed_on = self._passed_on(*call)
@@ -147,6 +161,12 @@ class LayerForward:
         output = self._call(states[which].view(*batch.rows.shape, *self._network.state_shape))
         return batch.select(output.flatten(2))
 
+    @property
+    def _experts(self) -> ExpertShape:
+        shape = self._network.experts[self._layer]
+        assert shape is not None
+        return shape
+
     def _call(self, states: Tensor) -> Tensor:
         """Return the layer's output for hidden states [batch, length, ...]."""
         batch, length = states.shape[:2]
@@ -156,16 +176,23 @@ class LayerForward:
         return hidden
 
     def _set_capture(self, capture: Capture) -> None:
-        set_capture(self._network.experts_module(self._module, self._layer), capture)
+        module = self._network.experts_module(self._module, self._layer)
+        set_capture(module, capture, self._experts.own_inputs)
 
     def _passed_on(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor | None:
         """Return what experts numbered past the last one give: their input, times their gates."""
-        shape = self._network.experts[self._layer]
-        assert shape is not None
-        if not shape.num_identities:
+        if not self._experts.num_identities:
             return None
-        identity = ids >= shape.num_experts
+        identity = ids >= self._experts.num_experts
         return inputs * (gates * identity).sum(1, keepdim=True).to(inputs.dtype)
+
+
+def input_rows(token_rows: Tensor, experts: ExpertShape) -> Tensor:
+    """Return the numbers of some tokens' inputs of the experts, int64 [tokens * inputs_per_token]."""
+    count = experts.inputs_per_token
+    if count == 1:
+        return token_rows
+    return (token_rows.unsqueeze(1) * count + torch.arange(count, device=token_rows.device)).flatten()
 
 
 def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -175,14 +202,16 @@ def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
     return ids[order], gates[order]
 
 
-def sort_by_expert(ids: Tensor, gates: Tensor, num_experts: int) -> Routes:
+def sort_by_expert(ids: Tensor, gates: Tensor, experts: ExpertShape) -> Routes:
     """Return the routes of tokens whose experts are ids and gates [tokens, top_k], on their device."""
     by_expert = torch.argsort(
         ids.flatten(), stable=True
     )  # no order but this one; past the last are identities
-    counts = torch.bincount(ids.flatten(), minlength=num_experts)
+    counts = torch.bincount(ids.flatten(), minlength=experts.num_experts)
+    rows = by_expert // ids.shape[1]
     return Routes(
-        rows=by_expert // ids.shape[1],
+        rows=rows,
+        inputs=by_expert if experts.own_inputs else rows,
         gates=gates.flatten()[by_expert],
         starts=[0, *counts.cumsum(0).tolist()],
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe4.calibration.activations import ResidentActivations, make_batches
 from moe4.errors import EvaluationError
 from moe4.forward.device import forward_mode
-from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_expert
+from moe4.forward.layer import LayerForward, Routes, in_token_order, input_rows, sort_by_expert
 from moe4.forward.weights import Weights, gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
@@ -31,7 +31,8 @@ class LayerPass:
 
     total: float32, to which experts are added: the layer's output without them [tokens, state_width], or
         zero [tokens, hidden] where their sum goes through more of the layer.
-    inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
+    inputs: of the experts, [tokens * inputs_per_token, hidden] in the compute dtype.
+    ids: int64 [tokens, top_k].
     """
 
     total: Tensor
@@ -43,6 +44,12 @@ class LayerPass:
         """Return (token numbers, gate weights) of one expert."""
         assert self.routes is not None
         return self.routes.of_expert(expert)
+
+    def inputs_of(self, expert: int) -> Tensor:
+        """Return the inputs of one expert, [its tokens, hidden], in the order of `rows_of`."""
+        assert self.routes is not None
+        assert self.inputs is not None
+        return self.inputs[self.routes.inputs_of(expert)]
 
 
 class Stream:
@@ -104,16 +111,18 @@ class Stream:
         adds = forward.adds_experts
         self._forward = None if adds else forward
         total = self._map("total", torch.float32, self._size if adds else shape.hidden_size).zero_()
-        inputs = self._map("inputs", self.network.compute_dtype, shape.hidden_size)
+        inputs = self._map(
+            "inputs", self.network.compute_dtype, shape.inputs_per_token * shape.hidden_size
+        ).view(-1, shape.hidden_size)
         chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         for batch in self._batches:
             rows, found = batch.token_rows.to(self._place), forward.attend(batch)
             if adds:
                 total[rows] = found.output.float().to(self._place)
-            inputs[rows] = found.inputs.to(self._place)
+            inputs[input_rows(rows, shape)] = found.inputs.to(self._place)
             chosen.append((rows, found.ids.to(self._place), found.gates.to(self._place)))
         ids, gates = in_token_order(chosen)
-        routes = sort_by_expert(ids, gates, shape.num_experts)
+        routes = sort_by_expert(ids, gates, shape)
         return LayerPass(total=total, inputs=inputs, ids=ids, routes=routes)
 
     def follow(self, other: "Stream", passed: LayerPass) -> LayerPass:
@@ -204,8 +213,9 @@ class Stream:
         return logits
 
     def keep(self, name: str, values: Tensor) -> Tensor:
-        """Return a copy of values [tokens, width], in a file of that name."""
-        return self._map(name, values.dtype, values.shape[1]).copy_(values)
+        """Return a copy of values [tokens or a multiple, width], in a file of that name."""
+        width = values.numel() // self.num_tokens
+        return self._map(name, values.dtype, width).view(values.shape).copy_(values)
 
     def scratch(self, name: str, width: int) -> Tensor:
         """Return zeros, float32 [tokens, width], in a file of that name."""

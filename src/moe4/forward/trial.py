@@ -171,10 +171,9 @@ def _run_by_layer(folder: Path) -> list[Tensor]:
         passed = stream.attend(layer)
         for expert in range(shape.num_experts if shape else 0):
             assert shape is not None
-            assert passed.inputs is not None
             rows, gates = passed.rows_of(expert)
             output = run_expert(
-                stream.expert_math(layer), expert, stream.load_expert(shape, expert), passed.inputs[rows]
+                stream.expert_math(layer), expert, stream.load_expert(shape, expert), passed.inputs_of(expert)
             )
             passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
         stream.finish_layer(passed)

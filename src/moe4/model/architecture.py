@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from moe4.config import ModelConfig
 from moe4.errors import Moe4Error, TensorError, UnsupportedModelError
-from moe4.model.experts import ExpertMath
+from moe4.model.experts import ExpertMath, takes_copies
 from moe4.model.layouts import FIRST_PROJECTIONS, find_first_projection, find_layout
 from moe4.model.names import PARTS, SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
-from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton
+from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton, find_decoder
 from moe4.model.surroundings import Call, Surroundings, compute_buffers, tail
 
 FUSED_BIASES = ("gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
@@ -53,7 +53,7 @@ class Network(Outline):
 
     def _describe(self, config: ModelConfig) -> None:
         """Find the parts of the model, their names in checkpoints, and how the layers are called."""
-        self._decoder: Any = self._model.get_decoder()
+        self._decoder: Any = find_decoder(self._model)
         self.config = self._decoder.config
         self.ties_head = bool(self._model.config.tie_word_embeddings)
         if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
@@ -81,7 +81,7 @@ class Network(Outline):
         self.ignored = () if config.is_checked else tuple(ignored)
         self._surroundings: dict[torch.device, Surroundings] = {}
         self._begins = not config.is_checked
-        self._tail = None if config.is_checked else tail(self._model)
+        self._tail = None if config.is_checked else tail(self._model, self._decoder)
         self.state_shape = self._find_state_shape()
 
     @property
@@ -298,6 +298,7 @@ class Network(Outline):
             hidden_size=hidden_size,
             width=width,
             num_identities=int(getattr(module, "zero_expert_num", 0)),
+            own_inputs=int(self.config.num_experts_per_tok) if takes_copies(module) else 0,
             prefix=self._text_prefix + prefix,
             module=name,
             leaves=leaves or {part: SIDE_BY_SIDE[part] for part in parts},

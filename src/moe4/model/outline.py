@@ -24,6 +24,8 @@ class ExpertShape:
     width: int
     num_identities: int = 0
     """Experts numbered past the last one, which give their input back."""
+    own_inputs: int = 0
+    """Experts of a token, where the router scales an input for each; 0 where all of them get the same."""
     prefix: str
     """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
     module: str = "mlp.experts"
@@ -44,6 +46,11 @@ class ExpertShape:
     def first_parts(self) -> tuple[Part, ...]:
         """Those of them that get the expert's input, and so share a Hessian: all but down."""
         return tuple(part for part in self.leaves if part != "down")
+
+    @property
+    def inputs_per_token(self) -> int:
+        """How many inputs [hidden] the experts get of each token."""
+        return self.own_inputs or 1
 
     @property
     def num_weights(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe4.config import ModelConfig
 from moe4.errors import UnsupportedModelError
@@ -73,6 +73,20 @@ def find_class(config: Any, architectures: list[str] | None) -> Any:
     raise UnsupportedModelError(
         f"transformers {transformers.__version__} has no {config.model_type} with a head for text"
     )
+
+
+def find_decoder(model: Any) -> Any:
+    """Return the part of a whole model that calls its decoder layers, one after another.
+
+    transformers' own answer may have a head, as in Llama-4; then it is the part of that with the embeddings.
+    Returns transformers' answer where nothing has a list of layers.
+    """
+    answer, embeddings = model.get_decoder(), model.get_input_embeddings()
+    for part in answer.modules():
+        has_layers = isinstance(getattr(part, "layers", None), nn.ModuleList)
+        if has_layers and hasattr(part, "get_input_embeddings") and part.get_input_embeddings() is embeddings:
+            return part
+    return answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,16 +161,18 @@ def _on_device(decoder: Any, module: nn.Module, device: torch.device) -> nn.Modu
     return found
 
 
-def tail(model: Any) -> Callable[[Tensor], Tensor] | None:
+def tail(model: Any, decoder: Any) -> Callable[[Tensor], Tensor] | None:
     """Return what a model does with its head's logits, [tokens, any]; None if it leaves them as they are."""
-    frame = copy.copy(model)
+    head, answer = model.get_output_embeddings(), _Answer()
+    owner = next(module for module in model.modules() if any(child is head for child in module.children()))
+    frame = copy.copy(owner)
     frame.__dict__["_modules"] = {}
-    head, base = model.get_output_embeddings(), model.base_model
-    for name, child in model._modules.items():
-        frame._modules[name] = nn.Identity() if child is head else _Answer() if child is base else child
+    for name, child in owner._modules.items():
+        holds_decoder = child is not None and any(part is decoder for part in child.modules())
+        frame._modules[name] = nn.Identity() if child is head else answer if holds_decoder else child
 
     def finish(logits: Tensor) -> Tensor:
-        frame._modules[model.base_model_prefix].logits = logits.unsqueeze(0)
+        answer.logits = logits.unsqueeze(0)
         found: Tensor = frame(input_ids=torch.zeros(1, len(logits), dtype=torch.int64)).logits
         return found[0]
 

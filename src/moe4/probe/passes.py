@@ -84,9 +84,8 @@ class ProbePasses:
         weights: the expert's, in the order of its parts, on the device, in the pass's dtype.
         """
         passed = self._passed[name]
-        assert passed.inputs is not None
-        rows, gates = passed.rows_of(expert)
-        inputs = passed.inputs[rows]
+        _, gates = passed.rows_of(expert)
+        inputs = passed.inputs_of(expert)
         return run_expert(self._maths[name], expert, weights, inputs) * gates.unsqueeze(1)
 
     def add(self, name: str, expert: int, output: Tensor) -> None:
@@ -105,6 +104,8 @@ class ProbePasses:
             assert passed.inputs is not None
             tensors[f"{name}-inputs"] = passed.inputs
             tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
+            if routes.inputs is not routes.rows:
+                tensors[f"{name}-numbers"] = routes.inputs
             tensors[f"{name}-starts"] = torch.tensor(routes.starts)
             biases = self._maths[name].biases
             tensors.update({f"{name}-{part}_bias": bias for part, bias in biases.items()})
@@ -119,6 +120,9 @@ class ProbePasses:
                 inputs=routing[key.replace("-starts", "-inputs")],
                 routes=Routes(
                     rows=routing[key.replace("-starts", "-rows")],
+                    inputs=routing.get(
+                        key.replace("-starts", "-numbers"), routing[key.replace("-starts", "-rows")]
+                    ),
                     gates=routing[key.replace("-starts", "-gates")],
                     starts=starts.tolist(),
                 ),

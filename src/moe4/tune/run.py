@@ -289,9 +289,10 @@ class _Run:
             passed, shape = stream.attend(layer), network.experts[layer]
             math = stream.expert_math(layer) if shape else None
             for expert in range(shape.num_experts if shape else 0):
-                assert shape is not None and math is not None and passed.inputs is not None
+                assert shape is not None and math is not None
                 rows, gates = passed.rows_of(expert)
-                output = run_expert(math, expert, stream.load_expert(shape, expert), passed.inputs[rows])
+                weights_of = stream.load_expert(shape, expert)
+                output = run_expert(math, expert, weights_of, passed.inputs_of(expert))
                 passed.total.index_add_(0, rows, gates[:, None] * output.to(passed.total.device))
             stream.finish_layer(passed)
         return stream.head()

@@ -56,7 +56,8 @@ def layer_inputs(model: Any) -> Iterator[list[torch.Tensor]]:
         hidden = arguments[0] if arguments else named["hidden_states"]
         seen.append(hidden[0].flatten(1))
 
-    layers = model.get_decoder().layers
+    decoder = model.get_decoder()
+    layers = (decoder.model if hasattr(decoder, "lm_head") else decoder).layers
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     yield seen
     for handle in handles:

@@ -89,7 +89,6 @@ def measure(
             shape = network.experts[layer]
             if shape is not None:
                 assert passed.ids is not None
-                assert passed.inputs is not None
                 top_k = passed.ids.shape[1]
                 index = owner.unsqueeze(1) * shape.num_experts + passed.ids
                 index = index[passed.ids < shape.num_experts]
@@ -100,7 +99,7 @@ def measure(
                 for expert in range(shape.num_experts):
                     rows, gates = passed.rows_of(expert)
                     matrices = stream.load_expert(shape, expert)
-                    output = run_expert(math, expert, matrices, passed.inputs[rows])
+                    output = run_expert(math, expert, matrices, passed.inputs_of(expert))
                     passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
             stream.finish_layer(passed)
             say(layer_done(layer, network.num_layers))

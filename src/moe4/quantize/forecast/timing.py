@@ -116,7 +116,8 @@ def _time_expert(
     for rows in inputs.pieces():
         inputs.write(rows, _random(rows.stop - rows.start, shape.hidden_size))
     total = ActivationStore(folder / "total", size, torch.float32, create=True)
-    routes = Routes(rows=torch.arange(tokens), gates=torch.ones(tokens), starts=[0, tokens])
+    numbers = torch.arange(tokens)
+    routes = Routes(rows=numbers, inputs=numbers, gates=torch.ones(tokens), starts=[0, tokens])
     routing = Routing(inputs=inputs, routes=routes)
     solver = HostSolver(bench, shape, layer, routing)
     started = time.perf_counter()
@@ -126,7 +127,7 @@ def _time_expert(
 
 def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> float:
     length = min(bench.recipe.calibration.max_sequence_tokens, num_tokens)
-    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config, bench.device)) // length * length)
+    tokens = max(length, min(num_tokens, batch_tokens(bench.network, bench.device)) // length * length)
     hidden_size = bench.network.state_width
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)

@@ -90,7 +90,7 @@ class HostSolver:
 
     def _inputs(self, expert: int, start: int) -> Tensor:
         """Return ROWS_AT_ONCE rows of an expert's input [tokens, hidden] from `start` on."""
-        rows, _ = self._routing.routes.of_expert(expert)
+        rows = self._routing.routes.inputs_of(expert)
         return self._routing.inputs.read(rows[start : start + ROWS_AT_ONCE]).to(self._bench.device)
 
     def _quantize(self, expert: int, stored: dict[Part, Stored], g: Tensor) -> tuple[Results, list[Tensor]]:

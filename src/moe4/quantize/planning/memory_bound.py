@@ -51,17 +51,18 @@ class MemoryNeed:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def batch_tokens(config: Any, device: "torch.device | None" = None) -> int:
+def batch_tokens(network: Outline, device: "torch.device | None" = None) -> int:
     """Return how many tokens run through a layer at once; without a device, on a CPU.
 
-    That depends on the config and the kind of device alone, since it decides the order of sums.
+    That depends on the network and the kind of device alone, since it decides the order of sums.
     """
     most = GPU_BATCH_BYTES if device is not None and device.type == "cuda" else BATCH_BYTES
-    return max(1, min(BATCH_TOKENS, most // token_bytes(config)))
+    return max(1, min(BATCH_TOKENS, most // token_bytes(network)))
 
 
-def token_bytes(config: Any) -> int:
+def token_bytes(network: Outline) -> int:
     """Return the bytes that one token of a batch needs inside a decoder layer, at most."""
+    config = network.config
     hidden = int(config.hidden_size)
     heads = int(config.num_attention_heads)
     nope = int(getattr(config, "qk_nope_head_dim", 0) or 0)
@@ -70,7 +71,16 @@ def token_bytes(config: Any) -> int:
     inner = max(int(getattr(config, "intermediate_size", 0) or 0), hidden)
     # Queries, keys, values and output of attention, some of them twice while heads are put in order; the
     # states with their float32 norms; gate, up and their product.
-    return 2 * (8 * heads * head + 3 * inner) + 16 * hidden
+    return 2 * (8 * heads * head + 3 * inner) + 16 * hidden + _copies_bytes(network)
+
+
+def _copies_bytes(network: Outline) -> int:
+    """Return the bytes of a token's copies for each expert, where the router scales one for each.
+
+    As repeated, as scaled, and what the experts answer.
+    """
+    sizes = [shape.num_experts * shape.hidden_size for shape in network.experts if shape and shape.own_inputs]
+    return 3 * network.item_bytes * max(sizes, default=0)
 
 
 def memory_need(
@@ -96,7 +106,7 @@ def memory_need(
     probed_expert = probe + (10 * shape.num_weights if probe_tokens else 0)  # in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
-        batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(config)
+        batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(network)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
     if plan.recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
@@ -105,11 +115,11 @@ def memory_need(
     if device is not None and device.type == "cuda":
         phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
-    tokens = min(num_tokens, max(batch_tokens(config), plan.recipe.calibration.max_sequence_tokens))
+    tokens = min(num_tokens, max(batch_tokens(network), plan.recipe.calibration.max_sequence_tokens))
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
     mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
     phases["a layer's attention"] = (
-        max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
+        max(layers) + 7 * largest + tokens * token_bytes(network) + _stage_bytes(plan) + mapped
     )
     solving = _solve_bytes(shape, item, num_tokens)
     kept = _kept_bytes(plan, network, checkpoint)
@@ -184,7 +194,8 @@ def disk_need(
     for shard in plan.shards:
         needed += 0 if (there / shard.file_name).is_file() else shard.num_bytes
     # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
-    per_value = 4 * network.item_bytes + 4
+    most = max(shape.inputs_per_token for shape in network.experts if shape)
+    per_value = (3 + most) * network.item_bytes + 4
     values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
     return needed + int(network.config.hidden_size) * values
 
