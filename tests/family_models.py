@@ -134,6 +134,25 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "image_size": 56,
         },
     },
+    "deepseek_v4": {
+        "layer_types": [
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "hash_moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "partial_rotary_factor": 0.5,
+        "sliding_window": 16,
+        "o_groups": 2,
+        "o_lora_rank": 32,
+        "index_n_heads": 16,
+        "index_head_dim": 64,
+        "index_topk": 4,
+        "hc_mult": 2,
+    },
     "llama4": {
         "text_config": {
             "intermediate_size": 96,  # as for gpt_oss
@@ -205,6 +224,9 @@ def make_model(family: str, dtype: torch.dtype = torch.bfloat16) -> Any:
         for name, tensor in model.named_parameters():
             if tensor.ndim == 1 and not name.endswith(("A_log", "dt_bias")):
                 tensor += 0.1 * torch.randn_like(tensor)
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # of each token id, different experts
+                table.copy_(torch.rand(len(table), config.n_routed_experts).argsort(1)[:, : table.shape[1]])
     return model.eval()
 
 
@@ -236,7 +258,10 @@ def write_twin(release_weights: dict[str, torch.Tensor], source: Path, release: 
         with safe_open(shard, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 stored[name] = torch.Size(file.get_slice(name).get_shape())
-    weights = {name: weight.float() for name, weight in release_weights.items()}
+    weights = {
+        name: weight.float() if weight.is_floating_point() else weight
+        for name, weight in release_weights.items()
+    }
     for name in stored.keys() - weights.keys():
         is_interleaved = config["model_type"] == "gpt_oss"
         weights[name] = _fuse(name, stored[name], weights, is_interleaved=is_interleaved)

@@ -327,6 +327,7 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "qwen3_5_moe_text",
         "qwen3_vl_moe",
         "deepseek_v32",
+        "deepseek_v4",
         "glm_moe_dsa",
         "gpt_oss",
         "mistral4",

@@ -69,10 +69,20 @@ class LayerForward:
     """A layer as it is built, run over hidden states [tokens, state_width], batch by batch."""
 
     def __init__(
-        self, network: Network, layer: int, module: nn.Module, hidden: Activations, device: torch.device
+        self,
+        network: Network,
+        layer: int,
+        module: nn.Module,
+        hidden: Activations,
+        tokens: Tensor,
+        device: torch.device,
     ) -> None:
+        """Prepare the layer `layer` of `network`, which `module` is, on `device`.
+
+        hidden: its inputs. tokens: their token ids, int64 [tokens].
+        """
         self._network, self._layer, self._module = network, layer, module
-        self._hidden, self._device = hidden, device
+        self._hidden, self._tokens, self._device = hidden, tokens, device
 
     @cached_property
     def adds_experts(self) -> bool:
@@ -92,7 +102,7 @@ class LayerForward:
 
         def run(scale: float) -> Tensor:
             self._set_capture(lambda *_: scale * ones.cumsum(1).cos())
-            return self._call(states).double()
+            return self._call(states, torch.zeros(shape[:2], dtype=torch.int64)).double()
 
         with forward_mode():
             found = run(8.0) - run(2.0)
@@ -103,8 +113,8 @@ class LayerForward:
         """Return the layer's output for a batch's real tokens, [tokens, state_width] in the compute dtype."""
         with forward_mode():
             states = batch.gather(self._hidden, self._device)
-            output = self._call(states.view(*states.shape[:2], *self._network.state_shape))
-            return batch.select(output.flatten(2))
+            states = states.view(*states.shape[:2], *self._network.state_shape)
+            return batch.select(self._call(states, self._ids(batch, self._tokens)).flatten(2))
 
     def attend(self, batch: Batch) -> Attended:
         """Run a layer with routed experts up to them, and tell what they are to do."""
@@ -137,11 +147,13 @@ class LayerForward:
         self._set_capture(give)
         return self.run(batch)
 
-    def through(self, batch: Batch, states: Tensor, experts: SumExperts | None) -> Tensor:
+    def through(self, batch: Batch, states: Tensor, tokens: Tensor, experts: SumExperts | None) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, state_width] like `states`.
 
         Whoever calls decides on gradients: it is differentiable in the states and in whatever `experts` uses,
         which gives the experts' sum; None for a layer without them.
+
+        tokens: the ids of the text that the batch is of, int64 [tokens].
         """
         is_token = batch.is_token.flatten().to(states.device)
         places = is_token.nonzero()[:, 0]
@@ -158,8 +170,8 @@ class LayerForward:
 
         if experts is not None:
             self._set_capture(give)
-        output = self._call(states[which].view(*batch.rows.shape, *self._network.state_shape))
-        return batch.select(output.flatten(2))
+        states = states[which].view(*batch.rows.shape, *self._network.state_shape)
+        return batch.select(self._call(states, self._ids(batch, tokens)).flatten(2))
 
     @property
     def _experts(self) -> ExpertShape:
@@ -167,10 +179,14 @@ class LayerForward:
         assert shape is not None
         return shape
 
-    def _call(self, states: Tensor) -> Tensor:
+    def _ids(self, batch: Batch, tokens: Tensor) -> Tensor | None:
+        """Return a batch's token ids, int64 [batch, longest], if layers need them; padding has token 0's."""
+        return tokens[batch.rows.clamp(min=0)] if self._network.needs_ids else None
+
+    def _call(self, states: Tensor, ids: Tensor | None) -> Tensor:
         """Return the layer's output for hidden states [batch, length, ...]."""
         batch, length = states.shape[:2]
-        arguments, named = self._network.calls(batch, length, self._device)[self._layer]
+        arguments, named = self._network.calls(batch, length, self._device, ids)[self._layer]
         output = self._module(states, *arguments, **named)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden

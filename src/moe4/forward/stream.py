@@ -101,7 +101,8 @@ class Stream:
         module: the layer as `build_layer` gives it, here or to another pass of the same weights and network.
         """
         module = module or self.build_layer(layer)
-        forward = LayerForward(self.network, layer, module, ResidentActivations(self.hidden), self._device)
+        hidden = ResidentActivations(self.hidden)
+        forward = LayerForward(self.network, layer, module, hidden, self._tokens, self._device)
         shape = self.network.experts[layer]
         if shape is None:
             total = self._map("total", torch.float32, self._size)

@@ -19,6 +19,7 @@ from moe4.model.outline import Outline
 
 Kind = Literal["needed", "extra", "computed", "unknown"]
 PATTERNS_SHOWN = 4
+INTEGER_DTYPES = ("I64", "I32")
 # Buffers that every loader computes from the config, and old versions of transformers saved.
 COMPUTED = re.compile(r"(.*\.)?rotary(_pos)?_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
 FUSED = re.compile(r".*\.experts\.(?!\d+\.)\w+(\.weight)?")
@@ -46,6 +47,7 @@ class Accounting:
             for number in range(experts.num_identities)
             for name in experts.weight_names(experts.num_experts + number)
         }
+        self._integers = network.integers
         self._ignored = [re.compile(pattern) for pattern in network.ignored]
         self._tied_head = {network.names.head} - self.needed.keys()
 
@@ -89,8 +91,7 @@ class Accounting:
             )
         there = [name for name in self.needed if name in stored]
         misshapen = [name for name in there if stored[name].shape != self.needed[name]]
-        readable = {*PLAIN_DTYPES, *FP8_DTYPES}
-        unreadable = [name for name in there if stored[name].dtype not in readable]
+        unreadable = [name for name in there if stored[name].dtype not in self._readable(name)]
         problems: list[CheckpointError] = [
             *(self._missing(names, unlisted) for names in _alike(missing)),
             *(self._misshapen(names, stored) for names in _alike(misshapen)),
@@ -119,8 +120,16 @@ class Accounting:
     def _unreadable(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
         return TensorError(
             f"{names[0]} has the dtype {stored[names[0]].dtype}{_and_others(names)}; "
-            f"expected {', '.join(PLAIN_DTYPES)} or a quantized form"
+            f"expected {self._describe_readable(names[0])}"
         )
+
+    def _readable(self, name: str) -> tuple[str, ...]:
+        return INTEGER_DTYPES if name in self._integers else (*PLAIN_DTYPES, *FP8_DTYPES)
+
+    def _describe_readable(self, name: str) -> str:
+        if name in self._integers:
+            return " or ".join(INTEGER_DTYPES)
+        return f"{', '.join(PLAIN_DTYPES)} or a quantized form"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

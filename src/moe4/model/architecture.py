@@ -20,7 +20,7 @@ from moe4.model.layouts import FIRST_PROJECTIONS, find_first_projection, find_la
 from moe4.model.names import PARTS, SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton, find_decoder
-from moe4.model.surroundings import Call, Surroundings, compute_buffers, tail
+from moe4.model.surroundings import Call, Surroundings, answer_as_asked, compute_buffers, tail
 
 FUSED_BIASES = ("gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 BEGIN_TOKENS = 256  # through what a decoder does before its first layer, at once
@@ -76,6 +76,13 @@ class Network(Outline):
             raise UnsupportedModelError(f"{config.where}: no layer of this model has routed experts")
         self._layers = [dict(self._list_layer(layer)) for layer in range(self.num_layers)]
         self._ending = self._find_ending()
+        self.integers = frozenset(
+            name
+            for stored in self._layers
+            for tensor in stored.values()
+            if not tensor.dtype.is_floating_point
+            for name in tensor.pieces
+        )
         self.names = self._find_names()
         ignored = self._model._keys_to_ignore_on_load_unexpected or ()
         self.ignored = () if config.is_checked else tuple(ignored)
@@ -89,9 +96,17 @@ class Network(Outline):
         """Values of a token between layers."""
         return self.state_shape.numel()
 
-    def calls(self, batch: int, length: int, device: torch.device) -> list[Call]:
-        """Return what each layer gets beside hidden states [batch, length, ...]."""
-        return self._around(device).calls(batch, length)
+    @property
+    def needs_ids(self) -> bool:
+        """Whether layers get something that depends on the token ids."""
+        return self._around(torch.device("cpu")).needs_ids
+
+    def calls(self, batch: int, length: int, device: torch.device, ids: Tensor | None = None) -> list[Call]:
+        """Return what each layer gets beside hidden states [batch, length, ...].
+
+        ids: of the tokens, int64 [batch, length]; only where `needs_ids`.
+        """
+        return self._around(device).calls(batch, length, ids)
 
     def begin(self, embeddings: Tensor) -> Tensor:
         """Return the first layer's input [tokens, state_width] for embeddings [tokens, hidden]."""
@@ -111,25 +126,24 @@ class Network(Outline):
         state = {}
         for local, stored in self._layers[layer].items():
             if not self._is_of_experts(layer, local):
-                keep = any(part in local for part in self._fp32_names)
-                tensor = self._read(stored, load)
-                state[local] = tensor.to(device=device, dtype=torch.float32 if keep else self.compute_dtype)
+                state[local] = self._read(stored, load).to(device=device, dtype=self._dtype_of(local, stored))
         module.load_state_dict(state, strict=False, assign=True)
         experts = self.experts[layer]
         for name, part in module.named_modules():
             is_expert = experts is not None and f"{name}.".startswith(f"{experts.module}.")
             if not is_expert:
                 compute_buffers(self._decoder, part, device)
+        answer_as_asked(module, self._fp32_names)
         return module.eval().requires_grad_(False)
 
     def build_ending(self, load: Callable[[str], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return what stands between the last layer's output [tokens, state_width] and the head."""
         state = {
-            name: self._read(stored, load).to(device=device, dtype=self.compute_dtype)
+            name: self._read(stored, load).to(device=device, dtype=self._dtype_of(name, stored))
             for name, stored in self._ending.items()
         }
         around = Surroundings(self._decoder, device)
-        around.load_ending(state)
+        around.load_ending(state, self._fp32_names)
         return lambda states: around.end(states.view(-1, *self.state_shape))
 
     def finish_logits(self, logits: Tensor) -> Tensor:
@@ -188,6 +202,13 @@ class Network(Outline):
 
         return stored.join(checked)
 
+    def _dtype_of(self, local: str, stored: StoredAs) -> torch.dtype:
+        """Return the dtype that one of the decoder's tensors is computed in."""
+        if not stored.dtype.is_floating_point:
+            return stored.dtype
+        keeps = any(part in local for part in self._fp32_names)
+        return torch.float32 if keeps else self.compute_dtype
+
     def _is_of_experts(self, layer: int, local: str) -> bool:
         experts = self.experts[layer]
         return experts is not None and local.startswith(f"{experts.module}.")
@@ -208,7 +229,7 @@ class Network(Outline):
         """Return what is stored for one of the decoder's tensors."""
         found = self._stored.of(self._path + local, tensor)
         pieces = {self._text_prefix + name: shape for name, shape in found.pieces.items()}
-        return StoredAs(pieces=pieces, dim=found.dim)
+        return replace(found, pieces=pieces)
 
     def _find_ending(self) -> dict[str, StoredAs]:
         embedding = self._decoder.get_input_embeddings()

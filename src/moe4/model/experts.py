@@ -100,8 +100,9 @@ class ExpertMath:
     def run(self, expert: int | slice, inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Return an expert's output [tokens, hidden] for inputs [tokens, hidden].
 
-        weights: [out, in] of each of its parts, down last, of one dtype and device with the inputs. Of several
-        experts, each with as many tokens, inputs are [experts, tokens, hidden] and weights [experts, out, in].
+        weights: [out, in] of each of its parts, down last, of one dtype and device with the inputs.
+        Of several experts, each with as many tokens: inputs [experts, tokens, hidden], weights [experts, out,
+        in].
         """
         *first, down = weights
         return self.output(expert, self.inner(expert, [inputs @ weight.mT for weight in first]) @ down.mT)

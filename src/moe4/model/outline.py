@@ -85,6 +85,13 @@ class Outline(ABC):
     num_layers: int
     item_bytes: int
     experts: list[ExpertShape | None]
+    integers: frozenset[str] = frozenset()
+    """Tensors of whole numbers, such as a table of experts by token id."""
+
+    @property
+    def state_width(self) -> int:
+        """Values of a token between layers."""
+        return int(self.config.hidden_size)
 
     @property
     def embedding_name(self) -> str:

@@ -91,9 +91,13 @@ def find_decoder(model: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAs:
-    """The tensors that a checkpoint holds for one of a module's: several are parts of it along `dim`."""
+    """The tensors that a checkpoint holds for one of a module's: several are parts of it along `dim`.
+
+    dtype: of the module's.
+    """
 
     pieces: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
     dim: int = 0
 
     def join(self, load: Callable[[str], Tensor]) -> Tensor:
@@ -122,12 +126,12 @@ class StoredNames:
         pieces = self._revert(name, tensor)
         shapes = {stored: tuple(piece.shape) for stored, piece in pieces.items()}
         if len(shapes) == 1 and next(iter(shapes.values())) == tuple(tensor.shape):
-            return StoredAs(pieces=shapes)
+            return StoredAs(pieces=shapes, dtype=tensor.dtype)
         for dim, size in enumerate(tensor.shape):
             rest = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes.values()}
             same = rest == {(*tensor.shape[:dim], *tensor.shape[dim + 1 :])}
             if same and sum(shape[dim] for shape in shapes.values()) == size:
-                return StoredAs(pieces=shapes, dim=dim)
+                return StoredAs(pieces=shapes, dtype=tensor.dtype, dim=dim)
         raise UnsupportedModelError(f"{name} is stored as {', '.join(shapes)}, which moe4 cannot join")
 
     def of_experts(self, name: str, tensor: Tensor) -> dict[str, tuple[int, ...]]:

@@ -48,8 +48,8 @@ class TunedExperts:
     def sum(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
         """Return the experts' weighted sum, float32 [tokens, hidden].
 
-        inputs: float32 [tokens * inputs_per_token, hidden]; ids: int64 [tokens, top_k]; gates: float32 [tokens,
-        top_k].
+        inputs: float32 [tokens * inputs_per_token, hidden].
+        ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
         """
         return self._sum_padded(inputs, ids, gates) if self._padded_bytes else self._sum(inputs, ids, gates)
 

@@ -133,7 +133,7 @@ def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> 
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)
     hidden.write(slice(0, tokens), _random(tokens, hidden_size))
     module = bench.network.build_layer(layer, bench.checkpoint.load, bench.device)
-    runner = LayerRunner(bench, layer, module, [length] * (tokens // length), hidden)
+    runner = LayerRunner(bench, layer, module, [[0] * length] * (tokens // length), hidden)
     runner.ignore_experts()
     batch: Batch = runner.batches[0]
     runner.run(Batch(rows=batch.rows[:1]))

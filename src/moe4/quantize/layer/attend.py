@@ -5,6 +5,7 @@ The batches are the same whatever the number of ranks; each is run whole by one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -42,12 +43,23 @@ class LayerRunner:
     """Runs a built layer over the activation store, batch by batch."""
 
     def __init__(
-        self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: Activations
+        self,
+        bench: Workbench,
+        layer: int,
+        module: nn.Module,
+        sequences: Sequence[Sequence[int]],
+        hidden: Activations,
     ) -> None:
+        """Prepare to run the layer `layer`, which `module` is.
+
+        sequences: token ids. hidden: the layer's inputs, of all tokens one after another.
+        """
         self.layer, self.module = layer, module
+        lengths = [len(sequence) for sequence in sequences]
         self.batches = list(make_batches(lengths, batch_tokens(bench.network, bench.device)))
         self._bench = bench
-        self._forward = LayerForward(bench.network, layer, module, hidden, bench.device)
+        tokens = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64)
+        self._forward = LayerForward(bench.network, layer, module, hidden, tokens, bench.device)
 
     def run(self, batch: Batch) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""

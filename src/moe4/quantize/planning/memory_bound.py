@@ -71,7 +71,8 @@ def token_bytes(network: Outline) -> int:
     inner = max(int(getattr(config, "intermediate_size", 0) or 0), hidden)
     # Queries, keys, values and output of attention, some of them twice while heads are put in order; the
     # states with their float32 norms; gate, up and their product.
-    return 2 * (8 * heads * head + 3 * inner) + 16 * hidden + _copies_bytes(network)
+    states = 16 * network.state_width
+    return 2 * (8 * heads * head + 3 * inner) + states + _copies_bytes(network)
 
 
 def _copies_bytes(network: Outline) -> int:
@@ -102,7 +103,7 @@ def memory_need(
     shape = next(filter(None, network.experts))
     weights = shape.hidden_size * shape.width
     stored = max(_stored_bytes(checkpoint, shape))
-    probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
+    probe = probe_tokens * network.state_width * PROBE_BYTES
     probed_expert = probe + (10 * shape.num_weights if probe_tokens else 0)  # in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
@@ -117,7 +118,7 @@ def memory_need(
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
     tokens = min(num_tokens, max(batch_tokens(network), plan.recipe.calibration.max_sequence_tokens))
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
-    mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
+    mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * network.state_width * FLOAT_BYTES)
     phases["a layer's attention"] = (
         max(layers) + 7 * largest + tokens * token_bytes(network) + _stage_bytes(plan) + mapped
     )
@@ -197,7 +198,7 @@ def disk_need(
     most = max(shape.inputs_per_token for shape in network.experts if shape)
     per_value = (3 + most) * network.item_bytes + 4
     values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
-    return needed + int(network.config.hidden_size) * values
+    return needed + network.state_width * values
 
 
 def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:

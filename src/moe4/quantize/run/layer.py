@@ -82,11 +82,13 @@ def quantize_layer_gptq(
     bench: Workbench,
     plan: ShardPlan,
     writer: ShardWriter | None,
-    lengths: Sequence[int],
+    sequences: Sequence[Sequence[int]],
     hidden: Activations,
     work: Path,
 ) -> tuple[LayerRecord, Activations | None]:
     """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
+
+    sequences: the token ids of calibration.
 
     The output, float32 [tokens, hidden], is that of the quantized layer, on a GPU or mapped in `work`.
     Only rank 0 has a writer, and returns a whole record and an output.
@@ -96,7 +98,7 @@ def quantize_layer_gptq(
     _read_ahead(bench, layer)
     reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, bench.ahead)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
-    runner = LayerRunner(bench, layer, module, lengths, hidden)
+    runner = LayerRunner(bench, layer, module, sequences, hidden)
     for stage in plan.linear_stages:
         _quantize_linears(bench, plan, stage, runner, reader, writer, record)
     reader.copy_rest()
