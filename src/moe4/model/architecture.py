@@ -6,7 +6,7 @@ checkpoint.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,13 @@ class Network(Outline):
     Raises UnsupportedModelError for a model that cannot be streamed.
     """
 
-    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype, stored: Collection[str] = ()) -> None:
+        """Build the skeleton of the model that `config` describes, to be computed in `compute_dtype`.
+
+        stored: the unquantized names of the checkpoint's tensors, which may be other than transformers'.
+        """
         self.compute_dtype, self.item_bytes = compute_dtype, compute_dtype.itemsize
+        self._source = config, () if config.is_checked else stored
         config.require_complete()
         whole = build_config(config)
         self.adds_experts = config.is_checked
@@ -67,7 +72,7 @@ class Network(Outline):
             )
         self.num_layers = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(self._model._keep_in_fp32_modules_strict or ())
-        self._stored = StoredNames(self._model)
+        self._stored = StoredNames(self._model, self._source[1])
         prefixes = {id(module): name for name, module in self._model.named_modules()}
         self._path = f"{prefixes[id(self._decoder)]}."
         self._text_prefix = config.text_prefix
@@ -90,6 +95,11 @@ class Network(Outline):
         self._begins = not config.is_checked
         self._tail = None if config.is_checked else tail(self._model, self._decoder)
         self.state_shape = self._find_state_shape()
+
+    def in_dtype(self, compute_dtype: torch.dtype) -> "Network":
+        """Return the same network, to be computed in another dtype."""
+        config, stored = self._source
+        return Network(config, compute_dtype, stored)
 
     @property
     def state_width(self) -> int:

@@ -49,7 +49,7 @@ class ProbePasses:
         whole, self._last_rows = join_prefixes(sequences)
         passes = {name: (weights, network) for name, weights in models.items()}
         if "released" in models:
-            passes[ROUNDED] = (models["released"], Network(models["released"].config, torch.bfloat16))
+            passes[ROUNDED] = (models["released"], network.in_dtype(torch.bfloat16))
         self.streams = {
             name: Stream(
                 weights,

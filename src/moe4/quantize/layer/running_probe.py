@@ -182,7 +182,7 @@ class RunningProbe:
 
     def _begin(self, layer: int) -> ProbePasses:
         """Return passes that stand before a layer: the tokens are embedded, or its inputs read."""
-        network = Network(self._checkpoint.config, torch.float32)
+        network = Network(self._checkpoint.config, torch.float32, self._checkpoint.specs)
         weights: dict[str, Weights] = {
             name: _RunWeights(self, name == "released") for name in MODELS if self._ranks.is_first
         }
