@@ -71,12 +71,16 @@ class _Recording:
 class _Embedded(nn.Module):
     """Stands for the embeddings: answers with some that were made before."""
 
-    def __init__(self, embeddings: Tensor) -> None:
+    def __init__(self, embedding: nn.Module, answer: Tensor) -> None:
         super().__init__()
-        self.embeddings = embeddings
+        self.__dict__["_embedding"], self.__dict__["weight"] = embedding, answer  # a weight tells its device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_embedding"], name)
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
-        return self.embeddings
+        answer: Tensor = self.weight
+        return answer
 
 
 class _NotInTurnError(Exception):
@@ -91,7 +95,7 @@ class Surroundings:
         self._width, self._dtype = int(decoder.config.hidden_size), decoder.dtype
         self._layers = list(decoder.layers)
         frame = copy.copy(decoder)
-        embedding = decoder.get_input_embeddings()
+        self._embeddings = embedding = decoder.get_input_embeddings()
         frame.__dict__["_modules"] = {
             name: child
             if child is None or child is embedding or child is decoder.layers
@@ -163,7 +167,8 @@ class Surroundings:
         text = {"inputs_embeds": embeddings}
         if ids is not None:
             assert self._embedding is not None
-            text, self._frame._modules[self._embedding] = {"input_ids": ids}, _Embedded(embeddings)
+            text = {"input_ids": ids}
+            self._frame._modules[self._embedding] = _Embedded(self._embeddings, embeddings)
         for pairs in (False, True):
             recording = _Recording(len(self._layers), output, answers_pairs=pairs)
             recorders = (_Recorder(layer, recording, number) for number, layer in enumerate(self._layers))
