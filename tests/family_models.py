@@ -174,6 +174,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "projector_output_dim": 64,
         },
     },
+    "llama4_text": {"intermediate_size": 96, "intermediate_size_mlp": 64, "moe_layers": [1, 2]},
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
         "moe_shared_expert_intermediate_size": 32,
@@ -192,11 +193,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(family: str) -> Any:
-    """Return transformers' config of a small model of the family."""
+def make_config(family: str, **more: Any) -> Any:
+    """Return transformers' config of a small model of the family; `more` are fields of it."""
     from transformers import AutoConfig
 
-    overrides = OVERRIDES.get(family, {})
+    overrides = {**OVERRIDES.get(family, {}), **more}
     default = AutoConfig.for_model(family)
     if "text_config" not in overrides:
         return AutoConfig.for_model(family, **_sizes(default, overrides))
@@ -209,15 +210,15 @@ def _sizes(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def make_model(family: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+def make_model(family: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> Any:
     """Return a random model: norms and biases differ from 1 and 0, so that one left out is seen."""
     import transformers
 
-    config = make_config(family)
-    name = type(config).__name__.removesuffix("Config")
-    kind = getattr(transformers, f"{name}ForConditionalGeneration", None) or getattr(
-        transformers, f"{name}ForCausalLM"
-    )
+    config = make_config(family, **more)
+    name = type(config).__name__.removesuffix("Config").removesuffix("Text")
+    kind = getattr(transformers, f"{name}ForConditionalGeneration", None)
+    if kind is None or kind.config_class is not type(config):
+        kind = getattr(transformers, f"{name}ForCausalLM")
     torch.manual_seed(0)
     model = kind._from_config(config, dtype=dtype)
     with torch.no_grad():
@@ -230,9 +231,9 @@ def make_model(family: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.eval()
 
 
-def write_source(folder: Path, family: str) -> Path:
+def write_source(folder: Path, family: str, **more: Any) -> Path:
     """Have transformers save a random model, and give it k2-tiny's tokenizer."""
-    make_model(family).save_pretrained(folder)
+    make_model(family, **more).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE_MODEL / name, folder)
     return folder

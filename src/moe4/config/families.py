@@ -342,6 +342,7 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "step3p7",
         "kimi_linear",
         "llama4",
+        "llama4_text",
         "nemotron_h",
     ]
 )
