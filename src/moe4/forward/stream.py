@@ -156,6 +156,23 @@ class Stream:
         self.hidden.copy_(total)
         self._forward = self._completed = None
 
+    def run_layer(self, layer: int) -> None:
+        """Run a whole layer, so that its output is the next layer's input."""
+        passed = self.attend(layer)
+        self.add_experts(layer, passed)
+        self.finish_layer(passed)
+
+    def add_experts(self, layer: int, passed: LayerPass) -> None:
+        """Run a layer's routed experts, one after another, and add what they give to the layer's `total`."""
+        shape = self.network.experts[layer]
+        math = self.expert_math(layer) if shape else None
+        for expert in range(shape.num_experts if shape else 0):
+            assert shape is not None
+            assert math is not None
+            rows, gates = passed.rows_of(expert)
+            output = run_expert(math, expert, self.load_expert(shape, expert), passed.inputs_of(expert))
+            passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
+
     def expert_math(self, layer: int) -> ExpertMath:
         """Return what a layer's experts compute beside products."""
         return self.network.expert_math(layer, self.weights.load, self._device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from moe4.arguments import argument
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, UnsupportedModelError
-from moe4.forward.stream import Stream, run_expert
+from moe4.forward.stream import Stream
 from moe4.forward.weights import open_model
 from moe4.model.skeleton import build_config, find_class
 
@@ -167,15 +167,7 @@ def _run_by_layer(folder: Path) -> list[Tensor]:
     weights, network = open_model(folder, torch.float32, family_as_is=True)
     stream = Stream(weights, network, SEQUENCES, None, torch.device("cpu"))
     stream.embed()
-    for layer, shape in enumerate(network.experts):
-        passed = stream.attend(layer)
-        for expert in range(shape.num_experts if shape else 0):
-            assert shape is not None
-            rows, gates = passed.rows_of(expert)
-            output = run_expert(
-                stream.expert_math(layer), expert, stream.load_expert(shape, expert), passed.inputs_of(expert)
-            )
-            passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
-        stream.finish_layer(passed)
+    for layer in range(network.num_layers):
+        stream.run_layer(layer)
     rows_of = torch.arange(stream.num_tokens)
     return list(torch.split(stream.head()(rows_of), [len(tokens) for tokens in SEQUENCES]))
