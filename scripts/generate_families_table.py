@@ -32,6 +32,7 @@ MODELS = {
     "deepseek_v2": "DeepSeek-V2, V2-Lite",
     "deepseek_v3": "DeepSeek-V3, V3.1, R1",
     "deepseek_v32": "DeepSeek-V3.2",
+    "deepseek_v4": "DeepSeek-V4",
     "dots1": "dots.llm1",
     "ernie4_5_moe": "ERNIE-4.5",
     "flex_olmo": "FlexOlmo",
@@ -45,11 +46,14 @@ MODELS = {
     "kimi_k2": "Kimi-K2",
     "kimi_k25": "Kimi-K2.5, K2.6; the vision tower is copied",
     "kimi_linear": "Kimi-Linear",
+    "llama4": "Llama 4 Scout, Maverick; the vision tower is copied",
+    "llama4_text": "Llama 4, text alone",
     "longcat_flash": "LongCat-Flash",
     "mimo_v2_flash": "MiMo-V2-Flash",
     "minimax_m2": "MiniMax-M2",
     "mistral4": "Mistral Small 4's text model",
     "mixtral": "Mixtral",
+    "nemotron_h": "Nemotron 3 Nano, Super",
     "olmoe": "OLMoE",
     "phimoe": "Phi-3.5-MoE",
     "qwen2_moe": "Qwen1.5-MoE, Qwen2-MoE",
@@ -62,12 +66,6 @@ MODELS = {
     "step3p7": "Step-3.7-Flash; the vision tower is copied",
 }
 """The models that people know a family by."""
-NOT_YET = {
-    "deepseek_v4": "its first layers route by token ids, which moe4 does not hand to layers",
-    "llama4": "its experts get inputs that are scaled by the router, one copy of the tokens for each",
-    "nemotron_h": "its experts have no gate projection",
-}
-"""Families that transformers has and moe4 does not take, and why."""
 
 
 def names_in(path: Path, variable: str) -> set[str]:
@@ -95,8 +93,6 @@ def render() -> str:
         equal = "equal" if family in tested else "not tested"
         vllm = "equal" if family in served else "not tested"
         lines.append(f"| `{family}` | {MODELS[family]} | {config} | {equal} | {vllm} |")
-    lines += ["", "Not taken, by name:", ""]
-    lines += [f"- `{family}`: {reason}." for family, reason in NOT_YET.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -134,6 +134,56 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "image_size": 56,
         },
     },
+    "deepseek_v4": {
+        "layer_types": [
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "hash_moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "partial_rotary_factor": 0.5,
+        "sliding_window": 16,
+        "o_groups": 2,
+        "o_lora_rank": 32,
+        "index_n_heads": 16,
+        "index_head_dim": 64,
+        "index_topk": 4,
+        "hc_mult": 2,
+    },
+    "llama4": {
+        "text_config": {
+            "intermediate_size": 96,  # as for gpt_oss
+            "intermediate_size_mlp": 64,
+            "moe_layers": [1, 2],
+            "no_rope_layers": [1, 0, 1],
+            "attention_chunk_size": 16,
+            "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+            "floor_scale": 4,
+        },
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "vision_output_dim": 64,
+            "projector_input_dim": 64,
+            "projector_output_dim": 64,
+        },
+    },
+    "llama4_text": {"intermediate_size": 96, "intermediate_size_mlp": 64, "moe_layers": [1, 2]},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+        "moe_shared_expert_intermediate_size": 32,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "chunk_size": 16,
+    },
     "kimi_linear": {
         **LATENT,
         "linear_num_heads": 2,
@@ -143,11 +193,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(family: str) -> Any:
-    """Return transformers' config of a small model of the family."""
+def make_config(family: str, **more: Any) -> Any:
+    """Return transformers' config of a small model of the family; `more` are fields of it."""
     from transformers import AutoConfig
 
-    overrides = OVERRIDES.get(family, {})
+    overrides = {**OVERRIDES.get(family, {}), **more}
     default = AutoConfig.for_model(family)
     if "text_config" not in overrides:
         return AutoConfig.for_model(family, **_sizes(default, overrides))
@@ -160,27 +210,30 @@ def _sizes(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def make_model(family: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+def make_model(family: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> Any:
     """Return a random model: norms and biases differ from 1 and 0, so that one left out is seen."""
     import transformers
 
-    config = make_config(family)
-    name = type(config).__name__.removesuffix("Config")
-    kind = getattr(transformers, f"{name}ForConditionalGeneration", None) or getattr(
-        transformers, f"{name}ForCausalLM"
-    )
+    config = make_config(family, **more)
+    name = type(config).__name__.removesuffix("Config").removesuffix("Text")
+    kind = getattr(transformers, f"{name}ForConditionalGeneration", None)
+    if kind is None or kind.config_class is not type(config):
+        kind = getattr(transformers, f"{name}ForCausalLM")
     torch.manual_seed(0)
     model = kind._from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if tensor.ndim == 1 and not name.endswith(("A_log", "dt_bias")):
                 tensor += 0.1 * torch.randn_like(tensor)
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # of each token id, different experts
+                table.copy_(torch.rand(len(table), config.n_routed_experts).argsort(1)[:, : table.shape[1]])
     return model.eval()
 
 
-def write_source(folder: Path, family: str) -> Path:
+def write_source(folder: Path, family: str, **more: Any) -> Path:
     """Have transformers save a random model, and give it k2-tiny's tokenizer."""
-    make_model(family).save_pretrained(folder)
+    make_model(family, **more).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE_MODEL / name, folder)
     return folder
@@ -206,7 +259,10 @@ def write_twin(release_weights: dict[str, torch.Tensor], source: Path, release: 
         with safe_open(shard, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 stored[name] = torch.Size(file.get_slice(name).get_shape())
-    weights = {name: weight.float() for name, weight in release_weights.items()}
+    weights = {
+        name: weight.float() if weight.is_floating_point() else weight
+        for name, weight in release_weights.items()
+    }
     for name in stored.keys() - weights.keys():
         is_interleaved = config["model_type"] == "gpt_oss"
         weights[name] = _fuse(name, stored[name], weights, is_interleaved=is_interleaved)

@@ -78,6 +78,8 @@ PARTS = {
     "transformers.conversion_mapping:PrefixChange": FAMILIES,
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping": FAMILIES,
     "transformers.conversion_mapping:get_model_conversion_mapping": FAMILIES,
+    "transformers.core_model_loading:WeightConverter": FAMILIES,
+    "transformers.core_model_loading:rename_source_key": FAMILIES,
     "transformers.core_model_loading:revert_weight_conversion": FAMILIES,
     "transformers.modeling_outputs:BaseModelOutputWithPast": FAMILIES,
     "transformers:PreTrainedModel._init_weights": FAMILIES,

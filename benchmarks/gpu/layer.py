@@ -287,7 +287,7 @@ def run_layer(layer: Layer, experts: int, *, resident: bool, overlapped: bool = 
         width=layer.shape.width,
         prefix=PREFIX,
     )
-    routes = Routes(rows=layer.rows, gates=layer.gates, starts=layer.starts[: experts + 1])
+    routes = Routes(rows=layer.rows, inputs=layer.rows, gates=layer.gates, starts=layer.starts[: experts + 1])
     zeros = torch.zeros(layer.inputs.shape)
     inputs: Any = ResidentActivations(layer.inputs.cuda()) if resident else MemoryRows(layer.inputs)
     total: Any = ResidentActivations(zeros.cuda()) if resident else MemoryRows(zeros)

@@ -98,12 +98,18 @@ class MatrixRecord(Growing):
 
 
 class ExpertRecord(Growing):
-    """An expert of a layer; without calibration it has no number of tokens."""
+    """An expert of a layer; without calibration it has no number of tokens, and some have no gate."""
 
     num_tokens: Count | None
-    gate: MatrixRecord
+    gate: MatrixRecord | None = None
     up: MatrixRecord
     down: MatrixRecord
+
+    def matrices(self) -> Iterator[tuple[str, MatrixRecord]]:
+        """Yield (name, record) of each of its matrices."""
+        for part, record in (("gate", self.gate), ("up", self.up), ("down", self.down)):
+            if record is not None:
+                yield f"{part}_proj", record
 
 
 class LayerRecord(Growing):
@@ -117,8 +123,8 @@ class LayerRecord(Growing):
     def matrices(self) -> Iterator[tuple[str, MatrixRecord]]:
         """Yield (name, record) of every quantized matrix."""
         for number, expert in enumerate(self.experts):
-            for part in ("gate", "up", "down"):
-                yield f"layer {self.layer} expert {number} {part}_proj", getattr(expert, part)
+            for part, record in expert.matrices():
+                yield f"layer {self.layer} expert {number} {part}", record
         for name, record in self.linears.items():
             yield f"layer {self.layer} {name}", record
 

@@ -327,6 +327,7 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "qwen3_5_moe_text",
         "qwen3_vl_moe",
         "deepseek_v32",
+        "deepseek_v4",
         "glm_moe_dsa",
         "gpt_oss",
         "mistral4",
@@ -340,5 +341,8 @@ BY_TRANSFORMERS: frozenset[str] = frozenset(
         "mimo_v2_flash",
         "step3p7",
         "kimi_linear",
+        "llama4",
+        "llama4_text",
+        "nemotron_h",
     ]
 )

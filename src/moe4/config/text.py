@@ -53,6 +53,7 @@ class TextModel(Foreign):
     hidden_size: Count | None = None
     num_hidden_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     num_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    layers_block_type: Annotated[list[str], Field(max_length=1024)] | None = None
     num_attention_heads: Count | None = None
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -68,6 +69,11 @@ class TextModel(Foreign):
     tie_word_embeddings: bool | None = None
     num_nextn_predict_layers: Annotated[int, Field(ge=0, le=1024)] | None = None
     quantization_config: Quantization | None = None
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """The decoder layers, however the family says how many there are; 0 if it does not."""
+        return self.num_hidden_layers or self.num_layers or len(self.layers_block_type or ())
 
     @property
     def num_routed_experts(self) -> int:
@@ -101,7 +107,7 @@ class TextModel(Foreign):
             width = self.kv_lora_rank + (self.qk_rope_head_dim or 0)
         else:
             width = 2 * self.num_kv_heads * self.head_size
-        return 2 * (self.num_hidden_layers or 1) * width
+        return 2 * (self.num_decoder_layers or 1) * width
 
 
 class Family(TextModel):

@@ -11,9 +11,13 @@ from moe4.calibration.activations import Activations, Batch
 from moe4.forward.device import forward_mode
 from moe4.model.architecture import Network
 from moe4.model.experts import Capture, set_capture
+from moe4.model.outline import ExpertShape
 
 SumExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Gives their sum, float32 [tokens, hidden], of inputs [tokens, hidden], ids, gates [tokens, top_k]."""
+"""Gives their sum, float32 [tokens, hidden], of ids and gates [tokens, top_k] and of inputs.
+
+Inputs are [tokens * inputs_per_token, hidden].
+"""
 
 SAMPLE_TOKENS = 4
 ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far below
@@ -23,8 +27,8 @@ ADDS_WITHIN = 0.05  # of two outputs' difference: rounding in bfloat16 is far be
 class Attended:
     """What a layer did with a batch's real tokens before its routed experts.
 
-    output: [tokens, state_width] in the compute dtype, the experts' sum missing; inputs: [tokens, hidden], of
-    the experts.
+    output: [tokens, state_width] in the compute dtype, the experts' sum missing.
+    inputs: of the experts, [tokens * inputs_per_token, hidden].
     ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
     """
 
@@ -38,11 +42,12 @@ class Attended:
 class Routes:
     """Which tokens go to which expert.
 
-    rows: int64 [tokens * top_k], token numbers, those of expert 0 first; gates: float32, in that order.
-    starts: where each expert's begin, and the end.
+    rows: int64 [tokens * top_k], token numbers, those of expert 0 first; in that order inputs: int64, numbers
+    of the experts' inputs, and gates: float32. starts: where each expert's begin, and the end.
     """
 
     rows: Tensor
+    inputs: Tensor
     gates: Tensor
     starts: list[int]
 
@@ -55,15 +60,29 @@ class Routes:
         chosen = self.span(expert)
         return self.rows[chosen], self.gates[chosen]
 
+    def inputs_of(self, expert: int) -> Tensor:
+        """Return the numbers of one expert's inputs, int64 [its tokens], in the order of `of_expert`."""
+        return self.inputs[self.span(expert)]
+
 
 class LayerForward:
     """A layer as it is built, run over hidden states [tokens, state_width], batch by batch."""
 
     def __init__(
-        self, network: Network, layer: int, module: nn.Module, hidden: Activations, device: torch.device
+        self,
+        network: Network,
+        layer: int,
+        module: nn.Module,
+        hidden: Activations,
+        tokens: Tensor,
+        device: torch.device,
     ) -> None:
+        """Prepare the layer `layer` of `network`, which `module` is, on `device`.
+
+        hidden: its inputs. tokens: their token ids, int64 [tokens].
+        """
         self._network, self._layer, self._module = network, layer, module
-        self._hidden, self._device = hidden, device
+        self._hidden, self._tokens, self._device = hidden, tokens, device
 
     @cached_property
     def adds_experts(self) -> bool:
@@ -78,9 +97,12 @@ class LayerForward:
         states = torch.linspace(-1, 1, SAMPLE_TOKENS * self._network.state_width).view(shape).sin()
         states = states.to(device=self._device, dtype=self._network.compute_dtype)
 
+        size = SAMPLE_TOKENS, self._experts.hidden_size
+        ones = torch.ones(size, device=states.device, dtype=states.dtype)
+
         def run(scale: float) -> Tensor:
-            self._set_capture(lambda inputs, *_: scale * torch.ones_like(inputs).cumsum(1).cos())
-            return self._call(states).double()
+            self._set_capture(lambda *_: scale * ones.cumsum(1).cos())
+            return self._call(states, torch.zeros(shape[:2], dtype=torch.int64)).double()
 
         with forward_mode():
             found = run(8.0) - run(2.0)
@@ -91,8 +113,8 @@ class LayerForward:
         """Return the layer's output for a batch's real tokens, [tokens, state_width] in the compute dtype."""
         with forward_mode():
             states = batch.gather(self._hidden, self._device)
-            output = self._call(states.view(*states.shape[:2], *self._network.state_shape))
-            return batch.select(output.flatten(2))
+            states = states.view(*states.shape[:2], *self._network.state_shape)
+            return batch.select(self._call(states, self._ids(batch, self._tokens)).flatten(2))
 
     def attend(self, batch: Batch) -> Attended:
         """Run a layer with routed experts up to them, and tell what they are to do."""
@@ -105,6 +127,7 @@ class LayerForward:
         self._set_capture(capture)
         output = self.run(batch)
         ((inputs, ids, gates),) = calls
+        inputs = inputs.reshape(-1, self._experts.hidden_size)
         return Attended(output=output, inputs=inputs, ids=ids.long(), gates=gates.float())
 
     def ignore_experts(self) -> None:
@@ -124,11 +147,13 @@ class LayerForward:
         self._set_capture(give)
         return self.run(batch)
 
-    def through(self, batch: Batch, states: Tensor, experts: SumExperts | None) -> Tensor:
+    def through(self, batch: Batch, states: Tensor, tokens: Tensor, experts: SumExperts | None) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, state_width] like `states`.
 
         Whoever calls decides on gradients: it is differentiable in the states and in whatever `experts` uses,
         which gives the experts' sum; None for a layer without them.
+
+        tokens: the ids of the text that the batch is of, int64 [tokens].
         """
         is_token = batch.is_token.flatten().to(states.device)
         places = is_token.nonzero()[:, 0]
@@ -137,6 +162,7 @@ class LayerForward:
         def give(*call: Tensor) -> Tensor:
             assert experts is not None
             inputs, ids, gates = (batch.select(values) for values in call)
+            inputs = inputs.reshape(-1, self._experts.hidden_size)
             sums = experts(inputs, ids.long(), gates.float())
             whole = sums.new_zeros(len(is_token), sums.shape[1]).index_copy(0, places, sums)
             passed_on = self._passed_on(*call)
@@ -144,28 +170,45 @@ class LayerForward:
 
         if experts is not None:
             self._set_capture(give)
-        output = self._call(states[which].view(*batch.rows.shape, *self._network.state_shape))
-        return batch.select(output.flatten(2))
+        states = states[which].view(*batch.rows.shape, *self._network.state_shape)
+        return batch.select(self._call(states, self._ids(batch, tokens)).flatten(2))
 
-    def _call(self, states: Tensor) -> Tensor:
+    @property
+    def _experts(self) -> ExpertShape:
+        shape = self._network.experts[self._layer]
+        assert shape is not None
+        return shape
+
+    def _ids(self, batch: Batch, tokens: Tensor) -> Tensor | None:
+        """Return a batch's token ids, int64 [batch, longest], if layers need them; padding has token 0's."""
+        return tokens[batch.rows.clamp(min=0)] if self._network.needs_ids else None
+
+    def _call(self, states: Tensor, ids: Tensor | None) -> Tensor:
         """Return the layer's output for hidden states [batch, length, ...]."""
         batch, length = states.shape[:2]
-        arguments, named = self._network.calls(batch, length, self._device)[self._layer]
+        arguments, named = self._network.calls(batch, length, self._device, ids)[self._layer]
         output = self._module(states, *arguments, **named)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
     def _set_capture(self, capture: Capture) -> None:
-        set_capture(self._network.experts_module(self._module, self._layer), capture)
+        module = self._network.experts_module(self._module, self._layer)
+        set_capture(module, capture, self._experts.own_inputs)
 
     def _passed_on(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor | None:
         """Return what experts numbered past the last one give: their input, times their gates."""
-        shape = self._network.experts[self._layer]
-        assert shape is not None
-        if not shape.num_identities:
+        if not self._experts.num_identities:
             return None
-        identity = ids >= shape.num_experts
+        identity = ids >= self._experts.num_experts
         return inputs * (gates * identity).sum(1, keepdim=True).to(inputs.dtype)
+
+
+def input_rows(token_rows: Tensor, experts: ExpertShape) -> Tensor:
+    """Return the numbers of some tokens' inputs of the experts, int64 [tokens * inputs_per_token]."""
+    count = experts.inputs_per_token
+    if count == 1:
+        return token_rows
+    return (token_rows.unsqueeze(1) * count + torch.arange(count, device=token_rows.device)).flatten()
 
 
 def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -175,14 +218,16 @@ def in_token_order(chosen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
     return ids[order], gates[order]
 
 
-def sort_by_expert(ids: Tensor, gates: Tensor, num_experts: int) -> Routes:
+def sort_by_expert(ids: Tensor, gates: Tensor, experts: ExpertShape) -> Routes:
     """Return the routes of tokens whose experts are ids and gates [tokens, top_k], on their device."""
     by_expert = torch.argsort(
         ids.flatten(), stable=True
     )  # no order but this one; past the last are identities
-    counts = torch.bincount(ids.flatten(), minlength=num_experts)
+    counts = torch.bincount(ids.flatten(), minlength=experts.num_experts)
+    rows = by_expert // ids.shape[1]
     return Routes(
-        rows=by_expert // ids.shape[1],
+        rows=rows,
+        inputs=by_expert if experts.own_inputs else rows,
         gates=gates.flatten()[by_expert],
         starts=[0, *counts.cumsum(0).tolist()],
     )

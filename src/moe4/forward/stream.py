@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from moe4.calibration.activations import ResidentActivations, make_batches
 from moe4.errors import EvaluationError
 from moe4.forward.device import forward_mode
-from moe4.forward.layer import LayerForward, Routes, in_token_order, sort_by_expert
+from moe4.forward.layer import LayerForward, Routes, in_token_order, input_rows, sort_by_expert
 from moe4.forward.weights import Weights, gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
 from moe4.model.experts import ExpertMath
-from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at a time
@@ -32,7 +31,8 @@ class LayerPass:
 
     total: float32, to which experts are added: the layer's output without them [tokens, state_width], or
         zero [tokens, hidden] where their sum goes through more of the layer.
-    inputs: [tokens, hidden] in the compute dtype; ids: int64 [tokens, top_k].
+    inputs: of the experts, [tokens * inputs_per_token, hidden] in the compute dtype.
+    ids: int64 [tokens, top_k].
     """
 
     total: Tensor
@@ -44,6 +44,12 @@ class LayerPass:
         """Return (token numbers, gate weights) of one expert."""
         assert self.routes is not None
         return self.routes.of_expert(expert)
+
+    def inputs_of(self, expert: int) -> Tensor:
+        """Return the inputs of one expert, [its tokens, hidden], in the order of `rows_of`."""
+        assert self.routes is not None
+        assert self.inputs is not None
+        return self.inputs[self.routes.inputs_of(expert)]
 
 
 class Stream:
@@ -95,7 +101,8 @@ class Stream:
         module: the layer as `build_layer` gives it, here or to another pass of the same weights and network.
         """
         module = module or self.build_layer(layer)
-        forward = LayerForward(self.network, layer, module, ResidentActivations(self.hidden), self._device)
+        hidden = ResidentActivations(self.hidden)
+        forward = LayerForward(self.network, layer, module, hidden, self._tokens, self._device)
         shape = self.network.experts[layer]
         if shape is None:
             total = self._map("total", torch.float32, self._size)
@@ -105,16 +112,18 @@ class Stream:
         adds = forward.adds_experts
         self._forward = None if adds else forward
         total = self._map("total", torch.float32, self._size if adds else shape.hidden_size).zero_()
-        inputs = self._map("inputs", self.network.compute_dtype, shape.hidden_size)
+        inputs = self._map(
+            "inputs", self.network.compute_dtype, shape.inputs_per_token * shape.hidden_size
+        ).view(-1, shape.hidden_size)
         chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         for batch in self._batches:
             rows, found = batch.token_rows.to(self._place), forward.attend(batch)
             if adds:
                 total[rows] = found.output.float().to(self._place)
-            inputs[rows] = found.inputs.to(self._place)
+            inputs[input_rows(rows, shape)] = found.inputs.to(self._place)
             chosen.append((rows, found.ids.to(self._place), found.gates.to(self._place)))
         ids, gates = in_token_order(chosen)
-        routes = sort_by_expert(ids, gates, shape.num_experts)
+        routes = sort_by_expert(ids, gates, shape)
         return LayerPass(total=total, inputs=inputs, ids=ids, routes=routes)
 
     def follow(self, other: "Stream", passed: LayerPass) -> LayerPass:
@@ -147,15 +156,32 @@ class Stream:
         self.hidden.copy_(total)
         self._forward = self._completed = None
 
+    def run_layer(self, layer: int) -> None:
+        """Run a whole layer, so that its output is the next layer's input."""
+        passed = self.attend(layer)
+        self.add_experts(layer, passed)
+        self.finish_layer(passed)
+
+    def add_experts(self, layer: int, passed: LayerPass) -> None:
+        """Run a layer's routed experts, one after another, and add what they give to the layer's `total`."""
+        shape = self.network.experts[layer]
+        math = self.expert_math(layer) if shape else None
+        for expert in range(shape.num_experts if shape else 0):
+            assert shape is not None
+            assert math is not None
+            rows, gates = passed.rows_of(expert)
+            output = run_expert(math, expert, self.load_expert(shape, expert), passed.inputs_of(expert))
+            passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
+
     def expert_math(self, layer: int) -> ExpertMath:
         """Return what a layer's experts compute beside products."""
         return self.network.expert_math(layer, self.weights.load, self._device)
 
     def load_expert(self, experts: ExpertShape, expert: int) -> list[Tensor]:
-        """Return gate, up and down of one expert, in the compute dtype."""
+        """Return one expert's weights in the order of its parts, in the compute dtype."""
         return [
-            self.weights.load(experts.weight_name(expert, part)).to(self._device, self.network.compute_dtype)
-            for part in PARTS
+            self.weights.load(name).to(self._device, self.network.compute_dtype)
+            for name in experts.weight_names(expert)
         ]
 
     def head(self) -> Callable[[slice | Tensor], Tensor]:
@@ -205,8 +231,9 @@ class Stream:
         return logits
 
     def keep(self, name: str, values: Tensor) -> Tensor:
-        """Return a copy of values [tokens, width], in a file of that name."""
-        return self._map(name, values.dtype, values.shape[1]).copy_(values)
+        """Return a copy of values [tokens or a multiple, width], in a file of that name."""
+        width = values.numel() // self.num_tokens
+        return self._map(name, values.dtype, width).view(values.shape).copy_(values)
 
     def scratch(self, name: str, width: int) -> Tensor:
         """Return zeros, float32 [tokens, width], in a file of that name."""
@@ -225,8 +252,6 @@ class Stream:
 
 def run_expert(math: ExpertMath, expert: int, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Return float32 [tokens, hidden], where the inputs lie: an expert's output, before its gate weight."""
-    gate, up, down = weights
     with forward_mode():
-        x = inputs.to(gate.device)
-        output = math.output(expert, math.inner(expert, x @ gate.T, x @ up.T) @ down.T)
+        output = math.run(expert, inputs.to(weights[0].device), weights)
         return output.float().to(inputs.device)

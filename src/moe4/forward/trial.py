@@ -17,7 +17,7 @@ from torch import Tensor
 from moe4.arguments import argument
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, UnsupportedModelError
-from moe4.forward.stream import Stream, run_expert
+from moe4.forward.stream import Stream
 from moe4.forward.weights import open_model
 from moe4.model.skeleton import build_config, find_class
 
@@ -121,23 +121,33 @@ def _shrunk(document: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     for part in (found, found.get("text_config")):
         if not isinstance(part, dict):
             continue
-        count = part.get("num_hidden_layers") or part.get("num_layers")
-        lists = {
-            name: value for name, value in part.items() if isinstance(value, list) and len(value) == count
-        }
+        lists = _lists_of_layers(part)
         kept = _layers_of_each_kind(list(zip(*lists.values(), strict=True)) if lists else [])
         for name, value in part.items():
             if name in lists:
-                part[name] = [value[layer] for layer in kept]
+                chosen = [value[layer] for layer in kept]
+                part[name] = "".join(chosen) if isinstance(value, str) else chosen
             elif type(value) is int and value > sizes.get(name, value):
                 part[name] = sizes[name]
             elif name.endswith("token_id"):
                 part[name] = None if value is None else LAST_TOKEN
             elif name == "num_key_value_heads" and type(value) is int and "num_attention_heads" in sizes:
                 part[name] = 4 if value == document.get("num_attention_heads", value) else 2
-        if lists and count:
+        if lists:
             part["num_hidden_layers"] = len(kept)
     return found
+
+
+def _lists_of_layers(config: dict[str, Any]) -> dict[str, list[Any] | str]:
+    """Return what has an entry for each layer: lists, and patterns of a character for each."""
+    kinds = config.get("layers_block_type")
+    count = config.get("num_hidden_layers") or config.get("num_layers") or len(kinds or ())
+    return {
+        name: value
+        for name, value in config.items()
+        if (isinstance(value, list) or (isinstance(value, str) and name.endswith("pattern")))
+        and len(value) == count
+    }
 
 
 def _layers_of_each_kind(kinds: list[tuple[Any, ...]]) -> list[int]:
@@ -157,16 +167,7 @@ def _run_by_layer(folder: Path) -> list[Tensor]:
     weights, network = open_model(folder, torch.float32, family_as_is=True)
     stream = Stream(weights, network, SEQUENCES, None, torch.device("cpu"))
     stream.embed()
-    for layer, shape in enumerate(network.experts):
-        passed = stream.attend(layer)
-        for expert in range(shape.num_experts if shape else 0):
-            assert shape is not None
-            assert passed.inputs is not None
-            rows, gates = passed.rows_of(expert)
-            output = run_expert(
-                stream.expert_math(layer), expert, stream.load_expert(shape, expert), passed.inputs[rows]
-            )
-            passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
-        stream.finish_layer(passed)
+    for layer in range(network.num_layers):
+        stream.run_layer(layer)
     rows_of = torch.arange(stream.num_tokens)
     return list(torch.split(stream.head()(rows_of), [len(tokens) for tokens in SEQUENCES]))

@@ -49,7 +49,7 @@ def open_model(
     family_as_is: whether its family need not be a listed one. Raises CheckpointError's children.
     """
     weights = Checkpoint(folder, family_as_is=family_as_is)
-    network = Network(weights.config, compute_dtype)
+    network = Network(weights.config, compute_dtype, weights.specs)
     take_experts_apart(weights, network)
     for problem in Accounting(network, weights.config).check(weights.specs, {}).problems:
         raise problem

@@ -15,11 +15,11 @@ from moe4.checkpoint.header import TensorSpec
 from moe4.checkpoint.source import PLAIN_DTYPES
 from moe4.config import ModelConfig
 from moe4.errors import CheckpointError, MissingFileError, TensorError, UnsupportedModelError
-from moe4.model.names import PARTS
 from moe4.model.outline import Outline
 
 Kind = Literal["needed", "extra", "computed", "unknown"]
 PATTERNS_SHOWN = 4
+INTEGER_DTYPES = ("I64", "I32")
 # Buffers that every loader computes from the config, and old versions of transformers saved.
 COMPUTED = re.compile(r"(.*\.)?rotary(_pos)?_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
 FUSED = re.compile(r".*\.experts\.(?!\d+\.)\w+(\.weight)?")
@@ -42,11 +42,12 @@ class Accounting:
         self._layers = re.compile(re.escape(network.names.layers) + r"(0|[1-9][0-9]*)\.")
         self._names = network.names
         self._identities = {
-            experts.weight_name(experts.num_experts + number, part)
+            name
             for experts in filter(None, network.experts)
             for number in range(experts.num_identities)
-            for part in PARTS
+            for name in experts.weight_names(experts.num_experts + number)
         }
+        self._integers = network.integers
         self._ignored = [re.compile(pattern) for pattern in network.ignored]
         self._tied_head = {network.names.head} - self.needed.keys()
 
@@ -90,8 +91,7 @@ class Accounting:
             )
         there = [name for name in self.needed if name in stored]
         misshapen = [name for name in there if stored[name].shape != self.needed[name]]
-        readable = {*PLAIN_DTYPES, *FP8_DTYPES}
-        unreadable = [name for name in there if stored[name].dtype not in readable]
+        unreadable = [name for name in there if stored[name].dtype not in self._readable(name)]
         problems: list[CheckpointError] = [
             *(self._missing(names, unlisted) for names in _alike(missing)),
             *(self._misshapen(names, stored) for names in _alike(misshapen)),
@@ -120,8 +120,16 @@ class Accounting:
     def _unreadable(self, names: list[str], stored: Mapping[str, TensorSpec]) -> CheckpointError:
         return TensorError(
             f"{names[0]} has the dtype {stored[names[0]].dtype}{_and_others(names)}; "
-            f"expected {', '.join(PLAIN_DTYPES)} or a quantized form"
+            f"expected {self._describe_readable(names[0])}"
         )
+
+    def _readable(self, name: str) -> tuple[str, ...]:
+        return INTEGER_DTYPES if name in self._integers else (*PLAIN_DTYPES, *FP8_DTYPES)
+
+    def _describe_readable(self, name: str) -> str:
+        if name in self._integers:
+            return " or ".join(INTEGER_DTYPES)
+        return f"{', '.join(PLAIN_DTYPES)} or a quantized form"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,5 +201,6 @@ def _list_needed(network: Outline) -> dict[str, tuple[int, ...]]:
         experts = network.experts[layer]
         for expert in range(experts.num_experts if experts else 0):
             assert experts is not None
-            needed.update({experts.weight_name(expert, part): experts.weight_shape(part) for part in PARTS})
+            names = zip(experts.weight_names(expert), experts.parts, strict=True)
+            needed.update({name: experts.weight_shape(part) for name, part in names})
     return needed

@@ -6,7 +6,7 @@ checkpoint.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from moe4.config import ModelConfig
 from moe4.errors import Moe4Error, TensorError, UnsupportedModelError
-from moe4.model.experts import ExpertMath
-from moe4.model.layouts import find_layout
-from moe4.model.names import SIDE_BY_SIDE, Names, Part
+from moe4.model.experts import ExpertMath, takes_copies
+from moe4.model.layouts import FIRST_PROJECTIONS, find_first_projection, find_layout
+from moe4.model.names import PARTS, SIDE_BY_SIDE, Names, Part
 from moe4.model.outline import ExpertShape, Outline
-from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton
-from moe4.model.surroundings import Call, Surroundings, compute_buffers, tail
+from moe4.model.skeleton import StoredAs, StoredNames, build_config, build_skeleton, find_decoder
+from moe4.model.surroundings import Call, Surroundings, answer_as_asked, compute_buffers, tail
 
-FUSED_BIASES = ("gate_up_proj_bias", "down_proj_bias")
+FUSED_BIASES = ("gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 BEGIN_TOKENS = 256  # through what a decoder does before its first layer, at once
 
 
@@ -32,8 +32,13 @@ class Network(Outline):
     Raises UnsupportedModelError for a model that cannot be streamed.
     """
 
-    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype, stored: Collection[str] = ()) -> None:
+        """Build the skeleton of the model that `config` describes, to be computed in `compute_dtype`.
+
+        stored: the unquantized names of the checkpoint's tensors, which may be other than transformers'.
+        """
         self.compute_dtype, self.item_bytes = compute_dtype, compute_dtype.itemsize
+        self._source = config, () if config.is_checked else stored
         config.require_complete()
         whole = build_config(config)
         self.adds_experts = config.is_checked
@@ -53,7 +58,7 @@ class Network(Outline):
 
     def _describe(self, config: ModelConfig) -> None:
         """Find the parts of the model, their names in checkpoints, and how the layers are called."""
-        self._decoder: Any = self._model.get_decoder()
+        self._decoder: Any = find_decoder(self._model)
         self.config = self._decoder.config
         self.ties_head = bool(self._model.config.tie_word_embeddings)
         if not isinstance(getattr(self._decoder, "layers", None), nn.ModuleList):
@@ -67,7 +72,7 @@ class Network(Outline):
             )
         self.num_layers = len(self._decoder.layers)
         self._fp32_names: tuple[str, ...] = tuple(self._model._keep_in_fp32_modules_strict or ())
-        self._stored = StoredNames(self._model)
+        self._stored = StoredNames(self._model, self._source[1])
         prefixes = {id(module): name for name, module in self._model.named_modules()}
         self._path = f"{prefixes[id(self._decoder)]}."
         self._text_prefix = config.text_prefix
@@ -76,22 +81,42 @@ class Network(Outline):
             raise UnsupportedModelError(f"{config.where}: no layer of this model has routed experts")
         self._layers = [dict(self._list_layer(layer)) for layer in range(self.num_layers)]
         self._ending = self._find_ending()
+        self.integers = frozenset(
+            name
+            for stored in self._layers
+            for tensor in stored.values()
+            if not tensor.dtype.is_floating_point
+            for name in tensor.pieces
+        )
         self.names = self._find_names()
         ignored = self._model._keys_to_ignore_on_load_unexpected or ()
         self.ignored = () if config.is_checked else tuple(ignored)
         self._surroundings: dict[torch.device, Surroundings] = {}
         self._begins = not config.is_checked
-        self._tail = None if config.is_checked else tail(self._model)
+        self._tail = None if config.is_checked else tail(self._model, self._decoder)
         self.state_shape = self._find_state_shape()
+
+    def in_dtype(self, compute_dtype: torch.dtype) -> "Network":
+        """Return the same network, to be computed in another dtype."""
+        config, stored = self._source
+        return Network(config, compute_dtype, stored)
 
     @property
     def state_width(self) -> int:
         """Values of a token between layers."""
         return self.state_shape.numel()
 
-    def calls(self, batch: int, length: int, device: torch.device) -> list[Call]:
-        """Return what each layer gets beside hidden states [batch, length, ...]."""
-        return self._around(device).calls(batch, length)
+    @property
+    def needs_ids(self) -> bool:
+        """Whether layers get something that depends on the token ids."""
+        return self._around(torch.device("cpu")).needs_ids
+
+    def calls(self, batch: int, length: int, device: torch.device, ids: Tensor | None = None) -> list[Call]:
+        """Return what each layer gets beside hidden states [batch, length, ...].
+
+        ids: of the tokens, int64 [batch, length]; only where `needs_ids`.
+        """
+        return self._around(device).calls(batch, length, ids)
 
     def begin(self, embeddings: Tensor) -> Tensor:
         """Return the first layer's input [tokens, state_width] for embeddings [tokens, hidden]."""
@@ -111,25 +136,24 @@ class Network(Outline):
         state = {}
         for local, stored in self._layers[layer].items():
             if not self._is_of_experts(layer, local):
-                keep = any(part in local for part in self._fp32_names)
-                tensor = self._read(stored, load)
-                state[local] = tensor.to(device=device, dtype=torch.float32 if keep else self.compute_dtype)
+                state[local] = self._read(stored, load).to(device=device, dtype=self._dtype_of(local, stored))
         module.load_state_dict(state, strict=False, assign=True)
         experts = self.experts[layer]
         for name, part in module.named_modules():
             is_expert = experts is not None and f"{name}.".startswith(f"{experts.module}.")
             if not is_expert:
                 compute_buffers(self._decoder, part, device)
+        answer_as_asked(module, self._fp32_names)
         return module.eval().requires_grad_(False)
 
     def build_ending(self, load: Callable[[str], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return what stands between the last layer's output [tokens, state_width] and the head."""
         state = {
-            name: self._read(stored, load).to(device=device, dtype=self.compute_dtype)
+            name: self._read(stored, load).to(device=device, dtype=self._dtype_of(name, stored))
             for name, stored in self._ending.items()
         }
         around = Surroundings(self._decoder, device)
-        around.load_ending(state)
+        around.load_ending(state, self._fp32_names)
         return lambda states: around.end(states.view(-1, *self.state_shape))
 
     def finish_logits(self, logits: Tensor) -> Tensor:
@@ -149,15 +173,21 @@ class Network(Outline):
             leaf = local.rpartition(".")[2]
             if leaf in FUSED_BIASES and self._is_of_experts(layer, local):
                 found[leaf] = self._read(stored, load).to(device=device, dtype=self.compute_dtype)
-        if not found:
-            return plain
-        both = found["gate_up_proj_bias"]
-        gate, up = both.chunk(2, 1) if plain.experts.is_concatenated else (both[:, 0::2], both[:, 1::2])
-        return replace(plain, gate_bias=gate, up_bias=up, down_bias=found["down_proj_bias"])
+        biases: dict[Part, Tensor] = {
+            part: found[f"{part}_proj_bias"] for part in PARTS if f"{part}_proj_bias" in found
+        }
+        if "gate_up_proj_bias" in found:
+            both = found["gate_up_proj_bias"]
+            gate, up = both.chunk(2, 1) if plain.experts.is_concatenated else (both[:, 0::2], both[:, 1::2])
+            biases = {"gate": gate, "up": up, **biases}
+        return replace(plain, biases=biases)
 
     def plain_math(self, layer: int) -> ExpertMath:
         """Return the same without biases."""
-        return ExpertMath(experts=self.experts_module(self._decoder.layers[layer], layer))
+        shape = self.experts[layer]
+        assert shape is not None
+        experts = self.experts_module(self._decoder.layers[layer], layer)
+        return ExpertMath(experts=experts, first_parts=shape.first_parts)
 
     def _around(self, device: torch.device) -> Surroundings:
         if device not in self._surroundings:
@@ -182,6 +212,13 @@ class Network(Outline):
 
         return stored.join(checked)
 
+    def _dtype_of(self, local: str, stored: StoredAs) -> torch.dtype:
+        """Return the dtype that one of the decoder's tensors is computed in."""
+        if not stored.dtype.is_floating_point:
+            return stored.dtype
+        keeps = any(part in local for part in self._fp32_names)
+        return torch.float32 if keeps else self.compute_dtype
+
     def _is_of_experts(self, layer: int, local: str) -> bool:
         experts = self.experts[layer]
         return experts is not None and local.startswith(f"{experts.module}.")
@@ -202,7 +239,7 @@ class Network(Outline):
         """Return what is stored for one of the decoder's tensors."""
         found = self._stored.of(self._path + local, tensor)
         pieces = {self._text_prefix + name: shape for name, shape in found.pieces.items()}
-        return StoredAs(pieces=pieces, dim=found.dim)
+        return replace(found, pieces=pieces)
 
     def _find_ending(self) -> dict[str, StoredAs]:
         embedding = self._decoder.get_input_embeddings()
@@ -256,31 +293,32 @@ class Network(Outline):
     def _find_experts(self, layer: int) -> ExpertShape | None:
         """Return the shape of a layer's routed experts, or None for a dense layer."""
         for name, module in self._decoder.layers[layer].named_modules():
-            gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-            if isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter):
-                return self._describe_experts(layer, name, module)
+            first = find_first_projection(module)
+            if first is not None:
+                return self._describe_experts(layer, name, module, first)
         return None
 
-    def _describe_experts(self, layer: int, name: str, module: Any) -> ExpertShape:
+    def _describe_experts(self, layer: int, name: str, module: Any, first: str) -> ExpertShape:
         local = f"{self._path}layers.{layer}.{name}"
         layout = find_layout(module, self._model.config.model_type)
         num_experts, *sizes = module.down_proj.shape
         hidden_size, width = reversed(sizes) if layout.is_turned else sizes
+        parts: tuple[Part, ...] = (*FIRST_PROJECTIONS[first], "down")
         fused: dict[str, tuple[Part, ...]] = {
-            f"{local}.gate_up_proj": ("gate", "up"),
+            f"{local}.{first}": FIRST_PROJECTIONS[first],
             f"{local}.down_proj": ("down",),
         }
         leaves: dict[Part, str] = {}
         prefix = ""
-        for whole, parts in list(fused.items()):
+        for whole, inside in list(fused.items()):
             found = self._stored.of_experts(whole, getattr(module, whole.rpartition(".")[2])[:1])
             if not prefix:
                 parent = next(iter(found)).removesuffix(".weight").rpartition(".")[0]
                 prefix = parent if parent.endswith(".experts") else f"{parent}.experts"
-            if len(found) == 1 and len(parts) > 1:
-                fused[next(iter(found))] = parts
+            if len(found) == 1 and len(inside) > 1:
+                fused[next(iter(found))] = inside
                 continue
-            for part, (stored, shape) in zip(parts, found.items(), strict=True):
+            for part, (stored, shape) in zip(inside, found.items(), strict=True):
                 if len(shape) > 2:
                     fused[stored] = (part,)
                 else:
@@ -291,9 +329,10 @@ class Network(Outline):
             hidden_size=hidden_size,
             width=width,
             num_identities=int(getattr(module, "zero_expert_num", 0)),
+            own_inputs=int(self.config.num_experts_per_tok) if takes_copies(module) else 0,
             prefix=self._text_prefix + prefix,
             module=name,
-            leaves=leaves or SIDE_BY_SIDE,
+            leaves=leaves or {part: SIDE_BY_SIDE[part] for part in parts},
             layout=layout,
             fused={self._text_prefix + whole: parts for whole, parts in fused.items()},
         )

@@ -6,6 +6,7 @@ from typing import Literal
 
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
+"""The projections that an expert may have, in their order; `ExpertShape.parts` are those that it has."""
 MODULE_LAYERS = "model.layers."
 SIDE_BY_SIDE: dict[Part, str] = {part: f"{part}_proj" for part in PARTS}
 

@@ -24,20 +24,46 @@ class ExpertShape:
     width: int
     num_identities: int = 0
     """Experts numbered past the last one, which give their input back."""
+    own_inputs: int = 0
+    """Experts of a token, where the router scales an input for each; 0 where all of them get the same."""
     prefix: str
     """Of the experts' names in the checkpoint, such as `model.layers.3.mlp.experts`."""
     module: str = "mlp.experts"
     """Where transformers has them in the layer."""
     leaves: dict[Part, str] = field(default_factory=lambda: SIDE_BY_SIDE)
-    """What the checkpoint calls an expert's weights."""
+    """What the checkpoint calls an expert's weights; its keys are the weights that it has, in their order."""
     fused: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     """Tensors of all experts that a checkpoint may hold instead: names and what lies in each."""
     layout: FusedLayout = field(default_factory=FusedLayout)
     """How transformers' module holds all of them."""
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The projections of an expert, in their order: gate, up and down, or up and down alone."""
+        return tuple(self.leaves)
+
+    @property
+    def first_parts(self) -> tuple[Part, ...]:
+        """Those of them that get the expert's input, and so share a Hessian: all but down."""
+        return tuple(part for part in self.leaves if part != "down")
+
+    @property
+    def inputs_per_token(self) -> int:
+        """How many inputs [hidden] the experts get of each token."""
+        return self.own_inputs or 1
+
+    @property
+    def num_weights(self) -> int:
+        """The weights of one expert."""
+        return len(self.leaves) * self.hidden_size * self.width
+
     def weight_name(self, expert: int, part: Part) -> str:
         """Return the checkpoint's name of one expert's weight."""
         return f"{self.prefix}.{expert}.{self.leaves[part]}.weight"
+
+    def weight_names(self, expert: int) -> list[str]:
+        """Return the checkpoint's names of one expert's weights, in the order of its parts."""
+        return [self.weight_name(expert, part) for part in self.leaves]
 
     def weight_shape(self, part: Part) -> tuple[int, int]:
         """Return [out, in] of a projection."""
@@ -59,6 +85,13 @@ class Outline(ABC):
     num_layers: int
     item_bytes: int
     experts: list[ExpertShape | None]
+    integers: frozenset[str] = frozenset()
+    """Tensors of whole numbers, such as a table of experts by token id."""
+
+    @property
+    def state_width(self) -> int:
+        """Values of a token between layers."""
+        return int(self.config.hidden_size)
 
     @property
     def embedding_name(self) -> str:

@@ -1,13 +1,15 @@
 """transformers' whole model on the meta device, where it takes no memory, and its names in checkpoints."""
 
 import copy
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe4.config import ModelConfig
 from moe4.errors import UnsupportedModelError
@@ -15,6 +17,7 @@ from moe4.model.experts import EXPERTS_IMPLEMENTATION
 
 # model_type in the checkpoint -> model_type in transformers, where they differ.
 TWINS = {"kimi_k2": "deepseek_v3"}
+NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _DROPPED = ("model_type", "quantization_config", "auto_map", "architectures", "transformers_version")
 
 
@@ -75,11 +78,29 @@ def find_class(config: Any, architectures: list[str] | None) -> Any:
     )
 
 
+def find_decoder(model: Any) -> Any:
+    """Return the part of a whole model that calls its decoder layers, one after another.
+
+    transformers' own answer may have a head, as in Llama-4; then it is the part of that with the embeddings.
+    Returns transformers' answer where nothing has a list of layers.
+    """
+    answer, embeddings = model.get_decoder(), model.get_input_embeddings()
+    for part in answer.modules():
+        has_layers = isinstance(getattr(part, "layers", None), nn.ModuleList)
+        if has_layers and hasattr(part, "get_input_embeddings") and part.get_input_embeddings() is embeddings:
+            return part
+    return answer
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAs:
-    """The tensors that a checkpoint holds for one of a module's: several are parts of it along `dim`."""
+    """The tensors that a checkpoint holds for one of a module's: several are parts of it along `dim`.
+
+    dtype: of the module's.
+    """
 
     pieces: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
     dim: int = 0
 
     def join(self, load: Callable[[str], Tensor]) -> Tensor:
@@ -89,16 +110,17 @@ class StoredAs:
 
 
 class StoredNames:
-    """What checkpoints call a model's tensors: the reverse of what transformers does when it loads one."""
+    """What a checkpoint calls a model's tensors: the reverse of what transformers does when it loads one.
 
-    def __init__(self, model: Any) -> None:
-        from transformers.conversion_mapping import PrefixChange, get_model_conversion_mapping
+    Several names may be loaded into one tensor: what transformers saves is not always called as it was
+    published. Then it is the name that the checkpoint has.
+    """
 
-        found = get_model_conversion_mapping(model, add_legacy=False)
-        self._model, self._conversions = (
-            model,
-            [conversion for conversion in found if not isinstance(conversion, PrefixChange)],
-        )
+    def __init__(self, model: Any, given: Collection[str] = ()) -> None:
+        """given: the names of a checkpoint's tensors; without them they are as transformers saves them."""
+        self._model, self._given = model, frozenset(given)
+        self._conversions = self._find_conversions()
+        self._module_tensors = model.state_dict()
 
     def of(self, name: str, tensor: Tensor) -> StoredAs:
         """Return what is stored for a module's tensor, on the meta device.
@@ -108,12 +130,12 @@ class StoredNames:
         pieces = self._revert(name, tensor)
         shapes = {stored: tuple(piece.shape) for stored, piece in pieces.items()}
         if len(shapes) == 1 and next(iter(shapes.values())) == tuple(tensor.shape):
-            return StoredAs(pieces=shapes)
+            return StoredAs(pieces=shapes, dtype=tensor.dtype)
         for dim, size in enumerate(tensor.shape):
             rest = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes.values()}
             same = rest == {(*tensor.shape[:dim], *tensor.shape[dim + 1 :])}
             if same and sum(shape[dim] for shape in shapes.values()) == size:
-                return StoredAs(pieces=shapes, dim=dim)
+                return StoredAs(pieces=shapes, dtype=tensor.dtype, dim=dim)
         raise UnsupportedModelError(f"{name} is stored as {', '.join(shapes)}, which moe4 cannot join")
 
     def of_experts(self, name: str, tensor: Tensor) -> dict[str, tuple[int, ...]]:
@@ -125,4 +147,38 @@ class StoredNames:
 
         self._model._weight_conversions = self._conversions or None
         found: dict[str, Tensor] = revert_weight_conversion(self._model, {name: tensor})
-        return found
+        return {self._as_given(stored): piece for stored, piece in found.items()}
+
+    def _find_conversions(self) -> list[Any]:
+        from transformers.conversion_mapping import PrefixChange, get_model_conversion_mapping
+
+        found = get_model_conversion_mapping(self._model, add_legacy=False)
+        return [conversion for conversion in found if not isinstance(conversion, PrefixChange)]
+
+    def _as_given(self, name: str) -> str:
+        if not self._given or name in self._given:
+            return name
+        return self._given_by_place.get(self._place(name), name)
+
+    @cached_property
+    def _given_by_place(self) -> dict[tuple[object, ...], str]:
+        return {self._place(name): name for name in self._given}
+
+    @cached_property
+    def _loading(self) -> tuple[list[Any], list[Any]]:
+        from transformers.core_model_loading import WeightConverter
+
+        both: tuple[list[Any], list[Any]] = ([], [])
+        for conversion in self._find_conversions():
+            both[isinstance(conversion, WeightConverter)].append(conversion)
+        return both
+
+    def _place(self, name: str) -> tuple[object, ...]:
+        """Return what tells where transformers loads a stored tensor: a module's tensor, a part, numbers."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix, tensors = self._model.base_model_prefix, self._module_tensors
+        renamed, part = rename_source_key(name, *self._loading, prefix, tensors)
+        if renamed not in tensors and name in tensors:
+            renamed, part = name, None
+        return renamed, part, tuple(NUMBER.findall(name))

@@ -1,11 +1,12 @@
 """What a decoder layer gets beside hidden states, as the model's own forward gives it.
 
-Rotary tables, masks, positions and whatever else a family has: transformers' decoder is run with recorders
-in the place of its layers. The same shows what it does before the first layer and after the last.
+Rotary tables, masks, positions, token ids and whatever else a family has: transformers' decoder is run with
+recorders in the place of its layers. The same shows what it does before the first layer and after the last.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from moe4.errors import UnsupportedModelError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """A layer's arguments after the hidden states."""
+SAMPLE_TOKENS = 2
 
 
 class _EndedError(Exception):
@@ -66,6 +68,21 @@ class _Recording:
         return (answer, None) if self.answers_pairs else answer
 
 
+class _Embedded(nn.Module):
+    """Stands for the embeddings: answers with some that were made before."""
+
+    def __init__(self, embedding: nn.Module, answer: Tensor) -> None:
+        super().__init__()
+        self.__dict__["_embedding"], self.__dict__["weight"] = embedding, answer  # a weight tells its device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_embedding"], name)
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        answer: Tensor = self.weight
+        return answer
+
+
 class _NotInTurnError(Exception):
     """Hidden states do not go from one layer to the next as they are."""
 
@@ -78,7 +95,7 @@ class Surroundings:
         self._width, self._dtype = int(decoder.config.hidden_size), decoder.dtype
         self._layers = list(decoder.layers)
         frame = copy.copy(decoder)
-        embedding = decoder.get_input_embeddings()
+        self._embeddings = embedding = decoder.get_input_embeddings()
         frame.__dict__["_modules"] = {
             name: child
             if child is None or child is embedding or child is decoder.layers
@@ -86,19 +103,51 @@ class Surroundings:
             for name, child in decoder._modules.items()
         }
         self._frame: Any = frame
-        self._latest: tuple[tuple[int, int], list[Call]] | None = None
+        self._embedding = next((name for name, child in decoder._modules.items() if child is embedding), None)
+        self._latest: tuple[Tensor | torch.Size, list[Call]] | None = None
 
-    def load_ending(self, state: dict[str, Tensor]) -> None:
-        """Give what follows the last layer its weights, by the decoder's own names."""
+    def load_ending(self, state: dict[str, Tensor], fp32_names: Collection[str]) -> None:
+        """Give what follows the last layer its weights, by the decoder's own names.
+
+        fp32_names: of parts whose weights are in float32 whatever the others' dtype is.
+        """
         self._frame._modules["layers"] = nn.ModuleList()
         self._frame.load_state_dict(state, strict=False, assign=True)
+        for name, child in self._frame._modules.items():
+            if child is not None:
+                answer_as_asked(child, fp32_names, name)
 
-    def calls(self, batch: int, length: int) -> list[Call]:
-        """Return what each layer gets beside hidden states [batch, length, ...]."""
-        if self._latest is None or self._latest[0] != (batch, length):
-            empty = torch.zeros(1, 1, 1, dtype=self._dtype, device=self._device)
-            self._latest = (batch, length), self._run(empty.expand(batch, length, self._width), None).calls
+    @cached_property
+    def needs_ids(self) -> bool:
+        """Whether what layers get depends on the token ids, as found with two texts of the same length."""
+        if self._embedding is None:
+            return False
+        ids = torch.zeros(1, SAMPLE_TOKENS, dtype=torch.int64, device=self._device)
+        try:
+            calls = self._record(ids.shape, ids), self._record(ids.shape, ids + 1)
+        except UnsupportedModelError:  # it runs by embeddings alone
+            return False
+        first, second = (list(_tensors_in(found)) for found in calls)
+        return len(first) != len(second) or not all(map(torch.equal, first, second))
+
+    def calls(self, batch: int, length: int, ids: Tensor | None = None) -> list[Call]:
+        """Return what each layer gets beside hidden states [batch, length, ...].
+
+        ids: of the tokens, int64 [batch, length]; only where `needs_ids`.
+        """
+        key: Tensor | torch.Size = torch.Size((batch, length))
+        if self.needs_ids:
+            assert ids is not None
+            ids = key = ids.to(self._device)
+        else:
+            ids = None
+        if self._latest is None or not _is_same(self._latest[0], key):
+            self._latest = key, self._record(torch.Size((batch, length)), ids)
         return self._latest[1]
+
+    def _record(self, shape: torch.Size, ids: Tensor | None) -> list[Call]:
+        empty = torch.zeros(1, 1, 1, dtype=self._dtype, device=self._device)
+        return self._run(empty.expand(*shape, self._width), None, ids).calls
 
     def begin(self, embeddings: Tensor) -> Tensor:
         """Return the first layer's input [tokens, ...] for embeddings [tokens, hidden]."""
@@ -113,14 +162,20 @@ class Surroundings:
         assert last is not None
         return last[0]
 
-    def _run(self, embeddings: Tensor, output: Tensor | None) -> "_Recording":
+    def _run(self, embeddings: Tensor, output: Tensor | None, ids: Tensor | None = None) -> "_Recording":
+        """Run the decoder over recorders, of embeddings [batch, length, hidden], with their ids if given."""
+        text = {"inputs_embeds": embeddings}
+        if ids is not None:
+            assert self._embedding is not None
+            text = {"input_ids": ids}
+            self._frame._modules[self._embedding] = _Embedded(self._embeddings, embeddings)
         for pairs in (False, True):
             recording = _Recording(len(self._layers), output, answers_pairs=pairs)
             recorders = (_Recorder(layer, recording, number) for number, layer in enumerate(self._layers))
             self._frame._modules["layers"] = nn.ModuleList(recorders)
             try:
                 with torch.set_grad_enabled(output is not None and output.requires_grad):
-                    found = self._frame(inputs_embeds=embeddings, use_cache=False)
+                    found = self._frame(**text, use_cache=False)
                 recording.last = found.last_hidden_state
             except _EndedError:
                 pass
@@ -133,6 +188,38 @@ class Surroundings:
                 continue
             return recording
         raise AssertionError
+
+
+def _is_same(one: Tensor | torch.Size, other: Tensor | torch.Size) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and objects, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors_in(part)
+
+
+def answer_as_asked(module: nn.Module, fp32_names: Collection[str], name: str = "") -> None:
+    """Have the parts of a module whose weights are in float32 answer in the dtype they are asked in.
+
+    So the weights multiply in float32, and what follows gets the dtype of its own. name: the module's own.
+    """
+
+    def cast(_: nn.Module, asked: tuple[Any, ...], answer: Any) -> Any:
+        is_one = asked and isinstance(asked[0], Tensor) and isinstance(answer, Tensor)
+        return answer.to(asked[0].dtype) if is_one and asked[0].is_floating_point() else answer
+
+    for path, part in module.named_modules():
+        if (path or name).rpartition(".")[2] in fp32_names:
+            part.register_forward_hook(cast)
 
 
 def compute_buffers(decoder: Any, module: nn.Module, device: torch.device) -> None:
@@ -161,16 +248,18 @@ def _on_device(decoder: Any, module: nn.Module, device: torch.device) -> nn.Modu
     return found
 
 
-def tail(model: Any) -> Callable[[Tensor], Tensor] | None:
+def tail(model: Any, decoder: Any) -> Callable[[Tensor], Tensor] | None:
     """Return what a model does with its head's logits, [tokens, any]; None if it leaves them as they are."""
-    frame = copy.copy(model)
+    head, answer = model.get_output_embeddings(), _Answer()
+    owner = next(module for module in model.modules() if any(child is head for child in module.children()))
+    frame = copy.copy(owner)
     frame.__dict__["_modules"] = {}
-    head, base = model.get_output_embeddings(), model.base_model
-    for name, child in model._modules.items():
-        frame._modules[name] = nn.Identity() if child is head else _Answer() if child is base else child
+    for name, child in owner._modules.items():
+        holds_decoder = child is not None and any(part is decoder for part in child.modules())
+        frame._modules[name] = nn.Identity() if child is head else answer if holds_decoder else child
 
     def finish(logits: Tensor) -> Tensor:
-        frame._modules[model.base_model_prefix].logits = logits.unsqueeze(0)
+        answer.logits = logits.unsqueeze(0)
         found: Tensor = frame(input_ids=torch.zeros(1, len(logits), dtype=torch.int64)).logits
         return found[0]
 

@@ -13,7 +13,6 @@ from moe4.checkpoint.packed import dequantize
 from moe4.forward.weights import Weights
 from moe4.gptq.grid import absmax_scales, round_to_grid
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape
 
 ROUTER_BIAS = re.compile(r"e_score_correction_bias$|\.(?:gate|router)\.bias$")
@@ -27,7 +26,7 @@ Place = tuple[int, int]
 
 
 class BothExperts:
-    """Both models' experts, float32: gate, up and down of a place."""
+    """Both models' experts, float32: the weights of a place in the order of its parts, down last."""
 
     def __init__(self, source: Weights, release: Weights, shapes: Sequence[ExpertShape | None]) -> None:
         self._source, self._release, self._shapes = source, release, shapes
@@ -44,14 +43,14 @@ class BothExperts:
         layer, expert = place
         shape = self._shapes[layer]
         assert shape is not None
-        return [weights.load(shape.weight_name(expert, part)).float() for part in PARTS]
+        return [weights.load(name).float() for name in shape.weight_names(expert)]
 
 
 class ExpertChange(Protocol):
     """What becomes of one expert; equal changes do the same."""
 
     def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
-        """Return the expert's gate, up and down with the fault, float32."""
+        """Return the expert's weights with the fault, float32, in the order of its parts."""
         ...
 
 
@@ -63,8 +62,8 @@ class Scaled:
 
     def apply(self, place: Place, reader: BothExperts) -> list[Tensor]:
         """Return the weights as they are, but for the down projection."""
-        gate, up, down = reader.released(place)
-        return [gate, up, down * self.factor]
+        *first, down = reader.released(place)
+        return [*first, down * self.factor]
 
 
 @dataclass(frozen=True, slots=True)

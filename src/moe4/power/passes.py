@@ -245,9 +245,8 @@ class Trials:
         """Run an expert of the source on the tokens that it sends there."""
         layer, expert = place
         asked = self._asked_experts[layer]
-        assert asked.inputs is not None
         rows, gates = asked.rows_of(expert)
-        inputs, gates = asked.inputs[rows], gates.unsqueeze(1)
+        inputs, gates = asked.inputs_of(expert), gates.unsqueeze(1)
         weights = self._reader.original(place)
         cast = self._cast(weights, self._source.network.compute_dtype)
         expected = run_expert(self._math(self._source.network, layer), expert, cast, inputs) * gates
@@ -274,9 +273,8 @@ class Trials:
                 self._errors[key] = error_ratio(difference, beside.expected.square().sum())
             for each in passes:
                 if each.stream.network is network:
-                    assert each.passed.inputs is not None
                     rows, gates = each.passed.rows_of(expert)
-                    output = run_expert(of_layer, expert, cast, each.passed.inputs[rows])
+                    output = run_expert(of_layer, expert, cast, each.passed.inputs_of(expert))
                     each.passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
 
     def _math(self, network: Network, layer: int) -> ExpertMath:

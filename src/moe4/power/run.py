@@ -21,7 +21,6 @@ from moe4.files.regular import read_bytes
 from moe4.forward.device import usable_device
 from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
-from moe4.model.architecture import Network
 from moe4.power.faults import FaultKind, list_faults
 from moe4.power.measures import Limits, as_expected, ask, find_limits
 from moe4.power.passes import RIGHT, Found, Models, Trials
@@ -118,7 +117,7 @@ def _open(options: CompareOptions) -> tuple[Models, int]:
         release=release,
         source_network=source_network,
         network=network,
-        exact_network=Network(release.config, torch.float32),
+        exact_network=network.in_dtype(torch.float32),
     )
     return models, group_size
 

@@ -19,7 +19,8 @@ from moe4.forward.stream import LayerPass, Stream, run_expert
 from moe4.forward.weights import Weights
 from moe4.machine.at_once import PROBE_BATCH_TOKENS
 from moe4.model.architecture import Network
-from moe4.model.experts import BIASES, ExpertMath
+from moe4.model.experts import ExpertMath
+from moe4.model.names import PARTS
 from moe4.probe.form import DECIMALS, LEAST_LOGPROB, TOP, Expectation
 
 ROUNDED = "bf16"  # the pass in bfloat16, and its name in the file
@@ -48,7 +49,7 @@ class ProbePasses:
         whole, self._last_rows = join_prefixes(sequences)
         passes = {name: (weights, network) for name, weights in models.items()}
         if "released" in models:
-            passes[ROUNDED] = (models["released"], Network(models["released"].config, torch.bfloat16))
+            passes[ROUNDED] = (models["released"], network.in_dtype(torch.bfloat16))
         self.streams = {
             name: Stream(
                 weights,
@@ -80,12 +81,11 @@ class ProbePasses:
     def run(self, name: str, expert: int, weights: Sequence[Tensor]) -> Tensor:
         """Return float32 [its tokens, hidden]: what an expert adds to a model's tokens, gates included.
 
-        weights: gate, up and down of the expert, on the device, in the pass's dtype.
+        weights: the expert's, in the order of its parts, on the device, in the pass's dtype.
         """
         passed = self._passed[name]
-        assert passed.inputs is not None
-        rows, gates = passed.rows_of(expert)
-        inputs = passed.inputs[rows]
+        _, gates = passed.rows_of(expert)
+        inputs = passed.inputs_of(expert)
         return run_expert(self._maths[name], expert, weights, inputs) * gates.unsqueeze(1)
 
     def add(self, name: str, expert: int, output: Tensor) -> None:
@@ -104,9 +104,11 @@ class ProbePasses:
             assert passed.inputs is not None
             tensors[f"{name}-inputs"] = passed.inputs
             tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
+            if routes.inputs is not routes.rows:
+                tensors[f"{name}-numbers"] = routes.inputs
             tensors[f"{name}-starts"] = torch.tensor(routes.starts)
-            biases = self._maths[name].biases()
-            tensors.update({f"{name}-{leaf}": bias for leaf, bias in biases.items()})
+            biases = self._maths[name].biases
+            tensors.update({f"{name}-{part}_bias": bias for part, bias in biases.items()})
         return tensors
 
     def follow(self, layer: int, routing: dict[str, Tensor]) -> None:
@@ -118,6 +120,9 @@ class ProbePasses:
                 inputs=routing[key.replace("-starts", "-inputs")],
                 routes=Routes(
                     rows=routing[key.replace("-starts", "-rows")],
+                    inputs=routing.get(
+                        key.replace("-starts", "-numbers"), routing[key.replace("-starts", "-rows")]
+                    ),
                     gates=routing[key.replace("-starts", "-gates")],
                     starts=starts.tolist(),
                 ),
@@ -127,7 +132,12 @@ class ProbePasses:
         }
         plain = self.network.plain_math(layer) if self._passed else None
         self._maths = {
-            name: replace(plain, **{leaf: routing.get(f"{name}-{leaf}") for leaf in BIASES})
+            name: replace(
+                plain,
+                biases={
+                    part: routing[f"{name}-{part}_bias"] for part in PARTS if f"{name}-{part}_bias" in routing
+                },
+            )
             for name in self._passed
             if plain is not None
         }

@@ -202,8 +202,8 @@ class LayerRow:
 
 
 def expert_error(expert: ExpertRecord) -> float:
-    """Return the mean error of an expert's three matrices."""
-    return statistics.fmean(matrix.error for matrix in (expert.gate, expert.up, expert.down))
+    """Return the mean error of an expert's matrices."""
+    return statistics.fmean(matrix.error for _, matrix in expert.matrices())
 
 
 def worst_experts(layers: list[LayerRecord]) -> list[ExpertRow]:
@@ -213,7 +213,7 @@ def worst_experts(layers: list[LayerRecord]) -> list[ExpertRow]:
             layer=layer.layer,
             expert=number,
             error=expert_error(expert),
-            rtn_error=statistics.fmean(part.rtn_error for part in (expert.gate, expert.up, expert.down)),
+            rtn_error=statistics.fmean(matrix.rtn_error for _, matrix in expert.matrices()),
             num_tokens=expert.num_tokens,
         )
         for layer in layers

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe4.forward.layer import sort_by_expert
 from moe4.model.experts import ExpertMath
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.tune.scales import PartScales
 
@@ -48,17 +48,19 @@ class TunedExperts:
     def sum(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
         """Return the experts' weighted sum, float32 [tokens, hidden].
 
-        inputs: float32 [tokens, hidden]; ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
+        inputs: float32 [tokens * inputs_per_token, hidden].
+        ids: int64 [tokens, top_k]; gates: float32 [tokens, top_k].
         """
         return self._sum_padded(inputs, ids, gates) if self._padded_bytes else self._sum(inputs, ids, gates)
 
     def _sum(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
-        routes = sort_by_expert(ids, gates, self._shape.num_experts)
-        total = torch.zeros_like(inputs)
+        routes = sort_by_expert(ids, gates, self._shape)
+        total = inputs.new_zeros(len(ids), self._shape.hidden_size)
         for expert in range(self._shape.num_experts):
             rows, weights = routes.of_expert(expert)
             if len(rows):
-                total = total.index_add(0, rows, weights[:, None] * self._checkpointed(expert, inputs[rows]))
+                output = self._checkpointed(expert, inputs[routes.inputs_of(expert)])
+                total = total.index_add(0, rows, weights[:, None] * output)
         return total
 
     def _sum_padded(self, inputs: Tensor, ids: Tensor, gates: Tensor) -> Tensor:
@@ -69,7 +71,9 @@ class TunedExperts:
         counts = torch.bincount(sorted_ids, minlength=self._shape.num_experts)
         ends = counts.cumsum(0)
         within = torch.arange(len(order), device=device) - (ends - counts)[sorted_ids]
-        x = inputs[:, None].expand(-1, top_k, -1).reshape(num_tokens * top_k, -1).index_select(0, order)
+        if not self._shape.own_inputs:
+            inputs = inputs[:, None].expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
+        x = inputs.index_select(0, order)
         outputs, stop_of = [], [0, *ends.tolist()]
         for chunk in self._chunks(counts.tolist()):
             rows = slice(stop_of[chunk.first], stop_of[chunk.stop])
@@ -110,9 +114,7 @@ class TunedExperts:
 
     def _run(self, experts: int | slice, x: Tensor) -> Tensor:
         """Return [..., tokens, hidden] of x of that shape; several experts are the first dimension."""
-        gate, up, down = (self._tuned(experts, part) for part in PARTS)
-        inner = self._math.inner(experts, x @ gate.mT, x @ up.mT)
-        return self._math.output(experts, inner @ down.mT)
+        return self._math.run(experts, x, [self._tuned(experts, part) for part in self._shape.parts])
 
     def _tuned(self, experts: int | slice, part: Part) -> Tensor:
         """Return tuned weights, float32 [..., out, in]."""

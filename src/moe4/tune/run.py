@@ -23,7 +23,7 @@ from moe4.errors import EvaluationError, MemoryBudgetError, ResumeError
 from moe4.evaluate.comparison.compare import require_alike
 from moe4.files.regular import read_bytes
 from moe4.forward.device import usable_device
-from moe4.forward.stream import Stream, run_expert
+from moe4.forward.stream import Stream
 from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
 from moe4.machine.memory import available_memory_bytes
@@ -286,14 +286,7 @@ class _Run:
         stream.embed()
         for layer in range(network.num_layers):
             pace.layer(layer, network.num_layers)
-            passed, shape = stream.attend(layer), network.experts[layer]
-            math = stream.expert_math(layer) if shape else None
-            for expert in range(shape.num_experts if shape else 0):
-                assert shape is not None and math is not None and passed.inputs is not None
-                rows, gates = passed.rows_of(expert)
-                output = run_expert(math, expert, stream.load_expert(shape, expert), passed.inputs[rows])
-                passed.total.index_add_(0, rows, gates[:, None] * output.to(passed.total.device))
-            stream.finish_layer(passed)
+            stream.run_layer(layer)
         return stream.head()
 
     def _place_of_states(self, network: Network) -> Path | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import EvaluationError
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 
 BETAS = (0.9, 0.99)
@@ -82,7 +82,7 @@ class TunedScales:
     def __init__(self, weights: Checkpoint, network: Network, device: torch.device) -> None:
         """Read those of a release. Raises EvaluationError if an expert's weight is not codes with scales."""
         self.of_layer: list[dict[Part, PartScales]] = [
-            {part: _read(weights, shape, part, device) for part in PARTS} if shape else {}
+            {part: _read(weights, shape, part, device) for part in shape.parts} if shape else {}
             for shape in network.experts
         ]
 

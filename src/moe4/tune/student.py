@@ -16,7 +16,7 @@ from moe4.forward.layer import LayerForward
 from moe4.forward.weights import gather_rows
 from moe4.machine.at_once import BATCH_TOKENS
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.tune.experts import TunedExperts
 from moe4.tune.scales import TunedScales
@@ -68,7 +68,7 @@ class Student:
             for batch in text.batches:
                 rows = batch.token_rows.to(self._device)
                 with torch.no_grad():
-                    output[rows] = self._run(layer, batch, states[-1][rows])
+                    output[rows] = self._run(layer, text, batch, states[-1][rows])
             states.append(output)
             on_layer()
         return states
@@ -88,7 +88,7 @@ class Student:
                 rows = batch.token_rows.to(self._device)
                 inputs = states[-1][rows].requires_grad_()
                 with torch.enable_grad():
-                    output = self._run(layer, batch, inputs)
+                    output = self._run(layer, text, batch, inputs)
                 torch.autograd.backward(output, gradient[rows])
                 assert inputs.grad is not None
                 before[rows] = inputs.grad
@@ -126,13 +126,13 @@ class Student:
                 gradient[rows] = states.grad
         return total, gradient
 
-    def _run(self, layer: int, batch: Batch, states: Tensor) -> Tensor:
+    def _run(self, layer: int, text: Text, batch: Batch, states: Tensor) -> Tensor:
         if layer not in self._layers:
             if self._is_full:
                 self._layers.clear()  # one layer at a time; weights that were kept stay in `_weights`
             self._layers[layer] = self._build(layer)
         forward, experts = self._layers[layer]
-        return forward.through(batch, states, experts.sum if experts else None)
+        return forward.through(batch, states, text.tokens, experts.sum if experts else None)
 
     def _load(self, name: str) -> Tensor:
         """Return a weight as the release has it, float32 on the device; it stays if there is room."""
@@ -150,7 +150,8 @@ class Student:
     def _build(self, layer: int) -> tuple[LayerForward, TunedExperts | None]:
         module = self.network.build_layer(layer, self._load, self._device)
         no_states = ResidentActivations(torch.empty(0, self.network.state_width))
-        forward = LayerForward(self.network, layer, module, no_states, self._device)
+        no_tokens = torch.empty(0, dtype=torch.int64)  # each text has its own
+        forward = LayerForward(self.network, layer, module, no_states, no_tokens, self._device)
         shape = self.network.experts[layer]
         if shape is None:
             return forward, None
@@ -160,13 +161,13 @@ class Student:
 
     def _stack(self, shape: ExpertShape) -> dict[Part, Tensor] | None:
         """Return a layer's experts as the release has them, float32 [experts, out, in]; None without room."""
-        num_bytes = 4 * shape.num_experts * 3 * shape.hidden_size * shape.width
+        num_bytes = 4 * shape.num_experts * shape.num_weights
         if num_bytes > self._room:
             self._is_full = True
             return None
         self._room -= num_bytes
         stacks = dict[Part, Tensor]()
-        for part in PARTS:
+        for part in shape.parts:
             stack = torch.empty(shape.num_experts, *shape.weight_shape(part), device=self._device)
             for expert in range(shape.num_experts):
                 stack[expert] = self._read(shape.weight_name(expert, part))
@@ -174,8 +175,9 @@ class Student:
         return stacks
 
     def _read(self, name: str) -> Tensor:
-        """Return a weight as the release has it, float32 on the device."""
-        return self._stored.load(name).to(self._device, torch.float32)
+        """Return a weight as the release has it, float32 on the device; whole numbers as they are."""
+        tensor = self._stored.load(name).to(self._device)
+        return tensor.float() if tensor.is_floating_point() else tensor
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         name = self.network.names.head_bias

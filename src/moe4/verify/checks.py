@@ -105,7 +105,8 @@ class _Verifier:
         self._check_index()
         self._check_config()
         self.report = self._read_report()
-        network = Network(self.config, torch.bfloat16)
+        stored = {name.removesuffix("_packed") for name in self.tensors}
+        network = Network(self.config, torch.bfloat16, stored)
         if self.source is not None:
             take_experts_apart(self.source, network)
         if self.scheme is not None:

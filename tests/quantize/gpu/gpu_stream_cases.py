@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from family_models import write_source
 from model_fixtures import random_state, reference_config, write_checkpoint
 from safetensors.torch import load_file
 
@@ -171,3 +172,22 @@ def test_solvers_that_wait_for_the_probe_hear_of_its_failure(
     monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     with pytest.raises(EvaluationError, match="the probe fails here"):
         run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["nemotron_h", "llama4"])
+def test_experts_of_another_kind_in_batches(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts without a gate, and experts that have an input of their own for each token."""
+    folder = write_source(tmp_path / "source", family)
+    (folder / "lines.jsonl").write_text("\n".join(json.dumps({"text": TEXT[number:]}) for number in range(4)))
+    expected = records(run(folder, tmp_path / "cpu"))
+    monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
+    found = records(run(folder, tmp_path / "batches"))
+    assert [ours.num_tokens for ours in found] == [theirs.num_tokens for theirs in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [name for name, _ in ours.matrices()] == [name for name, _ in theirs.matrices()]
+        for (_, mine), (_, other) in zip(ours.matrices(), theirs.matrices(), strict=True):
+            assert mine.method == other.method == "gptq"
+            assert mine.rtn_error == pytest.approx(other.rtn_error, rel=0.02)
+            assert mine.error == pytest.approx(other.error, rel=0.1)

@@ -106,9 +106,9 @@ def test_memory_grows_with_tokens_only_by_their_routing(bound: Bound) -> None:
 def test_a_batch_is_the_same_on_every_machine(bound: Bound) -> None:
     """It decides the order of sums, and with it the bytes of a release."""
     config = SketchedCheckpoint(shared_path("configs", "kimi-k2-instruct")).config
-    hf = Network(config, torch.bfloat16).config
-    assert batch_tokens(hf, torch.device("cpu")) == 1272
-    assert batch_tokens(hf, torch.device("cuda")) == 8192
+    network = Network(config, torch.bfloat16)
+    assert batch_tokens(network, torch.device("cpu")) == 1272
+    assert batch_tokens(network, torch.device("cuda")) == 8192
 
 
 @pytest.mark.parametrize("budget", [1000, None], ids=["a budget", "what is free"])

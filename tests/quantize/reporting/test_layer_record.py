@@ -67,6 +67,17 @@ def test_a_summary_names_the_worst_and_the_fallbacks() -> None:
     ]
 
 
+def test_an_expert_without_a_gate_has_two_matrices() -> None:
+    parts: Any = {"up": matrix(0.1, 0.2), "down": matrix(0.3, 0.4)}
+    record = LayerRecord(layer=1, experts=[ExpertRecord(num_tokens=3, **parts)], linears={})
+    assert [name for name, _ in record.matrices()] == [
+        "layer 1 expert 0 up_proj",
+        "layer 1 expert 0 down_proj",
+    ]
+    assert "gate" not in record.as_dict()["experts"][0]
+    assert summarize([record]).num_matrices == 2
+
+
 def test_without_calibration_there_are_no_tokens_to_count() -> None:
     record = LayerRecord(layer=1, shard="s", experts=[expert(None, 0.1, 0.1, 0.1)], linears={})
     assert "expert_tokens" not in summarize([record]).as_dict()

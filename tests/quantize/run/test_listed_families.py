@@ -5,6 +5,8 @@ of every layer, which the run leaves, are held to the twin's, and the expected a
 """
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from family_models import load_model, write_source, write_twin
-from release_tools import decompress, keep_boundaries, run_quantize, tokenize
+from release_tools import decompress, keep_boundaries, load_folder, run_quantize, tokenize
+from safetensors.torch import load_file, save_file
 
 import moe4
 from moe4.config import families
@@ -24,6 +27,11 @@ from moe4.verify.checks import verify
 
 # A text model alone has the layers of its model with towers.
 LISTED = sorted(families.BY_TRANSFORMERS - {"qwen3_5_moe_text"})
+# Beside each in its plainest form: what real checkpoints of a family differ in.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in LISTED},
+    "nemotron_h-latent": ("nemotron_h", {"moe_latent_size": 32}),
+}
 # Float32 sums in two orders through three layers: some 1e-6. A wrong norm, mask or route is 0.1 and more.
 DISTANCE = 1e-5
 LOGPROBS = 1e-3
@@ -56,7 +64,8 @@ def layer_inputs(model: Any) -> Iterator[list[torch.Tensor]]:
         hidden = arguments[0] if arguments else named["hidden_states"]
         seen.append(hidden[0].flatten(1))
 
-    layers = model.get_decoder().layers
+    decoder = model.get_decoder()
+    layers = (decoder.model if hasattr(decoder, "lm_head") else decoder).layers
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     yield seen
     for handle in handles:
@@ -87,16 +96,20 @@ def hold_to_twin(twin: Any, sequences: list[list[int]], kept: dict[str, bytes], 
         assert (expected[told["ids"]] - torch.tensor(told["logprobs"])).abs().max() < LOGPROBS
 
 
-@pytest.mark.parametrize("family", LISTED)
+RECIPE = Recipe(
+    group_size=32,
+    targets=ALL_TARGETS,
+    calibration=Calibration(num_sequences=2, compute_dtype="float32"),
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_release_is_its_decoded_twin(
-    family: str, short_calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, short_calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out = write_source(tmp_path / "source", family), tmp_path / "out"
-    recipe = Recipe(
-        group_size=32,
-        targets=ALL_TARGETS,
-        calibration=Calibration(num_sequences=2, compute_dtype="float32"),
-    )
+    family, more = VARIANTS[variant]
+    source, out = write_source(tmp_path / "source", family, **more), tmp_path / "out"
+    recipe = RECIPE
     plan = moe4.plan(source, recipe=recipe, calibration=short_calibration, time_it=False)
     assert plan.problems == []
     kept = keep_boundaries(monkeypatch)
@@ -106,3 +119,42 @@ def test_a_release_is_its_decoded_twin(
     assert verify(out, source).problems == []
     plain = write_twin(decompress(out, exact=True), source, out, tmp_path / "plain")
     hold_to_twin(load_model(plain, torch.float32), tokenize(source, short_calibration, 2), kept, out)
+
+
+PUBLISHED = {
+    "model.embed_tokens.weight": "embed.weight",
+    **{f"model.hc_head.hc_{leaf}": f"hc_head_{leaf}" for leaf in ("fn", "base", "scale")},
+}
+
+
+def publish_deepseek_v4(source: Path, folder: Path) -> dict[str, str]:
+    """Write a source of transformers' under the names that DeepSeek-V4 is published with; return these."""
+    shutil.copytree(source, folder)
+    state = load_file(source / "model.safetensors")
+    names = {
+        name: re.sub(r"\.attn\.norm\.", ".attn.kv_norm.", PUBLISHED.get(name, name.removeprefix("model.")))
+        for name in state
+    }
+    renamed = {names[name]: tensor for name, tensor in state.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return names
+
+
+def test_deepseek_v4_keeps_the_names_it_is_published_with(
+    short_calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers loads them and saves others; the release has the source's, and the same bytes in them."""
+    monkeypatch.setattr(running_probe, "choose_sequences", choose_shortest)
+    source = write_source(tmp_path / "source", "deepseek_v4")
+    names = publish_deepseek_v4(source, tmp_path / "published")
+    plan = moe4.plan(tmp_path / "published", recipe=RECIPE, calibration=short_calibration, time_it=False)
+    assert plan.problems == []
+    found = {}
+    for folder in (source, tmp_path / "published"):
+        run_quantize(folder, folder.with_suffix(".out"), RECIPE, short_calibration)
+        assert verify(folder.with_suffix(".out"), folder).problems == []
+        found[folder.name] = load_folder(folder.with_suffix(".out"))
+    for name, tensor in found["source"].items():
+        base, dot, leaf = name.partition(".weight_")
+        published = names[f"{base}.weight"] + f"_{leaf}" if dot else names[name]
+        assert torch.equal(found["published"][published].view(torch.uint8), tensor.view(torch.uint8))

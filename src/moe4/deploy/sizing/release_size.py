@@ -1,6 +1,7 @@
 """What sizing must know of a release: bytes by how they are split. From headers or a config; torch-free."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,8 @@ REPLICATED = (
 )
 # Of these vLLM splits the input, so the groups of their codes must split too.
 ROW_PARALLEL = ("down_proj", "o_proj")
-EMBEDDING, HEAD = "model.embed_tokens.", "lm_head."
+LAYERS = "model.layers."  # of most models
+EXPERT = re.compile(r"(.*?layers\.)[0-9]+\..*experts\.")
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class ReleaseSize:
     origin: `headers` if its files were looked at, `config` if it is computed.
     bytes_by_dtype: safetensors' dtype names to bytes.
     row_groups: of quantized matrices whose input vLLM splits, the number of groups; each must split evenly.
+    layers_prefix: of the names of the text model's layers, before a layer's number.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ReleaseSize:
     config: ModelConfig
     group_size: int | None
     layers: list[LayerBytes]
+    layers_prefix: str = LAYERS
     embedding_bytes: int = 0
     head_bytes: int = 0
     other_bytes: int = 0
@@ -129,18 +133,20 @@ class ReleaseSize:
         self.num_elements += math.prod(spec.shape) * copies
         self.bytes_by_dtype[spec.dtype] = self.bytes_by_dtype.get(spec.dtype, 0) + size
         parts = name.split(".")
-        if name.startswith("model.layers.") and parts[2].isdigit() and int(parts[2]) < len(self.layers):
-            layer = self.layers[int(parts[2])]
+        number = name.removeprefix(self.layers_prefix).split(".")[0]
+        if name.startswith(self.layers_prefix) and number.isdigit() and int(number) < len(self.layers):
+            layer = self.layers[int(number)]
             if ".experts." in name:
                 layer.experts += size
             elif any(part in name for part in REPLICATED):
                 layer.whole += size
             else:
                 layer.split += size
-        elif name.startswith(EMBEDDING):
-            self.embedding_bytes += size
-        elif name.startswith(HEAD):
-            self.head_bytes += size
+        elif len(spec.shape) == 2 and spec.shape[0] == self.config.text.vocab_size:
+            if "head" in parts[-2]:
+                self.head_bytes += size
+            else:
+                self.embedding_bytes += size
         else:
             self.other_bytes += size
         is_grouped = self.group_size is not None and len(spec.shape) == 2  # other formats split as they like
@@ -205,6 +211,9 @@ def _from_specs(
     name: str, where: str, config: ModelConfig, specs: Iterable[TensorSpec], folder: Path | None
 ) -> ReleaseSize:
     release = _empty(name, where, "headers", config, _group_size(config), folder)
+    specs = list(specs)
+    names = (spec.name.removeprefix(config.text_prefix) for spec in specs)
+    release.layers_prefix = next((found[1] for found in map(EXPERT.match, names) if found), LAYERS)
     for spec in specs:
         if spec.dtype not in ITEM_BITS:
             raise CheckpointError(
@@ -263,7 +272,7 @@ def _stored(tensors: Tensors, group_size: int) -> Iterable[TensorSpec]:
 def _empty(
     name: str, where: str, origin: str, config: ModelConfig, group_size: int | None, folder: Path | None
 ) -> ReleaseSize:
-    num_layers = config.text.num_hidden_layers
+    num_layers = config.text.num_decoder_layers
     if not num_layers:
         raise UnsupportedModelError(
             f"the config of {where} has no num_hidden_layers; is it a language model?"

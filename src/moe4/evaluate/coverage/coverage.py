@@ -24,7 +24,7 @@ from moe4.calibration.tokenizer import load_tokenizer
 from moe4.errors import CalibrationError
 from moe4.evaluate.coverage.overlap import Overlap, describe_overlap
 from moe4.forward.device import usable_device
-from moe4.forward.stream import Stream, run_expert
+from moe4.forward.stream import Stream
 from moe4.forward.trial import try_family
 from moe4.forward.weights import open_model
 from moe4.progress import OnProgress, Pace, ignore
@@ -89,19 +89,13 @@ def measure(
             shape = network.experts[layer]
             if shape is not None:
                 assert passed.ids is not None
-                assert passed.inputs is not None
                 top_k = passed.ids.shape[1]
                 index = owner.unsqueeze(1) * shape.num_experts + passed.ids
                 index = index[passed.ids < shape.num_experts]
                 flat = torch.bincount(index, minlength=len(sequences) * shape.num_experts)
                 counts[:, place, : shape.num_experts] = flat.view(len(sequences), -1).numpy()
                 place += 1
-                math = stream.expert_math(layer)
-                for expert in range(shape.num_experts):
-                    rows, gates = passed.rows_of(expert)
-                    matrices = stream.load_expert(shape, expert)
-                    output = run_expert(math, expert, matrices, passed.inputs[rows])
-                    passed.total.index_add_(0, rows, output * gates.unsqueeze(1))
+            stream.add_experts(layer, passed)
             stream.finish_layer(passed)
             say(layer_done(layer, network.num_layers))
     return Coverage(

@@ -161,7 +161,7 @@ def _outline(checkpoint: Checkpoint, recipe: Recipe) -> Outline:
     from moe4.quantize.run.prepare import DTYPES
 
     try_family(checkpoint.config)
-    return Network(checkpoint.config, DTYPES[compute_dtype])
+    return Network(checkpoint.config, DTYPES[compute_dtype], checkpoint.specs)
 
 
 def _not_checked(is_whole: bool, time_it: bool) -> list[str]:

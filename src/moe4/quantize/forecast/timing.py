@@ -13,7 +13,7 @@ from moe4.checkpoint.shard import Slabs
 from moe4.checkpoint.source import Checkpoint
 from moe4.forward.layer import Routes
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, Routing
 from moe4.quantize.layer.host_solver import HostSolver
@@ -70,7 +70,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
     """
     layer, shape = next((number, shape) for number, shape in enumerate(network.experts) if shape)
     shapes = dict(network.layer_tensors(layer))
-    shapes.update({shape.weight_name(0, part): shape.weight_shape(part) for part in PARTS})
+    shapes.update({shape.weight_name(0, part): shape.weight_shape(part) for part in shape.parts})
     bench = Workbench(
         checkpoint=_MadeUp(shapes),
         network=network,
@@ -79,7 +79,7 @@ def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
         ranks=Ranks(),
         progress=ProgressReporter(),
     )
-    stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in PARTS}
+    stored = {part: bench.checkpoint.read(shape.weight_name(0, part)) for part in shape.parts}
     if recipe.method != "gptq":
         started = time.perf_counter()
         round_expert(bench, shape, 0, stored)
@@ -116,7 +116,8 @@ def _time_expert(
     for rows in inputs.pieces():
         inputs.write(rows, _random(rows.stop - rows.start, shape.hidden_size))
     total = ActivationStore(folder / "total", size, torch.float32, create=True)
-    routes = Routes(rows=torch.arange(tokens), gates=torch.ones(tokens), starts=[0, tokens])
+    numbers = torch.arange(tokens)
+    routes = Routes(rows=numbers, inputs=numbers, gates=torch.ones(tokens), starts=[0, tokens])
     routing = Routing(inputs=inputs, routes=routes)
     solver = HostSolver(bench, shape, layer, routing)
     started = time.perf_counter()
@@ -126,13 +127,13 @@ def _time_expert(
 
 def _time_layer(bench: Workbench, layer: int, num_tokens: int, folder: Path) -> float:
     length = min(bench.recipe.calibration.max_sequence_tokens, num_tokens)
-    tokens = max(length, min(num_tokens, batch_tokens(bench.network.config, bench.device)) // length * length)
+    tokens = max(length, min(num_tokens, batch_tokens(bench.network, bench.device)) // length * length)
     hidden_size = bench.network.state_width
     dtype = bench.network.compute_dtype
     hidden = ActivationStore(folder / "hidden", (tokens, hidden_size), dtype, create=True)
     hidden.write(slice(0, tokens), _random(tokens, hidden_size))
     module = bench.network.build_layer(layer, bench.checkpoint.load, bench.device)
-    runner = LayerRunner(bench, layer, module, [length] * (tokens // length), hidden)
+    runner = LayerRunner(bench, layer, module, [[0] * length] * (tokens // length), hidden)
     runner.ignore_experts()
     batch: Batch = runner.batches[0]
     runner.run(Batch(rows=batch.rows[:1]))

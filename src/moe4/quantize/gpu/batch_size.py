@@ -9,5 +9,5 @@ MOST_EXPERTS = 8
 def batch_size(shape: ExpertShape) -> int:
     """Return how many experts are solved together; depends on nothing but their shape."""
     hidden, width = shape.hidden_size, shape.width
-    each = 3 * 4 * (max(hidden, width) ** 2 + 2 * hidden * width)
+    each = 3 * 4 * (max(hidden, width) ** 2 + len(shape.first_parts) * hidden * width)
     return max(1, min(MOST_EXPERTS, BATCH_BYTES // each))

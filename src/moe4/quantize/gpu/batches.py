@@ -18,7 +18,7 @@ from typing import Self
 
 import torch
 
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batch_size import batch_size
 from moe4.quantize.layer.workbench import Workbench
@@ -102,13 +102,13 @@ class Batches:
         def read(names: list[str]) -> list[Stored]:
             return checkpoint.read_together(names, pinned=pinned)
 
-        names = [shape.weight_name(expert, part) for expert in experts for part in PARTS]
+        names = [name for expert in experts for name in shape.weight_names(expert)]
         groups = [list(group) for _, group in groupby(names, checkpoint.place)]
         with _on(self._copies):
             found = chain.from_iterable(self._files.map(read, groups))
             weights = [tuple(to_device(tensor, device) for tensor in stored) for stored in found]
         pieces = iter(weights)
-        stored: list[dict[Part, Stored]] = [{part: next(pieces) for part in PARTS} for _ in experts]
+        stored: list[dict[Part, Stored]] = [{part: next(pieces) for part in shape.parts} for _ in experts]
         arrived = self._copies.record_event() if self._copies else None
         return _Read(experts=experts, stored=stored, arrived=arrived)
 

@@ -64,7 +64,7 @@ class ExpertQuantizer:
         stage, shape = self.solver.stage, self.shape
         with forward_mode():
             with stage("read weights"):
-                W = self._stack(tasks, ("gate", "up"))
+                W = self._stack(tasks, shape.first_parts)
             with stage("Hessians"):
                 H = W.new_empty(len(W), shape.hidden_size, shape.hidden_size)
                 for number, task in enumerate(tasks):
@@ -72,17 +72,17 @@ class ExpertQuantizer:
                     self._hessian(H[number], pieces, task, self.pooled)
                 self._fill_up(H, len(tasks))
                 self._check_finite(H)
-            found = self.solver.quantize(W, H, [shape.width, shape.width])
+            found = self.solver.quantize(W, H, [shape.width] * len(shape.first_parts))
             del W, H
             with stage("read weights"):
                 W = self._stack(tasks, ("down",))
             H = W.new_empty(len(W), shape.width, shape.width)
             inner = []
-            for number, (task, (gate, up)) in enumerate(zip(tasks, found, strict=False)):
+            for number, (task, first) in enumerate(zip(tasks, found, strict=False)):
                 with stage("run experts"):
-                    weights = [self._served(matrix).T for matrix in (gate, up)]
-                    states = [self._inner(task, task.read(*piece), *weights) for piece in task.pieces()]
-                    pooled_states = self._inner(task, self.pool, *weights)
+                    weights = [self._served(matrix).T for matrix in first]
+                    states = [self._inner(task, task.read(*piece), weights) for piece in task.pieces()]
+                    pooled_states = self._inner(task, self.pool, weights)
                 with stage("Hessians"):
                     pooled = add_gram_(torch.zeros_like(H[number]), pooled_states).mul_(2.0 / len(self.pool))
                     self._hessian(H[number], iter(states), task, pooled)
@@ -93,12 +93,13 @@ class ExpertQuantizer:
             del W, H
             results: list[tuple[Results, Tensor]] = []
             with stage("run experts"):
-                for task, (gate, up), (down,), states in zip(tasks, found, downs, inner, strict=False):
+                for task, first, (down,), states in zip(tasks, found, downs, inner, strict=False):
                     weight = self._served(down).T
                     empty = self.pool.new_empty(0, shape.hidden_size)
                     outputs = [self.math.output(task.expert, piece @ weight) for piece in states]
                     output = torch.cat(outputs) if outputs else empty
-                    results.append(({"gate": gate, "up": up, "down": down}, output))
+                    matrices = dict(zip(shape.parts, (*first, down), strict=True))
+                    results.append((matrices, output))
         return results
 
     def _stack(self, tasks: list[ExpertTask], parts: tuple[Part, ...]) -> Tensor:
@@ -135,5 +136,5 @@ class ExpertQuantizer:
     def _served(self, matrix: QuantizedMatrix) -> Tensor:
         return matrix.dequantize().to(self.pool.dtype)
 
-    def _inner(self, task: ExpertTask, x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-        return self.math.inner(task.expert, x @ gate, x @ up)
+    def _inner(self, task: ExpertTask, x: Tensor, weights: list[Tensor]) -> Tensor:
+        return self.math.inner(task.expert, [x @ weight for weight in weights])

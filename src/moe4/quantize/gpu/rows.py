@@ -16,7 +16,8 @@ class DeviceRows:
     def __init__(self, routing: Routing, device: torch.device) -> None:
         self._inputs, self._routes, self._device = routing.inputs, routing.routes, device
         resident = isinstance(routing.inputs, ResidentActivations)
-        self._numbers = routing.routes.rows.to(device) if resident else routing.routes.rows.cpu()
+        place, routes = device if resident else torch.device("cpu"), routing.routes
+        self._numbers, self._inputs_at = routes.rows.to(place), routes.inputs.to(place)
         self._gates = routing.routes.gates.to(device)
 
     def num_tokens(self, expert: int) -> int:
@@ -30,7 +31,7 @@ class DeviceRows:
     def of_expert(self, expert: int, start: int, stop: int) -> Tensor:
         """Return an expert's tokens from one number to another, [tokens, hidden] on the device."""
         first = self._routes.starts[expert]
-        return self.read(self._numbers[first + start : first + stop])
+        return self.read(self._inputs_at[first + start : first + stop])
 
     def gates(self, expert: int) -> Tensor:
         """Return an expert's gate weights, float32 [tokens] on the device."""

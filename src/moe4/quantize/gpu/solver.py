@@ -12,7 +12,7 @@ from moe4.calibration.activations import Activations
 from moe4.gptq.gpu.products import add_gram_
 from moe4.gptq.gpu.solver import BatchSolver, Stage, no_stage
 from moe4.gptq.hessian import Hessian
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.gpu.batches import Batches
 from moe4.quantize.gpu.experts import ExpertQuantizer, ExpertTask
@@ -125,7 +125,7 @@ class DeviceSolver:
                     self._probe_is_here.result()
                     tensors.update(self._bench.probe.run_expert(self._experts, expert, weights, results))
             with self._stage("pack and copy out"):
-                for part in PARTS:
+                for part in self._experts.parts:
                     weight = expert_weight(self._experts, expert, part)
                     tensors.update(stored_tensors(weight, results[part], place))
             record = expert_record(self._rows.num_tokens(expert), results)

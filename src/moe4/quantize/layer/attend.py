@@ -5,6 +5,7 @@ The batches are the same whatever the number of ranks; each is run whole by one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from moe4.calibration.activations import (
     make_batches,
 )
 from moe4.errors import CalibrationError
-from moe4.forward.layer import Attended, LayerForward, Routes, in_token_order, sort_by_expert
+from moe4.forward.layer import Attended, LayerForward, Routes, in_token_order, input_rows, sort_by_expert
 from moe4.gptq.hessian import Hessian
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.workbench import Workbench
@@ -33,7 +34,7 @@ class Routing:
     """What the router decided for all calibration tokens, sorted by expert once."""
 
     inputs: Activations
-    """Of the experts, [tokens, hidden] in the compute dtype."""
+    """Of the experts, [tokens * inputs_per_token, hidden] in the compute dtype."""
     routes: Routes
     """On a GPU if the inputs are."""
 
@@ -42,12 +43,23 @@ class LayerRunner:
     """Runs a built layer over the activation store, batch by batch."""
 
     def __init__(
-        self, bench: Workbench, layer: int, module: nn.Module, lengths: Sequence[int], hidden: Activations
+        self,
+        bench: Workbench,
+        layer: int,
+        module: nn.Module,
+        sequences: Sequence[Sequence[int]],
+        hidden: Activations,
     ) -> None:
+        """Prepare to run the layer `layer`, which `module` is.
+
+        sequences: token ids. hidden: the layer's inputs, of all tokens one after another.
+        """
         self.layer, self.module = layer, module
-        self.batches = list(make_batches(lengths, batch_tokens(bench.network.config, bench.device)))
+        lengths = [len(sequence) for sequence in sequences]
+        self.batches = list(make_batches(lengths, batch_tokens(bench.network, bench.device)))
         self._bench = bench
-        self._forward = LayerForward(bench.network, layer, module, hidden, bench.device)
+        tokens = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64)
+        self._forward = LayerForward(bench.network, layer, module, hidden, tokens, bench.device)
 
     def run(self, batch: Batch) -> Tensor:
         """Return the layer's output for a batch's real tokens, [tokens, hidden] in the compute dtype."""
@@ -125,7 +137,7 @@ def attend_and_route(
     num_tokens = sum(int(batch.is_token.sum()) for batch in runner.batches)
     path, shape, dtype = (
         inputs_path(work, runner.layer),
-        (num_tokens, experts.hidden_size),
+        (num_tokens * experts.inputs_per_token, experts.hidden_size),
         bench.network.compute_dtype,
     )
 
@@ -152,7 +164,7 @@ def attend_and_route(
         rows, tensors = runner.batches[number].token_rows, parcel.tensors
         if runner.adds_experts:
             total.write(rows, tensors["output"])
-        store.write(rows, tensors["inputs"])
+        store.write(input_rows(rows, experts), tensors["inputs"])
         chosen.append((rows.to(place), tensors["ids"].to(place), tensors["gates"].to(place)))
         finite.append(tensors["finite"])
     if not all(map(bool, finite)):
@@ -169,7 +181,7 @@ def attend_and_route(
         store = ResidentActivations(routed["inputs"])
     elif store is None:
         store = open_shared(path, shape, dtype)
-    return Routing(inputs=store, routes=sort_by_expert(routed["ids"], routed["gates"], experts.num_experts))
+    return Routing(inputs=store, routes=sort_by_expert(routed["ids"], routed["gates"], experts))
 
 
 def inputs_path(work: Path, layer: int) -> Path:

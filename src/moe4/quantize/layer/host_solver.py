@@ -10,7 +10,7 @@ from moe4.calibration.activations import Activations
 from moe4.gptq.hessian import Hessian, shrink
 from moe4.gptq.solver import factorize, quantize_gptq
 from moe4.machine.allocator import trim_heaps
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import Routing
 from moe4.quantize.layer.expert_stream import Take
@@ -23,7 +23,6 @@ from moe4.quantize.transfer.ranks import Parcel
 from moe4.quantize.transfer.reader import ExpertReader, Stored
 
 TRIM_ELEMENTS = 1 << 24  # of weights: every expert of a large model; a small one would lose time
-GATE_UP: tuple[Part, Part] = ("gate", "up")
 
 
 class HostSolver:
@@ -57,7 +56,7 @@ class HostSolver:
 
         Its output is added to `total`, piece by piece; without one it is in the parcel, [tokens, hidden].
         """
-        self._solved_elements += 3 * self._experts.hidden_size * self._experts.width
+        self._solved_elements += self._experts.num_weights
         if self._solved_elements >= TRIM_ELEMENTS:
             self._solved_elements = 0
             trim_heaps()
@@ -73,7 +72,7 @@ class HostSolver:
                 else:
                     self._add(total, expert, start, output)
         tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
-        for part in PARTS:
+        for part in self._experts.parts:
             tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
         if self._bench.probe is not None:
             tensors.update(self._bench.probe.run_expert(self._experts, expert, stored, results))
@@ -91,13 +90,13 @@ class HostSolver:
 
     def _inputs(self, expert: int, start: int) -> Tensor:
         """Return ROWS_AT_ONCE rows of an expert's input [tokens, hidden] from `start` on."""
-        rows, _ = self._routing.routes.of_expert(expert)
+        rows = self._routing.routes.inputs_of(expert)
         return self._routing.inputs.read(rows[start : start + ROWS_AT_ONCE]).to(self._bench.device)
 
     def _quantize(self, expert: int, stored: dict[Part, Stored], g: Tensor) -> tuple[Results, list[Tensor]]:
-        """Quantize gate and up stacked on their tokens, then down on what the quantized two make of them.
+        """Quantize gate and up stacked on their tokens, then down on what these make of them, quantized.
 
-        Returns the results, and what the two make of the tokens, in pieces, unless that is too much to keep.
+        Returns the results, and what they make of the tokens, in pieces, unless that is too much to keep.
         """
         bench, settings, experts = self._bench, self._bench.recipe.gptq, self._experts
         weights = g.square() if settings.hessian_weighting == "gate" else None
@@ -118,7 +117,7 @@ class HostSolver:
             own.add(self._inputs(expert, start), piece_weights(start))
         H = own.mean()
         del own
-        solve(H, self._pool.hessian, GATE_UP)
+        solve(H, self._pool.hessian, experts.first_parts)
         del H
         keeps = len(g) * experts.width * bench.network.compute_dtype.itemsize <= KEPT_BYTES
         inner: list[Tensor] = []
@@ -135,5 +134,5 @@ class HostSolver:
 
     def _inner(self, expert: int, results: Results, x: Tensor) -> Tensor:
         """Return what the quantized gate and up make of tokens, [tokens, width]."""
-        gate, up = self._bench.served(results["gate"]), self._bench.served(results["up"])
-        return self._math.inner(expert, x @ gate.T, x @ up.T)
+        first = (self._bench.served(results[part]) for part in self._experts.first_parts)
+        return self._math.inner(expert, [x @ weight.T for weight in first])

@@ -17,24 +17,24 @@ POOL_PART = 32768  # tokens whose Hessian one rank adds up
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """A layer's tokens as its experts see them."""
+    """A layer's tokens as its experts see them: all inputs of any of them."""
 
     hessian: Tensor
-    """Of all of them, float32 [hidden, hidden]."""
+    """Of all of these, float32 [hidden, hidden]."""
     tokens: Tensor
-    """Some of them, [tokens, hidden] in the compute dtype, on the device."""
+    """Some of them, [inputs, hidden] in the compute dtype, on the device."""
 
 
 def pool_tokens(bench: Workbench, routing: Routing, add: Callable[[Hessian, int, int], None]) -> Pool:
-    """Return the pool; `add` adds the tokens from one number to another to a Hessian."""
-    num_tokens, hidden_size = routing.inputs.shape
+    """Return the pool; `add` adds the inputs from one number to another to a Hessian."""
+    num_inputs, hidden_size = routing.inputs.shape
 
     def part(number: int) -> Parcel:
         hessian = Hessian(hidden_size, bench.device)
-        add(hessian, number * POOL_PART, min((number + 1) * POOL_PART, num_tokens))
+        add(hessian, number * POOL_PART, min((number + 1) * POOL_PART, num_inputs))
         return pack_hessian(hessian)
 
-    pooled = sum_hessians(bench, -(-num_tokens // POOL_PART), part, hidden_size)
-    stride = max(1, num_tokens // POOL_TOKENS)
-    tokens = routing.inputs.read(torch.arange(0, num_tokens, stride)[:POOL_TOKENS])
+    pooled = sum_hessians(bench, -(-num_inputs // POOL_PART), part, hidden_size)
+    stride = max(1, num_inputs // POOL_TOKENS)
+    tokens = routing.inputs.read(torch.arange(0, num_inputs, stride)[:POOL_TOKENS])
     return Pool(hessian=pooled.mean(), tokens=tokens.to(bench.device))

@@ -23,7 +23,7 @@ from moe4.files.durable import write_file
 from moe4.forward.weights import Weights
 from moe4.gptq.solver import QuantizedMatrix
 from moe4.model.architecture import Network
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.probe.passes import ROUNDED, ProbePasses, join_prefixes
 from moe4.probe.sequences import Chosen, choose_sequences
@@ -114,8 +114,9 @@ class RunningProbe:
 
         stored: its weights as the source has them; results: as the release will.
         """
-        quantized = [results[part].dequantize() for part in PARTS]
-        original = [self.decode(experts.weight_name(expert, part), stored[part]).float() for part in PARTS]
+        parts = experts.parts
+        quantized = [results[part].dequantize() for part in parts]
+        original = [self.decode(experts.weight_name(expert, part), stored[part]).float() for part in parts]
         rounded = [weight.to(torch.bfloat16) for weight in quantized]
         return {
             f"probe-{name}": self._passes.run(name, expert, weights)
@@ -181,7 +182,7 @@ class RunningProbe:
 
     def _begin(self, layer: int) -> ProbePasses:
         """Return passes that stand before a layer: the tokens are embedded, or its inputs read."""
-        network = Network(self._checkpoint.config, torch.float32)
+        network = Network(self._checkpoint.config, torch.float32, self._checkpoint.specs)
         weights: dict[str, Weights] = {
             name: _RunWeights(self, name == "released") for name in MODELS if self._ranks.is_first
         }

@@ -23,7 +23,7 @@ from moe4.quantize.transfer.reader import LayerReader, Prefetcher, Stored
 from moe4.recipe import Recipe
 
 Results = dict[Part, QuantizedMatrix]
-"""An expert's three matrices."""
+"""An expert's matrices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,6 @@ from moe4.checkpoint.source import Checkpoint
 from moe4.errors import MemoryBudgetError
 from moe4.machine.at_once import BATCH_TOKENS, BEHIND_BYTES, PROBE_BATCH_TOKENS, RESIDENT_BYTES
 from moe4.machine.memory import available_memory_bytes
-from moe4.model.names import PARTS
 from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.release_plan import ReleasePlan, ShardPlan
 from moe4.units import format_bytes
@@ -52,17 +51,18 @@ class MemoryNeed:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def batch_tokens(config: Any, device: "torch.device | None" = None) -> int:
+def batch_tokens(network: Outline, device: "torch.device | None" = None) -> int:
     """Return how many tokens run through a layer at once; without a device, on a CPU.
 
-    That depends on the config and the kind of device alone, since it decides the order of sums.
+    That depends on the network and the kind of device alone, since it decides the order of sums.
     """
     most = GPU_BATCH_BYTES if device is not None and device.type == "cuda" else BATCH_BYTES
-    return max(1, min(BATCH_TOKENS, most // token_bytes(config)))
+    return max(1, min(BATCH_TOKENS, most // token_bytes(network)))
 
 
-def token_bytes(config: Any) -> int:
+def token_bytes(network: Outline) -> int:
     """Return the bytes that one token of a batch needs inside a decoder layer, at most."""
+    config = network.config
     hidden = int(config.hidden_size)
     heads = int(config.num_attention_heads)
     nope = int(getattr(config, "qk_nope_head_dim", 0) or 0)
@@ -71,7 +71,17 @@ def token_bytes(config: Any) -> int:
     inner = max(int(getattr(config, "intermediate_size", 0) or 0), hidden)
     # Queries, keys, values and output of attention, some of them twice while heads are put in order; the
     # states with their float32 norms; gate, up and their product.
-    return 2 * (8 * heads * head + 3 * inner) + 16 * hidden
+    states = 16 * network.state_width
+    return 2 * (8 * heads * head + 3 * inner) + states + _copies_bytes(network)
+
+
+def _copies_bytes(network: Outline) -> int:
+    """Return the bytes of a token's copies for each expert, where the router scales one for each.
+
+    As repeated, as scaled, and what the experts answer.
+    """
+    sizes = [shape.num_experts * shape.hidden_size for shape in network.experts if shape and shape.own_inputs]
+    return 3 * network.item_bytes * max(sizes, default=0)
 
 
 def memory_need(
@@ -93,11 +103,11 @@ def memory_need(
     shape = next(filter(None, network.experts))
     weights = shape.hidden_size * shape.width
     stored = max(_stored_bytes(checkpoint, shape))
-    probe = probe_tokens * int(config.hidden_size) * PROBE_BYTES
-    probed_expert = probe + (30 * weights if probe_tokens else 0)  # gate, up and down in each pass's dtype
+    probe = probe_tokens * network.state_width * PROBE_BYTES
+    probed_expert = probe + (10 * shape.num_weights if probe_tokens else 0)  # in each pass's dtype
     if probe_tokens:
         floats = max(_layer_bytes(s, network, FLOAT_BYTES) for s in plan.shards if s.layer is not None)
-        batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(config)
+        batch = min(probe_tokens, PROBE_BATCH_TOKENS) * 2 * token_bytes(network)
         phases["the expected answers"] = floats + 7 * largest + batch + probe
     if plan.recipe.method != "gptq":
         phases["an expert"] = 6 * stored + 5 * FLOAT_BYTES * weights + probed_expert
@@ -106,11 +116,11 @@ def memory_need(
     if device is not None and device.type == "cuda":
         phases = {"a layer on a GPU": _staging_bytes(plan, checkpoint, shape) + routing + probe}
         return MemoryNeed(base_bytes=GPU_BASE_BYTES, phases=phases)
-    tokens = min(num_tokens, max(batch_tokens(config), plan.recipe.calibration.max_sequence_tokens))
+    tokens = min(num_tokens, max(batch_tokens(network), plan.recipe.calibration.max_sequence_tokens))
     layers = [_layer_bytes(shard, network, item) for shard in plan.shards if shard.layer is not None]
-    mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * int(config.hidden_size) * FLOAT_BYTES)
+    mapped = 4 * min(2 * RESIDENT_BYTES, num_tokens * network.state_width * FLOAT_BYTES)
     phases["a layer's attention"] = (
-        max(layers) + 7 * largest + tokens * token_bytes(config) + _stage_bytes(plan) + mapped
+        max(layers) + 7 * largest + tokens * token_bytes(network) + _stage_bytes(plan) + mapped
     )
     solving = _solve_bytes(shape, item, num_tokens)
     kept = _kept_bytes(plan, network, checkpoint)
@@ -147,7 +157,7 @@ def _staging_bytes(plan: ReleasePlan, checkpoint: Checkpoint, shape: ExpertShape
 
 def _stored_bytes(checkpoint: Checkpoint, shape: ExpertShape) -> list[int]:
     """Return the bytes of an expert's parts on disk, or in BF16 if they are missing (the plan says so)."""
-    found = [checkpoint.tensors.get(shape.weight_name(0, part)) for part in PARTS]
+    found = [checkpoint.tensors.get(name) for name in shape.weight_names(0)]
     plain = 2 * shape.hidden_size * shape.width
     return [plain if stored is None else max(stored.spec.num_bytes, stored.read_bytes) for stored in found]
 
@@ -185,9 +195,10 @@ def disk_need(
     for shard in plan.shards:
         needed += 0 if (there / shard.file_name).is_file() else shard.num_bytes
     # The inputs of a layer, of the one before and of the one after, the experts', and the float32 sum.
-    per_value = 4 * network.item_bytes + 4
+    most = max(shape.inputs_per_token for shape in network.experts if shape)
+    per_value = (3 + most) * network.item_bytes + 4
     values = num_tokens * per_value + probe_tokens * 2 * PROBE_BYTES
-    return needed + int(network.config.hidden_size) * values
+    return needed + network.state_width * values
 
 
 def _loaded(plan: ReleasePlan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
@@ -234,5 +245,6 @@ def _solve_bytes(shape: ExpertShape, item: int, num_tokens: int) -> int:
     tokens = pieces * (hidden * (2 * item + 2 * FLOAT_BYTES) + width * 4 * FLOAT_BYTES)
     tokens += min(2 * KEPT_BYTES, num_tokens * width * item) + num_tokens * 32
     factoring = 6 * hidden**2 * FLOAT_BYTES  # with LAPACK's own copy
-    solving = 4 * hidden**2 * FLOAT_BYTES + 2 * hidden * width * (5 * FLOAT_BYTES + 3)
+    stacked = len(shape.first_parts) * hidden * width
+    solving = 4 * hidden**2 * FLOAT_BYTES + stacked * (5 * FLOAT_BYTES + 3)
     return max(factoring, solving) + tokens

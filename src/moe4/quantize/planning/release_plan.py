@@ -9,7 +9,7 @@ from moe4.checkpoint.header import FLOAT_DTYPES, TensorSpec
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CheckpointError, Moe4Error, RecipeError, TensorError
 from moe4.model.accounting import Accounting, Kind, summarize_names
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape, Outline
 from moe4.quantize.planning.ignore_list import ignore_list
 from moe4.quantize.planning.targets import LINEAR_STAGES, targeted
@@ -64,7 +64,7 @@ class ShardPlan:
         yield from (weight.name for stage in self.linear_stages for weight in stage)
         for expert in range(self.experts.num_experts if self.experts else 0):
             assert self.experts is not None
-            yield from (self.experts.weight_name(expert, part) for part in PARTS)
+            yield from self.experts.weight_names(expert)
         yield from self.copied
 
     @property
@@ -237,7 +237,7 @@ def _plan_layer(
             plan.linear_stages.append(stage)
     linears = [weight for stage in plan.linear_stages for weight in stage]
     numbers = range(experts.num_experts if experts else 0)
-    routed = [expert_weight(experts, expert, part) for expert in numbers for part in PARTS if experts]
+    routed = [expert_weight(experts, expert, part) for expert in numbers if experts for part in experts.parts]
     quantized = [*routed, *linears]
     quantized = [
         weight

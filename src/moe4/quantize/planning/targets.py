@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 
-from moe4.model.names import PARTS
 from moe4.model.outline import Outline
 from moe4.recipe import Target
 
@@ -26,7 +25,7 @@ def targeted(targets: Collection[Target], network: Outline) -> Iterator[str]:
     """Yield the names of all weights that are to be quantized."""
     for experts in filter(None, network.experts):
         for expert in range(experts.num_experts):
-            yield from (experts.weight_name(expert, part) for part in PARTS)
+            yield from experts.weight_names(expert)
     yield from linear_shapes(targets, network)
 
 

@@ -34,12 +34,8 @@ def matrix_record(result: QuantizedMatrix) -> MatrixRecord:
 
 def expert_record(num_tokens: int | None, results: Mapping[Part, QuantizedMatrix]) -> ExpertRecord:
     """Return what the report says of an expert; num_tokens: None without calibration."""
-    return ExpertRecord(
-        num_tokens=num_tokens,
-        gate=matrix_record(results["gate"]),
-        up=matrix_record(results["up"]),
-        down=matrix_record(results["down"]),
-    )
+    records: dict[str, MatrixRecord] = {part: matrix_record(result) for part, result in results.items()}
+    return ExpertRecord(num_tokens=num_tokens, **records)
 
 
 def describe_layer(record: LayerRecord) -> str:

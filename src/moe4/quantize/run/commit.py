@@ -105,7 +105,7 @@ class Committer:
         num_done = len(self.journal.shards)
         if num_done:
             self.progress.say(f"continuing after {num_done} of {len(self.plan.shards)} shards")
-        num_tokens = sum(self.boundary.lengths) if self.boundary is not None else 0
+        num_tokens = self.boundary.num_tokens if self.boundary is not None else 0
         self.progress.begin(expected_times(self.plan, self.bench, num_tokens), self.num_layers, num_done)
         with CommitQueue(self.bench.device) as queue:
             for shard in self.plan.shards[num_done:]:
@@ -283,7 +283,7 @@ def run_layer(
     if boundary is None:
         return quantize_layer_alone(bench, shard, writer), None
     hidden = boundary.open(shard.layer_number, bench.ranks)
-    return quantize_layer_gptq(bench, shard, writer, boundary.lengths, hidden, work)
+    return quantize_layer_gptq(bench, shard, writer, boundary.sequences, hidden, work)
 
 
 def without_quantization(config: JsonObject) -> JsonObject:

@@ -84,8 +84,9 @@ def expert_operations(shape: ExpertShape, recipe: Recipe, num_tokens: float) -> 
         return 200.0 * h * w  # no products; passes over the weights
     hessians = num_tokens * (h * h + w * w)
     factors = (h**3 + w**3) / 3
-    solves = (1 + 2 * recipe.gptq.descent_sweeps) * (2 * h * h * w + w * w * h)
-    return hessians + factors + solves + 6 * num_tokens * h * w
+    first = len(shape.first_parts)
+    solves = (1 + 2 * recipe.gptq.descent_sweeps) * (first * h * h * w + w * w * h)
+    return hessians + factors + solves + 2 * num_tokens * shape.num_weights
 
 
 def measure_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

@@ -16,7 +16,7 @@ from moe4.checkpoint.report_file import ExpertRecord, LayerRecord, MatrixRecord
 from moe4.checkpoint.shard import ShardWriter
 from moe4.errors import CalibrationError
 from moe4.gptq.solver import QuantizedMatrix, factorize, keep_codes, quantize_gptq, quantize_rtn
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.layer.attend import LayerRunner, attend_and_route, inputs_path
 from moe4.quantize.layer.expert_stream import ExpertStream
@@ -82,11 +82,13 @@ def quantize_layer_gptq(
     bench: Workbench,
     plan: ShardPlan,
     writer: ShardWriter | None,
-    lengths: Sequence[int],
+    sequences: Sequence[Sequence[int]],
     hidden: Activations,
     work: Path,
 ) -> tuple[LayerRecord, Activations | None]:
     """Quantize a layer on its calibration inputs `hidden`; return its record and its output.
+
+    sequences: the token ids of calibration.
 
     The output, float32 [tokens, hidden], is that of the quantized layer, on a GPU or mapped in `work`.
     Only rank 0 has a writer, and returns a whole record and an output.
@@ -96,7 +98,7 @@ def quantize_layer_gptq(
     _read_ahead(bench, layer)
     reader = LayerReader(bench.checkpoint, plan, writer, bench.device, keep, bench.ahead)
     module = bench.network.build_layer(layer, reader.load_and_keep, bench.device)
-    runner = LayerRunner(bench, layer, module, lengths, hidden)
+    runner = LayerRunner(bench, layer, module, sequences, hidden)
     for stage in plan.linear_stages:
         _quantize_linears(bench, plan, stage, runner, reader, writer, record)
     reader.copy_rest()
@@ -210,9 +212,9 @@ def quantize_alone(bench: Workbench, weight: QuantizedWeight, stored: Stored) ->
 
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
-    """Return an expert's three weights rounded to nearest, or as they are."""
+    """Return an expert's weights rounded to nearest, or as they are."""
     tensors, results = {}, {}
-    for part in PARTS:
+    for part in experts.parts:
         weight = expert_weight(experts, expert, part)
         results[part] = quantize_alone(bench, weight, stored[part])
         tensors.update(stored_tensors(weight, results[part]))

@@ -88,7 +88,7 @@ def prepare(
     checkpoint = Checkpoint(located.folder, located.stream, family_as_is=request.family_as_is)
     side_files = find_side_files(checkpoint.folder, checkpoint.shards, located.elsewhere)
     try_family(checkpoint.config)
-    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype])
+    network = Network(checkpoint.config, DTYPES[request.recipe.calibration.compute_dtype], checkpoint.specs)
     take_experts_apart(checkpoint, network)
     recipe = resolve_for_source(request.recipe, checkpoint, network)
     plan = make_plan(checkpoint, network, recipe, allow_extra=request.allow_extra)

@@ -55,9 +55,14 @@ class Boundary:
         self._resident: dict[int, ResidentActivations] = {}
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each calibration sequence."""
-        return [len(sequence) for sequence in self._corpus.sequences]
+    def sequences(self) -> list[list[int]]:
+        """The token ids of calibration."""
+        return self._corpus.sequences
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of calibration."""
+        return self._corpus.num_tokens
 
     def path(self, layer: int) -> Path:
         """Return where a layer's input lies."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe4.checkpoint.shard import ShardWriter
 from moe4.checkpoint.source import Checkpoint
-from moe4.model.names import PARTS, Part
+from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
 from moe4.quantize.planning.release_plan import ShardPlan
 from moe4.quantize.transfer.device_memory import to_device, to_host, use_device
@@ -55,8 +55,8 @@ class ExpertReader:
         self._next = None if number is None else (number, self._thread.submit(self._read, number))
 
     def _read(self, expert: int) -> dict[Part, Stored]:
-        names = [self._experts.weight_name(expert, part) for part in PARTS]
-        return dict(zip(PARTS, self._checkpoint.read_together(names), strict=True))
+        stored = self._checkpoint.read_together(self._experts.weight_names(expert))
+        return dict(zip(self._experts.parts, stored, strict=True))
 
 
 class Prefetcher:
