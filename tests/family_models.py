@@ -211,7 +211,10 @@ def _sizes(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_model(family: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> Any:
-    """Return a random model: norms and biases differ from 1 and 0, so that one left out is seen."""
+    """Return a random model: norms and biases differ from 1 and 0, so that one left out is seen.
+
+    No matrix is zero either, as some routers begin: all experts would tie.
+    """
     import transformers
 
     config = make_config(family, **more)
@@ -225,8 +228,12 @@ def make_model(family: str, dtype: torch.dtype = torch.bfloat16, **more: Any) ->
         for name, tensor in model.named_parameters():
             if tensor.ndim == 1 and not name.endswith(("A_log", "dt_bias")):
                 tensor += 0.1 * torch.randn_like(tensor)
+            elif not tensor.any():
+                tensor.normal_(std=SIZES["initializer_range"])
         for name, table in model.named_buffers():
-            if name.endswith("tid2eid"):  # of each token id, different experts
+            if name.endswith("correction_bias"):
+                table += 0.1 * torch.randn_like(table)
+            elif name.endswith("tid2eid"):  # of each token id, different experts
                 table.copy_(torch.rand(len(table), config.n_routed_experts).argsort(1)[:, : table.shape[1]])
     return model.eval()
 
