@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import pytest
 import torch
 from family_models import make_config, make_model
 
 from moe4.config import parse_config
+from moe4.errors import TensorError
 from moe4.model.architecture import Network
 
 CPU = torch.device("cpu")
@@ -31,13 +33,18 @@ def test_other_families_get_the_same_whatever_the_tokens_are() -> None:
     assert network.calls(2, 3, CPU) is network.calls(2, 3, CPU, torch.ones(2, 3, dtype=torch.int64))
 
 
+def test_a_table_that_names_no_expert_of_the_layer_is_refused() -> None:
+    network, state = make_network("deepseek_v4"), make_model("deepseek_v4").state_dict()
+    tensors = {stored: state[f"model.layers.0.{local}"] for stored, local, _ in network._layer_tensors(0)}
+    tensors["model.layers.0.ffn.gate.tid2eid"][3, 1] = 4
+    with pytest.raises(TensorError, match="tid2eid names expert 4; expected 0 to 3"):
+        network.build_layer(0, tensors.__getitem__, CPU)
+
+
 def test_tables_of_whole_numbers_stay_whole_and_norms_in_float32_answer_in_the_networks_dtype() -> None:
     network, model = make_network("deepseek_v4", torch.bfloat16), make_model("deepseek_v4")
-    tensors = {
-        stored: model.state_dict()[f"model.layers.0.{local}"]
-        for stored, local, _ in network._layer_tensors(0)
-        if ".experts." not in local
-    }
+    state = model.state_dict()
+    tensors = {stored: state[f"model.layers.0.{local}"] for stored, local, _ in network._layer_tensors(0)}
     layer = network.build_layer(0, tensors.__getitem__, CPU)
     assert layer.mlp.gate.tid2eid.dtype is torch.int64
     assert {name for name in network.integers if ".layers.0." in name} == {"model.layers.0.ffn.gate.tid2eid"}

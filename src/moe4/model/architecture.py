@@ -130,13 +130,16 @@ class Network(Outline):
         """Return a decoder layer with all weights but the routed experts', in the compute dtype.
 
         `load` reads a tensor by its name in the checkpoint. Tensors that transformers keeps in float32 stay
-        so. Raises TensorError if a shape is not the one the config asks for.
+        so. Raises TensorError if a shape is not the one the config asks for, or if a table names an expert
+        that the layer does not have.
         """
         module: nn.Module = copy.deepcopy(self._decoder.layers[layer])
         state = {}
         for local, stored in self._layers[layer].items():
             if not self._is_of_experts(layer, local):
-                state[local] = self._read(stored, load).to(device=device, dtype=self._dtype_of(local, stored))
+                tensor = self._read(stored, load)
+                self._check_table(layer, stored, tensor)
+                state[local] = tensor.to(device=device, dtype=self._dtype_of(local, stored))
         module.load_state_dict(state, strict=False, assign=True)
         experts = self.experts[layer]
         for name, part in module.named_modules():
@@ -211,6 +214,18 @@ class Network(Outline):
             return tensor
 
         return stored.join(checked)
+
+    def _check_table(self, layer: int, stored: StoredAs, table: Tensor) -> None:
+        """Raise TensorError for whole numbers that are not the layer's experts'."""
+        experts = self.experts[layer]
+        if stored.dtype.is_floating_point or experts is None or not table.numel():
+            return
+        for found in (int(table.min()), int(table.max())):
+            if not 0 <= found < experts.num_experts:
+                raise TensorError(
+                    f"{next(iter(stored.pieces))} names expert {found}; expected 0 to "
+                    f"{experts.num_experts - 1}, the layer's experts"
+                )
 
     def _dtype_of(self, local: str, stored: StoredAs) -> torch.dtype:
         """Return the dtype that one of the decoder's tensors is computed in."""

@@ -86,7 +86,7 @@ class Outline(ABC):
     item_bytes: int
     experts: list[ExpertShape | None]
     integers: frozenset[str] = frozenset()
-    """Tensors of whole numbers, such as a table of experts by token id."""
+    """Tensors of whole numbers: tables of a layer's experts by token id."""
 
     @property
     def state_width(self) -> int:
