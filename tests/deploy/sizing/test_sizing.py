@@ -122,6 +122,32 @@ def test_files_and_config_give_the_same_sizes(tmp_path: Path) -> None:
     assert from_files.row_groups == from_config.row_groups
 
 
+@pytest.mark.parametrize(
+    ("layers", "embedding", "head", "says"),
+    [
+        ("model.layers", "model.embed_tokens", "lm_head", {"num_hidden_layers": 2}),
+        ("backbone.layers", "backbone.embeddings", "lm_head", {"layers_block_type": ["moe", "moe"]}),
+        ("layers", "embed", "head", {"num_layers": 2}),
+    ],
+)
+def test_layers_are_found_whatever_a_family_calls_them(
+    layers: str, embedding: str, head: str, says: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {"model_type": "other", "vocab_size": 96, "hidden_size": 64, "num_experts": 2, **says}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = {f"{embedding}.weight": torch.zeros(96, 64), f"{head}.weight": torch.zeros(96, 64)}
+    for layer in range(2):
+        state[f"{layers}.{layer}.mixer.o_proj.weight"] = torch.zeros(64, 32)
+        for expert in range(2):
+            state[f"{layers}.{layer}.mixer.experts.{expert}.up_proj.weight"] = torch.zeros(32, 64)
+    state[f"vision.{layers}.1.mixer.o_proj.weight"] = torch.zeros(8, 8)
+    save_file(state, tmp_path / "model.safetensors")
+    release = read_release(str(tmp_path))
+    assert [layer.experts for layer in release.layers] == [4 * 2 * 32 * 64] * 2
+    assert [layer.split for layer in release.layers] == [4 * 64 * 32] * 2
+    assert (release.embedding_bytes, release.head_bytes, release.other_bytes) == (4 * 96 * 64,) * 2 + (256,)
+
+
 def test_a_source_is_sized_as_it_is() -> None:
     source = read_release(str(K2_TINY))
     stored = sum(file.stat().st_size for file in K2_TINY.glob("*.safetensors"))

@@ -9,6 +9,7 @@ from family_models import write_source
 from release_tools import run_cli
 
 from moe4.checkpoint.index import read_config
+from moe4.config import read
 from moe4.forward import trial
 from moe4.model import surroundings
 
@@ -87,6 +88,25 @@ def test_small_models_keep_a_layer_of_each_kind() -> None:
     assert small["layer_types"] == ["full", "full", "full", "full", "sliding"]
     assert small["num_hidden_layers"] == 5
     assert small["hidden_size"] == 64
+
+
+def test_layers_may_be_a_pattern_or_a_list_that_alone_counts_them() -> None:
+    pattern = {"num_hidden_layers": 7, "hybrid_override_pattern": "MEMEM*E", "mlp_hidden_act": "silu"}
+    small = trial._shrunk(pattern, trial.ATTEMPTS[0])
+    assert small == {"num_hidden_layers": 5, "hybrid_override_pattern": "MEME*", "mlp_hidden_act": "silu"}
+    small = trial._shrunk({"layers_block_type": ["moe"] * 5 + ["full_attention"]}, trial.ATTEMPTS[0])
+    assert small["layers_block_type"] == ["moe"] * 4 + ["full_attention"]
+
+
+@pytest.mark.parametrize("family", ["nemotron_h", "llama4_text", "deepseek_v4"])
+def test_the_trial_agrees_where_experts_and_routes_are_of_another_kind(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gate, inputs that the router scales, routes by token ids: as if the family were not listed."""
+    monkeypatch.setattr(read, "BY_TRANSFORMERS", read.BY_TRANSFORMERS - {family})
+    config = read_config(write_source(tmp_path / "source", family), family_as_is=True)
+    assert config.is_tried
+    trial.try_family(config)
 
 
 def test_a_trial_leaves_random_numbers_as_they_were(other: Path) -> None:
