@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from moe4.kernels import int4_linear, int8_linear
-from moe4.kernels.inspection import read_tensors
+from moe4.kernels.reading import read_tensors
 from moe4.kernels.reference import dequantize
 
 COLD_BYTES = 256 << 20

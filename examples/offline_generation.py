@@ -9,6 +9,8 @@ from vllm import LLM, SamplingParams
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     release = sys.argv[1]
     prompts = sys.argv[2:] or ["Tom has 3 apples and buys 4 more.", "The answer is"]
     llm = LLM(model=release, dtype="bfloat16", max_model_len=2048, enforce_eager=True)

@@ -13,6 +13,8 @@ from weather import QUESTION, TOOLS, run_tool
 
 from moe4.serve.tool_calls import parse_answer
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 release = sys.argv[1]
 base_url = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8000/v1"
 client = OpenAI(base_url=base_url, api_key=os.environ.get("VLLM_API_KEY", "none"))

@@ -112,7 +112,7 @@ LIBRARIES = {
     "k2tiny": {"reference"},
     "lm_eval": {"evaluate.harness"},
     "markupsafe": {"publish.report_page"},
-    "numpy": {"calibration", "checkpoint", "evaluate", "vllm_plugin.loader"},
+    "numpy": {"calibration", "checkpoint", "evaluate", "kernels.inspection", "vllm_plugin.loader"},
     "openai": {"serve.chat"},
     "pyarrow": {"calibration.packed_files", "calibration.parquet"},
     "pydantic": {
@@ -185,6 +185,7 @@ LIGHT = (
     "publish.report_page",
     "quantize.forecast.forecast",
     "quantize.planning",
+    "serve.doctor",
     "serve.model",
 )
 

@@ -52,6 +52,17 @@ def test_the_time_left_follows_from_the_pace(clock: Clock) -> None:
     ]
 
 
+def test_the_first_steps_say_nothing_of_the_pace(clock: Clock) -> None:
+    """A minute of loading before the first of many steps is not an estimate of hours."""
+    told: list[Progress] = []
+    pace = Pace(told.append, "checking")
+    clock.now += 60.0
+    pace.count(1, 1000)
+    pace.count(19, 1000)
+    pace.count(20, 1000)
+    assert [step.seconds_left for step in told] == [None, None, 60.0 * 980 / 20]
+
+
 def test_nothing_to_do_has_no_pace(clock: Clock) -> None:
     told: list[Progress] = []
     Pace(told.append, "checking").count(0, 0)

@@ -11,7 +11,7 @@ from torch.nn.functional import linear, silu
 from experts.contestant import EXACT_ACTIVATIONS, INT8_ACTIVATIONS, Contestant, settle
 from experts.layer import Call, Layer
 from moe4.kernels import fused_experts
-from moe4.kernels.op import ON_REQUEST
+from moe4.kernels.paths import ON_REQUEST
 from moe4.kernels.reference import unpack_codes
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_states, topk_weights, topk_ids

@@ -21,7 +21,7 @@ from experts.contestant import settle
 from experts.layer import Layer
 from experts.peers.engine import BrokenError
 from experts.roster import Roster
-from moe4.kernels.inspection import read_tensors
+from moe4.kernels.reading import read_tensors
 
 Quartiles = tuple[float, float, float]  # the first, the median, the third
 

@@ -5,6 +5,7 @@ pyproject.toml, which tests/packaging holds this table to.
 """
 
 import importlib.util
+from dataclasses import dataclass
 
 from moe4.errors import MissingDependencyError
 
@@ -24,6 +25,14 @@ LIBRARIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers": ("transformers", ("quantize",)),
     "vllm": ("vLLM", ("cpu", "gpu")),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """Libraries that are not installed, as people call them, and the command that installs them."""
+
+    libraries: tuple[str, ...]
+    command: str
 
 
 def is_installed(*modules: str) -> bool:
@@ -53,6 +62,15 @@ def install(module: str) -> str:
     first, *others = LIBRARIES[module][1]
     command = f"pip install 'moe4[{first}]'"
     return command + "".join(f", or 'moe4[{other}]' with NVIDIA GPUs" for other in others)
+
+
+def list_missing() -> list[Missing]:
+    """Return the libraries of all extras that are not installed, those of one command together."""
+    found: dict[str, list[str]] = {}
+    for module, (name, _) in LIBRARIES.items():
+        if not is_installed(module):
+            found.setdefault(install(module), []).append(name)
+    return [Missing(libraries=tuple(names), command=command) for command, names in found.items()]
 
 
 def name_missing(error: ImportError) -> MissingDependencyError | None:

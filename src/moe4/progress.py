@@ -29,6 +29,10 @@ class Progress:
         return f"{self.stage}{share}{left}"
 
 
+FIRST_ESTIMATE = (
+    0.02  # of the work: before that, what was done says more of how the run began than of its pace
+)
+
 OnProgress = Callable[[Progress], None]
 """Called from the thread that does the work, or from several of them, one at a time."""
 
@@ -38,7 +42,7 @@ def ignore(_: Progress) -> None:
 
 
 class Pace:
-    """Tells steps of work that is done evenly, from which the time left follows."""
+    """Tells steps of work that is done evenly, from which the time left follows after FIRST_ESTIMATE."""
 
     def __init__(self, on_progress: OnProgress, stage: str) -> None:
         self._on_progress, self._stage, self._began = on_progress, stage, time.monotonic()
@@ -56,5 +60,6 @@ class Pace:
         share, left = 0.0, None
         if done and total:
             share = done / total
+        if share >= FIRST_ESTIMATE:
             left = (time.monotonic() - self._began) * (total - done) / done
         self._on_progress(Progress(stage=stage, done=share, seconds_left=left, **layers))

@@ -10,10 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from moe4 import extras
 from moe4.cli.app import app
 from moe4.errors import KernelError, MissingDependencyError
 from moe4.kernels import available_paths, selected_path
 from moe4.kernels import inspection as machine
+from moe4.kernels.reading import read_tensors
 from moe4.machine.gpus import Gpu, list_gpus
 from moe4.serve import doctor as diagnosis
 
@@ -57,7 +59,27 @@ def test_versions_vllm_and_room_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(disk["free_bytes"] >= 0 for disk in found["disks"])
     monkeypatch.setattr(diagnosis, "find_distribution", no_vllm)
     assert json.loads(doctor("--json"))["vllm"] is None
-    assert "vllm       not installed: pip install 'moe4[cpu]'" in doctor()
+    assert "vllm       not installed\n" in doctor()
+
+
+def test_missing_libraries_are_told_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = {"pyarrow", "datasets", "vllm"}
+    monkeypatch.setattr(extras, "_is_there", lambda module: module not in away)
+    assert json.loads(doctor("--json"))["missing"] == [
+        {"libraries": ["datasets", "pyarrow"], "command": "pip install 'moe4[data]'"},
+        {"libraries": ["vLLM"], "command": "pip install 'moe4[cpu]', or 'moe4[gpu]' with NVIDIA GPUs"},
+    ]
+    assert "missing    datasets, pyarrow: pip install 'moe4[data]'\n" in doctor()
+    away.clear()
+    assert json.loads(doctor("--json"))["missing"] == []
+
+
+def test_without_torch_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "_is_there", lambda module: module != "torch")
+    found = json.loads(doctor("--json", "--measure"))
+    assert found["threads"] is None and found["selected"] == selected_path()
+    assert found["read_bytes_per_second"] > 1e8
+    assert "threads    as many as PyTorch takes, which is not installed\n" in doctor()
 
 
 def no_vllm() -> str:
@@ -165,7 +187,7 @@ def test_reading_reads_everything() -> None:
     for part in parts:
         expected ^= int(np.bitwise_xor.reduce(part.numpy().view(np.uint64)))
     for threads in (1, 2, 3):
-        assert machine.read_tensors(parts, num_threads=threads) == expected
-    assert machine.read_tensors([]) == 0
+        assert read_tensors(parts, num_threads=threads) == expected
+    assert read_tensors([]) == 0
     with pytest.raises(KernelError, match=r"^tensors\[1\]: expected contiguous memory of the CPU"):
-        machine.read_tensors([parts[0], torch.ones(4, 4).T])
+        read_tensors([parts[0], torch.ones(4, 4).T])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from moe4.errors import KernelError
-from moe4.kernels import available_paths, op, selected_path
-from moe4.kernels.op import ON_REQUEST
+from moe4.kernels import available_paths, paths, selected_path
+from moe4.kernels.paths import ON_REQUEST
 
 
 def test_the_portable_path_is_always_there() -> None:
@@ -67,7 +67,7 @@ def test_a_path_on_request_is_never_the_default(
 ) -> None:
     """Not even where nothing else is fast, whatever the order."""
     assert ON_REQUEST.keys() == {"avx512_vnni"}
-    monkeypatch.setattr(op, "PATHS", only)
+    monkeypatch.setattr(paths, "PATHS", only)
     monkeypatch.delenv("MOE4_KERNEL", raising=False)
     assert selected_path() == "portable"
     monkeypatch.setenv("MOE4_KERNEL", "avx512_vnni")

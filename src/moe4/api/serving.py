@@ -226,10 +226,10 @@ def smoke(
 
 @operation
 def doctor(*, measure: bool = False) -> "Diagnosis":
-    """Describe this machine: versions, vLLM, GPUs, memory, disk, hub, compiler, and the kernel path in use.
+    """Describe this machine: versions, missing libraries, GPUs, memory, disk, hub, compiler, kernel path.
 
-    measure: also measure how fast memory is read, in GB/s. Raises KernelError if MOE4_KERNEL names a path
-    that this machine cannot run, and MissingDependencyError.
+    It needs no extra. measure: also measure how fast memory is read, in bytes a second. Raises KernelError if
+    MOE4_KERNEL names a path that this machine cannot run.
 
         >>> print(moe4.doctor())
         versions   moe4 ...

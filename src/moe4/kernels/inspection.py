@@ -1,18 +1,19 @@
-"""What this machine offers the kernels: instructions, threads, memory; and the path that is taken."""
+"""What this machine offers the kernels: instructions, threads, memory; and the path that is taken.
+
+It does without torch, so that `moe4 doctor` runs in the core.
+"""
 
 import platform
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from moe4 import extras
 from moe4.environment import Variable, is_set
-from moe4.errors import KernelError
 from moe4.kernels import _experts
-from moe4.kernels.op import ON_REQUEST, PATHS, num_threads_or_default, selected_path
+from moe4.kernels.paths import ON_REQUEST, PATHS, selected_path
 from moe4.machine.memory import total_memory_bytes
 from moe4.machine.processors import num_usable, read_cpuinfo, read_flags
 
@@ -52,14 +53,18 @@ class PathState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What a machine offers the kernels. Sizes in bytes; cpus are those this process may use."""
+    """What a machine offers the kernels. Sizes in bytes; cpus are those this process may use.
+
+    threads: how many PyTorch computes with; None without PyTorch.
+    thread_runtime: the OpenMP library that the kernels' threads are of, else std::thread.
+    """
 
     architecture: str
     processor: str
     cpus: int
     numa_nodes: int
     memory_bytes: int
-    threads: int
+    threads: int | None
     thread_runtime: str
     paths: tuple[PathState, ...]
     selected: str
@@ -69,13 +74,16 @@ class Machine:
 def inspect_machine() -> Machine:
     """Look at this machine. Raises KernelError if MOE4_KERNEL names a path it cannot run."""
     fields = read_cpuinfo()
+    threads = (
+        _num_torch_threads()
+    )  # before thread_runtime(), which looks for the library that torch has loaded
     return Machine(
         architecture=platform.machine(),
         processor=fields.get("model name") or platform.processor() or "unknown",
         cpus=num_usable(),
         numa_nodes=max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
         memory_bytes=total_memory_bytes(),
-        threads=torch.get_num_threads(),
+        threads=threads,
         thread_runtime=_experts.thread_runtime(),
         paths=_path_states(set(read_flags(fields))),
         selected=selected_path(),
@@ -85,38 +93,27 @@ def inspect_machine() -> Machine:
     )
 
 
-def read_tensors(tensors: Iterable[Tensor], *, num_threads: int | None = None) -> int:
-    """Read tensors of the CPU's memory and do nothing else; return the exclusive or of their 64-bit words.
-
-    tensors: contiguous; bytes after the last whole word of one are left out.
-    num_threads: None means torch.get_num_threads().
-
-    Raises KernelError if a tensor is not contiguous memory of the CPU.
-    """
-    spans = []
-    for number, tensor in enumerate(tensors):
-        if not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise KernelError(
-                f"tensors[{number}]: expected contiguous memory of the CPU, found strides {tensor.stride()} "
-                f"on {tensor.device}"
-            )
-        spans.append((tensor.data_ptr(), tensor.nbytes))
-    return _experts.read_tensors(
-        addresses=[address for address, _ in spans],
-        sizes=[size for _, size in spans],
-        num_threads=num_threads_or_default(num_threads),
-    )
-
-
 def measure_read_rate() -> float:
-    """Return the best rate, in bytes a second, of reading 512 MiB with torch's threads. Takes a second."""
-    data = torch.ones(2**27)
+    """Return the best rate, in bytes a second, of reading 512 MiB. Takes a second.
+
+    It reads with as many threads as PyTorch would take, or one a processor where PyTorch is not installed.
+    """
+    data = np.ones(2**26)
+    num_threads = _num_torch_threads() or num_usable()
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        read_tensors([data])
+        _experts.read_tensors(addresses=[data.ctypes.data], sizes=[data.nbytes], num_threads=num_threads)
         seconds.append(time.perf_counter() - start)
     return data.nbytes / min(seconds)
+
+
+def _num_torch_threads() -> int | None:
+    if not extras.is_installed("torch"):
+        return None
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _path_states(features: set[str]) -> tuple[PathState, ...]:

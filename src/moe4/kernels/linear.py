@@ -5,7 +5,8 @@ from torch import Tensor
 
 from moe4.errors import KernelError
 from moe4.kernels import _experts
-from moe4.kernels.op import GROUP_SIZES, HIDDEN_DTYPES, expect_tensor, num_threads_or_default, path_index
+from moe4.kernels.op import GROUP_SIZES, HIDDEN_DTYPES, expect_tensor, num_threads_or_default
+from moe4.kernels.paths import path_index
 
 INT4_ROWS = 32  # rows of INT4 weights must be a multiple of this
 # Rows and columns of int8 weights must be multiples of these.

@@ -1,4 +1,4 @@
-"""`moe4 doctor`: what this machine offers moe4 and vLLM, and what is missing.
+"""`moe4 doctor`: what this machine offers moe4 and vLLM, and what is missing. It needs no extra.
 
 Nothing here changes anything; the hub is asked whether it answers, with a short wait.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from moe4 import __version__
 from moe4.errors import MissingDependencyError
+from moe4.extras import Missing, list_missing
 from moe4.kernels.inspection import Machine, inspect_machine, measure_read_rate
 from moe4.machine.gpus import Gpu, list_gpus
 from moe4.machine.memory import available_memory_bytes
@@ -72,7 +73,10 @@ class Hub:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """Everything `moe4 doctor` says; None for what is not there or was not measured."""
+    """Everything `moe4 doctor` says; None for what is not there or was not measured.
+
+    missing: the libraries of moe4's extras that are not installed, and what installs them.
+    """
 
     machine: Machine
     available_bytes: int
@@ -80,6 +84,7 @@ class Diagnosis:
     compiler: str | None
     versions: dict[str, str]
     vllm: Vllm | None
+    missing: list[Missing]
     gpus: list[Gpu]
     disks: list[Disk]
     hub: Hub
@@ -105,6 +110,7 @@ def diagnose(environment: Mapping[str, str], *, measure: bool = False) -> Diagno
         compiler=find_compiler(environment),
         versions=_versions(),
         vllm=_vllm(),
+        missing=list_missing(),
         gpus=list_gpus(),
         disks=_disks(environment),
         hub=_hub(environment),
@@ -175,7 +181,8 @@ def describe(found: Diagnosis) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     lines = [
         f"versions   {versions}",
-        f"vllm       {found.vllm.describe() if found.vllm else NO_VLLM}",
+        f"vllm       {found.vllm.describe() if found.vllm else 'not installed'}",
+        *(f"missing    {', '.join(missing.libraries)}: {missing.command}" for missing in found.missing),
         f"processor  {machine.processor} ({machine.architecture}), {machine.cpus} CPUs for this process, "
         f"NUMA nodes: {machine.numa_nodes}",
         f"memory     {machine.memory_bytes / GIB:.1f} GiB, {found.available_bytes / GIB:.1f} GiB of it free",
@@ -185,7 +192,7 @@ def describe(found: Diagnosis) -> str:
             for disk in found.disks
         ),
         f"hub        {_describe_hub(found.hub)}",
-        f"threads    {machine.threads}, of {machine.thread_runtime}",
+        f"threads    {_describe_threads(machine)}",
         f"serving    {_describe_binding(found.serve)}",
         f"compiler   {found.compiler or NO_COMPILER}",
     ]
@@ -196,12 +203,17 @@ def describe(found: Diagnosis) -> str:
         if path.on_request and not path.obstacle:
             state += f", on request only: {path.on_request}"
         taken = f", taken: {machine.reason}" if path.name == machine.selected else ""
-        lines.append(f"path       {path.name:12} {state}{taken}")
+        lines.append(f"path       {path.name:14} {state}{taken}")
     return "\n".join(lines)
 
 
-NO_VLLM = "not installed: pip install 'moe4[cpu]' or, with NVIDIA GPUs, 'moe4[gpu]'"
 NO_GPU = "gpu        none that a driver reports"
+
+
+def _describe_threads(machine: Machine) -> str:
+    if machine.threads is None:
+        return "as many as PyTorch takes, which is not installed"
+    return f"{machine.threads}, of {machine.thread_runtime}"
 
 
 def _describe_hub(hub: Hub) -> str:

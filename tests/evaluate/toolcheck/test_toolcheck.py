@@ -94,6 +94,18 @@ def test_an_answer_that_no_file_can_keep_is_none(server: ToolServer, fault: str,
     assert "the answer is not a chat completion" in (tmp_path / "answers.jsonl").read_text()
 
 
+def test_the_requests_that_went_wrong_are_named(server: ToolServer) -> None:
+    """Ten at most; the result has more."""
+    assert "\nrequest " not in describe(checked(server))
+    server.fault = "broken json"
+    result = checked(server)
+    found = result.release.faults_found
+    shown = [line for line in describe(result).splitlines() if line.startswith("request ")]
+    assert len(found) > len(shown) == 10
+    assert shown[0] == f"request {found[0].request + 1}, {found[0].name}: {'; '.join(found[0].notes)}"
+    assert describe(result).endswith("\nmore requests had faults: --json lists the first 50")
+
+
 def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:
     """Counts by hand: a server that never calls has only misses; F1 = 2 TP / (2 TP + FP + FN)."""
     server.fault = "never calls"

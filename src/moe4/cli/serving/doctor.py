@@ -17,8 +17,9 @@ Measure: TypeAlias = Annotated[bool, typer.Option("--measure", help="Also measur
 def command(measure: Measure = False, as_json: options.AsJson = False) -> None:
     """Show this machine's hardware, software and kernel path.
 
-    Shows versions, vLLM, GPUs, memory, disk, hub, compiler and the path of the CPU kernels. The variable
-    MOE4_KERNEL forces a path; it is an error if this machine cannot run it.
+    Shows versions, vLLM, the libraries that are missing and how to install them, GPUs, memory, disk, hub,
+    compiler and the path of the CPU kernels. The variable MOE4_KERNEL forces a path; it is an error if this
+    machine cannot run it.
     """
     with progress("looking at this machine"):
         found = moe4.doctor(measure=measure)

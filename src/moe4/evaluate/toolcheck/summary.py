@@ -54,6 +54,11 @@ FIELDS = {
 }
 
 
+# Requests with faults: those that a result keeps, and those that its text shows.
+MOST_KEPT = 50
+MOST_SHOWN = 10
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """One request at one endpoint."""
@@ -167,7 +172,7 @@ def failed_checks(result: ToolcheckFile) -> list[str]:
 
 
 def describe(result: ToolcheckFile) -> str:
-    """Return the result as a table."""
+    """Return the result as a table, with what was wrong in the release's answers below it."""
     sides = {"baseline": result.baseline, "release": result.release}
     columns = {name: side for name, side in sides.items() if side is not None}
     lines = [["check", *columns, "at least"]]
@@ -190,6 +195,13 @@ def describe(result: ToolcheckFile) -> str:
             f"{agreement.exact_lost} were lost and {agreement.exact_gained} gained "
             f"(McNemar p = {agreement.exact_mcnemar_p:.2g})"
         )
+    faults = result.release.faults_found
+    rows += [
+        f"request {fault.request + 1}, {fault.name}: {'; '.join(fault.notes)}"
+        for fault in faults[:MOST_SHOWN]
+    ]
+    if len(faults) > MOST_SHOWN:
+        rows.append(f"more requests had faults: --json lists the first {MOST_KEPT}")
     return "\n".join(rows)
 
 
@@ -202,7 +214,7 @@ def _share(successes: int, total: int) -> Measure:
     )
 
 
-def _faults(outcomes: Sequence[Outcome], most: int = 50) -> list[Fault]:
+def _faults(outcomes: Sequence[Outcome]) -> list[Fault]:
     faults: list[Fault] = []
     for place, outcome in enumerate(outcomes):
         findings = outcome.findings
@@ -211,7 +223,7 @@ def _faults(outcomes: Sequence[Outcome], most: int = 50) -> list[Fault]:
             notes.append("a call was expected" if outcome.expected_call else "no call was expected")
         if notes:
             faults.append(Fault(request=place, name=outcome.name, notes=[visible(note) for note in notes]))
-    return faults[:most]
+    return faults[:MOST_KEPT]
 
 
 def _cell(measure: Measure | None) -> str:

@@ -15,6 +15,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from moe4.errors import KernelError
 from moe4.kernels import op
+from moe4.kernels.paths import selected_path
 from moe4.vllm_plugin.experts import ops
 
 logger = init_logger("vllm.plugins.moe4")
@@ -130,7 +131,7 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
         """Say once what runs this model's experts, and where their weights are."""
         logger.info_once(
             "moe4: W4A16 routed experts on CPU, kernel path %s, group size %d, %s, %d threads",
-            op.selected_path(),
+            selected_path(),
             self.group_size,
             weights,
             torch.get_num_threads(),
