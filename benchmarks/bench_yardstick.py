@@ -94,7 +94,7 @@ def command_run(args: argparse.Namespace) -> None:
     for peer in PEERS:
         if peer.name in args.methods:
             find_python(peer, peer_setting(args))  # before cells would make it side by side
-    methods = {name: METHODS[name].is_calibrated for name in METHODS if name in args.methods}
+    methods = {name: METHODS[name].is_calibrated for name in args.methods}
     cells = order_cells(list(models), methods, args.draws, args.tokens)
 
     def command(cell: Cell) -> list[str]:

@@ -1,6 +1,6 @@
 """What the cells say together: tables for each amount of calibration text, as Markdown and as JSON."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -83,10 +83,10 @@ class Comparison:
             for tokens in self.tokens
         }
 
-    def markdown(self, commands: Iterable[str]) -> str:
-        """Return the page."""
+    def markdown(self, commands: Sequence[str]) -> str:
+        """Return the page; commands: what made the records, if the page is to say so."""
         lines = ["# Fidelity over models and draws of calibration documents", "", *self._introduction()]
-        lines += ["", *(f"    {command}" for command in commands)]
+        lines += ["", *(f"    {command}" for command in commands)] if commands else []
         for tokens in self.tokens:
             lines += ["", f"## About {tokens:,} calibration tokens", "", *self._table_of_means(tokens)]
             lines += ["", *self._table_of_ratios(tokens)]
@@ -139,7 +139,7 @@ class Comparison:
             "Brackets hold 95 % intervals: models, draws and held-out documents are resampled independently "
             "and crossed, which keeps together what cells share (a pigeonhole bootstrap). Ratios are "
             "geometric means over pairs of the same model and draw, that is, of the same calibration tokens. "
-            "Few models cannot show more than their own range, so the last columns give each.",
+            "Few models cannot show more than their own range, so the last columns of ratios give each.",
         ]
 
     def _table_of_means(self, tokens: int) -> list[str]:
@@ -175,12 +175,15 @@ class Comparison:
             for step, seconds in record["seconds"].items():
                 key = (cell.tokens or 0, _machine(record), cell.method, step)
                 found.setdefault(key, []).append(seconds)
-        lines = ["| calibration tokens | machine | method | step | cells | seconds |"]
-        lines.append("| ---: | --- | --- | --- | ---: | ---: |")
+        lines = ["| calibration tokens | machine | method | step | cells | mean, s | range, s |"]
+        lines.append("| ---: | --- | --- | --- | ---: | ---: | ---: |")
         for (tokens, machine, method, step), seconds in sorted(found.items(), reverse=True):
             title = self._titles[method]
-            mean = f"{fmean(seconds):.1f}, {min(seconds):.1f} to {max(seconds):.1f}"
-            lines.append(f"| {tokens:,} | {machine} | {title} | {step} | {len(seconds)} | {mean} |")
+            least, most = min(seconds), max(seconds)
+            lines.append(
+                f"| {tokens:,} | {machine} | {title} | {step} | {len(seconds)} | {fmean(seconds):.1f} | "
+                f"{least:.1f} to {most:.1f} |"
+            )
         return lines
 
     def _versions(self) -> list[str]:
