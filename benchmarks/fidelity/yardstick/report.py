@@ -139,7 +139,8 @@ class Comparison:
             "Brackets hold 95 % intervals: models, draws and held-out documents are resampled independently "
             "and crossed, which keeps together what cells share (a pigeonhole bootstrap). Ratios are "
             "geometric means over pairs of the same model and draw, that is, of the same calibration tokens. "
-            "Few models cannot show more than their own range, so the last columns of ratios give each.",
+            "Where methods have different numbers of cells, compare ratios, not means. Few models cannot "
+            "show more than their own range, so the last columns of ratios give each.",
         ]
 
     def _table_of_means(self, tokens: int) -> list[str]:
