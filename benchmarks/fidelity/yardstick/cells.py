@@ -5,6 +5,7 @@ Its result is DIR/cells/NAME.json; DIR/yardstick.json holds all of them as one l
 carried elsewhere. A cell that is in either is done.
 """
 
+import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -90,19 +91,24 @@ def write_record(results: Path, cell: Cell, facts: Record) -> None:
 def load_records(folders: Iterable[Path]) -> dict[str, Record]:
     """Return the records of folders or merged files by their cells' names; of two, the first.
 
+    A merged file may be compressed (`.gz`).
+
     Raises YardstickError if records do not belong together (`check_alike`).
     """
     records: dict[str, Record] = {}
     for folder in folders:
         merged = folder / MERGED if folder.is_dir() else folder
-        found = json.loads(merged.read_text(encoding="utf-8")) if merged.is_file() else []
-        found += [
-            json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("cells/*.json"))
-        ]
+        found = _read(merged) if merged.is_file() else []
+        found += map(_read, sorted(folder.glob("cells/*.json")))
         for record in found:
             records.setdefault(cell_of(record).name, record)
     check_alike(list(records.values()))
     return records
+
+
+def _read(path: Path) -> Any:
+    data = path.read_bytes()
+    return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
 
 
 def check_alike(records: Sequence[Record]) -> None:
