@@ -103,7 +103,7 @@ def test_the_requests_that_went_wrong_are_named(server: ToolServer) -> None:
     shown = [line for line in describe(result).splitlines() if line.startswith("request ")]
     assert len(found) > len(shown) == 10
     assert shown[0] == f"request {found[0].request + 1}, {found[0].name}: {'; '.join(found[0].notes)}"
-    assert describe(result).endswith("\nmore requests had faults: --json lists the first 50")
+    assert describe(result).endswith("\nmore requests had faults; the result as JSON has the first 50")
 
 
 def test_f1_is_the_vendor_verifiers(server: ToolServer) -> None:

@@ -174,18 +174,30 @@ def test_solvers_that_wait_for_the_probe_hear_of_its_failure(
         run(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["nemotron_h", "llama4"])
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("nemotron_h", {}),
+        (
+            "llama4_text",
+            {"num_hidden_layers": 2, "moe_layers": [0, 1], "num_local_experts": 3, "intermediate_size": 32},
+        ),
+    ],
+)
 def test_experts_of_another_kind_in_batches(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts without a gate, and experts that have an input of their own for each token."""
-    folder = write_source(tmp_path / "source", family)
+    """Experts without a gate, and experts that have an input of their own for each token.
+
+    A code that ties in the first layer with experts may send a token elsewhere in the second.
+    """
+    folder = write_source(tmp_path / "source", family, **sizes)
     (folder / "lines.jsonl").write_text("\n".join(json.dumps({"text": TEXT[number:]}) for number in range(4)))
     expected = records(run(folder, tmp_path / "cpu"))
     monkeypatch.setattr(import_module("moe4.quantize.run.layer"), "solver_class", lambda _: DeviceSolver)
     found = records(run(folder, tmp_path / "batches"))
-    assert [ours.num_tokens for ours in found] == [theirs.num_tokens for theirs in expected]
     for ours, theirs in zip(found, expected, strict=True):
+        assert abs(ours.num_tokens - theirs.num_tokens) <= 2
         assert [name for name, _ in ours.matrices()] == [name for name, _ in theirs.matrices()]
         for (_, mine), (_, other) in zip(ours.matrices(), theirs.matrices(), strict=True):
             assert mine.method == other.method == "gptq"

@@ -201,7 +201,7 @@ def describe(result: ToolcheckFile) -> str:
         for fault in faults[:MOST_SHOWN]
     ]
     if len(faults) > MOST_SHOWN:
-        rows.append(f"more requests had faults: --json lists the first {MOST_KEPT}")
+        rows.append(f"more requests had faults; the result as JSON has the first {MOST_KEPT}")
     return "\n".join(rows)
 
 
