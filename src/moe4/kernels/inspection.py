@@ -74,9 +74,8 @@ class Machine:
 def inspect_machine() -> Machine:
     """Look at this machine. Raises KernelError if MOE4_KERNEL names a path it cannot run."""
     fields = read_cpuinfo()
-    threads = (
-        _num_torch_threads()
-    )  # before thread_runtime(), which looks for the library that torch has loaded
+    # Before thread_runtime(), which looks for the library that torch has loaded.
+    threads = _num_torch_threads()
     return Machine(
         architecture=platform.machine(),
         processor=fields.get("model name") or platform.processor() or "unknown",
