@@ -165,6 +165,9 @@ LIBRARIES = {
 }
 
 
+# What makes a tensor out of nothing, in torch's default dtype unless told.
+FACTORIES = {"as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
+
 # How the name of a class ends that holds what a user asked for, and fields whose names mean other things too.
 OPTIONS = ("Options", "Request", "Recipe", "Gptq", "Wanted")
 EVERYWHERE = {"name", "extra"}
@@ -373,6 +376,19 @@ def test_whole_files_are_read_within_bounds() -> None:
         if node.func.attr in ("read_text", "read_bytes")
     }
     assert found == UNBOUNDED_READERS.keys()
+
+
+def test_new_tensors_name_their_dtype() -> None:
+    """torch's default dtype is the whole process': another thread that builds a model may have changed it."""
+    found = [
+        f"{module}:{node.lineno}: torch.{node.func.attr}"
+        for module, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+        if node.func.attr in FACTORIES and all(keyword.arg != "dtype" for keyword in node.keywords)
+    ]
+    assert found == []
 
 
 def test_functions_are_short() -> None:

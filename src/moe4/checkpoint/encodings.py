@@ -173,7 +173,7 @@ def unpack_e2m1(stored: "Tensor") -> "Tensor":
     """Return what bytes [..., n] of two E2M1 codes each mean, float32 [..., 2 n]; low bits come first."""
     import torch
 
-    values = torch.tensor(E2M1, device=stored.device)
+    values = torch.tensor(E2M1, device=stored.device, dtype=torch.float32)
     codes = torch.arange(256, device=stored.device)
     pairs = torch.stack((values[codes & 0xF], values[codes >> 4]), dim=1)
     places = stored.contiguous().view(torch.uint8).flatten().int()

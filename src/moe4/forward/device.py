@@ -20,7 +20,7 @@ def usable_device(name: str) -> torch.device:
     if device is None or device.type not in DEVICE_TYPES:
         raise RecipeError(f"device {name!r} is unknown; expected cpu, cuda or cuda:N")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device, dtype=torch.float32)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise RecipeError(f"device {name} cannot be used: {reason}") from None

@@ -94,7 +94,11 @@ class LayerForward:
         if self._network.adds_experts or self._network.experts[self._layer] is None:
             return True
         shape = 1, SAMPLE_TOKENS, *self._network.state_shape
-        states = torch.linspace(-1, 1, SAMPLE_TOKENS * self._network.state_width).view(shape).sin()
+        states = (
+            torch.linspace(-1, 1, SAMPLE_TOKENS * self._network.state_width, dtype=torch.float32)
+            .view(shape)
+            .sin()
+        )
         states = states.to(device=self._device, dtype=self._network.compute_dtype)
 
         size = SAMPLE_TOKENS, self._experts.hidden_size

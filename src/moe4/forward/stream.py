@@ -77,7 +77,9 @@ class Stream:
         self._may_fail = may_fail
         self._work, self._prefix = work, prefix
         self._place = device if work is None else torch.device("cpu")
-        self._tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        self._tokens = torch.tensor(
+            [token for sequence in sequences for token in sequence], dtype=torch.int64
+        )
         lengths = [len(sequence) for sequence in sequences]
         self.num_tokens = sum(lengths)
         self._size = network.state_width

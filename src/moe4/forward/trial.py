@@ -85,7 +85,9 @@ def _run_whole(config: ModelConfig, folder: Path) -> list[Tensor]:
         try:
             model = _random_model(config, document)
             with torch.inference_mode():
-                logits = [model(torch.tensor([list(tokens)])).logits[0] for tokens in SEQUENCES]
+                logits = [
+                    model(torch.tensor([list(tokens)], dtype=torch.int64)).logits[0] for tokens in SEQUENCES
+                ]
             if not all(bool(torch.isfinite(values).all()) for values in logits):
                 raise ValueError("its answers hold NaN or Inf")
             model.save_pretrained(folder)

@@ -34,7 +34,9 @@ def gather_rows(weights: Weights, name: str, numbers: Tensor) -> Tensor:
     found: list[Tensor] = []
     first = 0
     for rows in weights.iterate_rows(name):
-        begin, end = torch.searchsorted(ordered, torch.tensor([first, first + len(rows)])).tolist()
+        begin, end = torch.searchsorted(
+            ordered, torch.tensor([first, first + len(rows)], dtype=torch.int64)
+        ).tolist()
         found.append(rows[ordered[begin:end] - first])
         first += len(rows)
     joined = torch.cat(found)

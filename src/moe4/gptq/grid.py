@@ -61,8 +61,8 @@ def search_scales(
 def scale_factors(*, signed: bool, candidates: int, shrink: float) -> list[float]:
     """Return the factors on the full range that are tried; half of them turn it round where it is signed."""
     turned = candidates // 2 if signed else 0
-    factors: list[float] = torch.linspace(1.0, shrink, candidates - turned).tolist()
-    factors += (-8 / 7 * torch.linspace(1.0, shrink, turned)).tolist()
+    factors: list[float] = torch.linspace(1.0, shrink, candidates - turned, dtype=torch.float32).tolist()
+    factors += (-8 / 7 * torch.linspace(1.0, shrink, turned, dtype=torch.float32)).tolist()
     return factors
 
 

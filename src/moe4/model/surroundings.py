@@ -263,7 +263,7 @@ def tail(model: Any, decoder: Any) -> Callable[[Tensor], Tensor] | None:
         found: Tensor = frame(input_ids=torch.zeros(1, len(logits), dtype=torch.int64)).logits
         return found[0]
 
-    sample = torch.linspace(-40, 40, 64).reshape(2, 32)
+    sample = torch.linspace(-40, 40, 64, dtype=torch.float32).reshape(2, 32)
     return None if torch.equal(finish(sample), sample) else finish
 
 

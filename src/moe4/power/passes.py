@@ -69,7 +69,7 @@ class _Pass:
     stream: Stream
     weights: FaultyWeights
     damage: Damage
-    passed: LayerPass = field(default_factory=lambda: LayerPass(total=torch.empty(0)))
+    passed: LayerPass = field(default_factory=lambda: LayerPass(total=torch.empty(0, dtype=torch.float32)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,7 @@ class Trials:
         self._source = Stream(
             models.source, models.source_network, corpus.sequences, work, device, prefix="source-"
         )
-        self._logprobs = torch.empty(0)
+        self._logprobs = torch.empty(0, dtype=torch.float32)
         self._hidden: list[Tensor] = []  # of the release as it is, before each layer
         self._asked_experts: dict[int, LayerPass] = {}  # by layer: what the source sends to its experts
         self._maths: dict[Network, ExpertMath] = {}  # of the layer that is being run

@@ -106,7 +106,7 @@ class ProbePasses:
             tensors[f"{name}-rows"], tensors[f"{name}-gates"] = routes.rows, routes.gates
             if routes.inputs is not routes.rows:
                 tensors[f"{name}-numbers"] = routes.inputs
-            tensors[f"{name}-starts"] = torch.tensor(routes.starts)
+            tensors[f"{name}-starts"] = torch.tensor(routes.starts, dtype=torch.int64)
             biases = self._maths[name].biases
             tensors.update({f"{name}-{part}_bias": bias for part, bias in biases.items()})
         return tensors
@@ -116,7 +116,7 @@ class ProbePasses:
         self._layer = layer
         self._passed = {
             key.removesuffix("-starts"): LayerPass(
-                total=torch.empty(0),
+                total=torch.empty(0, dtype=torch.float32),
                 inputs=routing[key.replace("-starts", "-inputs")],
                 routes=Routes(
                     rows=routing[key.replace("-starts", "-rows")],
@@ -188,7 +188,7 @@ def join_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int
         if list(following[: len(tokens)]) != list(tokens):
             whole.append(tokens)
         owners[number], following = len(whole) - 1, tokens
-    starts = torch.tensor([0, *(len(tokens) for tokens in whole)]).cumsum(0)
+    starts = torch.tensor([0, *(len(tokens) for tokens in whole)], dtype=torch.int64).cumsum(0)
     lengths = torch.tensor([len(tokens) for tokens in sequences], dtype=torch.int64)
     return whole, starts[torch.tensor(owners, dtype=torch.int64)] + lengths - 1
 

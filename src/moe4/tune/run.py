@@ -203,7 +203,7 @@ class _Run:
         self._trained_on = [number for number in chosen if number % HELD_BACK != HELD_BACK - 1]
         self._steps = [step for epoch in range(options.epochs) for step in self._epoch(epoch)]
         self._checks = _groups(corpus, self._held_back, options.batch_tokens)
-        self._starts = torch.tensor([0, *map(len, corpus.sequences)]).cumsum(0)
+        self._starts = torch.tensor([0, *map(len, corpus.sequences)], dtype=torch.int64).cumsum(0)
         padded_bytes = PADDED_BYTES if device.type == "cuda" else 0
         self._student = Student(*release, self.scales, device, self._room(network), padded_bytes)
 

@@ -31,7 +31,7 @@ class Text:
     """A step's sequences: their tokens one after another, int64 [tokens], and the batches they run in."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        self.tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        self.tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
         self.batches = list(make_batches([len(sequence) for sequence in sequences], BATCH_TOKENS))
 
 
@@ -149,7 +149,7 @@ class Student:
 
     def _build(self, layer: int) -> tuple[LayerForward, TunedExperts | None]:
         module = self.network.build_layer(layer, self._load, self._device)
-        no_states = ResidentActivations(torch.empty(0, self.network.state_width))
+        no_states = ResidentActivations(torch.empty(0, self.network.state_width, dtype=torch.float32))
         no_tokens = torch.empty(0, dtype=torch.int64)  # each text has its own
         forward = LayerForward(self.network, layer, module, no_states, no_tokens, self._device)
         shape = self.network.experts[layer]
@@ -168,7 +168,9 @@ class Student:
         self._room -= num_bytes
         stacks = dict[Part, Tensor]()
         for part in shape.parts:
-            stack = torch.empty(shape.num_experts, *shape.weight_shape(part), device=self._device)
+            stack = torch.empty(
+                shape.num_experts, *shape.weight_shape(part), device=self._device, dtype=torch.float32
+            )
             for expert in range(shape.num_experts):
                 stack[expert] = self._read(shape.weight_name(expert, part))
             stacks[part] = stack

@@ -293,7 +293,11 @@ class _Verifier:
     def _decompress(self, packed: Tensor, scales: Tensor, shape: tuple[int, ...]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 
-        state = {"weight_packed": packed, "weight_scale": scales, "weight_shape": torch.tensor(shape)}
+        state = {
+            "weight_packed": packed,
+            "weight_scale": scales,
+            "weight_shape": torch.tensor(shape, dtype=torch.int64),
+        }
         weight: Tensor = PackedQuantizationCompressor.decompress(state, self.scheme)["weight"]
         return weight
 

@@ -84,7 +84,7 @@ class TokenResults:
     def worst(self, corpus: Corpus, tokenizer: Any) -> list[WorstToken]:
         """Return the tokens where the two models differ most, with what stands before them."""
         flat = [token for sequence in corpus.sequences for token in sequence]
-        starts = torch.tensor([0, *torch.tensor([len(s) for s in corpus.sequences]).cumsum(0).tolist()])
+        starts = torch.tensor([0, *map(len, corpus.sequences)], dtype=torch.int64).cumsum(0)
         found = []
         for place in self.kl.argsort(descending=True)[:WORST_TOKENS].tolist():
             row, sequence = int(self.rows[place]), int(self.sequence[place])
@@ -108,7 +108,7 @@ class TokenResults:
 
 def _owner(corpus: Corpus) -> Tensor:
     """Return the number of each token's sequence."""
-    lengths = torch.tensor([len(sequence) for sequence in corpus.sequences])
+    lengths = torch.tensor([len(sequence) for sequence in corpus.sequences], dtype=torch.int64)
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
@@ -137,7 +137,7 @@ def compare_tokens(before: Head, after: Head, corpus: Corpus) -> TokenResults:
 
     before, after: log-probabilities of rows of tokens, as `Stream.head` gives them.
     """
-    flat = torch.tensor([token for sequence in corpus.sequences for token in sequence])
+    flat = torch.tensor([token for sequence in corpus.sequences for token in sequence], dtype=torch.int64)
     owner = _owner(corpus)
     predicts = torch.zeros(len(flat), dtype=torch.bool)
     predicts[predicting_rows(corpus)] = True

@@ -76,7 +76,7 @@ def measure(
     tokenizer = load_tokenizer(options.model, network.config, trust_remote_code=options.trust_remote_code)
     sequences = tokenize_all(tokenizer, documents, options.max_sequence_tokens)
     lengths = [len(sequence) for sequence in sequences]
-    owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
+    owner = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths, dtype=torch.int64))
     shapes = [(layer, shape) for layer, shape in enumerate(network.experts) if shape is not None]
     counts = np.zeros((len(sequences), len(shapes), max(shape.num_experts for _, shape in shapes)), np.int32)
     top_k, place = 1, 0

@@ -57,7 +57,7 @@ def factor_block_(A: Tensor, fine: Tensor) -> Tensor:
     batch, size, _ = A.shape
     assert A.stride(2) == 1
     assert fine.dtype == torch.int8
-    inverse = torch.empty(A.shape, device=A.device)
+    inverse = torch.empty(A.shape, device=A.device, dtype=torch.float32)
     columns = triton.next_power_of_2(size)
     _factor_kernel[(batch,)](
         A, inverse, fine, size, A.stride(0), A.stride(1), COLUMNS=columns, num_warps=WARPS
@@ -69,7 +69,7 @@ def factor_block_in_torch_(A: Tensor, fine: Tensor) -> Tensor:
     """Do what `factor_block_` does with torch's batched functions."""
     L, info = torch.linalg.cholesky_ex(A.flip(1, 2))
     fine &= info == 0
-    eye = torch.eye(A.shape[1], device=A.device).expand_as(L)
+    eye = torch.eye(A.shape[1], device=A.device, dtype=torch.float32).expand_as(L)
     A.copy_(L.flip(1, 2))
     inverse: Tensor = torch.linalg.solve_triangular(L, eye, upper=False)
     return inverse.flip(1, 2)
@@ -90,7 +90,7 @@ def upper_factor_(
     batch, size, _ = A.shape
     halves = dtype != torch.float32
     R, low = (torch.empty(A.shape, dtype=dtype, device=A.device) if halves else A for _ in range(2))
-    one = torch.ones(batch, device=A.device)
+    one = torch.ones(batch, device=A.device, dtype=torch.float32)
     fine = torch.ones(batch, dtype=torch.int8, device=A.device)
     for start, stop in reversed(spans(0, size, PANEL_COLUMNS)):
         panel = A[:, :stop, start:stop]

@@ -26,7 +26,7 @@ def add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: float = 1.0, beta: f
 
 def gram(x: Tensor) -> Tensor:
     """Return x^T x, float32 [in, in], of tokens x [tokens, in] in bf16 or float32."""
-    return add_gram_(torch.zeros(x.shape[1], x.shape[1], device=x.device), x)
+    return add_gram_(torch.zeros(x.shape[1], x.shape[1], device=x.device, dtype=torch.float32), x)
 
 
 def add_gram_(

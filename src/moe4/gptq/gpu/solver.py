@@ -90,8 +90,12 @@ class BatchSolver:
         Takes some seconds of the processor's time, of which a thread of its own can make use.
         """
         with torch.inference_mode():
-            W = torch.linspace(-1, 1, 2 * MAX_COLUMNS * 64, device=device).view(1, 2 * MAX_COLUMNS, 64)
-            self.quantize(W, torch.eye(2 * MAX_COLUMNS, device=device).unsqueeze(0), [64])
+            W = torch.linspace(-1, 1, 2 * MAX_COLUMNS * 64, device=device, dtype=torch.float32).view(
+                1, 2 * MAX_COLUMNS, 64
+            )
+            self.quantize(
+                W, torch.eye(2 * MAX_COLUMNS, device=device, dtype=torch.float32).unsqueeze(0), [64]
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,7 +174,7 @@ class BatchSolver:
             if start:
                 missed = multiply(R[:, :start, start:stop].mT, lost[:, :start])
             else:
-                missed = torch.zeros(batch, stop, num_rows, device=W.device)
+                missed = torch.zeros(batch, stop, num_rows, device=W.device, dtype=torch.float32)
             for first, last in spans(start, stop, MAX_COLUMNS):
                 here, block = slice(first, last), slice(first - start, last - start)
                 solve_block(
@@ -206,8 +210,8 @@ class BatchSolver:
         """
         batch, size, num_rows = C.shape
         change = torch.empty(C.shape, dtype=H.dtype, device=C.device)
-        was = torch.empty(batch, num_rows, device=C.device)
-        missed = torch.empty(batch, self.group_size, num_rows, device=C.device)
+        was = torch.empty(batch, num_rows, device=C.device, dtype=torch.float32)
+        missed = torch.empty(batch, self.group_size, num_rows, device=C.device, dtype=torch.float32)
         outer = max(OUTER_COLUMNS, self.group_size)
         groups = torch.arange(outer, device=C.device) // self.group_size
         at_the_end = (groups.unsqueeze(1) <= groups).to(H.dtype)

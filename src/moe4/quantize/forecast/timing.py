@@ -48,7 +48,7 @@ class _MadeUp(Checkpoint):
     def read(self, name: str, *, pinned: bool = False, slabs: Slabs | None = None) -> Stored:
         shape = self._shapes[name]
         if len(shape) == 1:
-            return (torch.ones(shape),)
+            return (torch.ones(shape, dtype=torch.float32),)
         return (_random(*shape).div_(shape[-1] ** 0.5),)
 
     def decode(self, name: str, pieces: Stored) -> Tensor:
@@ -60,7 +60,7 @@ class _MadeUp(Checkpoint):
 
 def _random(*shape: int) -> Tensor:
     """Return normal numbers, without touching the process's own generator."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def probe(network: Network, recipe: Recipe, num_tokens: int) -> Probe:
@@ -117,7 +117,9 @@ def _time_expert(
         inputs.write(rows, _random(rows.stop - rows.start, shape.hidden_size))
     total = ActivationStore(folder / "total", size, torch.float32, create=True)
     numbers = torch.arange(tokens)
-    routes = Routes(rows=numbers, inputs=numbers, gates=torch.ones(tokens), starts=[0, tokens])
+    routes = Routes(
+        rows=numbers, inputs=numbers, gates=torch.ones(tokens, dtype=torch.float32), starts=[0, tokens]
+    )
     routing = Routing(inputs=inputs, routes=routes)
     solver = HostSolver(bench, shape, layer, routing)
     started = time.perf_counter()

@@ -106,7 +106,7 @@ class ExpertQuantizer:
         """Return the weights transposed, [batch, in, out], the parts of an expert beside each other."""
         rows, columns = self.shape.weight_shape(parts[0])
         size = batch_size(self.shape)
-        W = torch.empty(size, columns, rows * len(parts), device=self.pooled.device)
+        W = torch.empty(size, columns, rows * len(parts), device=self.pooled.device, dtype=torch.float32)
         for number, task in enumerate(tasks):
             for place, part in enumerate(parts):
                 W[number, :, place * rows : (place + 1) * rows] = task.decode(part).T

@@ -38,7 +38,7 @@ LIBRARY_VARIABLES = (
 def find_environment(device: torch.device) -> RunEnvironment:
     """Look at this process and its machine. Raises KernelError for a variable with no such choice."""
     on_cpu = device.type == "cpu"
-    example = torch.zeros(1)
+    example = torch.zeros(1, dtype=torch.float32)
     return RunEnvironment(
         device="cpu" if on_cpu else torch.cuda.get_device_name(device),
         processor=_describe_processor() if on_cpu else None,

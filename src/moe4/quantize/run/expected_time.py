@@ -96,7 +96,9 @@ def measure_rate(device: torch.device, dtype: torch.dtype, size: int | None = No
     """
     size = size or (8192 if device.type == "cuda" else 1024)
     generator = torch.Generator(device).manual_seed(0)
-    x = torch.rand(size, size, device=device, generator=generator).to(dtype)  # ones take less power
+    x = torch.rand(size, size, device=device, generator=generator, dtype=torch.float32).to(
+        dtype
+    )  # ones take less power
     best = float("inf")
     for _ in range(4):  # the first makes the library ready
         started = time.perf_counter()

@@ -72,11 +72,15 @@ class Boundary:
         """Make the first layer's input, the tokens' embeddings."""
         store = make_activations(self.path(0), self._shape, self._network.compute_dtype, self._device)
         place = self._device if isinstance(store, ResidentActivations) else torch.device("cpu")
-        tokens = torch.tensor([token for sequence in self._corpus.sequences for token in sequence])
+        tokens = torch.tensor(
+            [token for sequence in self._corpus.sequences for token in sequence], dtype=torch.int64
+        )
         by_token = torch.argsort(tokens, stable=True)
         ordered, first = tokens[by_token], 0
         for embeddings in self._checkpoint.iterate_rows(self._network.embedding_name):
-            bounds = torch.searchsorted(ordered, torch.tensor([first, first + len(embeddings)]))
+            bounds = torch.searchsorted(
+                ordered, torch.tensor([first, first + len(embeddings)], dtype=torch.int64)
+            )
             there = to_device(embeddings, place) if bounds[0] < bounds[1] else embeddings
             for rows in torch.split(by_token[bounds[0] : bounds[1]], ROWS_AT_ONCE):
                 store.write(rows, self._network.begin(there[(tokens[rows] - first).to(place)]))

@@ -50,7 +50,7 @@ def require_device(name: str, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank)
         if device.type == "cuda" and importlib.util.find_spec("triton") is None:
             raise RecipeError(f"device {name} needs Triton, which is not installed: pip install triton")
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device, dtype=torch.float32)
         use_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]

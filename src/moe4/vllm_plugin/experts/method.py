@@ -68,7 +68,7 @@ class CpuW4A16ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vllm i
             scales = torch.full(
                 (num_experts, rows, columns // self.group_size), float("nan"), dtype=torch.bfloat16
             )
-            shapes = torch.zeros(num_experts, 2)
+            shapes = torch.zeros(num_experts, 2, dtype=torch.float32)
             for suffix, values in (("packed", words), ("scale", scales), ("shape", shapes)):
                 parameter = Parameter(values, requires_grad=False)
                 layer.register_parameter(f"{stem}_weight_{suffix}", parameter)

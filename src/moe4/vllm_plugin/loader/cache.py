@@ -185,7 +185,7 @@ class ExpertCache:
         for expert, slot in zip(experts, slots, strict=True):
             base = self._address + slot * self.slot_bytes
             starts = self._plans[layer][expert].starts
-            self._tables[layer][expert] = torch.tensor([base + start for start in starts])
+            self._tables[layer][expert] = torch.tensor([base + start for start in starts], dtype=torch.int64)
             self._slot_of[layer, expert] = slot
             self._holds[slot] = (layer, expert)
             self._last_use[slot] = self._clock

@@ -54,7 +54,7 @@ def _table_experts_cpu(
     if len(parts) == 1:
         return forward(hidden_states, store.fetch(topk_ids), topk_ids)
     # Experts that do not all fit at once come one part after the other, and add up in float32.
-    total = torch.zeros(hidden_states.shape)
+    total = torch.zeros(hidden_states.shape, dtype=torch.float32)
     for ids in parts:
         total += forward(hidden_states.float(), store.fetch(ids), ids)
     return total.to(hidden_states.dtype)

@@ -33,7 +33,7 @@ def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     words = torch.empty(rows, columns // 8, dtype=torch.int32)
     scales = torch.empty(rows, columns // group_size, dtype=torch.bfloat16)
-    settings, importance = Gptq(), torch.ones(columns)
+    settings, importance = Gptq(), torch.ones(columns, dtype=torch.float32)
     for first in range(0, rows, ROWS_AT_ONCE):
         part = slice(first, first + ROWS_AT_ONCE)
         block = weight[part].float()
