@@ -88,9 +88,11 @@ def arm(fault: Fault) -> None:
             after(os, name, tick)
     if "file_bytes" in fault:  # no file may be longer
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_bytes"], fault["file_bytes"]))
-    if fault.get("as_on_gpus"):  # activations in memory, commits in a thread
+    if fault.get("as_on_gpus"):  # activations in memory, commits and what comes from other ranks in threads
         gpu_memory.free_bytes = lambda _: 1 << 40
         commit.commits_behind = commit_queue.commits_behind = lambda _: True
+        ranks.Ranks.receives_ahead = property(lambda _: True)
+        HostSolver.at_once = property(lambda _: 2)
     if "timeout" in fault:
         ranks.TIMEOUT = timedelta(seconds=fault["timeout"])
 

@@ -20,7 +20,7 @@ import torch
 
 from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
-from moe4.quantize.gpu.batch_size import batch_size
+from moe4.quantize.gpu.batch_size import experts_in_a_row
 from moe4.quantize.layer.workbench import Workbench
 from moe4.quantize.transfer.device_memory import to_device, use_device
 from moe4.quantize.transfer.ranks import Parcel
@@ -47,7 +47,8 @@ class Batches:
 
     def __init__(self, bench: Workbench, experts: ExpertShape, solve: Solve, num_solvers: int = 1) -> None:
         self._bench, self._experts, self._solve = bench, experts, solve
-        numbers, size = list(bench.own_numbers(experts.num_experts)), batch_size(experts)
+        size = experts_in_a_row(experts, bench.ranks)
+        numbers = bench.ranks.own_numbers(experts.num_experts, size)
         self._left = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
         self._num_ahead = num_solvers + 1
         self._files = self._threads("files", NUM_FILE_READERS)
@@ -76,7 +77,7 @@ class Batches:
             self._ready = self._solved.popleft().result()
             self._begin_next()
         parcel = self._ready.pop(expert)
-        for tensor in parcel.tensors.values():
+        for tensor in (*parcel.tensors.values(), *parcel.stored.values()):
             if tensor.is_cuda:  # it is another stream's: it must stay until what this one does with it ends
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return parcel

@@ -14,6 +14,7 @@ from moe4.gptq.gpu.solver import BatchSolver, Stage, no_stage
 from moe4.gptq.hessian import Hessian
 from moe4.model.names import Part
 from moe4.model.outline import ExpertShape
+from moe4.quantize.gpu.batch_size import experts_in_a_row
 from moe4.quantize.gpu.batches import Batches
 from moe4.quantize.gpu.experts import ExpertQuantizer, ExpertTask
 from moe4.quantize.gpu.rows import DeviceRows
@@ -69,6 +70,11 @@ class DeviceSolver:
         if bench.device.type == "cuda":  # the solvers' streams do not wait for this thread's
             torch.cuda.current_stream(bench.device).synchronize()
 
+    @property
+    def at_once(self) -> int:
+        """How many experts in a row this rank solves, in one batch."""
+        return experts_in_a_row(self._experts, self._bench.ranks)
+
     @contextmanager
     def solving(self, total: Activations | None) -> Iterator[Take]:
         """Read and solve batches ahead of the experts that are taken; outputs are in their parcels.
@@ -98,14 +104,6 @@ class DeviceSolver:
         with self._stage("add outputs"):
             self._rows.add(total, expert, output)
 
-    def to_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors in the host's memory; those of other ranks come by way of this one's GPU."""
-        if not any(tensor.is_cuda for tensor in tensors.values()):
-            return tensors
-        found = {name: to_host(tensor) for name, tensor in tensors.items()}
-        torch.cuda.current_stream(self._bench.device).synchronize()
-        return found
-
     def _add_to_pool(self, hessian: Hessian, start: int, stop: int) -> None:
         x = self._rows.read(slice(start, stop))
         add_gram_(hessian.sum, x)
@@ -119,7 +117,7 @@ class DeviceSolver:
         place = to_host if self._bench.ranks.is_first else torch.Tensor.contiguous
         parcels = []
         for expert, weights, (results, output) in zip(experts, stored, found, strict=True):
-            tensors = {}
+            tensors, stored_as = {"output": output}, {}
             if self._bench.probe is not None:
                 with self._stage("probe"):
                     self._probe_is_here.result()
@@ -127,9 +125,9 @@ class DeviceSolver:
             with self._stage("pack and copy out"):
                 for part in self._experts.parts:
                     weight = expert_weight(self._experts, expert, part)
-                    tensors.update(stored_tensors(weight, results[part], place))
+                    stored_as.update(stored_tensors(weight, results[part], place))
             record = expert_record(self._rows.num_tokens(expert), results)
-            parcels.append(Parcel(facts=record.as_dict(), tensors={**tensors, "output": output}))
+            parcels.append(Parcel(facts=record.as_dict(), tensors=tensors, stored=stored_as))
         return parcels
 
     def _task(self, expert: int, stored: dict[Part, Stored]) -> ExpertTask:

@@ -22,20 +22,21 @@ Take = Callable[[int], Parcel]
 class ExpertSolver(Protocol):
     """Quantizes this rank's experts of one layer on the tokens that the router sent them."""
 
-    def solving(self, total: Activations | None) -> AbstractContextManager[Take]:
-        """Begin to read and solve; what is given takes the expert that is next: its record, stored tensors.
+    @property
+    def at_once(self) -> int:
+        """How many experts in a row are one rank's, as `Ranks.spread` has it."""
+        ...
 
-        Its output, [tokens, hidden], is in the parcel, unless the solver has added it to `total` itself.
+    def solving(self, total: Activations | None) -> AbstractContextManager[Take]:
+        """Begin to read and solve; what is given takes the next expert: its record and stored tensors.
+
+        Its output, [tokens, hidden], is one of the parcel's tensors, unless the solver has added it itself.
         The running probe is brought up to the layer's experts.
         """
         ...
 
     def add_output(self, total: Activations, expert: int, output: Tensor) -> None:
         """Add an expert's output, times its gates, to its tokens' rows of `total`."""
-        ...
-
-    def to_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors in the host's memory."""
         ...
 
 
@@ -52,7 +53,7 @@ class ExpertStream:
         """
         bench, solver = self._bench, self._solver
         with solver.solving(total) as take:
-            for expert, parcel in bench.ranks.spread(self._experts.num_experts, take):
+            for expert, parcel in bench.ranks.spread(self._experts.num_experts, take, solver.at_once):
                 assert total is not None
                 assert writer is not None
                 output = parcel.tensors.pop("output", None)
@@ -60,6 +61,6 @@ class ExpertStream:
                     solver.add_output(total, expert, output)
                 if bench.probe is not None:
                     bench.probe.add_expert(expert, parcel.tensors)
-                write_all(writer, solver.to_host(parcel.tensors))
+                write_all(writer, parcel.stored)
                 record.experts.append(ExpertRecord(**parcel.facts))
                 bench.progress.expert_done(record.layer, expert)

@@ -34,10 +34,15 @@ class HostSolver:
         self._math = bench.network.expert_math(layer, bench.checkpoint.load, bench.device)
         self._pool = pool_tokens(bench, routing, self._add_to_pool)
 
+    @property
+    def at_once(self) -> int:
+        """One: the ranks take turns at every expert."""
+        return 1
+
     @contextmanager
     def solving(self, total: Activations | None) -> Iterator[Take]:
         """Run the probe up to the experts; read one expert ahead; solve the one that is taken."""
-        numbers = self._bench.own_numbers(self._experts.num_experts)
+        numbers = self._bench.ranks.own_numbers(self._experts.num_experts, self.at_once)
         if self._bench.probe is not None:
             self._bench.probe.attend(self._layer)
         with ExpertReader(self._bench.checkpoint, self._experts, numbers) as reader:
@@ -46,10 +51,6 @@ class HostSolver:
     def add_output(self, total: Activations, expert: int, output: Tensor) -> None:
         """Add an expert's output, times its gates, to its tokens' rows of `total`."""
         self._add(total, expert, 0, output)
-
-    def to_host(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors, which are there."""
-        return tensors
 
     def solve(self, expert: int, stored: dict[Part, Stored], total: Activations | None) -> Parcel:
         """Quantize an expert: its record and its stored tensors.
@@ -72,11 +73,13 @@ class HostSolver:
                 else:
                     self._add(total, expert, start, output)
         tensors = {} if total is not None else {"output": torch.cat(pieces or [down.new_empty(0, len(down))])}
+        stored_as: dict[str, Tensor] = {}
         for part in self._experts.parts:
-            tensors.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
+            stored_as.update(stored_tensors(expert_weight(self._experts, expert, part), results[part]))
         if self._bench.probe is not None:
             tensors.update(self._bench.probe.run_expert(self._experts, expert, stored, results))
-        return Parcel(facts=expert_record(len(rows), results).as_dict(), tensors=tensors)
+        facts = expert_record(len(rows), results).as_dict()
+        return Parcel(facts=facts, tensors=tensors, stored=stored_as)
 
     def _add(self, total: Activations, expert: int, start: int, output: Tensor) -> None:
         """Add the output [tokens, hidden] for an expert's tokens from `start` on to their rows of `total`."""

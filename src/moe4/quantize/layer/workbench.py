@@ -46,10 +46,6 @@ class Workbench:
         """Return a source weight, float32 [out, in], on the device, from what `Checkpoint.read` gave."""
         return self.checkpoint.decode(weight.name, stored).to(self.device).float()
 
-    def own_numbers(self, count: int) -> range:
-        """Return which of the numbers 0..count-1 of `Ranks.spread` are this rank's."""
-        return range(self.ranks.rank, count, self.ranks.size)
-
     def served(self, result: QuantizedMatrix) -> Tensor:
         """Return a quantized weight [out, in] in the dtype it meets the activations in."""
         return result.dequantize().to(self.network.compute_dtype)

@@ -49,14 +49,13 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
     def round_linear(number: int) -> Parcel:
         weight = linears[number]
         result = quantize_alone(bench, weight, bench.checkpoint.read(weight.name))
-        tensors = stored_tensors(weight, result)
-        return Parcel(facts=matrix_record(result).as_dict(), tensors=tensors)
+        return Parcel(facts=matrix_record(result).as_dict(), stored=stored_tensors(weight, result))
 
     for number, parcel in bench.ranks.spread(len(linears), round_linear):
         assert writer is not None
-        write_all(writer, parcel.tensors)
+        write_all(writer, parcel.stored)
         if probe is not None:
-            probe.released.update(parcel.tensors)
+            probe.released.update(parcel.stored)
         record.linears[_local_name(bench, plan, linears[number])] = MatrixRecord(**parcel.facts)
     if writer is not None:
         copy_tensors(bench, plan, writer)
@@ -64,14 +63,14 @@ def quantize_layer_alone(bench: Workbench, plan: ShardPlan, writer: ShardWriter 
         probe.attend(plan.layer_number)
     if plan.experts is not None:
         experts = plan.experts
-        with ExpertReader(bench.checkpoint, experts, bench.own_numbers(experts.num_experts)) as reader:
+        with ExpertReader(bench.checkpoint, experts, bench.ranks.own_numbers(experts.num_experts)) as reader:
             for expert, parcel in bench.ranks.spread(
                 experts.num_experts, lambda expert: round_expert(bench, experts, expert, reader.take(expert))
             ):
                 assert writer is not None
                 if probe is not None:
                     probe.add_expert(expert, parcel.tensors)
-                write_all(writer, parcel.tensors)
+                write_all(writer, parcel.stored)
                 record.experts.append(ExpertRecord(**parcel.facts))
                 bench.progress.expert_done(record.layer, expert)
     bench.progress.layer_done(record.layer)
@@ -213,14 +212,13 @@ def quantize_alone(bench: Workbench, weight: QuantizedWeight, stored: Stored) ->
 
 def round_expert(bench: Workbench, experts: ExpertShape, expert: int, stored: dict[Part, Stored]) -> Parcel:
     """Return an expert's weights rounded to nearest, or as they are."""
-    tensors, results = {}, {}
+    stored_as, results = {}, {}
     for part in experts.parts:
         weight = expert_weight(experts, expert, part)
         results[part] = quantize_alone(bench, weight, stored[part])
-        tensors.update(stored_tensors(weight, results[part]))
-    if bench.probe is not None:
-        tensors.update(bench.probe.run_expert(experts, expert, stored, results))
-    return Parcel(facts=expert_record(None, results).as_dict(), tensors=tensors)
+        stored_as.update(stored_tensors(weight, results[part]))
+    probed = {} if bench.probe is None else bench.probe.run_expert(experts, expert, stored, results)
+    return Parcel(facts=expert_record(None, results).as_dict(), tensors=probed, stored=stored_as)
 
 
 def begin_record(plan: ShardPlan) -> LayerRecord:

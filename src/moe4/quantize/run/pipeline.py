@@ -53,7 +53,7 @@ def quantize(
 
 def _quantize(request: Request, progress: ProgressReporter, ranks: Ranks) -> Report:
     check_folders(request.source, request.out)
-    ranks.device = require_device(request.device, ranks.local_rank)
+    ranks.use(require_device(request.device, ranks.local_rank))
     folder = ReleaseFolder(request.out, resume=request.resume) if ranks.is_first else None
     located = locate_for_run(request, progress, ranks)
     try:

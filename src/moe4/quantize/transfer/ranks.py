@@ -1,14 +1,16 @@
 """Several processes on one run: `torchrun --nproc-per-node N -m moe4 quantize ...` (docs/processes.md).
 
-Rank 0 is the only one that writes. Work is numbered; number i is done by rank i mod size, and rank 0 takes
-the results in the order of the numbers, whatever the number of ranks: so sums have one order, and a release
-has the same bytes.
+Rank 0 is the only one that writes. Work is numbered; the ranks take turns at it, some numbers at a time, and
+rank 0 takes the results in the order of the numbers, whatever the number of ranks: so sums have one order,
+and a release has the same bytes.
 """
 
 import datetime
 import json
 import os
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from moe4.arguments import argument
 from moe4.errors import RankError
 from moe4.machine.allocator import return_large_blocks
 from moe4.machine.processors import num_usable
+from moe4.quantize.transfer.device_memory import to_host, use_device
 from moe4.strict_json import JsonObject
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of one wait for another rank; an expert takes minutes at most
@@ -34,6 +37,8 @@ class Parcel:
     facts: JsonObject = field(default_factory=dict)
     """A typed value as plain JSON types; who takes it makes one of them again."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    """What goes into the release as it is. Rank 0 has it in the host's memory, whichever rank made it."""
 
 
 class Ranks:
@@ -45,6 +50,11 @@ class Ranks:
         self.device = torch.device("cpu")
         self._store: Any = None
         self._pending: list[Any] = []
+
+    @property
+    def receives_ahead(self) -> bool:
+        """Whether a thread of rank 0 receives what comes next; on a CPU, memory is bounded without it."""
+        return self.device.type == "cuda"
 
     @staticmethod
     def from_environment() -> "Ranks":
@@ -78,6 +88,19 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             raise RankError(f"the {self.size} ranks did not find each other: {_first_line(error)}") from None
 
+    def use(self, device: torch.device) -> None:
+        """Work on a device from now on; every rank comes here.
+
+        On GPUs all ranks join NCCL's communicator before any two of them speak, as `batch_isend_irecv` asks.
+        """
+        self.device = device
+        if self.size > 1 and device.type == "cuda":
+            from torch import distributed
+
+            self.meet()  # over gloo, which sees at once that a rank is lost
+            distributed.broadcast(torch.zeros(1, device=device, dtype=torch.float32), 0)
+            torch.cuda.synchronize(device)
+
     def close(self) -> None:
         """Part from the other ranks, after all has gone well."""
         if self.size > 1:
@@ -98,18 +121,38 @@ class Ranks:
         """Wait until rank 0 is here too."""
         self.share(Parcel())
 
-    def spread(self, count: int, work: Callable[[int], Parcel]) -> Iterator[tuple[int, Parcel]]:
+    def spread(
+        self, count: int, work: Callable[[int], Parcel], at_once: int = 1
+    ) -> Iterator[tuple[int, Parcel]]:
         """Do `work` for 0..count-1 over the ranks; on rank 0 yield (number, result) in order, else nothing.
 
-        A rank works ahead of rank 0 by at most one result. Raises RankError when a rank is lost.
+        A rank does `at_once` numbers in a row and sends their results together. It works ahead of rank 0 by
+        at most one such message, or two where rank 0 receives ahead. Raises RankError when a rank is lost.
         """
-        for number in range(count):
-            owner = number % self.size
-            if self.is_first:
-                yield number, work(number) if owner == 0 else self._receive(owner)
-            elif owner == self.rank:
-                self._send(work(number))
+        spans = [range(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+        if self.is_first:
+            yield from self._collect(spans, work)
+            return
+        for turn, numbers in enumerate(spans):
+            if turn % self.size == self.rank:
+                self._send([work(number) for number in numbers])
         self._wait()
+
+    def own_numbers(self, count: int, at_once: int = 1) -> list[int]:
+        """Return which of the numbers 0..count-1 of `spread` are this rank's."""
+        return [number for number in range(count) if number // at_once % self.size == self.rank]
+
+    def _collect(self, spans: list[range], work: Callable[[int], Parcel]) -> Iterator[tuple[int, Parcel]]:
+        """Do rank 0's share, and yield every rank's results in order."""
+        owners = [turn % self.size for turn in range(len(spans))]
+        arrivals: Iterator[list[Parcel]] = map(self._receive, filter(None, owners))
+        if self.size > 1 and self.receives_ahead:
+            arrivals = received_ahead(arrivals, self.device)
+        for numbers, owner in zip(spans, owners, strict=True):
+            if owner == 0:
+                yield from ((number, work(number)) for number in numbers)
+            else:
+                yield from zip(numbers, next(arrivals), strict=True)
 
     def sum_in_order(self, count: int, part: Callable[[int], Parcel]) -> Parcel | None:
         """Return the sum over 0..count-1 of every tensor and number in `part`, on every rank.
@@ -139,14 +182,14 @@ class Ranks:
             header = torch.empty(0, dtype=torch.uint8)
             if self.is_first:
                 assert parcel is not None
-                header = _encode_header(parcel)
+                header = _encode_headers([parcel])
                 length[0] = header.numel()
             distributed.broadcast(length, 0)
             if not self.is_first:
                 header = torch.empty(int(length), dtype=torch.uint8)
             distributed.broadcast(header, 0)
             if parcel is None or not self.is_first:
-                parcel = self._empty_parcel(header)
+                parcel = self._empty_parcel(json.loads(bytes(header.tolist()))[0])
             for tensor in parcel.tensors.values():
                 if tensor.numel():
                     distributed.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)
@@ -154,16 +197,20 @@ class Ranks:
             raise _lost("a rank", error) from None
         return parcel
 
-    def _send(self, parcel: Parcel) -> None:
+    def _send(self, parcels: list[Parcel]) -> None:
         from torch import distributed
 
         self._wait()
-        header = _encode_header(parcel)
-        pieces = [torch.tensor([header.numel()]), header]
-        pieces += [t.contiguous().view(-1).view(torch.uint8) for t in parcel.tensors.values() if t.numel()]
+        header = _encode_headers(parcels)
+        on_host, on_device = _by_place([t for parcel in parcels for t in _tensors_of(parcel)])
         try:
             # The pieces are kept until they are gone.
-            self._pending = [(distributed.isend(piece, 0), piece) for piece in pieces]
+            for piece in (torch.tensor([header.numel()], dtype=torch.int64), header, *on_host):
+                self._pending.append((distributed.isend(piece, 0), piece))
+            if on_device:
+                sends = [distributed.P2POp(distributed.isend, piece, 0) for piece in on_device]
+                requests = distributed.batch_isend_irecv(sends)
+                self._pending += [(request, on_device) for request in requests]
         except RuntimeError as error:
             raise _lost("rank 0", error) from None
 
@@ -175,7 +222,7 @@ class Ranks:
             raise _lost("rank 0", error) from None
         self._pending = []
 
-    def _receive(self, owner: int) -> Parcel:
+    def _receive(self, owner: int) -> list[Parcel]:
         from torch import distributed
 
         try:
@@ -183,22 +230,84 @@ class Ranks:
             distributed.recv(length, owner)
             header = torch.empty(int(length), dtype=torch.uint8)
             distributed.recv(header, owner)
-            parcel = self._empty_parcel(header)
-            for tensor in parcel.tensors.values():
-                if tensor.numel():
-                    distributed.recv(tensor.view(-1).view(torch.uint8), owner)
+            parcels = [self._empty_parcel(data) for data in json.loads(bytes(header.tolist()))]
+            on_host, on_device = _by_place([t for parcel in parcels for t in _tensors_of(parcel)])
+            for piece in on_host:
+                distributed.recv(piece, owner)
+            if on_device:
+                receipts = [distributed.P2POp(distributed.irecv, piece, owner) for piece in on_device]
+                for request in distributed.batch_isend_irecv(receipts):
+                    request.wait()
         except RuntimeError as error:
             raise _lost(f"rank {owner}", error) from None
-        return parcel
+        return [self._stored_on_host(parcel) for parcel in parcels] if on_device else parcels
 
-    def _empty_parcel(self, header: Tensor) -> Parcel:
+    def _stored_on_host(self, parcel: Parcel) -> Parcel:
+        """Return a parcel with what is stored on its way to the host; it is there when the stream is done."""
+        stored = {name: to_host(tensor) for name, tensor in parcel.stored.items()}
+        return Parcel(facts=parcel.facts, tensors=parcel.tensors, stored=stored)
+
+    def _empty_parcel(self, data: JsonObject) -> Parcel:
         """Return a parcel with room for the tensors that a header announces."""
-        data = json.loads(bytes(header.tolist()))
-        tensors = {}
-        for name, dtype, shape, on_device in data["tensors"]:
-            device = self.device if on_device else torch.device("cpu")
-            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-        return Parcel(facts=data["facts"], tensors=tensors)
+        rooms: list[dict[str, Tensor]] = []
+        for kind in ("tensors", "stored"):
+            room = {}
+            for name, dtype, shape, on_device in data[kind]:
+                device = self.device if on_device else torch.device("cpu")
+                room[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+            rooms.append(room)
+        return Parcel(facts=data["facts"], tensors=rooms[0], stored=rooms[1])
+
+
+def received_ahead(parcels: Iterator[list[Parcel]], device: torch.device) -> Iterator[list[Parcel]]:
+    """Yield what an iterator of received parcels gives; a thread has the next ones ready, and no more.
+
+    On a GPU the thread has its own stream, whose work on parcels has ended before they are yielded.
+    """
+    ready: queue.Queue[list[Parcel] | BaseException | None] = queue.Queue()
+    room = threading.Semaphore()
+    if device.type == "cuda":
+        parcels = _on_own_stream(parcels, device, torch.cuda.current_stream(device))
+
+    def receive() -> None:
+        use_device(device)
+        try:
+            while True:
+                room.acquire()
+                received = next(parcels, None)
+                ready.put(received)
+                if received is None:
+                    return
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=receive, name="moe4-receiver", daemon=True).start()
+
+    def take() -> Iterator[list[Parcel]]:
+        while (found := ready.get()) is not None:
+            room.release()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    return take()
+
+
+def _on_own_stream(
+    parcels: Iterator[list[Parcel]], device: torch.device, reader: torch.cuda.Stream
+) -> Iterator[list[Parcel]]:
+    """Receive parcels on a stream of their own, and give them out when it is done, to one that reads them."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    while True:
+        with torch.cuda.stream(stream):
+            received = next(parcels, None)
+        if received is None:
+            return
+        stream.synchronize()
+        for tensor in (tensor for parcel in received for tensor in _tensors_of(parcel)):
+            if tensor.is_cuda:
+                tensor.record_stream(reader)
+        yield received
 
 
 def own_process(ranks: Ranks) -> None:
@@ -233,13 +342,30 @@ def threads_per_rank(ranks: Ranks) -> int:
     return max(1, num_usable() // ranks.local_size)
 
 
-def _encode_header(parcel: Parcel) -> Tensor:
-    tensors = [
-        (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.device.type != "cpu")
-        for name, tensor in parcel.tensors.items()
+def _tensors_of(parcel: Parcel) -> list[Tensor]:
+    return [*parcel.tensors.values(), *parcel.stored.values()]
+
+
+def _by_place(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the bytes of the tensors that have any: of those in the host's memory, and of those on a GPU."""
+    pieces = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors if tensor.numel()]
+    return [piece for piece in pieces if not piece.is_cuda], [piece for piece in pieces if piece.is_cuda]
+
+
+def _encode_headers(parcels: list[Parcel]) -> Tensor:
+    """Return the facts of parcels, and the names, dtypes, shapes and places of their tensors, as bytes."""
+
+    def described(tensors: dict[str, Tensor]) -> list[list[Any]]:
+        return [
+            [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.is_cuda]
+            for name, tensor in tensors.items()
+        ]
+
+    headers = [
+        {"facts": parcel.facts, "tensors": described(parcel.tensors), "stored": described(parcel.stored)}
+        for parcel in parcels
     ]
-    data = json.dumps({"facts": parcel.facts, "tensors": tensors}).encode()
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps(headers).encode()), dtype=torch.uint8)
 
 
 def _lost(who: str, error: RuntimeError) -> RankError:
