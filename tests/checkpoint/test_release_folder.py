@@ -198,6 +198,13 @@ def test_a_link_is_no_committed_shard(tmp_path: Path) -> None:
     assert not is_unchanged(tmp_path / "shard", sha256, 1)
 
 
+def test_a_file_that_has_grown_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(b"x")
+    os.truncate(path, 1 << 40)
+    assert not is_unchanged(path, hashlib.sha256(b"x").hexdigest(), 1)
+
+
 def test_the_journal_is_the_first_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while it clears its work folder is known to be finished."""
     work = tmp_path / ".moe4"

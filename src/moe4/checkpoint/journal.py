@@ -174,11 +174,9 @@ def read_begin(work_folder: Path) -> Begin | None:
         return None  # who opens the journal says so
 
 
-def is_unchanged(path: Path, sha256: str | None, num_bytes: int | None = None) -> bool:
-    """Say whether a file, not a link to one, is there with this SHA-256 (and size)."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    if num_bytes is not None and path.stat().st_size != num_bytes:
+def is_unchanged(path: Path, sha256: str | None, most_bytes: int) -> bool:
+    """Say whether a file, not a link to one, is there with this SHA-256; one of more bytes is not read."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > most_bytes:
         return False
     return file_sha256(path) == sha256
 

@@ -269,8 +269,7 @@ class Trials:
             if beside is not None and key not in self._errors:
                 inputs = beside.inputs.to(network.compute_dtype)
                 output = run_expert(of_layer, expert, cast, inputs) * beside.gates
-                difference = (output - beside.expected).square().sum()
-                self._errors[key] = error_ratio(difference, beside.expected.square().sum())
+                self._errors[key] = error_ratio(output - beside.expected, beside.expected)
             for each in passes:
                 if each.stream.network is network:
                     rows, gates = each.passed.rows_of(expert)

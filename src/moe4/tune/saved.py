@@ -28,6 +28,7 @@ class SavedLine(Own):
     kl_before: float
     file: FileName
     sha256: Hash
+    bytes: Annotated[int, Field(ge=0)]
 
 
 SAVED = OwnFile(form=SavedLine, error=ResumeError, remedy=BEGIN_AGAIN)
@@ -54,7 +55,7 @@ class SavedState:
             return None
         line = SAVED.read(self._path)
         path = self._work / line.file
-        if not is_unchanged(path, line.sha256):
+        if not is_unchanged(path, line.sha256, line.bytes):
             raise ResumeError(f"{path} is not the file that was saved; {BEGIN_AGAIN}")
         tensors = {name: read_tensor(stored) for name, stored in read_shard(path).tensors.items()}
         return Saved(line.done, line.kl_before, tensors)
@@ -73,7 +74,9 @@ class SavedState:
             writer.write(name, tensor.cpu())
         writer.finish()
         publish(temporary, final)
-        line = SavedLine(done=done, kl_before=kl_before, file=final.name, sha256=writer.sha256)
+        line = SavedLine(
+            done=done, kl_before=kl_before, file=final.name, sha256=writer.sha256, bytes=writer.num_bytes
+        )
         write_file(self._path, dump_json(line.as_dict()), self._work)
         for path in self._work.glob("tuning-*.safetensors"):
             if path != final:

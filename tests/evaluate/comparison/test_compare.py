@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,18 @@ from model_fixtures import (
     write_random_model,
     write_rounded_release,
 )
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from moe4.checkpoint.source import Checkpoint
 from moe4.errors import CalibrationError, CheckpointError, EvaluationError
-from moe4.evaluate.comparison.compare import CompareOptions, check_comparison, compare, describe
+from moe4.evaluate.comparison.compare import (
+    CompareOptions,
+    check_comparison,
+    compare,
+    describe,
+    error_ratio,
+)
 from moe4.evaluate.comparison.divergence import kl_divergence
 from moe4.evaluate.result_files import ComparisonFile, to_json
 
@@ -135,6 +143,29 @@ def test_a_model_beside_itself_differs_in_nothing(folder: Path) -> None:
     found = compare(options, lambda _: None)
     assert (found.kl.max, found.top1_agreement, found.top5_agreement) == (0.0, 1.0, 1.0)
     assert all(record.error == 0.0 for record in found.layers)
+
+
+def test_values_whose_squares_overflow_float32_have_a_ratio() -> None:
+    whole = torch.full((3, 4), 2e30)
+    assert error_ratio(whole / 2, whole) == 0.25
+    assert error_ratio(torch.zeros(3, 4), torch.zeros(3, 4)) == 0.0
+
+
+def test_models_whose_difference_overflows_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Each is finite by itself, so that nothing else says it."""
+    ends = torch.finfo(torch.bfloat16).max
+    for name, value in (("source", ends), ("release", -ends)):
+        shutil.copytree(folder / name, tmp_path / name)
+        for path in (tmp_path / name).glob("*.safetensors"):
+            tensors = load_file(path)
+            if "model.embed_tokens.weight" in tensors:
+                tensors["model.embed_tokens.weight"].fill_(value)
+                save_file(tensors, path, {"format": "pt"})
+    options = CompareOptions(
+        source=tmp_path / "source", release=tmp_path / "release", data=folder / "text.jsonl"
+    )
+    with pytest.raises(EvaluationError, match="layer 0: the two models' values are so far apart"):
+        compare(options, lambda _: None)
 
 
 def test_kl_of_known_distributions() -> None:

@@ -234,7 +234,12 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: os.truncate(path, 1000)])
+def stretch(path: Path) -> None:
+    """Make a file a sparse terabyte, which nobody should read to the end."""
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: os.truncate(path, 1000), stretch])
 @pytest.mark.parametrize("num_done", [1, 2])
 def test_damaged_activations_are_made_again(
     damage: Any,
@@ -266,8 +271,11 @@ def test_activations_that_nothing_can_make_again(
         run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
 
 
-def test_a_damaged_record_is_noticed(small_source: Path, calibration: Path, unfinished: Path) -> None:
-    flip_a_bit(unfinished / ".moe4" / "layer-00001.json")
+@pytest.mark.parametrize("damage", [flip_a_bit, stretch])
+def test_a_damaged_record_is_noticed(
+    damage: Any, small_source: Path, calibration: Path, unfinished: Path
+) -> None:
+    damage(unfinished / ".moe4" / "layer-00001.json")
     with pytest.raises(ResumeError, match=r"layer-00001\.json is missing or damaged; begin again"):
         run_quantize(small_source, unfinished, RECIPE, calibration, resume=True)
 

@@ -5,6 +5,7 @@ once from each; the release's also run on the source's inputs, which tells the e
 error it was handed.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from moe4.units import layer_done
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 NUM_SEQUENCES = 100
+SQUARED_ROWS = 8192  # rows that are squared in float64 at a time
 
 Say = Callable[[str], None]
 
@@ -153,10 +155,16 @@ def _run_layer(before: Stream, after: Stream, layer: int, predicts: Tensor) -> L
     if shape is not None:
         added = _run_experts(before, after, layer, shape, source, release)
     expected, found = before.complete(source), after.complete(release)
-    error = error_ratio((found - expected).square().sum(), expected.square().sum())
+    error = error_ratio(found - expected, expected)
     before.finish_layer(source)
     after.finish_layer(release)
     kl = early_kl(before, after, predicts)
+    errors = (error, added.added_error or 0.0, added.experts_error or 0.0, *(added.expert_errors or ()))
+    if not all(map(math.isfinite, errors)):
+        raise EvaluationError(
+            f"layer {layer}: the two models' values are so far apart that the difference overflows float32; "
+            "one of the two is damaged: see moe4 verify RELEASE --source SOURCE"
+        )
     return LayerDifference(error=error, kl=kl, **added.model_dump(exclude_unset=True))
 
 
@@ -178,7 +186,7 @@ def _run_experts(
         source.total.index_add_(0, rows, expected)
         routed.index_add_(0, rows, expected)
         added.index_add_(0, rows, change)
-        errors.append(error_ratio(change.square().sum(), expected.square().sum()))
+        errors.append(error_ratio(change, expected))
         counts.append(int(rows.numel()))
         rows, gates = release.rows_of(expert)
         output = run_expert(maths[1], expert, quantized, release.inputs_of(expert))
@@ -186,8 +194,8 @@ def _run_experts(
     same = (source.ids.unsqueeze(2) == release.ids.unsqueeze(1)).any(2).float().mean()
     return ExpertsDifference(
         layer=layer,
-        added_error=error_ratio(added.square().sum(), source.total.square().sum()),
-        experts_error=error_ratio(added.square().sum(), routed.square().sum()),
+        added_error=error_ratio(added, source.total),
+        experts_error=error_ratio(added, routed),
         same_experts=float(same),
         expert_errors=errors,
         expert_tokens=counts,
@@ -195,8 +203,14 @@ def _run_experts(
 
 
 def error_ratio(part: Tensor, whole: Tensor) -> float:
-    """Return a relative squared error, to six digits; 0 of nothing."""
-    return float(f"{float(part) / max(float(whole), 1e-30):.6g}")
+    """Return |part|^2 / |whole|^2 of [tokens, columns], to six digits; 0 of nothing."""
+    return float(f"{_sum_squares(part) / max(_sum_squares(whole), 1e-30):.6g}")
+
+
+def _sum_squares(values: Tensor) -> float:
+    """Return the sum in float64, where squares of float32 do not overflow; SQUARED_ROWS rows at a time."""
+    pieces = torch.split(values, SQUARED_ROWS)
+    return math.fsum(float(rows.double().square().sum()) for rows in pieces)
 
 
 def describe_layer(record: LayerDifference) -> str:

@@ -75,8 +75,15 @@ class RunningProbe:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, ranks: Ranks, device: torch.device, work: Path, chosen: list[Chosen]
+        self,
+        checkpoint: Checkpoint,
+        network: Outline,
+        ranks: Ranks,
+        device: torch.device,
+        work: Path,
+        chosen: list[Chosen],
     ) -> None:
+        self._most_row_bytes = network.state_width * torch.float32.itemsize * len(PASSES)
         self._checkpoint, self._ranks, self._device, self._work = checkpoint, ranks, device, work
         self.stored: dict[str, Stored] = {}
         """What has been read of the layer at hand, beside routed experts, so that it is not read again."""
@@ -89,6 +96,11 @@ class RunningProbe:
     def path(self, layer: int) -> Path:
         """Return where a layer's inputs lie, [tokens, hidden] of each of PASSES in its dtype."""
         return self._work / f"probe-{layer:05d}.bin"
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes a layer's inputs have at most: where no sequence begins another one."""
+        return self._most_row_bytes * sum(map(len, self._tokens))
 
     def attend(self, layer: int) -> None:
         """Run a layer without its routed experts on rank 0, and tell the others what these are to do."""

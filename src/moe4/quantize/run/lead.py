@@ -8,6 +8,7 @@ from moe4.checkpoint.reads import require_same_source
 from moe4.checkpoint.release_folder import REPORT_NAME, ReleaseFolder, State, dump_json
 from moe4.checkpoint.report_file import Report, explain_missing, list_files, read_report
 from moe4.errors import ResumeError
+from moe4.files.regular import MAX_JSON_BYTES
 from moe4.fingerprint import describe_changes
 from moe4.hub.locate import Located
 from moe4.probe.form import PROBE_NAME
@@ -158,7 +159,7 @@ def _go_on(
     journal.check_shards(folder.folder)
     for shard in journal.shards:
         for name, sha256 in shard.kept.items():
-            if name.endswith(".json") and not is_unchanged(folder.work / name, sha256):
+            if name.endswith(".json") and not is_unchanged(folder.work / name, sha256, MAX_JSON_BYTES):
                 raise ResumeError(f"{folder.work / name} is missing or damaged; {BEGIN_AGAIN}")
     others = [
         f"{key} {before.versions.get(key)}, now {now}"

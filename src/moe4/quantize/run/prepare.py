@@ -68,7 +68,7 @@ class Prepared:
         """Return what makes the expected answers on the way; None where there will be none."""
         if not self.prompts.chosen:
             return None
-        return RunningProbe(self.checkpoint, ranks, device, work, self.prompts.chosen)
+        return RunningProbe(self.checkpoint, self.network, ranks, device, work, self.prompts.chosen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

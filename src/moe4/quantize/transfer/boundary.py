@@ -37,6 +37,11 @@ class LayerInputs(Protocol):
         """Return where a layer's input lies."""
         ...
 
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes such a file has at most."""
+        ...
+
 
 class Boundary:
     """The inputs of layers: files in a run's work folder, and the one at hand on a GPU that has room."""
@@ -53,6 +58,11 @@ class Boundary:
         self._device = device
         self._shape = (corpus.num_tokens, network.state_width)
         self._resident: dict[int, ResidentActivations] = {}
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes a layer's input has."""
+        return self._shape[0] * self._shape[1] * self._network.compute_dtype.itemsize
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -125,7 +135,7 @@ class Boundary:
     def _load(self, layer: int) -> ResidentActivations | None:
         """Bring a layer's input from its file to the device if there is room, as after `--resume`."""
         dtype = self._network.compute_dtype
-        if not has_room(self._shape[0] * self._shape[1] * dtype.itemsize, self._device):
+        if not has_room(self.most_bytes, self._device):
             return None
         stored = open_shared(self.path(layer), self._shape, dtype)
         values = torch.empty(self._shape, dtype=dtype, device=self._device)
@@ -190,7 +200,7 @@ def repair(journal: Journal, num_layers: int, inputs: Sequence[LayerInputs]) -> 
 
 def _is_whole(item: LayerInputs, layer: int, journal: Journal) -> bool:
     path = item.path(layer)
-    return is_unchanged(path, journal.shards[layer - 1].kept.get(path.name))
+    return is_unchanged(path, journal.shards[layer - 1].kept.get(path.name), item.most_bytes)
 
 
 def open_shared(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> ActivationStore:
