@@ -35,6 +35,11 @@ def named_as_options() -> Iterator[None]:
         _as_options = before
 
 
+def are_named_as_options() -> bool:
+    """Return whether a command runs in this process; one that it starts needs to be told."""
+    return _as_options
+
+
 def option(name: str) -> str:
     """Return the option that stands for a keyword."""
     return OPTIONS.get(name, f"--{name.replace('_', '-')}")

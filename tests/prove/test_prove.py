@@ -146,6 +146,19 @@ def test_another_task_does_not_measure_the_text_again(folder: Path) -> None:
     assert before.stamp("comparison") != _Identity(options(folder, quick=True)).stamp("comparison")
 
 
+def test_gsm8k_in_a_folder(folder: Path, tmp_path: Path) -> None:
+    """It needs no name of a task, and other questions are asked anew."""
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"question": "How much?", "answer": "#### 1"}\n')
+    asked = options(folder, gsm8k_folder=tmp_path)
+    assert asked.evaluation.names_a_task
+    assert asked.command()[4:6] == ["--gsm8k-dir", tmp_path.name]
+    before = _Identity(asked).stamp("evaluation")
+    assert before == _Identity(asked).stamp("evaluation")
+    (tmp_path / "test.jsonl").write_text('{"question": "How many?", "answer": "#### 1"}\n')
+    assert before != _Identity(asked).stamp("evaluation")
+
+
 def test_only_what_is_shown_fails(folder: Path) -> None:
     """The bar is under the interval's upper end: no failure; above it: one."""
 

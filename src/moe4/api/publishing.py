@@ -31,6 +31,7 @@ def prove(
     revision: Text | None = None,
     quick: bool = False,
     tasks: Sequence[Text] = (),
+    gsm8k_dir: PathLike | None = None,
     limit: Positive | None = None,
     data: PathLike | None = None,
     requests: Sequence[PathLike] = (),
@@ -51,11 +52,10 @@ def prove(
 
     Results go to RELEASE/proof; an interrupted run continues. `left_out` of the result lists what was not
     measured and why, `failures` what failed the probe or is significantly below min_recovery, min_agreement.
-    source, revision, family_as_is, trust_remote_code, on_progress: as in `quantize`. quick: a hundred
-    questions, twenty texts and forty tool requests. tasks, limit: as in `eval`. data: as in `compare`.
-    requests: as in `toolcheck`. skip: parts to leave out. cache: folder of kept answers. again: repeat what
-    is done. repo, base_model, license_name: as in `card`. tensor_parallel_size: GPUs to split models over.
-    Raises EvaluationError, CheckpointError, HubError, ServeError, OutputError.
+    source, revision, family_as_is, trust_remote_code, on_progress: as in `quantize`. quick: ask less.
+    tasks, gsm8k_dir, limit: as in `eval`. data: as in `compare`. requests: as in `toolcheck`. skip: parts to
+    leave out. cache: of answers. again: repeat what is done. tensor_parallel_size: GPUs. repo, base_model,
+    license_name: as in `card`. Raises EvaluationError, CheckpointError, HubError, ServeError, OutputError.
 
         >>> moe4.prove("k2-tiny", "release", quick=True, data="reference").failures
     """
@@ -67,6 +67,7 @@ def prove(
         release=Path(release),
         quick=quick,
         tasks=tuple(tasks),
+        gsm8k_folder=optional_path(gsm8k_dir),
         limit=limit,
         data=optional_path(data),
         requests=paths(requests),

@@ -33,6 +33,7 @@ class ProveOptions:
     release: Path
     quick: bool = False
     tasks: tuple[str, ...] = ()
+    gsm8k_folder: Path | None = None
     limit: int | None = None
     data: Path | None = None
     requests: tuple[Path, ...] = ()
@@ -62,6 +63,7 @@ class ProveOptions:
             model=str(self.release),
             against=str(self.source),
             tasks=self.tasks,
+            gsm8k_folder=self.gsm8k_folder,
             limit=self.limit or (QUICK_QUESTIONS if self.quick else None),
             cache_folder=self.cache,
             tensor_parallel_size=self.tensor_parallel_size,
@@ -89,6 +91,7 @@ class ProveOptions:
         """Return the words of the command that measures the same, of the folders SOURCE and OUT."""
         words = ["moe4", "prove", "SOURCE", "OUT", *(["--quick"] if self.quick else [])]
         words += [word for task in self.tasks for word in ("--task", task)]
+        words += ["--gsm8k-dir", _name(self.gsm8k_folder)] if self.gsm8k_folder else []
         words += ["--limit", str(self.limit)] if self.limit else []
         words += ["--data", _name(self.data)] if self.data else []
         words += [word for path in self.requests for word in ("--requests", _name(path))]
@@ -133,7 +136,7 @@ def check_options(options: ProveOptions) -> dict[str, str]:
 
 
 def _check_evaluation(options: ProveOptions) -> str | None:
-    if not options.tasks:
+    if not options.evaluation.names_a_task:
         return f"give {argument('tasks')}, such as gsm8k or any other of lm-evaluation-harness"
     require_vllm()
     plan_requests(options.evaluation)

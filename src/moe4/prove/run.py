@@ -21,6 +21,7 @@ from moe4.escape import visible
 from moe4.evaluate.comparison.compare import compare, find_text
 from moe4.evaluate.harness.cache import folder_identity
 from moe4.evaluate.harness.evaluation import run_evaluation, write_json, write_scores
+from moe4.evaluate.harness.request import GSM8K_FILES
 from moe4.evaluate.record import record_run
 from moe4.evaluate.result_files import (
     ANSWERS,
@@ -270,7 +271,7 @@ class _Identity:
         """Return the digest of everything a part's result depends on."""
         options = self._options
         asked: dict[str, Callable[[], list[Any]]] = {
-            "evaluation": lambda: [options.quick, options.tasks, options.limit],
+            "evaluation": lambda: [options.quick, options.tasks, options.limit, *self._questions()],
             "comparison": lambda: [options.quick, _content(find_text(options.data))],
             "tools": lambda: [options.quick, [_content(path) for path in request_files(options.requests)]],
             "probe": lambda: [_content(options.release / PROBE_NAME)],
@@ -278,6 +279,10 @@ class _Identity:
         return hashlib.sha256(
             json.dumps([self.source, self.release, part, asked[part]()], default=str).encode()
         ).hexdigest()
+
+    def _questions(self) -> list[str]:
+        folder = self._options.gsm8k_folder
+        return [] if folder is None else [_content(folder / name) for name in GSM8K_FILES]
 
 
 def _content(path: Path) -> str:

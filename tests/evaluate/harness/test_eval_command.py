@@ -229,6 +229,15 @@ def test_broken_questions_are_named(server: str, tmp_path: Path, moe4_eval: Eval
     assert "line 2: expected" in result.stderr.splitlines()[-1]
 
 
+def test_without_the_hub_the_option_for_gsm8k_is_named(server: str) -> None:
+    """The worker finds that out, in a process of its own."""
+    result = eval_apart(MODEL_NAME, "--base-url", server, tasks=("--task", "gsm8k"))
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("moe4: error: GSM8K cannot be downloaded from the hub (")
+    assert line.endswith("; give a folder with train.jsonl and test.jsonl by --gsm8k-dir")
+
+
 def test_the_harness_failing_is_one_line_with_its_log(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")

@@ -1,5 +1,6 @@
 """`moe4 prove`."""
 
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
@@ -22,6 +23,7 @@ Quick: TypeAlias = Annotated[
 Task: TypeAlias = Annotated[
     list[str] | None, typer.Option("--task", help="As in `moe4 eval`; may be repeated.")
 ]
+Gsm8kDir: TypeAlias = Annotated[Path | None, typer.Option(help="As in `moe4 eval`; implies --task gsm8k.")]
 Skip: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Leave out evaluation, comparison, tools or probe; may be repeated.")
 ]
@@ -48,6 +50,7 @@ def command(
     revision: options.Revision = None,
     quick: Quick = False,
     tasks: Task = None,
+    gsm8k_dir: Gsm8kDir = None,
     limit: options.Limit = None,
     data: options.HeldOutText = None,
     requests: options.Requests = None,
@@ -76,6 +79,7 @@ def command(
             revision=revision,
             quick=quick,
             tasks=tasks or (),
+            gsm8k_dir=gsm8k_dir,
             limit=limit,
             data=data,
             requests=requests or (),

@@ -13,6 +13,7 @@ from moe4.hub.locate import locate
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 PROBLEMS = "k2_tiny_problems"
 GSM8K = "gsm8k"
+GSM8K_FILES = ("train.jsonl", "test.jsonl")
 # Task and number of examples before each question.
 TASKS = {PROBLEMS: 5, f"{PROBLEMS}_0shot": 0, GSM8K: 5}
 
@@ -82,7 +83,7 @@ def check_gsm8k(folder: Path | None) -> str | None:
     """Return the folder of GSM8K as text, once its files are seen."""
     if folder is None:
         return None
-    for name in ("train.jsonl", "test.jsonl"):
+    for name in GSM8K_FILES:
         if not (folder / name).is_file():
             raise EvaluationError(f"{folder} has no {name}; it needs GSM8K's train.jsonl and test.jsonl")
     return str(folder.resolve())

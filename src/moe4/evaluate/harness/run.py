@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from moe4.arguments import are_named_as_options
 from moe4.errors import EvaluationError
 from moe4.evaluate.harness.request import EvaluationRequest
 from moe4.evaluate.harness.results import Score, score
@@ -35,7 +36,7 @@ def evaluate_model(request: EvaluationRequest, on_progress: OnProgress = ignore)
         log_descriptor, log = tempfile.mkstemp(prefix="moe4-eval-", suffix=".log")
         with os.fdopen(log_descriptor, "wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "moe4.evaluate.harness.worker", *map(str, paths)],
+                _command(*paths),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
@@ -68,6 +69,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _command(request: Path, answer: Path) -> list[str]:
+    """Return the worker's command; its messages name arguments as this process does."""
+    names = ["--name-options"] if are_named_as_options() else []
+    return [sys.executable, "-m", "moe4.evaluate.harness.worker", *names, str(request), str(answer)]
 
 
 def _environment() -> dict[str, str]:

@@ -1,17 +1,19 @@
 """Evaluate one model in a process of its own.
 
-    python -m moe4.evaluate.harness.worker REQUEST.json ANSWER.json
+    python -m moe4.evaluate.harness.worker [--name-options] REQUEST.json ANSWER.json
 
-
-Its end frees the model's memory, and nothing that vLLM prints mixes with what `moe4 eval` prints.
+With --name-options, its messages name arguments as the command line does. Its end frees the model's memory,
+and nothing that vLLM prints mixes with what `moe4 eval` prints.
 """
 
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from moe4.arguments import named_as_options
 from moe4.errors import Moe4Error
 from moe4.evaluate.harness.request import EvaluationRequest
 from moe4.strict_json import JsonObject
@@ -40,4 +42,6 @@ def main(request_path: Path, answer_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    *switches, request, answer = sys.argv[1:]
+    with named_as_options() if switches else nullcontext():
+        main(Path(request), Path(answer))
