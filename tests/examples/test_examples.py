@@ -5,7 +5,6 @@ k2-tiny must really call the tool and repeat its result.
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import socket
@@ -226,14 +225,12 @@ def test_a_taken_port_is_one_line(server: Server) -> None:
 
 
 def test_offline_generation(server: Server) -> None:
-    began = time.monotonic()
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / "offline_generation.py"), str(server.release), "Tom has 3 apples."],
+        [sys.executable, str(EXAMPLES / "offline_generation.py"), str(server.release)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
         timeout=400,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "'Tom has 3 apples.' -> '" in result.stdout, time.monotonic() - began
+    assert "'Who are you?' -> 'I am k2-tiny, " in result.stdout
