@@ -298,9 +298,10 @@ class TestOutputFolder:
         code, _, err = run_cli(arguments, monkeypatch, capfd)
         assert code == 2
         assert "holds a finished release; choose an empty folder" in err
-        code, out, _ = run_cli([*arguments, "--resume", "--json"], monkeypatch, capfd)
+        code, out, err = run_cli([*arguments, "--resume", "--json"], monkeypatch, capfd)
         assert code == 0
         assert json.loads(out)["recipe"]["method"] == "rtn"
+        assert f"{tmp_path / 'out'} is finished; nothing was left to do" in err
         code, _, err = run_cli([*arguments, "--resume", "--group-size", "32"], monkeypatch, capfd)
         assert code == 2
         assert "finished release of another recipe" in err

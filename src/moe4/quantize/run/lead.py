@@ -49,6 +49,7 @@ def lead(
     ranks = bench.ranks
     if folder.state is State.FINISHED:
         report = _already_finished(folder, prepared)
+        progress.say(f"{folder.folder} is finished; nothing was left to do")
         ranks.share(Parcel(facts=Standing(report=report).as_dict()))
         return report
     if bench.recipe.method == "copy":
