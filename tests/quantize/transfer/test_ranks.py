@@ -237,6 +237,18 @@ def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -
     assert [(number, parcel.facts["square"]) for number, parcel in results] == [(0, 0), (1, 1), (2, 4)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_rank_0_sits_out_every_third_round_where_it_receives(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number is one rank's, and in the rounds that rank 0 sits out the others have one turn each."""
+    monkeypatch.setattr(Ranks, "receives_ahead", True)
+    count = 6 * (3 * size - 1) if size > 1 else 12
+    owned = [Ranks(rank, size).own_numbers(count, at_once=2) for rank in range(size)]
+    assert sorted(number for numbers in owned for number in numbers) == list(range(count))
+    assert [len(numbers) for numbers in owned] == [12] + [18] * (size - 1)
+
+
 def test_sums_are_taken_in_order() -> None:
     """In another order these float32 terms have another sum."""
     terms = [1e8, 1.0, -1e8, 1.0]

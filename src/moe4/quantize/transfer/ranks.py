@@ -134,17 +134,28 @@ class Ranks:
             yield from self._collect(spans, work)
             return
         for turn, numbers in enumerate(spans):
-            if turn % self.size == self.rank:
+            if self._owner(turn) == self.rank:
                 self._send([work(number) for number in numbers])
         self._wait()
 
     def own_numbers(self, count: int, at_once: int = 1) -> list[int]:
         """Return which of the numbers 0..count-1 of `spread` are this rank's."""
-        return [number for number in range(count) if number // at_once % self.size == self.rank]
+        return [number for number in range(count) if self._owner(number // at_once) == self.rank]
+
+    def _owner(self, turn: int) -> int:
+        """Return the rank that has a turn.
+
+        Where rank 0 receives ahead it sits out every third round. Beside the solvers it then adds and writes
+        what all ranks make; on two H200s they needed 0.21 s there for what took the other rank 0.13 s.
+        """
+        if not self.receives_ahead:
+            return turn % self.size
+        place = turn % (3 * self.size - 1)
+        return place % self.size if place < 2 * self.size else place - 2 * self.size + 1
 
     def _collect(self, spans: list[range], work: Callable[[int], Parcel]) -> Iterator[tuple[int, Parcel]]:
         """Do rank 0's share, and yield every rank's results in order."""
-        owners = [turn % self.size for turn in range(len(spans))]
+        owners = [self._owner(turn) for turn in range(len(spans))]
         arrivals: Iterator[list[Parcel]] = map(self._receive, filter(None, owners))
         if self.size > 1 and self.receives_ahead:
             arrivals = received_ahead(arrivals, self.device)
