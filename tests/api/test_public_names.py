@@ -124,7 +124,6 @@ def test_a_function_is_typed_and_says_what_it_does(name: str) -> None:
         assert parameter.annotation is not parameter.empty
     lines = inspect.getdoc(function).splitlines()
     assert lines[0].endswith((".", ";", ",", "answers.")) or len(lines) > 1
-    assert len(inspect.getsource(inspect.unwrap(function)).splitlines()) <= 60
 
 
 def test_types_come_with_the_package() -> None:
